@@ -1,0 +1,320 @@
+"""Every knob, typed: its meaning, unit, range and neutral value.
+
+A field made by `knob` carries all that is known about a key, and everything else reads it from
+there: range checks, the identity of a run (`identity.py`) and the documentation. The classes are
+mutable because OmegaConf needs that; nothing in moebench changes one after `compose` returned it.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from moebench.errors import ConfigError
+
+ALWAYS = object()  # neutral value of a key that is always part of a run's identity
+NEVER = object()  # neutral value of a key that never is: it changes no result
+
+
+def knob(
+    default: Any = MISSING,
+    meaning: str = "",
+    *,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    neutral: Any = ALWAYS,
+    source: str = "",
+) -> Any:
+    """A config field with its documentation and range.
+
+    Args:
+        default: its value where nothing sets it; a list or dict is copied for each config.
+        meaning: what it does, in one line.
+        unit: of the value, "" for a pure number.
+        low, high: smallest and largest value that can work, inclusive.
+        above: a bound that the value must exceed.
+        choices: the words it may be.
+        neutral: the value at which the key does nothing, and so is no part of a run's identity;
+            ALWAYS and NEVER stand for no value and every value.
+        source: where the default comes from.
+    """
+    known = {
+        "meaning": meaning,
+        "unit": unit,
+        "low": low,
+        "high": high,
+        "above": above,
+        "choices": choices,
+        "neutral": neutral,
+        "source": source,
+    }
+    if isinstance(default, list | dict):
+        kept = default
+        return field(default_factory=lambda: kept.copy(), metadata=known)
+    return field(default=default, metadata=known)
+
+
+SCOPES = ("none", "sequence", "micro", "shuffled", "global", "domain")
+PRECISIONS = ("fp32", "bf16", "fp64")
+
+
+@dataclass
+class LossConfig:
+    balance: float = knob(0.1, "weight of the balance loss", low=0)
+    local: float = knob(
+        0.0,
+        "an extra micro-batch balance loss, as a fraction of loss.balance",
+        low=0,
+        neutral=0.0,
+        source="arXiv 2501.11873, Table 5: 0.01",
+    )
+    z: float = knob(0.0, "weight of the router z-loss", low=0, neutral=0.0, source="ST-MoE: 0.001")
+
+
+@dataclass
+class MethodConfig:
+    name: str = knob(
+        "loss",
+        "what balances the router beside or instead of the loss",
+        choices=("loss",),
+        neutral="loss",
+    )
+
+
+@dataclass
+class RouterConfig:
+    gate: str = knob(
+        "softmax", "how router logits become probabilities", choices=("softmax",), neutral="softmax"
+    )
+    renormalize: bool = knob(
+        True, "scale the weights of the selected experts to sum to 1", neutral=True
+    )
+
+
+@dataclass
+class ModelConfig:
+    d_model: int = knob(128, "width of the residual stream", low=8)
+    num_layers: int = knob(3, "transformer layers, each with experts", low=1)
+    num_heads: int = knob(4, "attention heads; must divide model.d_model", low=1)
+    num_experts: int = knob(16, "routed experts in a layer", low=2)
+    top_k: int = knob(2, "experts that a token is sent to", low=1)
+    expert_dim: int = knob(96, "hidden width of one SwiGLU expert", low=8)
+    num_shared_experts: int = knob(
+        0, "experts that every token passes beside the routed ones", low=0, neutral=0
+    )
+
+
+@dataclass
+class DataConfig:
+    source: str = knob(
+        "installed", "where the text comes from", choices=("installed", "folder"), neutral=NEVER
+    )
+    path: str | None = knob(
+        None, "folder with one sub-folder or file per domain, for data=folder", neutral=NEVER
+    )
+    domains: list[str] | None = knob(
+        None, "names of the domains to take; null takes all", neutral=NEVER
+    )
+    homogeneity: float = knob(
+        1.0,
+        "share of a global batch whose micro-batches keep to one domain: 1 all, 0 mixed freely",
+        low=0,
+        high=1,
+        neutral=1.0,
+    )
+    max_epochs: float = knob(
+        4.0,
+        "most passes over a domain before the run is refused",
+        unit="epochs",
+        above=0,
+        neutral=NEVER,
+    )
+    valid_sequences: int = knob(
+        32, "validation sequences of each domain, in each of the halves tune and test", low=1
+    )
+
+
+@dataclass
+class OptimConfig:
+    lr: float = knob(3e-3, "peak learning rate", above=0)
+    beta1: float = knob(0.9, "decay of AdamW's first moment", low=0, high=1)
+    beta2: float = knob(0.95, "decay of AdamW's second moment", low=0, high=1)
+    weight_decay: float = knob(0.1, "decoupled decay of every matrix", low=0)
+    clip: float = knob(1.0, "largest norm of the whole gradient", above=0)
+    warmup: float = knob(0.1, "share of the steps in which the rate rises from 0", low=0, high=1)
+    final: float = knob(
+        0.1, "rate at the last step, as a share of the peak (cosine)", low=0, high=1
+    )
+
+
+@dataclass
+class TrainConfig:
+    steps: int = knob(400, "optimizer steps", unit="steps", low=1)
+    precision: str = knob("fp32", "of matrix products; fp64 is for tests", choices=PRECISIONS)
+    eval_every: int = knob(
+        100,
+        "steps between evaluations; 0 evaluates at the start and the end only",
+        unit="steps",
+        low=0,
+    )
+
+
+@dataclass
+class RunConfig:
+    """How a run is executed; no part of its identity."""
+
+    device: str = knob("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    device_bsz: int | None = knob(
+        None,
+        "sequences in one physical pass; a divisor of global_bsz; null takes all that fit",
+        unit="sequences",
+        low=1,
+    )
+    threads: int | None = knob(
+        None, "CPU threads; null takes all cores, 1 in a sweep", unit="threads", low=1
+    )
+    log_every: int = knob(10, "steps between rows of metrics", unit="steps", low=1)
+    checkpoint_every: int = knob(100, "steps between checkpoints", unit="steps", low=1)
+
+
+@dataclass
+class ExperimentConfig:
+    """One run: one arm with one seed."""
+
+    scope: str = knob(
+        "global", "whose selection frequency a token's router probability meets", choices=SCOPES
+    )
+    balance_bsz: int | None = knob(
+        None,
+        "sequences whose expert counts are averaged; the scope sets it",
+        unit="sequences",
+        low=1,
+    )
+    micro_bsz: int = knob(4, "sequences in a logical micro-batch", unit="sequences", low=1)
+    global_bsz: int = knob(128, "sequences in an optimizer step", unit="sequences", low=1)
+    seq_len: int = knob(128, "tokens in a sequence", unit="tokens", low=2)
+    seed: int = knob(0, "of initial weights, batches and draws", low=0, high=2**32 - 1)
+    loss: LossConfig = field(default_factory=LossConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class StudyConfig:
+    """Arms x seeds, and which comparison is the point."""
+
+    name: str = knob("", "of the study, as `study=` selects it")
+    question: str = knob("", "what the study asks, in one sentence")
+    overrides: list[str] = knob([], "overrides that every arm takes")
+    arms: list[str] = knob([], "one arm each: overrides separated by blanks")
+    seeds: list[int] = knob([0], "seeds that every arm is run with")
+    baseline: str = knob("", "label of the arm that the others are compared with")
+    primary: str = knob("valid/nats", "the metric that gets p values and verdicts")
+    size: str = knob("cpu", "which of `sizes` applies")
+    sizes: dict[str, list[str]] = knob({}, "overrides of each size, after `overrides`")
+
+
+def knobs(config: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
+    """Every leaf of a config as (dotted key, field, value), in the order of the schema."""
+    for each in fields(config):
+        value = getattr(config, each.name)
+        key = prefix + each.name
+        if is_dataclass(value):
+            yield from knobs(value, key + ".")
+        else:
+            yield key, each, value
+
+
+def range_words(known: Any) -> str:
+    """The range of a knob in words, as an error or the documentation says it; "" if it has none."""
+    low, high, above = known["low"], known["high"], known["above"]
+    if known["choices"]:
+        return "one of " + ", ".join(known["choices"])
+    if low is not None and high is not None:
+        return f"between {low} and {high}"
+    if low is not None:
+        return f"at least {low}"
+    if above is not None:
+        return f"above {above}"
+    return ""
+
+
+def check_ranges(config: Any) -> None:
+    """Raise ConfigError for the first value that is not finite or outside its range."""
+    for key, each, value in knobs(config):
+        known = each.metadata
+        if value is None:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key}={value}: must be a finite number")
+        if known["choices"]:
+            wrong = value not in known["choices"]
+        else:
+            wrong = (
+                (known["low"] is not None and value < known["low"])
+                or (known["high"] is not None and value > known["high"])
+                or (known["above"] is not None and value <= known["above"])
+            )
+        if wrong:
+            raise ConfigError(f"{key}={value}: must be {range_words(known)}")
+
+
+def check_experiment(config: ExperimentConfig) -> None:
+    """Raise ConfigError for ranges, and for values that cannot work together."""
+    check_ranges(config)
+    model, scope, size = config.model, config.scope, config.balance_bsz
+    micro, whole = config.micro_bsz, config.global_bsz
+
+    def divides(key: str, part: int, other: str, total: int) -> None:
+        if total % part:
+            near = max(n for n in range(1, part + 1) if total % n == 0)
+            raise ConfigError(f"{key}={part}: must divide {other}={total}; try {key}={near}")
+
+    if model.top_k > model.num_experts:
+        raise ConfigError(
+            f"model.top_k={model.top_k}: must be between 1 and "
+            f"model.num_experts={model.num_experts}"
+        )
+    divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
+    if (model.d_model // model.num_heads) % 2:
+        raise ConfigError(
+            f"model.num_heads={model.num_heads}: rotary positions need an even "
+            f"model.d_model / model.num_heads, here {model.d_model // model.num_heads}"
+        )
+    divides("micro_bsz", micro, "global_bsz", whole)
+    if size is not None:
+        divides("balance_bsz", size, "global_bsz", whole)
+        fixed = {"micro": ("micro_bsz", micro), "sequence": ("one sequence", 1)}
+        if scope in fixed and size != fixed[scope][1]:
+            name, value = fixed[scope]
+            raise ConfigError(
+                f"balance_bsz={size}: contradicts scope={scope}, whose groups are {name} "
+                f"({value}); use scope=global balance_bsz={size}"
+            )
+        if scope in ("none", "domain"):
+            raise ConfigError(
+                f"balance_bsz={size}: scope={scope} has no groups of a fixed size; "
+                "leave it out or use scope=global"
+            )
+        if scope == "shuffled" and size % micro:
+            raise ConfigError(
+                f"balance_bsz={size}: the pool of scope=shuffled must be a multiple of "
+                f"micro_bsz={micro}"
+            )
+    if config.run.device_bsz is not None:
+        divides("run.device_bsz", config.run.device_bsz, "global_bsz", whole)
+    if config.data.source == "folder" and not config.data.path:
+        raise ConfigError("data.path=null: data=folder needs a folder; add data.path=DIR")
+    if config.data.source != "folder" and config.data.path:
+        raise ConfigError(
+            f"data.path={config.data.path}: data={config.data.source} reads no folder; "
+            "add data=folder"
+        )

@@ -1,0 +1,35 @@
+"""What can go wrong, as the user sees it: one line that names key, value and remedy.
+
+Every error that a user can cause or cure is a `MoebenchError`; the command line prints its text
+after `error: ` and exits with its code. Anything else that escapes is a bug.
+"""
+
+
+class MoebenchError(Exception):
+    """Base of all errors with a message for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(MoebenchError):
+    """A key, value or combination of them that cannot work."""
+
+    exit_code = 2
+
+
+class DataError(MoebenchError):
+    """Data that is missing, empty, broken or too little."""
+
+    exit_code = 2
+
+
+class RecordError(MoebenchError):
+    """A run record that is missing, damaged, locked or of another kind."""
+
+    exit_code = 2
+
+
+class TrainingError(MoebenchError):
+    """A run that cannot go on: a loss or gradient that is not finite, memory that ran out."""
+
+    exit_code = 1
