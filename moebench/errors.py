@@ -4,6 +4,9 @@ Every error that a user can cause or cure is a `MoebenchError`; the command line
 after `error: ` and exits with its code. Anything else that escapes is a bug.
 """
 
+import signal
+from pathlib import Path
+
 
 class MoebenchError(Exception):
     """Base of all errors with a message for the user."""
@@ -33,3 +36,17 @@ class TrainingError(MoebenchError):
     """A run that cannot go on: a loss or gradient that is not finite, memory that ran out."""
 
     exit_code = 1
+
+
+class Stopped(MoebenchError):
+    """A run that a signal stopped after a checkpoint, and that `--resume` continues.
+
+    The exit code is 130 for SIGINT, else 75, which batch systems read as "try again".
+    """
+
+    def __init__(self, path: Path, step: int, number: int) -> None:
+        super().__init__(
+            f"{path}: stopped by {signal.Signals(number).name} at step {step}; "
+            "--resume goes on from there"
+        )
+        self.exit_code = 130 if number == signal.SIGINT else 75

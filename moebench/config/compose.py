@@ -6,8 +6,8 @@ of groups once.
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import Field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, asdict, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -315,6 +315,24 @@ def _unknown(said: str, what: str, word: str, known: Sequence[str]) -> str:
     if len(known) > 12:
         return f"{said}: no such {what}; moebench train --print-config shows them all"
     return f"{said}: no such {what}; there are {', '.join(known) or 'none yet'}"
+
+
+def from_dict(nested: Mapping[str, Any]) -> ExperimentConfig:
+    """The config that `to_dict` gave, checked again.
+
+    Raises ConfigError for unknown keys, wrong types and values out of range.
+    """
+    config = OmegaConf.structured(ExperimentConfig)
+    try:
+        config.merge_with(OmegaConf.create(dict(nested)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from None
+    return _checked(config)
+
+
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """A config as nested plain values."""
+    return asdict(config)
 
 
 def to_yaml(config: ExperimentConfig) -> str:

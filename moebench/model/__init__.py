@@ -1,0 +1,1 @@
+"""A plain decoder-only MoE transformer that returns what its routers did."""

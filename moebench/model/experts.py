@@ -1,0 +1,68 @@
+"""SwiGLU experts without dropping: sort by expert, multiply in groups, put back in order."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from moebench.model.grouped import grouped_mm
+
+
+class Experts(nn.Module):
+    """The routed experts of one layer.
+
+    Args:
+        num_experts: how many.
+        d_model: width of the hidden states.
+        expert_dim: hidden width of each expert.
+    """
+
+    def __init__(self, num_experts: int, d_model: int, expert_dim: int) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.empty(num_experts, d_model, 2 * expert_dim))
+        self.down = nn.Parameter(torch.empty(num_experts, expert_dim, d_model))
+
+    def forward(
+        self,
+        x: Float[Tensor, "rows d_model"],
+        expert_index: Int[Tensor, "rows top_k"],
+        weights: Float[Tensor, "rows top_k"],
+        counts: Int[Tensor, " experts"],
+    ) -> Float[Tensor, "rows d_model"]:
+        """The weighted sum of each token's selected experts.
+
+        Args:
+            x: hidden states of all tokens.
+            expert_index, weights: each token's experts and their weights.
+            counts: assignments to each expert.
+        """
+        top_k = expert_index.shape[1]
+        order = expert_index.flatten().argsort(stable=True)
+        ends = counts.cumsum(0).to(torch.int32)
+        sorted_x = x.index_select(0, order // top_k)
+        gate, value = grouped_mm(sorted_x, self.up.to(x.dtype), ends).chunk(2, dim=-1)
+        # The weight goes into the hidden state, so that the output need not be kept for backward.
+        scale = weights.flatten().index_select(0, order).to(x.dtype)
+        hidden = F.silu(gate) * value * scale[:, None]
+        out = grouped_mm(hidden, self.down.to(x.dtype), ends)
+        back = torch.empty_like(order).scatter(
+            0, order, torch.arange(order.numel(), device=order.device)
+        )
+        out = out.index_select(0, back).unflatten(0, (-1, top_k))
+        total = out[:, 0]
+        for slot in range(1, top_k):  # several times faster than a sum over the short axis
+            total = total + out[:, slot]
+        return total
+
+
+class SharedExpert(nn.Module):
+    """A SwiGLU that every token passes; several shared experts are one wider one."""
+
+    def __init__(self, d_model: int, width: int) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.empty(2 * width, d_model))
+        self.down = nn.Parameter(torch.empty(d_model, width))
+
+    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        gate, value = F.linear(x, self.up.to(x.dtype)).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * value, self.down.to(x.dtype))

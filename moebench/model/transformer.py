@@ -1,0 +1,210 @@
+"""The language model: pre-norm blocks of causal attention and experts over byte tokens.
+
+It keeps no routing state, writes nothing in place and has no shapes that depend on data, so that
+it can be stacked over arms; what its routers did is a return value.
+"""
+
+import hashlib
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from moebench.balance import Routing, join
+from moebench.model.experts import Experts, SharedExpert
+from moebench.model.router import Router
+
+EPS = 1e-6
+ROPE_BASE = 10_000.0
+
+
+def rms_norm(x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+    """Scale rows to a root mean square of 1 (no gain: the next matrix has one in it)."""
+    # vector_norm is a third faster on a CPU than F.rms_norm, forward and backward
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+    return x * torch.rsqrt(square + EPS)
+
+
+def rotary_tables(length: int, width: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, each [length, width / 2] (RoFormer, Eq. 15)."""
+    half = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
+    position = torch.arange(length, device=like.device, dtype=torch.float32)
+    angle = torch.outer(position, ROPE_BASE ** (-half / width))
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
+def rotate(
+    x: Float[Tensor, "*batch tokens width"], cos: Tensor, sin: Tensor
+) -> Float[Tensor, "*batch tokens width"]:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with normalised, gained queries and keys and rotary positions."""
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.out = nn.Parameter(torch.empty(d_model, d_model))
+        self.gain = nn.Parameter(torch.empty(d_model // num_heads))
+
+    def forward(
+        self, x: Float[Tensor, "sequences tokens d_model"]
+    ) -> Float[Tensor, "sequences tokens d_model"]:
+        sequences, tokens, d_model = x.shape
+        width = d_model // self.num_heads
+        qkv = F.linear(x, self.qkv.to(x.dtype)).view(sequences, tokens, 3, self.num_heads, width)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        cos, sin = rotary_tables(tokens, width, like=x)
+        # one gain for the product of query and key stands for a gain on each
+        q = rotate(rms_norm(q) * self.gain.to(x.dtype), cos, sin)
+        k = rotate(rms_norm(k), cos, sin)
+        mixed = causal_attention(q, k, v)
+        return F.linear(mixed.transpose(1, 2).flatten(2), self.out.to(x.dtype))
+
+
+def causal_attention(
+    q: Float[Tensor, "sequences heads tokens width"],
+    k: Float[Tensor, "sequences heads tokens width"],
+    v: Float[Tensor, "sequences heads tokens width"],
+) -> Float[Tensor, "sequences heads tokens width"]:
+    """softmax(q k^T / sqrt(width)) v over earlier tokens.
+
+    On a CPU the products are written out: torch's fused kernel is no faster there in fp32, a third
+    as fast in bf16, and has no vmap rule.
+    """
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    tokens, width = q.shape[-2:]
+    mask = torch.full((tokens, tokens), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+    scores = q @ k.transpose(-1, -2) * width**-0.5 + mask
+    return scores.softmax(-1) @ v
+
+
+class Block(nn.Module):
+    """One layer: attention, then experts, each on the normalised residual stream."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        num_experts: int,
+        top_k: int,
+        expert_dim: int,
+        num_shared_experts: int,
+        *,
+        renormalize: bool,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(d_model, num_heads)
+        self.router = Router(d_model, num_experts, top_k, renormalize=renormalize)
+        self.experts = Experts(num_experts, d_model, expert_dim)
+        self.shared = (
+            SharedExpert(d_model, num_shared_experts * expert_dim) if num_shared_experts else None
+        )
+
+    def forward(
+        self, x: Float[Tensor, "sequences tokens d_model"], compute: torch.dtype
+    ) -> tuple[Float[Tensor, "sequences tokens d_model"], Routing]:
+        x = x + self.attention(rms_norm(x).to(compute)).to(x.dtype)
+        normed = rms_norm(x)
+        expert_index, weights, routing = self.router(normed)
+        normed = normed.to(compute)
+        mixed = self.experts(
+            normed.flatten(0, 1),
+            expert_index.flatten(0, 1),
+            weights.flatten(0, 1),
+            routing.counts.sum((0, 1)),
+        ).view_as(normed)
+        if self.shared is not None:
+            mixed = mixed + self.shared(normed)
+        return x + mixed.to(x.dtype), routing
+
+
+class MoETransformer(nn.Module):
+    """A decoder-only transformer whose feed-forward layers are mixtures of experts.
+
+    Args:
+        vocab_size: number of tokens.
+        d_model, num_layers, num_heads, num_experts, top_k, expert_dim, num_shared_experts: shape.
+        renormalize: whether the weights of the selected experts are scaled to sum to 1.
+        compute: dtype of matrix products; parameters, residual stream, norms, routers and logits
+            are fp32, or fp64 if that is fp64.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        num_layers: int,
+        num_heads: int,
+        num_experts: int,
+        top_k: int,
+        expert_dim: int,
+        num_shared_experts: int = 0,
+        renormalize: bool = True,
+        compute: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.compute = compute
+        self.embedding = nn.Parameter(torch.empty(vocab_size, d_model))
+        self.blocks = nn.ModuleList(
+            Block(
+                d_model,
+                num_heads,
+                num_experts,
+                top_k,
+                expert_dim,
+                num_shared_experts,
+                renormalize=renormalize,
+            )
+            for _ in range(num_layers)
+        )
+        self.head = nn.Parameter(torch.empty(vocab_size, d_model))
+        if compute == torch.float64:
+            self.double()
+
+    def forward(
+        self, tokens: Int[Tensor, "sequences tokens"]
+    ) -> tuple[Float[Tensor, "sequences tokens vocab"], Routing]:
+        """Logits of each next token, and the routing of every layer."""
+        x = F.embedding(tokens, self.embedding)
+        layers = []
+        for block in self.blocks:
+            x, routing = block(x, self.compute)
+            layers.append(routing)
+        logits = F.linear(rms_norm(x).to(self.compute), self.head.to(self.compute))
+        return logits.to(x.dtype), join(layers, along="layers")
+
+
+@torch.no_grad()
+def initialize(model: MoETransformer, seed: int) -> None:
+    """Draw every parameter from a normal keyed by (seed, its name).
+
+    Arms that differ in a gate or method thus agree bit for bit in every weight they share. Matrices
+    have a standard deviation of 1 / sqrt(inputs), those that write into the residual stream
+    1 / sqrt(2 * layers) of that, routers 0.02; gains are 1.
+    """
+    layers = len(model.blocks)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gain"):
+            parameter.fill_(1.0)
+            continue
+        key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+        # a matrix [outputs, inputs], but stacked experts are [experts, inputs, outputs]
+        inputs = parameter.shape[1]
+        deviation = inputs**-0.5
+        if name == "embedding":
+            deviation = 1.0
+        elif name.endswith("router.weight"):
+            deviation = 0.02
+        elif name.endswith((".out", ".down")):
+            deviation *= (2 * layers) ** -0.5
+        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+        parameter.copy_(drawn * deviation)

@@ -1,0 +1,170 @@
+"""What a long command shows while it works: bars on a terminal, plain lines elsewhere.
+
+Everything goes to stderr; stdout is for data. Rich leaves out colour where NO_COLOR is set.
+"""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from moebench.study import LocalLauncher, state_of
+
+PLAIN_EVERY = 10.0  # seconds between plain lines
+
+
+def console() -> Console:
+    """The console of everything that is not data."""
+    return Console(stderr=True, highlight=False)
+
+
+def _bars(to: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[now]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=to,
+        disable=not to.is_terminal,
+    )
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """Loss, perplexity, load and speed of a row, as far as it has them."""
+    said = []
+    for key, word, form in (
+        ("train/loss", "loss", "{:.3f}"),
+        ("valid/ppl", "ppl", "{:.3f}"),
+        ("load/max_vio_batch", "MaxVio", "{:.2f}"),
+        ("speed/tokens_per_second", "", "{:,.0f} tok/s"),
+    ):
+        if row.get(key) is not None:
+            said.append(f"{word} {form.format(row[key])}".strip())
+    return "  ".join(said)
+
+
+class TrainDisplay:
+    """The progress of one run; give `update` every step."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.console = console()
+        self.name = name
+        self.steps = steps
+        self.latest: dict[str, Any] = {}
+        self.told = 0.0
+        self.bars = _bars(self.console)
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> "TrainDisplay":
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def update(self, step: int, row: Mapping[str, Any] | None) -> None:
+        """Show that `step` is done, with its metrics if it has some."""
+        self.latest |= row or {}
+        now = in_words(self.latest)
+        if self.console.is_terminal:
+            if self.task is None:
+                # added late, so that time left is that of this process
+                self.task = self.bars.add_task(
+                    escape(self.name), total=self.steps, completed=step, now=now
+                )
+            self.bars.update(self.task, completed=step, now=now)
+        elif row and ("valid/ppl" in row or time.monotonic() - self.told > PLAIN_EVERY):
+            self.told = time.monotonic()
+            self.console.print(
+                f"{self.name}  step {step}/{self.steps}  {now}", markup=False, soft_wrap=True
+            )
+
+
+class SweepDisplay:
+    """The progress of a launcher's jobs, and of the whole by its steps."""
+
+    def __init__(self, launcher: LocalLauncher) -> None:
+        self.launcher = launcher
+        self.console = console()
+        self.bars = _bars(self.console)
+        self.steps = {job.id: job.config["train"]["steps"] for job in launcher.plan.jobs}
+        self.done = {
+            job.id: self.steps[job.id]
+            for job in launcher.plan.jobs
+            if launcher.record(job).is_done()
+        }
+        self.total = self.bars.add_task(
+            "all runs", total=sum(self.steps.values()), completed=sum(self.done.values()), now=""
+        )
+        self.tasks: dict[int, TaskID] = {}
+        self.told = time.monotonic()
+
+    def __enter__(self) -> "SweepDisplay":
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def refresh(self) -> None:
+        """Look at the status files of the jobs that run, and say which have ended."""
+        at_work = {each.job.id: each.job for each in self.launcher.running}
+        for number in at_work.keys() - self.tasks.keys():
+            self.tasks[number] = self.bars.add_task(
+                escape(at_work[number].run), total=self.steps[number], now="starting"
+            )
+        said = []
+        for number, task in list(self.tasks.items()):
+            job = self.launcher.plan.jobs[number]
+            status = state_of(self.launcher.record(job))
+            step = int(status.get("step", 0))
+            self.done[number] = step
+            self.bars.update(task, completed=step, now=in_words(status) or "starting")
+            said.append(f"{job.run} {step}/{self.steps[number]}")
+            if number not in at_work:
+                self.bars.remove_task(task)
+                del self.tasks[number]
+                self._ended(job.run, status)
+        finished = sum(self.launcher.record(job).is_done() for job in self.launcher.plan.jobs)
+        words = f"{finished} of {len(self.steps)} done"
+        self.bars.update(self.total, completed=sum(self.done.values()), now=words)
+        if not self.console.is_terminal and time.monotonic() - self.told > PLAIN_EVERY:
+            self.told = time.monotonic()
+            share = sum(self.done.values()) / sum(self.steps.values())
+            self.console.print(
+                f"{share:4.0%}  {words}  {'  '.join(said)}", markup=False, soft_wrap=True
+            )
+
+    def _ended(self, run: str, status: Mapping[str, Any]) -> None:
+        text = f"{status['state']}  {run}  {status.get('reason') or in_words(status)}"
+        if status["state"] == "done":
+            nats, seconds = status.get("valid/nats"), status.get("seconds", 0)
+            text = f"done  {run}  valid nats {nats:.4f}  {seconds:.0f} s"
+        self.console.print(text, markup=False, soft_wrap=True)

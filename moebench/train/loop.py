@@ -1,0 +1,309 @@
+"""The training loop: yields what happened at each step, and leaves keeping it to the caller.
+
+A batch is a function of (seed, step) and an initial weight of (seed, name), so a loop that starts
+from a checkpoint of step n goes on bit for bit as if it had never stopped.
+"""
+
+import math
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moebench.balance import Global, Micro, balance_loss, join, make_scope, z_loss
+from moebench.config.identity import treatment
+from moebench.config.schema import ExperimentConfig
+from moebench.data.batches import Batches, validation
+from moebench.data.corpus import Corpus
+from moebench.errors import TrainingError
+from moebench.metrics import load
+from moebench.metrics.quality import quality
+from moebench.metrics.specialization import coactivation, domain_counts, domain_specialization
+from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.optimizer import learning_rate, make_optimizer
+from moebench.train.step import Objective, Outcome, accumulate_gradients
+
+COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+PROBE = 8  # validation sequences whose expert indices are kept
+SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
+
+
+@dataclass
+class State:
+    """What a run carries from step to step."""
+
+    model: MoETransformer
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+
+@dataclass
+class Event:
+    """One step: its metrics where they are logged, and an evaluation's routing where there was one.
+
+    `row` is None at a step that is not logged; `routing` is None without an evaluation.
+    """
+
+    step: int
+    row: dict[str, Any] | None = None
+    routing: dict[str, np.ndarray] | None = None
+
+
+@dataclass
+class Clock:
+    """Time and tokens since the last logged row, evaluations left out."""
+
+    start: float = field(default_factory=time.perf_counter)
+    tokens: int = 0
+    steps: int = 0
+
+    def skip(self, seconds: float) -> None:
+        self.start += seconds
+
+    def read(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.start
+        return {
+            "speed/tokens_per_second": self.tokens / seconds,
+            "speed/step_seconds": seconds / self.steps,
+        }
+
+
+def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
+    """The model of a config, with its initial weights."""
+    shape = config.model
+    model = MoETransformer(
+        vocab_size=vocab_size,
+        d_model=shape.d_model,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_experts=shape.num_experts,
+        top_k=shape.top_k,
+        expert_dim=shape.expert_dim,
+        num_shared_experts=shape.num_shared_experts,
+        renormalize=config.router.renormalize,
+        compute=COMPUTE[config.train.precision],
+    )
+    initialize(model, config.seed)
+    return model
+
+
+def make_objective(config: ExperimentConfig) -> Objective:
+    """The objective in its canonical form, so that equal treatments compute equal bits."""
+    found = treatment(config)
+    name = "global" if found["scope"] == "group" else found["scope"]
+    return Objective(
+        scope=make_scope(name, micro_bsz=config.micro_bsz, balance_bsz=found.get("balance_bsz")),
+        micro_bsz=config.micro_bsz,
+        balance=config.loss.balance,
+        local=config.loss.local,
+        z=config.loss.z,
+    )
+
+
+def make_state(config: ExperimentConfig, vocab_size: int, device: torch.device) -> State:
+    model = make_model(config, vocab_size).to(device)
+    return State(model, make_optimizer(model, config.optim))
+
+
+def train(
+    config: ExperimentConfig, corpus: Corpus, state: State, device: torch.device
+) -> Iterator[Event]:
+    """Train from `state.step` to the end, in place, yielding an Event for each step.
+
+    A run that starts at step 0 yields that step first, with an evaluation. The metrics of every
+    step of the last tenth are logged whatever `run.log_every` is, so that it changes no summary.
+
+    Raises:
+        TrainingError: before the update of a step whose loss or gradient is not finite.
+    """
+    steps = config.train.steps
+    objective = make_objective(config)
+    device_bsz = config.run.device_bsz or config.global_bsz
+    batches = Batches(
+        corpus,
+        seq_len=config.seq_len,
+        micro_bsz=config.micro_bsz,
+        global_bsz=config.global_bsz,
+        seed=config.seed,
+        homogeneity=config.data.homogeneity,
+    )
+    if state.step == 0:
+        row, routing = evaluate(config, corpus, state.model, device)
+        yield Event(0, {"step": 0, **row}, routing)
+    clock = Clock()
+    while state.step < steps:
+        step = state.step + 1
+        batch = batches.batch(step)
+        tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True)
+        domain = torch.from_numpy(batch.domain).to(device, non_blocking=True)
+        state.optimizer.zero_grad()
+        outcome = accumulate_gradients(
+            state.model,
+            objective,
+            tokens,
+            device_bsz=device_bsz,
+            domain=domain,
+            generator=_generator(config.seed, step),
+        )
+        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip)
+        _refuse_non_finite(state.model, outcome, norm, step)
+        rate = learning_rate(config.optim, step, steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        state.optimizer.step()
+        state.step = step
+        clock.tokens += batch.tokens.shape[0] * config.seq_len
+        clock.steps += 1
+
+        event = Event(step)
+        if step % config.run.log_every == 0 or step > steps * (1 - SETTLED):
+            event.row = {
+                "step": step,
+                **step_metrics(outcome, objective),
+                "train/grad_norm": norm.item(),
+                "train/lr": rate,
+                **clock.read(),
+                "memory/peak_bytes": _peak_bytes(device),
+            }
+            clock = Clock()
+        every = config.train.eval_every
+        if step == steps or (every and step % every == 0):
+            began = time.perf_counter()
+            row, event.routing = evaluate(config, corpus, state.model, device, tune=step == steps)
+            event.row = {"step": step, **(event.row or {}), **row}
+            clock.skip(time.perf_counter() - began)
+        yield event
+
+
+def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
+    """The `train/*`, `load/*` and `router/*` metrics of one step's batch."""
+    routing = outcome.routing
+    layers, sequences, tokens, _ = routing.expert_index.shape
+    micro = Micro(objective.micro_bsz)
+    by_micro = routing.counts.view(layers, -1, objective.micro_bsz, routing.counts.shape[-1]).sum(2)
+    in_batch = routing.counts.sum(1)
+    found = {
+        "train/loss": outcome.cross_entropy,
+        "train/balance_loss_micro": balance_loss(micro.frequency(routing), routing.prob_mass),
+        "train/balance_loss_global": balance_loss(Global().frequency(routing), routing.prob_mass),
+        "train/z_loss": z_loss(routing),
+        "load/max_vio_micro": load.max_violation(by_micro).mean(),
+        "load/max_vio_batch": load.max_violation(in_batch).mean(),
+        "load/cv": load.coefficient_of_variation(in_batch).mean(),
+        "load/entropy": load.load_entropy(in_batch).mean(),
+        "load/dead_experts": load.dead_experts(in_batch).mean(),
+    }
+    if outcome.frequency:
+        found["train/balance_loss"] = balance_loss(outcome.frequency[0], routing.prob_mass)
+    if routing.topk_mass is not None:
+        found["router/topk_mass"] = routing.topk_mass.mean() / tokens
+    # one transfer for all
+    values = torch.stack([value.double() for value in found.values()]).tolist()
+    return dict(zip(found, values, strict=True))
+
+
+@torch.no_grad()
+def evaluate(
+    config: ExperimentConfig,
+    corpus: Corpus,
+    model: MoETransformer,
+    device: torch.device,
+    *,
+    tune: bool = False,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metrics of the `test` half of the validation set, and what the routers did there.
+
+    Args:
+        tune: whether to add the quality on the other half.
+
+    Returns:
+        A row of `valid/*` (and `tune/*`), `load/*` over the validation set and `specialization/*`;
+        and arrays: `counts` [layers, domains, experts], `coactivation` [layers, experts, experts],
+        `probe_index` [layers, sequences, tokens, top_k] on the same few sequences of every run.
+    """
+    row: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for prefix, half in (("valid", "test"), *([("tune", "tune")] if tune else [])):
+        batch = validation(
+            corpus, half, sequences=config.data.valid_sequences, seq_len=config.seq_len
+        )
+        device_bsz = config.run.device_bsz or config.global_bsz
+        nats, parts = [], []
+        for part in torch.from_numpy(batch.tokens).split(device_bsz):
+            tokens = part.to(device)
+            logits, routing = model(tokens[:, :-1])
+            nats.append(
+                F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
+            )
+            parts.append(routing)
+        row |= quality(
+            prefix,
+            torch.cat(nats).double().cpu().numpy(),
+            config.seq_len,
+            corpus.tokenizer.bytes_in(batch.tokens[:, 1:]),
+            batch.domain,
+            corpus.domains,
+        )
+        if half == "test":
+            routing = join(parts, along="sequences")
+            load_row, arrays = _routing_metrics(config, routing, batch.domain, len(corpus.domains))
+            row |= load_row
+    return row, arrays
+
+
+def _routing_metrics(
+    config: ExperimentConfig, routing: Any, domain: np.ndarray, num_domains: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    counts = routing.counts.cpu()
+    labels = torch.from_numpy(domain)
+    by_domain = domain_counts(counts, labels, num_domains)
+    # every domain has its share of the training mixture, whatever its share of the validation set
+    mixed = (by_domain / by_domain.sum(-1, keepdim=True)).mean(1)
+    row: dict[str, Any] = {
+        "load/max_vio_global": load.max_violation(mixed).mean().item(),
+        "specialization/domain": domain_specialization(counts, labels, num_domains),
+    }
+    for layer, used in enumerate(load.utilization(mixed).tolist()):
+        row[f"load/utilization/{layer}"] = [round(each, 5) for each in used]
+    probe = routing.expert_index[:, :: max(1, len(domain) // PROBE)][:, :PROBE]
+    arrays = {
+        "counts": by_domain.long().numpy(),
+        "coactivation": coactivation(routing.expert_index, config.model.num_experts).cpu().numpy(),
+        "probe_index": probe.short().cpu().numpy(),
+    }
+    return row, arrays
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    """Randomness of a step's draws, on the CPU so that every device draws the same."""
+    key = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(key) >> 1)
+
+
+def _refuse_non_finite(model: MoETransformer, outcome: Outcome, norm: Tensor, step: int) -> None:
+    if math.isfinite(norm.item()) and math.isfinite(outcome.cross_entropy.item()):
+        return
+    if not math.isfinite(outcome.cross_entropy.item()):
+        raise TrainingError(f"step {step}: the cross-entropy is {outcome.cross_entropy.item()}")
+    if not torch.isfinite(outcome.routing.prob_mass).all():
+        raise TrainingError(f"step {step}: the balance loss is not finite")
+    if not torch.isfinite(outcome.routing.logsumexp_sq).all():
+        raise TrainingError(f"step {step}: the z-loss is not finite")
+    name = next(
+        name
+        for name, each in model.named_parameters()
+        if each.grad is not None and not torch.isfinite(each.grad).all()
+    )
+    raise TrainingError(f"step {step}: the gradient of {name} is not finite")
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
