@@ -240,7 +240,8 @@ def main() -> None:
         _say_error(str(error))
         sys.exit(error.exit_code)
     except typer.TyperException as error:
-        _say_error(error.format_message())
+        if error.format_message():
+            _say_error(error.format_message())
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _say_error("interrupted")
@@ -248,6 +249,14 @@ def main() -> None:
     except BrokenPipeError:
         # whoever read our output has had enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("MOEBENCH_DEBUG"):
+            raise
+        _say_error(
+            f"unexpected {type(error).__name__}: {error}; this is a bug in moebench "
+            "(MOEBENCH_DEBUG=1 shows where)"
+        )
         sys.exit(1)
 
 

@@ -38,7 +38,7 @@ class TrainingError(MoebenchError):
     exit_code = 1
 
 
-class Stopped(MoebenchError):
+class Stopped(MoebenchError):  # noqa: N818, stopping is no error
     """A run that a signal stopped after a checkpoint, and that `--resume` continues.
 
     The exit code is 130 for SIGINT, else 75, which batch systems read as "try again".

@@ -28,7 +28,7 @@ from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
 from moebench.metrics.load import random_max_violation
 from moebench.records import Record
-from moebench.tensorboard import View, rebuild
+from moebench.tensorboard import View
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.loop import SETTLED, Event, State, make_state, train
 
@@ -104,7 +104,6 @@ def _run(
     if kept:
         state.step = load_checkpoint(checkpoints / f"step-{kept[-1]}", state.model, state.optimizer)
     record.cut(state.step if kept else -1)
-    rebuild(record)
 
     began = time.monotonic() - earlier
     steps = config.train.steps
@@ -139,6 +138,7 @@ def _run(
                     tell("running")
                 if stop and event.step < steps:
                     raise Stopped(record.path, event.step, stop[0])
+            _seal(config, record, state, time.monotonic() - began)
     except Stopped as stopped:
         tell("stopped", reason=str(stopped))
         raise
@@ -158,7 +158,6 @@ def _run(
     except Exception as error:
         tell("failed", reason=f"{type(error).__name__}: {error}")
         raise
-    _seal(config, record, state, time.monotonic() - began)
     tell("done")
     return record
 

@@ -258,7 +258,7 @@ class LocalLauncher:
     def _start(self, job: Job) -> _Running:
         log = self.path.parent / "logs" / f"{job.run}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with open(log, "wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "moebench.study", str(self.path.resolve()), str(job.id)],

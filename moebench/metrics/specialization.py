@@ -61,7 +61,7 @@ def coactivation(
 
     The diagonal holds each expert's own tokens; rows over it give N_ij / N_i.
     """
-    layers, _, _, top_k = expert_index.shape
+    layers = len(expert_index)
     flat = expert_index.flatten(1, 2)  # [layers, all tokens, top_k]
     pairs = (flat[..., :, None] * num_experts + flat[..., None, :]).reshape(layers, -1)
     found = pairs.new_zeros(layers, num_experts**2)

@@ -188,7 +188,7 @@ def initialize(model: MoETransformer, seed: int) -> None:
 
     Arms that differ in a gate or method thus agree bit for bit in every weight they share. Matrices
     have a standard deviation of 1 / sqrt(inputs), those that write into the residual stream
-    1 / sqrt(2 * layers) of that, routers 0.02; gains are 1.
+    1 / sqrt(2 * layers) of that; the embedding 1, the head and routers 0.02; gains are 1.
     """
     layers = len(model.blocks)
     for name, parameter in model.named_parameters():
@@ -202,7 +202,7 @@ def initialize(model: MoETransformer, seed: int) -> None:
         deviation = inputs**-0.5
         if name == "embedding":
             deviation = 1.0
-        elif name.endswith("router.weight"):
+        elif name == "head" or name.endswith("router.weight"):
             deviation = 0.02
         elif name.endswith((".out", ".down")):
             deviation *= (2 * layers) ** -0.5

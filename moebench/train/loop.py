@@ -184,7 +184,7 @@ def train(
 def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
     """The `train/*`, `load/*` and `router/*` metrics of one step's batch."""
     routing = outcome.routing
-    layers, sequences, tokens, _ = routing.expert_index.shape
+    layers, _, tokens, _ = routing.expert_index.shape
     micro = Micro(objective.micro_bsz)
     by_micro = routing.counts.view(layers, -1, objective.micro_bsz, routing.counts.shape[-1]).sum(2)
     in_batch = routing.counts.sum(1)
@@ -246,7 +246,7 @@ def evaluate(
             prefix,
             torch.cat(nats).double().cpu().numpy(),
             config.seq_len,
-            corpus.tokenizer.bytes_in(batch.tokens[:, 1:]),
+            np.array([corpus.tokenizer.bytes_in(each) for each in batch.tokens[:, 1:]]),
             batch.domain,
             corpus.domains,
         )

@@ -1,0 +1,254 @@
+"""What the numbers can and cannot tell, in sentences made from the numbers alone.
+
+A verdict is given on the primary endpoint only. Load and specialisation are said to differ where
+all paired differences have one sign; that is a description of these runs, not a test.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from moebench.report.arms import Arm, Described, Table
+from moebench.report.plan import PRIMARY
+from moebench.report.statistics import FEWEST_SEEDS, Comparison, seeds_needed
+
+PAPER_GAP = math.log(8.167 / 8.038)
+"""Micro against global in arXiv 2501.11873, Table 1 (3.4A0.6B, 120B tokens): nats a token."""
+PAPER_TOKENS = 120e9
+PAPER_BYTES = (4.0, 3.0, 5.0)
+"""Bytes a token in the paper: assumed, and the range of the assumption."""
+
+
+def verdicts(table: Table) -> list[str]:
+    """One sentence an arm on the primary endpoint, and one on what the seeds allow."""
+    unit = unit_of(table.primary)
+    told = [
+        _verdict(arm.name, table, table.comparisons.arms.get(arm.name), unit)
+        for arm in table.arms
+        if arm.name != table.baseline
+    ]
+    if not told:
+        return ["There is one arm: nothing to compare it with."]
+    shared = {len(each.per_seed) for each in table.comparisons.arms.values()}
+    if 1 in shared:
+        told.append("One pair of runs shows no uncertainty: its difference is no finding.")
+    if 2 in shared and not table.comparisons.family:
+        told.append(
+            "Two seeds leave one degree of freedom, too few for an interval: "
+            "their differences are no finding."
+        )
+    if table.comparisons.family > 1:
+        told.append(
+            f"Intervals and p values of {table.primary} hold for all {table.comparisons.family} "
+            f"comparisons with {table.baseline} together, at 95 %."
+        )
+    return told
+
+
+def _verdict(name: str, table: Table, comparison: Comparison | None, unit: str) -> str:
+    base = table.baseline
+    if table.primary not in table.arm(name).metrics or not table.comparisons.arms:
+        return f"{name}: cannot tell: no runs of it and of {base} hold {table.primary}."
+    if comparison is None:
+        return f"{name}: cannot tell: it shares no finished seed with {base}."
+    adjusted, each = comparison.adjusted, comparison.per_seed
+    if adjusted.low is None or adjusted.high is None:
+        if not any(each.values()):
+            return f"{name}: equals {base} in {_seeds(each)}."
+        values = ", ".join(signed(value) for value in each.values())
+        return f"{name}: cannot tell: {values}{unit} against {base} in {_seeds(each)}."
+    interval = f"{signed(adjusted.low)} to {signed(adjusted.high)}"
+    p = f", adjusted {p_value(adjusted.p)}" if adjusted.p is not None else ""
+    beside = ""
+    paired = comparison.paired
+    if paired and paired.low is not None and paired.high is not None and not comparison.left_pool:
+        own = f", {p_value(paired.p)}" if paired.p is not None else ""
+        beside = f"; paired t alone {signed(paired.low)} to {signed(paired.high)}{own}"
+    if adjusted.low <= 0 <= adjusted.high:
+        return (
+            f"{name}: cannot tell: the interval {interval}{unit} includes 0 "
+            f"(difference {signed(adjusted.value)}{p}{beside})."
+        )
+    way = "lower" if adjusted.value < 0 else "higher"
+    return (
+        f"{name}: {table.primary} is {way} than {base}'s by {abs(adjusted.value):.4f}{unit} "
+        f"(interval of the difference {interval}{p}{beside})."
+    )
+
+
+def limits(table: Table) -> list[str]:
+    """The smallest difference that shows, the paper's effect beside it, and how little was seen."""
+    told = []
+    found, unit = table.comparisons, unit_of(table.primary)
+    if found.resolved is not None:
+        told.append(
+            f"These runs resolve differences of {found.resolved:.4f}{unit} and more "
+            "(half of the widest adjusted interval); smaller ones they cannot tell from 0."
+        )
+    own_bytes = _bytes_per_token(table)
+    if found.sd is not None and found.resolved is not None and own_bytes:
+        gaps = [PAPER_GAP / each * own_bytes for each in PAPER_BYTES]
+        needed = [seeds_needed(found.sd, found.family, gap) for gap in gaps]
+        counts = [f"{each:,}" if each else "more than 10,000" for each in needed]
+        way = "less" if gaps[0] < found.resolved else "more"
+        per = "byte" if math.isclose(own_bytes, 1, rel_tol=0.01) else "token of these runs"
+        told.append(
+            f"The paper's micro-to-global gap, ln(8.167 / 8.038) = {PAPER_GAP:.4f} nats a token, "
+            f"is about {gaps[0]:.4f} nats a {per} (assumed: 4 bytes a token; {gaps[2]:.4f} at 5, "
+            f"{gaps[1]:.4f} at 3), {way} than that. To show it in four of five studies takes "
+            f"about {counts[0]} seeds ({counts[1]} to {counts[2]} over that range; approximate)."
+        )
+    if table.tokens:
+        seen = PAPER_TOKENS / table.tokens[1]
+        steps = f" in {_span(table.steps)} steps" if table.steps else ""
+        told.append(
+            f"Each run saw {_span(table.tokens)} tokens{steps}; the paper's runs saw 120 billion, "
+            f"{seen:,.0f} times as many. What shows early need not last."
+        )
+    return told
+
+
+def load(table: Table) -> list[str]:
+    """What differs from the baseline in load and specialisation in every seed."""
+    told = []
+    for arm in table.arms:
+        if arm.name == table.baseline:
+            continue
+        claims = [claim for claim in (make(arm, table) for make in _CLAIMS) if claim]
+        seeds = len(set(arm.seeds) & set(table.arm(table.baseline).seeds))
+        every = "in the one shared seed" if seeds == 1 else f"in every one of {seeds} seeds"
+        if claims:
+            told.append(f"{arm.name} {_listed(claims)}, {every}.")
+        elif any(
+            each.difference is not None
+            for name, each in arm.metrics.items()
+            if name.startswith(("load/", "specialization/"))
+        ):
+            told.append(
+                f"{arm.name}: load and specialisation differ from {table.baseline}'s "
+                "in no direction common to all seeds."
+            )
+    return told
+
+
+def _claim(metric: str, less: str, more: str, digits: int, unit: str = "") -> Callable:
+    def make(arm: Arm, table: Table) -> str | None:
+        mine, base = arm.metrics.get(metric), table.arm(table.baseline).metrics.get(metric)
+        if mine is None or base is None or not _supported(mine, base):
+            return None
+        here, there = f"{mine.mean:.{digits}f}", f"{base.mean:.{digits}f}"
+        words = more if (mine.difference or 0) > 0 else less
+        return None if here == there else f"{words} {here} against {there}{unit})"
+
+    return make
+
+
+def _supported(mine: Described, base: Described) -> bool:
+    """One sign in all shared seeds, which the means over all seeds do not contradict."""
+    if mine.mean is None or base.mean is None or mine.difference is None:
+        return False
+    return mine.every_seed and (mine.mean - base.mean) * mine.difference > 0
+
+
+_CLAIMS = (
+    _claim(
+        "load/max_vio_micro",
+        "keeps micro-batches more even (MaxVio micro",
+        "lets micro-batches be less even (MaxVio micro",
+        2,
+    ),
+    _claim(
+        "load/max_vio_global",
+        "keeps the validation set more even (MaxVio global",
+        "leaves the validation set less even (MaxVio global",
+        2,
+    ),
+    _claim(
+        "load/dead_experts",
+        "leaves fewer experts dead (",
+        "leaves more experts dead (",
+        1,
+    ),
+    _claim("specialization/domain", "specialises less (", "specialises more (", 3, " bits"),
+)
+
+
+def cautions(table: Table) -> list[str]:
+    """What a reader must know before trusting the numbers above."""
+    told = []
+    if table.baseline_missing is not None:
+        told.append(
+            f"{table.baseline_missing} has no finished run in this table; "
+            f"its differences are to {table.baseline}."
+        )
+    for name, way in table.comparisons.odd.items():
+        fate = (
+            "as the baseline it leaves no pool, and each arm is compared by its own paired t"
+            if name == table.baseline
+            else "it left the pool"
+            + (
+                " and is compared by its own paired t"
+                if len(table.comparisons.arms[name].per_seed) >= FEWEST_SEEDS
+                else ""
+            )
+        )
+        how = (
+            "its runs vary clearly more than those of the other arms"
+            if way == "more"
+            else f"it keeps clearly closer to {table.baseline} than the other arms do"
+        )
+        told.append(f"{name}: {how} (F test at 1 %); {fate}.")
+    if len({arm.seeds for arm in table.arms}) > 1:
+        told.append(
+            "Not every arm has every seed: differences are between runs of one seed, and need "
+            "not equal the differences of the means."
+        )
+    for key, values in table.made_with.items():
+        told.append(f"The runs differ in {key}: {', '.join(values)}.")
+    return told
+
+
+def unit_of(metric: str) -> str:
+    """What follows a number of that metric, with a blank; "" if it has no unit."""
+    return " nats" if metric.split("/")[1:2] == ["nats"] else ""
+
+
+def signed(value: float) -> str:
+    """Four decimals; a negative number that rounds to 0 loses its sign."""
+    return f"{round(value, 4) + 0.0:.4f}"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}" if p < 0.1 else f"p {p:.2f}"
+
+
+def _bytes_per_token(table: Table) -> float | None:
+    """As the baseline's nats a token and bits a byte have it; None for another endpoint."""
+    metrics = table.arm(table.baseline).metrics
+    nats, bits = metrics.get(PRIMARY), metrics.get("valid/bits_per_byte")
+    if table.primary != PRIMARY or nats is None or bits is None or not nats.mean or not bits.mean:
+        return None
+    return nats.mean / (bits.mean * math.log(2))
+
+
+def _span(values: tuple[float, float]) -> str:
+    low, high = (
+        f"{value / 1e6:.1f} million" if value >= 1e6 else f"{value:,.0f}" for value in values
+    )
+    return low if low == high else f"{low} to {high}"
+
+
+def _seeds(per_seed: dict[int, float]) -> str:
+    seeds = list(per_seed)
+    run = len(seeds) > 3 and all(b - a == 1 for a, b in pairwise(seeds))
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return (
+        f"seeds {seeds[0]} to {seeds[-1]}" if run else f"seeds {_listed([str(s) for s in seeds])}"
+    )
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
