@@ -19,7 +19,7 @@ def balance_loss(
     frequency: Float[Tensor, "layers sequences experts"],
     prob_mass: Float[Tensor, "layers sequences experts"],
     *,
-    total: float | None = None,
+    total: int | None = None,
 ) -> Float[Tensor, ""]:
     """Mean over layers of the load-balancing loss, unscaled; 1 when f or P is uniform.
 
@@ -38,7 +38,7 @@ def balance_loss(
     return (experts * (f * m).sum((1, 2)) / mass).mean()
 
 
-def z_loss(routing: Routing, *, total: float | None = None) -> Float[Tensor, ""]:
+def z_loss(routing: Routing, *, total: int | None = None) -> Float[Tensor, ""]:
     """Mean over layers and tokens of logsumexp(router_logits)^2 (ST-MoE, Eq. 5), unscaled.
 
     Args:

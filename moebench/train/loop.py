@@ -20,7 +20,7 @@ from moebench.balance import Global, Micro, balance_loss, join, make_scope, z_lo
 from moebench.config.identity import treatment
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import Batches, validation
-from moebench.data.corpus import Corpus
+from moebench.data.corpus import Corpus, Half
 from moebench.errors import TrainingError
 from moebench.metrics import load
 from moebench.metrics.quality import quality
@@ -229,7 +229,10 @@ def evaluate(
     """
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    for prefix, half in (("valid", "test"), *([("tune", "tune")] if tune else [])):
+    halves: list[tuple[str, Half]] = [("valid", "test")]
+    if tune:
+        halves.append(("tune", "tune"))
+    for prefix, half in halves:
         batch = validation(
             corpus, half, sequences=config.data.valid_sequences, seq_len=config.seq_len
         )

@@ -73,14 +73,14 @@ def accumulate_gradients(
     parts = tokens.split(device_bsz)
     terms = objective.terms
 
-    def frequencies(routing: Routing) -> list[Tensor]:
+    def frequencies(routing: Routing, domain: Tensor | None) -> list[Tensor]:
         return [scope.frequency(routing, domain=domain, generator=generator) for scope, _ in terms]
 
     whole: list[Tensor] | None = None
     if len(parts) > 1 and any(device_bsz % scope.span(sequences) for scope, _ in terms):
         with torch.no_grad():
             counted = [model(part[:, :-1])[1] for part in parts]
-        whole = frequencies(join(counted, along="sequences"))
+        whole = frequencies(join(counted, along="sequences"), domain)
 
     cross_entropy = torch.zeros((), device=tokens.device)
     met: list[list[Tensor]] = []
@@ -90,7 +90,10 @@ def accumulate_gradients(
         nats = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
         nats = nats / total
         own = slice(number * device_bsz, number * device_bsz + len(part))
-        frequency = frequencies(routing) if whole is None else [each[:, own] for each in whole]
+        if whole is None:
+            frequency = frequencies(routing, None if domain is None else domain[own])
+        else:
+            frequency = [each[:, own] for each in whole]
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
         for (_, weight), f in zip(terms, frequency, strict=True):
             loss = loss + weight * balance_loss(f, routing.prob_mass, total=total)

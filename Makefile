@@ -1,0 +1,54 @@
+# What a developer types. `make demo` and `make test` work on a fresh clone with Python 3.11+ alone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo setup test test-all check format bench clean
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(READY) ## train micro, shuffled and global with three seeds each, and compare them
+	$(BIN)/moebench sweep study=demo
+	$(BIN)/moebench report --study demo
+
+setup: $(DEV) ## make .venv with moebench and all its tools in it
+
+$(READY): pyproject.toml constraints.txt
+	@echo "installing moebench into $(VENV) (torch first, from constraints.txt)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: moebench needs Python 3.11 or newer; name one, as in make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+$(DEV): $(READY)
+	@echo "installing the development tools"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+test: $(DEV) ## run the tests, but the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(DEV) ## run all tests
+	$(BIN)/pytest
+
+check: $(DEV) ## lint, formatting, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(DEV) ## mend what can be mended by a tool
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## measure the speed of a training step on this machine
+	$(BIN)/python benchmarks/step.py
+
+clean: ## remove what the targets above made, but never runs/
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,67 @@
+"""Load metrics against literal loops, constructed cases and random routing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from moebench.metrics.load import (
+    coefficient_of_variation,
+    dead_experts,
+    load_entropy,
+    max_violation,
+    random_max_violation,
+    utilization,
+)
+
+EVEN, COLLAPSED = torch.full((8,), 5), torch.tensor([40, 0, 0, 0, 0, 0, 0, 0])
+
+
+def test_even_load() -> None:
+    assert (utilization(EVEN) == 1).all()
+    assert max_violation(EVEN) == 0
+    assert coefficient_of_variation(EVEN) == 0
+    assert load_entropy(EVEN).item() == pytest.approx(1)
+    assert dead_experts(EVEN) == 0
+
+
+def test_collapse_to_one_expert() -> None:
+    assert utilization(COLLAPSED)[0] == 8
+    assert max_violation(COLLAPSED) == 7
+    assert coefficient_of_variation(COLLAPSED).item() == pytest.approx(math.sqrt(7))
+    assert load_entropy(COLLAPSED).item() == pytest.approx(1 / 8)
+    assert dead_experts(COLLAPSED).item() == pytest.approx(7 / 8)
+
+
+def test_equal_literal_loops_and_keep_leading_axes() -> None:
+    counts = torch.randint(0, 9, (3, 2, 5), generator=torch.Generator().manual_seed(0))
+    for one in range(3):
+        for two in range(2):
+            row = [int(each) for each in counts[one, two]]
+            mean = sum(row) / 5
+            spread = math.sqrt(sum((each - mean) ** 2 for each in row) / 5)
+            entropy = -sum(c / sum(row) * math.log(c / sum(row)) for c in row if c)
+            assert max_violation(counts)[one, two].item() == pytest.approx(max(row) / mean - 1)
+            assert coefficient_of_variation(counts)[one, two].item() == pytest.approx(spread / mean)
+            assert load_entropy(counts)[one, two].item() == pytest.approx(math.exp(entropy) / 5)
+            assert dead_experts(counts)[one, two].item() == pytest.approx(row.count(0) / 5)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k", "known"), [(512, 16, 2, 0.22)])
+def test_random_routing_has_the_known_violation(
+    tokens: int, experts: int, top_k: int, known: float
+) -> None:
+    assert random_max_violation(experts, top_k, tokens) == pytest.approx(known, abs=0.005)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(64, 8, 2), (300, 16, 4), (512, 64, 4)])
+def test_random_routing_equals_a_simulation(tokens: int, experts: int, top_k: int) -> None:
+    draw = np.random.default_rng(1)
+    found = []
+    for _ in range(400):
+        choice = draw.random((tokens, experts)).argsort(1)[:, :top_k]
+        counts = np.bincount(choice.ravel(), minlength=experts)
+        found.append(counts.max() / counts.mean() - 1)
+    error = float(np.std(found)) / 20
+    assert abs(random_max_violation(experts, top_k, tokens) - np.mean(found)) < 4 * error
