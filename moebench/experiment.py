@@ -127,17 +127,17 @@ def _run(
                     view.add(event.row, event.routing)
                     for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
                         latest[key] = event.row.get(key, latest.get(key))
-                if event.step and (
-                    event.step % config.run.checkpoint_every == 0 or event.step == steps or stop
-                ):
-                    save_checkpoint(checkpoints, event.step, state.model, state.optimizer)
                 if on_event is not None:
                     on_event(event)
+                stopping = stop[0] if stop else None  # looked at once: it may come at any moment
+                due = event.step % config.run.checkpoint_every == 0 or event.step == steps
+                if event.step and (due or stopping):
+                    save_checkpoint(checkpoints, event.step, state.model, state.optimizer)
                 if time.monotonic() - told > HEARTBEAT:
                     told = time.monotonic()
                     tell("running")
-                if stop and event.step < steps:
-                    raise Stopped(record.path, event.step, stop[0])
+                if stopping and event.step < steps:
+                    raise Stopped(record.path, event.step, stopping)
             _seal(config, record, state, time.monotonic() - began)
     except Stopped as stopped:
         tell("stopped", reason=str(stopped))

@@ -18,27 +18,27 @@ import json
 import math
 import os
 import re
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
-from tensorboard.plugins.hparams import api_pb2
-from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from moebench.records import Record
+from moebench.errors import MoebenchError
+from moebench.records import Record, find_records
 
 # What the four questions are answered with: title of a chart -> metric.
 QUESTIONS: dict[str, dict[str, str]] = {
@@ -58,7 +58,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
     },
     "Does it specialise?": {
         "Mutual information of expert and domain, bits": "specialization/domain",
-        "Probability that the chosen experts had": "router/topk_mass",
+        "Router probability of the chosen experts": "router/topk_mass",
     },
     "What does it cost?": {
         "Tokens per second": "speed/tokens_per_second",
@@ -78,7 +78,8 @@ FINAL = (
     "valid/ppl",
 )
 
-LEFT_OUT = ("tune/",)  # half of the validation documents that no reported number comes from
+# No reported number comes from `tune/`; of a domain, perplexity alone says it all.
+LEFT_OUT = ("tune/", "valid/nats/", "valid/bits_per_byte/")
 MOST_IMAGES = 10  # a layer, since TensorBoard shows no more
 PREFIX, SUFFIX = "events.out.tfevents.", ".moebench"
 
@@ -145,12 +146,7 @@ class View:
     def __enter__(self) -> "View":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def add(self, row: Mapping[str, Any], routing: Mapping[str, np.ndarray] | None = None) -> None:
@@ -198,8 +194,8 @@ class View:
             if _is_finite(summary.get(key))
         ]
         arm = {"arm": self._arm, **self._science}
-        session = _session(_text(self.record.name), arm, self._start, self._last_time)
-        self._write(max(self._last_step, 0), [*final, *session])
+        session = _session(_text(self.record.name), arm, self._start)
+        self._write(max(self._last_step, 0), [*final, session])
 
     def _write(self, step: int, values: Sequence[Summary.Value]) -> None:
         event = Event(wall_time=self._last_time, step=step, summary=Summary(value=values))
@@ -238,6 +234,35 @@ def rebuild(record: Record) -> Path:
         return view.path
 
 
+def serve(runs_dir: Path, port: int | None, on_url: Callable[[str], None]) -> None:
+    """Show the runs in TensorBoard until Ctrl-C, to this machine alone: it asks no password.
+
+    Runs that are done and have lost their view get it back first.
+
+    Args:
+        port: of the page; None for 6006 or the next that is free.
+        on_url: told the address of the page that asks the four questions, once it is there.
+
+    Raises:
+        MoebenchError: the page cannot be served, as on a port that is in use.
+    """
+    from tensorboard import program
+
+    for record in find_records(runs_dir):
+        if record.is_done() and not any(record.path.glob(f"tensorboard/{PREFIX}*")):
+            rebuild(record)
+    server = program.TensorBoard()
+    options = ["--logdir", str(runs_dir), "--host", "127.0.0.1", "--window_title", "moebench"]
+    server.configure(["", *options, *(["--port", str(port)] if port is not None else [])])
+    try:
+        on_url(f"{server.launch()}#custom_scalars")
+        threading.Event().wait()
+    except program.TensorBoardServerException as error:
+        raise MoebenchError(f"--port: {error.msg}; name another") from None
+    except KeyboardInterrupt:
+        return
+
+
 def heatmap(
     counts: np.ndarray, domains: Sequence[str], title: str
 ) -> tuple[bytes, tuple[int, int]]:
@@ -268,7 +293,7 @@ def heatmap(
     # Laid out by hand, in inches: matplotlib's own layout takes longer than all the drawing.
     left, bottom, right, top = 0.5 + 0.075 * max(map(len, names)), 0.5, 1.2, 0.32
     across = min(max(0.24 * num_experts, 3.4), 9.0)
-    up = min(max(0.2 * num_domains, 1.6), 8.0)
+    up = min(max(0.2 * num_domains, 2.1), 8.0)
     width, height = left + across + right, bottom + up + top
     figure = Figure(figsize=(width, height), dpi=120)
     axes = figure.add_axes((left / width, bottom / height, across / width, up / height))
@@ -289,10 +314,10 @@ def heatmap(
     place = ((left + across + 0.12) / width, bottom / height, 0.14 / width, up / height)
     bar = figure.colorbar(image, cax=figure.add_axes(place), extend="max")
     times = (0, 1, 2, 3, 4)
-    labels = [f"{each * even:.1%}" + (" even" if each == 1 else "") for each in times]
+    labels = [f"even: 1/{num_experts}" if each == 1 else f"{each * even:.1%}" for each in times]
     bar.set_ticks([each * even for each in times], labels=labels, fontsize=8)
     bar.ax.axhline(even, color="black", linewidth=1)
-    bar.set_label(f"share of the domain's assignments (even: 1/{num_experts})", fontsize=8)
+    bar.set_label("share of the domain's assignments", fontsize=8)
 
     canvas, png = FigureCanvasAgg(figure), io.BytesIO()
     with warnings.catch_warnings():
@@ -321,38 +346,23 @@ def _layout(domains: Sequence[str]) -> Summary.Value:
     )
 
 
-def _session(
-    name: str, science: Mapping[str, Any], start: float, end: float
-) -> list[Summary.Value]:
-    """A row of the page HParams, for a run that is done. Times are in epoch seconds."""
-    begun, ended = HParamsPluginData(), HParamsPluginData()
-    begun.session_start_info.group_name = name  # a group of one: runs are not averaged
-    begun.session_start_info.start_time_secs = start
-    for key, value in science.items():
-        field = begun.session_start_info.hparams[_text(key)]
-        if isinstance(value, bool):
-            field.bool_value = value
-        elif _is_finite(value):
-            field.number_value = value
-        else:
-            field.string_value = _text(value if isinstance(value, str) else _typed(value))
-    ended.session_end_info.status = api_pb2.STATUS_SUCCESS
-    ended.session_end_info.end_time_secs = end
-    values = []
-    for tag, data in (
-        (hparams.SESSION_START_INFO_TAG, begun),
-        (hparams.SESSION_END_INFO_TAG, ended),
-    ):
-        content = data.SerializeToString(deterministic=True)  # a map has no order of its own
-        plugin = SummaryMetadata.PluginData(plugin_name=hparams.PLUGIN_NAME, content=content)
-        values.append(
-            Summary.Value(
-                tag=tag,
-                metadata=SummaryMetadata(plugin_data=plugin),
-                tensor=hparams.NULL_TENSOR,
-            )
-        )
-    return values
+def _session(name: str, science: Mapping[str, Any], start: float) -> Summary.Value:
+    """A row of the page HParams; `start` in epoch seconds. It takes scalars and words alone."""
+    plain = {_text(key): _plain(value) for key, value in science.items()}
+    # Under its own name, so that no run is averaged with another.
+    value = hparams_pb(plain, trial_id=name, start_time_secs=start).value[0]
+    plugin = value.metadata.plugin_data
+    # A map of protobuf has no order of its own.
+    content = HParamsPluginData.FromString(plugin.content).SerializeToString(deterministic=True)
+    plugin.content = content
+    return value
+
+
+def _plain(value: object) -> bool | float | str:
+    """A number or word as it is; null, a list or a table as a word, as one types it."""
+    if isinstance(value, bool | int | float) and _is_finite(value):
+        return value
+    return _text(value if isinstance(value, str) else json.dumps(value).replace('"', ""))
 
 
 def _generation(path: Path) -> int:
@@ -367,11 +377,6 @@ def _epoch_seconds(iso: object) -> float:
     except ValueError:
         return 0.0
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _typed(value: object) -> str:
-    """A null or a list as one types it in an override."""
-    return json.dumps(value).replace(chr(34), "")
 
 
 def _is_finite(value: object) -> bool:

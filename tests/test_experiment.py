@@ -1,0 +1,278 @@
+"""One config, one record: paired, resumable to the bit, sealed, and learning."""
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moebench.config.compose import Composer
+from moebench.config.schema import ExperimentConfig
+from moebench.data.batches import validation
+from moebench.data.corpus import Corpus, prepare
+from moebench.errors import DataError, RecordError, Stopped, TrainingError
+from moebench.experiment import run_experiment
+from moebench.records import Record
+from moebench.train.loop import Event, make_model
+
+COMPOSER = Composer()
+SMALL = (
+    "model=smoke",
+    "train.steps=12",
+    "train.eval_every=5",
+    "global_bsz=8",
+    "seq_len=32",
+    "data=folder",
+    "data.valid_sequences=4",
+    "run.device=cpu",
+    "run.threads=1",
+    "run.log_every=1",
+    "run.checkpoint_every=4",
+)
+
+Compose = Callable[..., ExperimentConfig]
+
+
+@pytest.fixture
+def compose(text_folder: Path) -> Compose:
+    """Composes a small run with the given overrides, of which a later one wins."""
+
+    def made(*overrides: str) -> ExperimentConfig:
+        all_of_them = (*SMALL, f"data.path={text_folder}", *overrides)
+        return COMPOSER.compose(list({each.split("=")[0]: each for each in all_of_them}.values()))
+
+    return made
+
+
+@pytest.fixture
+def corpus(compose: Compose) -> Corpus:
+    return prepare(compose().data)
+
+
+def measured(record: Record) -> list[dict[str, Any]]:
+    """The rows without what depends on the clock or the process."""
+    return [
+        {key: value for key, value in row.items() if not key.startswith(("speed/", "memory/"))}
+        for row in record.rows()
+    ]
+
+
+def weights(record: Record, step: int = 12) -> dict[str, torch.Tensor]:
+    return load_file(record.path / "checkpoints" / f"step-{step}" / "model.safetensors")
+
+
+def same_weights(one: Record, other: Record) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_record_is_whole(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
+    record = run_experiment(compose("loss.z=0.001"), corpus, tmp_path)
+    assert record.damage() == []
+    assert record.status()["state"] == "done"
+    summary, rows = record.summary(), record.rows()
+    assert [row["step"] for row in rows] == list(range(13))
+    assert [row["step"] for row in rows if "valid/nats" in row] == [0, 5, 10, 12]
+    assert record.routing_steps() == [0, 5, 10, 12]
+    assert summary["tokens"] == 12 * 8 * 32
+    assert summary["valid/ppl"] == pytest.approx(math.exp(summary["valid/nats"]))
+    domains = record.manifest()["domains"]
+    assert summary["valid/nats"] == pytest.approx(
+        sum(summary[f"valid/nats/{name}"] for name in domains) / len(domains)
+    )
+    settled = [row["train/loss"] for row in rows if row["step"] > 12 * 0.9]
+    assert summary["train/loss"] == pytest.approx(sum(settled) / len(settled))
+    counts = record.routing(12)["counts"]
+    assert counts.shape == (2, len(domains), 8)
+    assert (counts.sum(-1) == 4 * 32 * 2).all()
+    pairs = record.routing(12)["coactivation"]
+    assert (pairs.diagonal(axis1=1, axis2=2) == counts.sum(1)).all()
+    names = set(rows[-1])
+    assert {
+        "train/loss",
+        "train/balance_loss",
+        "train/balance_loss_micro",
+        "train/balance_loss_global",
+        "train/z_loss",
+        "train/grad_norm",
+        "train/lr",
+        "valid/bits_per_byte",
+        "tune/nats",
+        "load/max_vio_micro",
+        "load/max_vio_batch",
+        "load/max_vio_global",
+        "load/cv",
+        "load/entropy",
+        "load/dead_experts",
+        "load/utilization/0",
+        "specialization/domain",
+        "router/topk_mass",
+        "speed/tokens_per_second",
+        "speed/step_seconds",
+        "memory/peak_bytes",
+    } <= names
+    assert list((record.path / "tensorboard").glob("*tfevents*"))
+
+
+def test_a_finished_run_is_left_as_it_is(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
+    config = compose("train.steps=2")
+    before = run_experiment(config, corpus, tmp_path).summary()
+    assert run_experiment(config, corpus, tmp_path).summary() == before
+    again = run_experiment(config, corpus, tmp_path, force=True)
+    assert again.damage() == []
+
+
+def test_arms_are_paired(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
+    """Whatever the scope, a seed has one initial model and one sequence of batches."""
+    first = {
+        scope: run_experiment(compose(f"scope={scope}", "train.steps=1"), corpus, tmp_path).rows()
+        for scope in ("none", "micro", "shuffled", "global", "sequence", "domain")
+    }
+    start, step = first["none"]
+    for rows in first.values():
+        assert rows[0]["valid/nats"] == start["valid/nats"]
+        for key in ("train/loss", "train/balance_loss_micro", "load/max_vio_batch"):
+            assert rows[1][key] == step[key]
+    other = run_experiment(compose("scope=none", "seed=1", "train.steps=1"), corpus, tmp_path)
+    assert other.rows()[1]["train/loss"] != step["train/loss"]
+    shared = make_model(compose("scope=none", "loss.z=0.1", "router.renormalize=false"), 256)
+    for name, each in make_model(compose(), 256).named_parameters():
+        assert torch.equal(each, shared.get_parameter(name))
+
+
+def test_equal_treatments_give_equal_bits(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
+    one = run_experiment(compose("scope=micro"), corpus, tmp_path / "a")
+    other = run_experiment(compose("scope=global", "balance_bsz=4"), corpus, tmp_path / "b")
+    third = run_experiment(compose("scope=shuffled", "balance_bsz=4"), corpus, tmp_path / "c")
+    assert one.name == other.name == third.name
+    assert measured(one) == measured(other) == measured(third)
+    assert same_weights(one, other)
+
+
+@pytest.mark.parametrize("scope", ["global", "shuffled"])
+def test_execution_changes_nothing_but_rounding(
+    compose: Compose, corpus: Corpus, tmp_path: Path, scope: str
+) -> None:
+    plain = run_experiment(compose(f"scope={scope}"), corpus, tmp_path / "a")
+    split = run_experiment(
+        compose(f"scope={scope}", "run.device_bsz=2", "run.log_every=7", "run.checkpoint_every=5"),
+        corpus,
+        tmp_path / "b",
+    )
+    assert plain.name == split.name
+    one, other = plain.summary(), split.summary()
+    for key in ("valid/nats", "train/loss", "train/balance_loss", "load/max_vio_micro"):
+        assert other[key] == pytest.approx(one[key], rel=1e-4), key
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stop_at", [2, 6])
+def test_resuming_equals_never_having_stopped(
+    compose: Compose, corpus: Corpus, tmp_path: Path, precision: str, stop_at: int
+) -> None:
+    config = compose("scope=shuffled", f"train.precision={precision}")
+    whole = run_experiment(config, corpus, tmp_path / "whole")
+
+    def stop(event: Event) -> None:
+        if event.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM at step {stop_at}") as stopped:
+        run_experiment(config, corpus, tmp_path / "cut", on_event=stop)
+    assert stopped.value.exit_code == 75
+    record = Record(tmp_path / "cut" / whole.name)
+    assert record.status()["state"] == "stopped"
+    with pytest.raises(RecordError, match="--resume goes on with it"):
+        run_experiment(config, corpus, tmp_path / "cut")
+    run_experiment(config, corpus, tmp_path / "cut", resume=True)
+    assert measured(record) == measured(whole)
+    assert same_weights(record, whole)
+    assert record.damage() == []
+
+
+def test_rows_after_the_last_checkpoint_are_made_again(
+    compose: Compose, corpus: Corpus, tmp_path: Path
+) -> None:
+    """As after a kill: rows of steps 5 to 7, a torn line, and the checkpoint of step 4."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(event: Event) -> None:
+        if event.step == 7:
+            raise Killed
+
+    whole = run_experiment(compose(), corpus, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run_experiment(compose(), corpus, tmp_path / "cut", on_event=kill)
+    record = Record(tmp_path / "cut" / whole.name)
+    with open(record.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "train/lo')
+    assert record.rows()[-1]["step"] == 7
+    run_experiment(compose(), corpus, tmp_path / "cut", resume=True)
+    assert measured(record) == measured(whole)
+    assert same_weights(record, whole)
+
+
+def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        run_experiment(compose(), corpus, tmp_path, on_event=stop)
+    (path,) = tmp_path.glob("*/checkpoints/step-1/model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"model\.safetensors: does not match its checksum"):
+        run_experiment(compose(), corpus, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(("key", "term"), [("optim.lr=1e30", "cross-entropy|gradient|loss")])
+def test_a_loss_that_is_not_finite_fails_the_run_before_the_update(
+    compose: Compose, corpus: Corpus, tmp_path: Path, key: str, term: str
+) -> None:
+    with pytest.raises(TrainingError, match=rf"step \d+: the .*({term})"):
+        run_experiment(compose(key), corpus, tmp_path)
+    (path,) = tmp_path.glob("global-*")
+    status = Record(path).status()
+    assert status["state"] == "failed"
+    assert "is not finite" in status["reason"] or " is nan" in status["reason"]
+    assert not Record(path).is_done()
+
+
+def test_too_little_data_is_refused_before_anything_is_written(
+    compose: Compose, corpus: Corpus, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"data\.max_epochs"):
+        run_experiment(compose("train.steps=100000"), corpus, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def unigram_nats(corpus: Corpus, config: ExperimentConfig) -> float:
+    """Mean over domains of the cross-entropy of each domain's own byte frequencies."""
+    batch = validation(
+        corpus, "test", sequences=config.data.valid_sequences, seq_len=config.seq_len
+    )
+    found = []
+    for number, domain in enumerate(corpus.domains):
+        counts = np.bincount(corpus.train(domain), minlength=256) + 1
+        targets = batch.tokens[batch.domain == number, 1:]
+        found.append(-np.log(counts / counts.sum())[targets].mean())
+    return float(np.mean(found))
+
+
+def test_a_tiny_model_learns_installed_text_far_below_its_unigram_entropy(tmp_path: Path) -> None:
+    config = COMPOSER.compose(
+        ["train.steps=60", "global_bsz=16", "run.threads=1", "run.device=cpu", "optim.lr=5e-3"]
+    )
+    corpus = prepare(config.data)
+    summary = run_experiment(config, corpus, tmp_path).summary()
+    assert summary["valid/nats"] < 0.85 * unigram_nats(corpus, config)

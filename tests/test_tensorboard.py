@@ -1,0 +1,362 @@
+"""The view in TensorBoard says what the record says, and can be made again."""
+
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto import event_pb2
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+from tensorboard.util import tensor_util
+
+from moebench.errors import RecordError
+from moebench.records import Record
+from moebench.tensorboard import FINAL, MOST_IMAGES, QUESTIONS, View, heatmap, rebuild
+
+DOMAINS = ["english", "python", "latex"]
+LAYERS, EXPERTS, STEPS = 2, 4, 6
+EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
+HOSTILE = ["$\\frac{", "a/../b", "c++ (.*)", "<b>é</b>\n", "\ud800", "漢字", "", "x" * 300]
+
+
+def begin(path: Path, **manifest: Any) -> Record:
+    record = Record(path)
+    start = "2025-11-22T10:00:00+00:00"
+    science = {"seed": 0, "scope": "group", "loss.balance": 0.1, "a": None, "b": [1, "x"]}
+    record.begin(
+        f"train:\n  steps: {STEPS}\n",
+        {"arm": "micro", "seed": 0, "domains": DOMAINS, "start": start, "science": science}
+        | manifest,
+    )
+    return record
+
+
+def rows(
+    last: int = STEPS, domains: list[str] = DOMAINS
+) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray] | None]]:
+    """A row a step, with an evaluation and its routing at every third."""
+    for step in range(last + 1):
+        random = np.random.default_rng(step)
+        row: dict[str, Any] = {"step": step, "tune/nats": 2.0}
+        charts = [tag for charts in QUESTIONS.values() for tag in charts.values()]
+        row |= {tag: float(random.random()) for tag in charts}
+        if step % 3:
+            yield {key: row[key] for key in row if not key.startswith("valid/")}, None
+            continue
+        row |= {f"valid/ppl/{name}": float(random.random()) for name in domains}
+        row |= {f"valid/nats/{name}": 1.0 for name in domains}
+        row |= {f"load/utilization/{i}": random.random(EXPERTS).tolist() for i in range(LAYERS)}
+        yield row, {"counts": random.integers(0, 99, (LAYERS, len(domains), EXPERTS))}
+
+
+def write(record: Record, last: int = STEPS, domains: list[str] = DOMAINS) -> None:
+    for row, routing in rows(last, domains):
+        record.append(row)
+        if routing is not None:
+            record.save_routing(row["step"], routing)
+
+
+def seal(record: Record) -> None:
+    record.seal({"status": "done", **dict.fromkeys(FINAL, 0.5)})
+
+
+def event_file(record: Record) -> Path:
+    (path,) = (record.path / "tensorboard").iterdir()
+    return path
+
+
+def read(record: Record) -> EventAccumulator:
+    found = EventAccumulator(str(record.path / "tensorboard"), size_guidance=EVERYTHING)
+    return found.Reload()
+
+
+def events(record: Record) -> list[event_pb2.Event]:  # pyright: ignore
+    raw = RawEventFileLoader(str(event_file(record))).Load()
+    return [event_pb2.Event.FromString(each) for each in raw]  # pyright: ignore
+
+
+def layout(record: Record) -> dict[str, dict[str, str]]:
+    tensor = read(record).Tensors("custom_scalars__config__")[0].tensor_proto
+    parsed = layout_pb2.Layout.FromString(tensor.string_val[0])  # pyright: ignore
+    return {
+        category.title: {chart.title: chart.multiline.tag[0] for chart in category.chart}
+        for category in parsed.category
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    record = begin(tmp_path_factory.mktemp("made") / "run")
+    write(record)
+    seal(record)
+    rebuild(record)
+    return record
+
+
+@pytest.fixture
+def done(made: Record, tmp_path: Path) -> Record:
+    """A run that is done, with its view, to do with as a test likes."""
+    return Record(shutil.copytree(made.path, tmp_path / "run"))
+
+
+def test_scalars_equal_the_rows(done: Record) -> None:
+    found = read(done)
+    wanted: dict[str, list[tuple[int, float]]] = {}
+    for row in done.rows():
+        for key, value in row.items():
+            left_out = key == "step" or key.startswith(("tune/", "valid/nats/"))
+            if not left_out and not isinstance(value, list):
+                wanted.setdefault(key, []).append((row["step"], value))
+    wanted |= {f"final/{key}": [(STEPS, 0.5)] for key in FINAL}
+    assert sorted(found.Tags()["scalars"]) == sorted(wanted)
+    for key, points in wanted.items():
+        seen = [(each.step, each.value) for each in found.Scalars(key)]
+        assert seen == [(step, float(np.float32(value))) for step, value in points]
+
+
+def test_histograms_hold_every_expert(done: Record) -> None:
+    found = read(done)
+    for layer in range(LAYERS):
+        kept = found.Tensors(f"load/utilization/{layer}")
+        assert [each.step for each in kept] == [0, 3, 6]
+        for each, row in zip(kept, done.rows()[::3], strict=True):
+            buckets = tensor_util.make_ndarray(each.tensor_proto)
+            used = row[f"load/utilization/{layer}"]
+            assert buckets[:, 2].sum() == EXPERTS
+            assert (buckets[0, 0], buckets[-1, 1]) == (min(used), max(used))
+
+
+def test_an_evaluation_draws_one_small_image_a_layer(done: Record) -> None:
+    found = read(done)
+    assert found.Tags()["images"] == [f"specialization/domain/{each}" for each in range(LAYERS)]
+    for layer in range(LAYERS):
+        kept = found.Images(f"specialization/domain/{layer}")
+        assert [each.step for each in kept] == [0, 3, 6]
+        for each in kept:
+            image = Image.open(io.BytesIO(each.encoded_image_string))
+            image.load()
+            assert image.size == (each.width, each.height)
+            assert len(each.encoded_image_string) < 100_000
+
+
+def test_images_are_few(tmp_path: Path) -> None:
+    record = begin(tmp_path / "run")
+    record.begin("train:\n  steps: 100\n", record.manifest())
+    counts = np.ones((1, len(DOMAINS), EXPERTS), dtype=np.int64)
+    with View(record) as view:
+        for step in range(101):
+            view.add({"step": step}, {"counts": counts})
+    steps = [each.step for each in read(record).Images("specialization/domain/0")]
+    assert len(steps) == MOST_IMAGES
+    assert (steps[0], steps[-1]) == (0, 100)
+
+
+@pytest.mark.parametrize(("num_domains", "num_experts"), [(1, 1), (1, 8), (13, 16), (40, 128)])
+def test_a_heatmap_of_any_shape_is_small(num_domains: int, num_experts: int) -> None:
+    random = np.random.default_rng(0)
+    counts = random.integers(0, 50, (num_domains, num_experts))
+    counts[0] = 0  # a domain without assignments
+    names = [f"domain {each}" for each in range(num_domains)]
+    png, (height, width) = heatmap(counts, names, "title")
+    image = Image.open(io.BytesIO(png))
+    assert image.size == (width, height)
+    assert max(image.size) < 1600
+    assert len(png) < 110_000
+
+
+def test_the_layout_asks_four_questions_of_tags_that_exist(done: Record) -> None:
+    found = layout(done)
+    assert list(found) == list(QUESTIONS)
+    tags = read(done).Tags()["scalars"]
+    answered = [
+        [tag for tag in tags if re.match(pattern, tag)]
+        for charts in found.values()
+        for pattern in charts.values()
+    ]
+    assert all(len(each) == 1 for each in answered)
+    learning = [each[0] for each in answered[: len(found["Is it learning?"])]]
+    assert learning[-len(DOMAINS) :] == [f"valid/ppl/{name}" for name in DOMAINS]
+
+
+def hparams(record: Record) -> dict[str, Any]:
+    content = read(record).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    data = plugin_data_pb2.HParamsPluginData.FromString(content)  # pyright: ignore
+    assert data.session_start_info.group_name == record.name
+    kept = data.session_start_info.hparams.items()
+    return {key: getattr(value, value.WhichOneof("kind")) for key, value in kept}
+
+
+def test_hparams_are_scalars_and_words_once_the_run_is_done(tmp_path: Path, done: Record) -> None:
+    wanted = {"arm": "micro", "seed": 0, "scope": "group", "loss.balance": 0.1}
+    assert hparams(done) == wanted | {"a": "null", "b": "[1, x]"}
+    running = begin(tmp_path / "running")
+    write(running)
+    rebuild(running)
+    assert not [tag for tag in read(running).Tags()["tensors"] if "hparams" in tag]
+
+
+def test_times_come_from_the_record(tmp_path: Path) -> None:
+    start = 1763805600.0  # 2025-11-22T10:00:00 UTC
+    record = begin(tmp_path / "run")
+    record.append({"step": 1, "time": 0.5, "train/loss": 1.0})
+    record.append({"step": 2, "train/loss": 1.0})
+    rebuild(record)
+    assert [each.wall_time for each in events(record)] == [start, start, start + 0.5, start + 2]
+    record.begin("train: {}\n", record.manifest() | {"start": "yesterday"})
+    rebuild(record)
+    assert [each.wall_time for each in events(record)] == [0.0, 0.0, 0.5, 2.0]
+
+
+def test_rebuilt_views_and_the_live_one_are_equal(tmp_path: Path) -> None:
+    record = begin(tmp_path / "run")
+    with View(record) as view:
+        for row, routing in rows():
+            record.append(row)
+            if routing is not None:
+                record.save_routing(row["step"], routing)
+            view.add(row, routing)
+        seal(record)
+    live = event_file(record).read_bytes()
+    parsed = events(record)
+    rebuild(record)
+    assert event_file(record).read_bytes() == live
+    assert events(record) == parsed
+    shutil.rmtree(record.path / "tensorboard")
+    rebuild(record)
+    assert event_file(record).read_bytes() == live
+    assert record.damage() == []
+
+
+def test_another_process_makes_the_same_view_without_torch(done: Record) -> None:
+    code = (
+        "import sys, pathlib; import moebench.tensorboard as view\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "from moebench.records import Record; view.rebuild(Record(pathlib.Path(sys.argv[1])))\n"
+        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    before = event_file(done).read_bytes()
+    subprocess.run([sys.executable, "-W", "error", "-c", code, str(done.path)], check=True)
+    assert event_file(done).read_bytes() == before
+
+
+def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
+    record = begin(tmp_path / "run")
+    for row, routing in rows(last=5):  # a process that is killed: its view is never closed
+        record.append(row)
+        if routing is not None:
+            record.save_routing(row["step"], routing)
+    with View(record):
+        pass
+    with open(event_file(record), "r+b") as file:
+        file.truncate(os.path.getsize(file.name) - 7)
+    record.cut(4)
+    rebuild(record)
+    with View(record) as view:
+        for row, routing in rows():
+            view.add(row, routing)  # steps up to 4 are there already
+    found = read(record)
+    assert [each.step for each in found.Scalars("train/loss")] == list(range(STEPS + 1))
+    assert [each.step for each in found.Images("specialization/domain/0")] == [0, 3, 6]
+
+
+def test_a_live_view_shows_each_row_at_once(tmp_path: Path) -> None:
+    record = begin(tmp_path / "run")
+    with View(record) as view:
+        for row, _ in rows():
+            view.add(row)
+            assert read(record).Scalars("train/loss")[-1].step == row["step"]
+    view.close()
+
+
+def test_a_view_that_cannot_be_made_leaves_the_old_one(done: Record) -> None:
+    before = event_file(done).read_bytes()
+    path = done.path / "metrics.jsonl"
+    path.write_text("broken\n" + path.read_text())
+    with pytest.raises(RecordError, match=r"metrics.jsonl:1"):
+        rebuild(done)
+    assert event_file(done).read_bytes() == before
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    record = begin(tmp_path / "run")
+    bad = {"train/loss": math.nan, "train/grad_norm": math.inf, "valid/ppl": 2.0}
+    row = {"step": 1, **bad, "load/utilization/0": [1.0, math.nan, 3.0], "load/utilization/1": []}
+    record.append(row)
+    with View(record) as view:
+        view.add({**row, "step": 2})
+    found = read(record)
+    assert found.Tags()["scalars"] == ["valid/ppl"]
+    for each in found.Tensors("load/utilization/0"):
+        assert tensor_util.make_ndarray(each.tensor_proto)[:, 2].sum() == 2
+
+
+def test_hostile_names_break_nothing(tmp_path: Path) -> None:
+    arm = "".join(HOSTILE)
+    record = begin(tmp_path / "run", arm=arm, domains=HOSTILE)
+    write(record, last=0, domains=HOSTILE)
+    seal(record)
+    rebuild(record)
+    found = read(record)
+    clean = [name.replace("\ud800", "?") for name in HOSTILE]
+    patterns = list(layout(record)["Is it learning?"].values())[-len(HOSTILE) :]
+    for name, pattern in zip(clean, patterns, strict=True):
+        matched = [tag for tag in found.Tags()["scalars"] if re.match(pattern, tag)]
+        assert matched == [f"valid/ppl/{name}"]
+    assert len(found.Images("specialization/domain/1")) == 1
+    assert hparams(record)["arm"] == arm.replace("\ud800", "?")
+
+
+def test_domains_that_do_not_match_are_numbered(tmp_path: Path) -> None:
+    record = begin(tmp_path / "run", domains=None)
+    write(record, last=0)
+    rebuild(record)
+    assert len(read(record).Images("specialization/domain/0")) == 1
+
+
+SERVE = (
+    "import sys, pathlib; from moebench.tensorboard import serve\n"
+    "serve(pathlib.Path(sys.argv[1]), int(sys.argv[2]), lambda url: print(url, flush=True))"
+)
+
+
+def test_serve_shows_the_runs_until_interrupted(done: Record) -> None:
+    shutil.rmtree(done.path / "tensorboard")
+    command = [sys.executable, "-c", SERVE, str(done.path.parent), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            url = server.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:")
+            assert url.endswith("/#custom_scalars")
+            with urllib.request.urlopen(url.replace("#custom_scalars", "data/logdir")) as page:
+                assert json.load(page)["logdir"] == str(done.path.parent)
+            assert event_file(done).is_file()
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == 0
+
+
+def test_serve_names_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-c", SERVE, str(tmp_path), port]
+        failed = subprocess.run(command, capture_output=True, text=True)
+    assert re.search(rf"MoebenchError: --port: .*{port}.*; name another", failed.stderr)
