@@ -63,21 +63,21 @@ class Report:
             found.append(Sentences("Left out", left))
         return found
 
-    def render(self, form: str = "table") -> str:
+    def render(self, format: str = "table") -> str:
         """The report as `table` (text of 100 columns), `md`, `csv` or `json`.
 
         Raises:
             ConfigError: for any other word.
         """
-        if form == "table":
+        if format == "table":
             return as_text(self.blocks())
-        if form == "md":
+        if format == "md":
             return as_markdown(self.blocks())
-        if form == "csv":
+        if format == "csv":
             return as_csv(self.tables)
-        if form == "json":
+        if format == "json":
             return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+        raise ConfigError(f"format={printable(format)}: must be one of {', '.join(FORMATS)}")
 
 
 def make_report(
@@ -104,7 +104,7 @@ def make_report(
     plans, problems = find_plans([*roots, runs_dir])
     only = None
     if study is not None:
-        plans = of_study(study, plans, problems)
+        plans = of_study(study, plans, problems, runs_dir)
         only = {run.run for plan in plans for run in plan.runs}
         problems = []
     frame = load(roots, only)
@@ -130,7 +130,8 @@ def _title(plan: Plan) -> str:
 def _unfinished(frame: Frame, plans: Sequence[Plan]) -> list[Unfinished]:
     found = [
         Unfinished(str(row["run"]), str(row["state"]), str(row["reason"]), *_steps(row))
-        for row in frame.runs[frame.runs["state"] != "done"].to_dict("records")
+        for row in frame.rows()
+        if row["state"] != "done"
     ]
     seen = {*frame.runs["run"], *(problem.run for problem in frame.problems)}
     planned = dict.fromkeys(run.run for plan in plans for run in plan.runs)

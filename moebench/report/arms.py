@@ -7,12 +7,11 @@ adjustment. A perplexity is the exponential of its mean nats, never a mean of pe
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from moebench.report.frame import MADE_WITH, SCOPES, Frame
 from moebench.report.plan import PRIMARY, Plan
@@ -90,72 +89,88 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
     The baseline is, in this order: the given one, the one of the plans that name these runs if
     they agree, `micro`, the first arm. Arms come in the order of the plans, then by group size.
     """
-    runs = frame.runs[(frame.runs["table"] == index) & (frame.runs["state"] == "done")]
-    metrics = frame.metrics[frame.metrics["table"] == index]
-    names = set(runs["run"])
+    runs = [run for run in frame.rows() if run["state"] == "done" and run["table"] == index]
+    names = {run["run"] for run in runs}
     plans = [plan for plan in plans if any(run.run in names for run in plan.runs)]
     order = _ordered(runs, plans)
     chosen = baseline if baseline in order else _baseline(order, plans)
-    order = {chosen: order.pop(chosen), **order}
-    primary = plans[0].primary if len({plan.primary for plan in plans}) == 1 else PRIMARY
+    ranked = [chosen, *(name for name in order if name != chosen)]
+    primaries = {plan.primary for plan in plans}
+    primary = primaries.pop() if len(primaries) == 1 else PRIMARY
 
-    values = {
-        str(name): each.pivot(index="seed", columns="arm", values="value")
-        for name, each in metrics.groupby("metric", sort=True)
-    }
-    comparisons = Comparisons({}, {})
-    if primary in values and chosen in values[primary]:
-        ranked = [arm for arm in order if arm in values[primary]]
-        comparisons = compare(values[primary][ranked], chosen)
-    arms = []
-    for name in order:
-        mine = runs[runs["arm"] == name]
-        described = {
-            metric: _described(each, name, chosen)
+    seeds = sorted({run["seed"] for run in runs})
+    values = _matrices(frame, index, ranked, seeds)
+    comparisons = _compared(values.get(primary), ranked, seeds)
+    arms: list[Arm] = []
+    for column, name in enumerate(ranked):
+        mine = [run for run in runs if run["arm"] == name]
+        metrics = {
+            metric: _described(each[:, column], each[:, 0], column == 0)
             for metric, each in values.items()
-            if name in each
+            if not np.isnan(each[:, column]).all()
         }
-        if primary in described:
-            described[primary] = _with_test(described[primary], comparisons, name)
+        if name in comparisons.arms:
+            metrics[primary] = _with_test(metrics[primary], comparisons.arms[name].adjusted)
+        metrics |= _perplexities(metrics, arms[0].metrics if arms else metrics, primary)
         arms.append(
             Arm(
                 name=name,
-                seeds=tuple(sorted(int(seed) for seed in mine["seed"])),
-                sequences=_first(mine["sequences"]),
-                group_tokens=_first(mine["group_tokens"]),
-                metrics=described,
+                seeds=tuple(sorted(run["seed"] for run in mine)),
+                sequences=next(iter(_known(run["sequences"] for run in mine)), None),
+                group_tokens=next(iter(_known(run["group_tokens"] for run in mine)), None),
+                metrics=metrics,
             )
         )
-    reference = arms[0].metrics
-    for arm in arms:
-        arm.metrics.update(_perplexities(arm.metrics, reference, primary))
-    ranges = {scope: _range(runs[f"random_{scope}"]) for scope in SCOPES}
+    ranges = {scope: _range([run[f"random_{scope}"] for run in runs]) for scope in SCOPES}
     return Table(
         differs=_differing(frame, index),
         arms=tuple(arms),
         baseline=chosen,
         primary=primary,
         comparisons=comparisons,
-        baseline_missing=baseline if baseline is not None and baseline != chosen else None,
+        baseline_missing=baseline if baseline != chosen else None,
         random={scope: each for scope, each in ranges.items() if each},
-        tokens=_range(runs["tokens"]),
-        steps=_range(runs["steps"]),
+        tokens=_range([run["tokens"] for run in runs]),
+        steps=_range([run["steps"] for run in runs]),
         made_with=_mixed(runs),
     )
 
 
-def _ordered(runs: pd.DataFrame, plans: Sequence[Plan]) -> dict[str, str]:
+def _matrices(
+    frame: Frame, index: int, arms: Sequence[str], seeds: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Each metric's values, [seeds, arms], NaN where there is none."""
+    row = {seed: i for i, seed in enumerate(seeds)}
+    column = {arm: i for i, arm in enumerate(arms)}
+    found: dict[str, np.ndarray] = {}
+    metrics = frame.metrics[frame.metrics["table"] == index]
+    keys = ("metric", "seed", "arm", "value")
+    for metric, seed, arm, value in zip(*(metrics[key] for key in keys), strict=True):
+        if metric not in found:
+            found[metric] = np.full((len(seeds), len(arms)), np.nan)
+        found[metric][row[seed], column[arm]] = value
+    return dict(sorted(found.items()))
+
+
+def _compared(values: np.ndarray | None, arms: Sequence[str], seeds: Sequence[int]) -> Comparisons:
+    """The test of the primary endpoint, among the arms that have it; empty without a baseline."""
+    if values is None or np.isnan(values[:, 0]).all():
+        return Comparisons({}, {})
+    having = [i for i in range(len(arms)) if not np.isnan(values[:, i]).all()]
+    return compare(values[:, having], [arms[i] for i in having], seeds)
+
+
+def _ordered(runs: Sequence[Mapping[str, Any]], plans: Sequence[Plan]) -> dict[str, str]:
     """The arms' hashes by name, in order of the plans, of group size and of name."""
-    planned = list(dict.fromkeys(each for plan in plans for each in plan.arm_hashes()))
+    planned = dict.fromkeys(each for plan in plans for each in plan.arm_hashes())
     rank = {arm_hash: i for i, arm_hash in enumerate(planned)}
-    arms = runs.drop_duplicates("arm")[["arm", "arm_hash", "sequences"]].itertuples(index=False)
 
-    def key(arm: Any) -> tuple[float, bool, float, str]:
-        unknown = pd.isna(arm.sequences)
-        size = 0.0 if unknown else float(arm.sequences)
-        return rank.get(arm.arm_hash, math.inf), unknown, size, arm.arm
+    def key(run: Mapping[str, Any]) -> tuple[float, float, str]:
+        size = run["sequences"]
+        known = math.inf if math.isnan(size) else size
+        return rank.get(run["arm_hash"], math.inf), known, run["arm"]
 
-    return {str(arm.arm): str(arm.arm_hash) for arm in sorted(arms, key=key)}
+    return {run["arm"]: run["arm_hash"] for run in sorted(runs, key=key)}
 
 
 def _baseline(order: Mapping[str, str], plans: Sequence[Plan]) -> str:
@@ -166,35 +181,25 @@ def _baseline(order: Mapping[str, str], plans: Sequence[Plan]) -> str:
     return "micro" if "micro" in order else next(iter(order))
 
 
-def _described(values: pd.DataFrame, name: str, baseline: str) -> Described:
-    own = values[name].dropna().to_numpy(float)
+def _described(values: np.ndarray, reference: np.ndarray, is_baseline: bool) -> Described:
+    own = values[~np.isnan(values)]
     mean = mean_interval(own)
     plain = Described(len(own), mean.value, mean.low, mean.high)
-    if name == baseline or baseline not in values:
+    difference = values - reference
+    paired = difference[~np.isnan(difference)]
+    if is_baseline or not len(paired):
         return plain
-    paired = (values[name] - values[baseline]).dropna().to_numpy(float)
-    if not len(paired):
-        return plain
-    return Described(
-        *(len(own), mean.value, mean.low, mean.high),
-        *_ends(mean_interval(paired)),
-        every_seed=bool(np.all(paired > 0) or np.all(paired < 0)),
-    )
+    every = bool(np.all(paired > 0) or np.all(paired < 0))
+    return replace(_with_test(plain, replace(mean_interval(paired), p=None)), every_seed=every)
 
 
-def _ends(each: Estimate) -> tuple[float, float | None, float | None]:
-    return each.value, each.low, each.high
-
-
-def _with_test(described: Described, comparisons: Comparisons, name: str) -> Described:
-    if name not in comparisons.arms:
-        return described
-    adjusted = comparisons.arms[name].adjusted
-    return Described(
-        *(described.n, described.mean, described.low, described.high),
-        *_ends(adjusted),
-        p=adjusted.p,
-        every_seed=described.every_seed,
+def _with_test(described: Described, difference: Estimate) -> Described:
+    return replace(
+        described,
+        difference=difference.value,
+        difference_low=difference.low,
+        difference_high=difference.high,
+        p=difference.p,
     )
 
 
@@ -225,22 +230,22 @@ def _perplexities(
 
 def percent(difference: float | None) -> float | None:
     """A difference in nats as percent of perplexity, 100 (exp(d) - 1)."""
-    small = difference is not None and abs(difference) < 700
-    return 100 * math.expm1(difference) if small else None
+    if difference is None or abs(difference) > 700:
+        return None
+    return 100 * math.expm1(difference)
 
 
 def _exp(nats: float | None) -> float | None:
     return math.exp(nats) if nats is not None and abs(nats) < 700 else None
 
 
-def _first(values: pd.Series) -> float | None:
-    known = values.dropna()
-    return float(known.iloc[0]) if len(known) else None
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
 
 
-def _range(values: pd.Series) -> tuple[float, float] | None:
-    known = values.dropna()
-    return (float(known.min()), float(known.max())) if len(known) else None
+def _range(values: Iterable[float]) -> tuple[float, float] | None:
+    known = _known(values)
+    return (min(known), max(known)) if known else None
 
 
 def _differing(frame: Frame, index: int) -> dict[str, Any]:
@@ -252,8 +257,6 @@ def _differing(frame: Frame, index: int) -> dict[str, Any]:
     }
 
 
-def _mixed(runs: pd.DataFrame) -> dict[str, list[str]]:
-    found = {
-        key: sorted({each[i] for each in runs["made_with"]}) for i, key in enumerate(MADE_WITH)
-    }
+def _mixed(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    found = {key: sorted({run["made_with"][i] for run in runs}) for i, key in enumerate(MADE_WITH)}
     return {key: values for key, values in found.items() if len(values) > 1}

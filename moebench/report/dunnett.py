@@ -24,15 +24,16 @@ WIDEST_Z = 8.0  # the normal density beyond carries 1e-15
 LARGEST_LOADING = 0.995  # above, the integrand is steeper than the nodes are dense
 
 
-def tail(t: float, correlation: np.ndarray, df: int) -> float:
+def tails(t: np.ndarray, correlation: np.ndarray, df: int) -> np.ndarray:
     """The probability that the largest |T_i| exceeds t: the adjusted p value of a statistic t.
 
     Args:
-        t: a statistic, at least 0.
+        t: statistics, at least 0.
         correlation: of the m statistics, [m, m].
         df: degrees of freedom of the residual variance, at least 1.
     """
-    return max(0.0, 1.0 - _within(t, loadings(correlation), df))
+    b = loadings(correlation)
+    return np.array([max(0.0, 1.0 - _within(float(each), b, df)) for each in t])
 
 
 def critical_value(correlation: np.ndarray, df: int, level: float) -> float:
@@ -43,7 +44,7 @@ def critical_value(correlation: np.ndarray, df: int, level: float) -> float:
         df: degrees of freedom of the residual variance, at least 1.
         level: between 0 and 1, such as 0.95.
     """
-    return _critical_value(tuple(np.round(loadings(correlation), 12)), df, level)
+    return _critical_value(tuple(loadings(correlation)), df, level)
 
 
 @lru_cache(maxsize=256)
@@ -86,10 +87,11 @@ def _within(t: float, b: np.ndarray, df: int) -> float:
 
     z, z_weight = _normal_nodes()
     s, s_weight = _scale_nodes(df)
+    b, times = np.unique(np.round(b, 12), return_counts=True)  # without missing runs all are equal
     rest = np.sqrt(1 - b**2)[:, None, None]
     shift = b[:, None, None] * z[:, None]
     inside = ndtr((t * s - shift) / rest) - ndtr((-t * s - shift) / rest)
-    return float(z_weight @ inside.prod(axis=0) @ s_weight)
+    return float(z_weight @ (inside ** times[:, None, None]).prod(axis=0) @ s_weight)
 
 
 @lru_cache(maxsize=1)

@@ -71,7 +71,7 @@ def _row(index: int, table: Table, arm: Arm) -> dict[str, Any]:
         "arm": arm.name,
         "n": len(arm.seeds),
         "seeds": list(arm.seeds),
-        "group": {"sequences": arm.sequences, "tokens": arm.group_tokens},
+        "group": {"sequences": _whole(arm.sequences), "tokens": _whole(arm.group_tokens)},
         "table": index,
         "baseline": table.baseline,
         "metrics": metrics,
@@ -109,5 +109,9 @@ def _about(table: Table) -> dict[str, Any]:
         "df": table.comparisons.df,
         "resolved": table.comparisons.resolved,
         "random_max_vio": {scope: list(ends) for scope, ends in table.random.items()},
-        "tokens": table.tokens and table.tokens[1],
+        "tokens": _whole(table.tokens[1]) if table.tokens else None,
     }
+
+
+def _whole(count: float | None) -> int | None:
+    return None if count is None else round(count)

@@ -62,6 +62,10 @@ class Frame:
     tables: tuple[dict[str, Any], ...]
     problems: tuple[Problem, ...]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The runs, a dictionary each."""
+        return [{str(k): v for k, v in row.items()} for row in self.runs.to_dict("records")]
+
 
 def load(roots: Sequence[Path], only: Collection[str] | None = None) -> Frame:
     """Read the records under some directories, or the records that these directories are.
@@ -104,16 +108,19 @@ def load(roots: Sequence[Path], only: Collection[str] | None = None) -> Frame:
     ]
     columns = [*kept, "metric", "value"]
     return Frame(
-        runs=pd.DataFrame(rows, columns=_COLUMNS),
+        runs=pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(_NUMBERS, float)),
         metrics=pd.DataFrame(metrics, columns=columns),
         tables=tables,
         problems=tuple(problems),
     )
 
 
+_NUMBERS = (
+    *("step", "steps", "tokens", "sequences", "group_tokens"),
+    *(f"random_{scope}" for scope in SCOPES),
+)
 _COLUMNS = [
-    *("run", "arm", "arm_hash", "seed", "state", "reason", "step", "steps", "table", "tokens"),
-    *("sequences", "group_tokens", *(f"random_{scope}" for scope in SCOPES), "made_with"),
+    *("run", "arm", "arm_hash", "seed", "state", "reason", "table", *_NUMBERS, "made_with"),
 ]
 
 

@@ -53,10 +53,12 @@ def find_plans(roots: Iterable[Path]) -> tuple[list[Plan], list[Problem]]:
     return plans, problems
 
 
-def of_study(study: str, plans: Sequence[Plan], problems: Sequence[Problem]) -> list[Plan]:
+def of_study(
+    study: str, plans: Sequence[Plan], problems: Sequence[Problem], runs_dir: Path
+) -> list[Plan]:
     """The plans of a study, by its name or by the name of a plan's own directory.
 
-    A study that was run in several sizes has several plans.
+    A study that was run in several sizes has several plans. `runs_dir` is for the error.
 
     Raises:
         RecordError: if there is none, naming the nearest, or if one cannot be read.
@@ -71,7 +73,7 @@ def of_study(study: str, plans: Sequence[Plan], problems: Sequence[Problem]) -> 
     near = difflib.get_close_matches(study, names, n=3) or names
     known = f"there are {', '.join(near)}" if names else "none was run yet"
     raise RecordError(
-        f"--study {printable(study)}: no such study in the runs directory; {known}; "
+        f"--study {printable(study)}: no such study in {runs_dir}; {known}; "
         "make it with moebench sweep study=NAME"
     )
 
@@ -94,7 +96,7 @@ def _read(path: Path) -> Plan:
         question=printable(str(found.get("question") or "")),
         baseline=str(found.get("baseline") or ""),
         primary=str(found.get("primary") or PRIMARY),
-        runs=tuple(PlannedRun(*(run[key] for key in _STRINGS), run["seed"]) for run in runs),
+        runs=tuple(PlannedRun(*(run[key] for key in PlannedRun._fields)) for run in runs),
     )
 
 

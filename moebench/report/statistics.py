@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from moebench.report.dunnett import critical_value, tail
+from moebench.report.dunnett import critical_value, tails
 
 LEVEL = 0.95
 ODD = 0.01  # level, over all arms, of a test that takes some out of the pool
@@ -75,17 +74,16 @@ class Comparisons:
 def mean_interval(values: np.ndarray, level: float = LEVEL) -> Estimate:
     """Student's t for a mean over seeds, or over paired differences; its p is for a mean of 0.
 
-    Without an interval below three values, and without p where the values do not vary.
+    The mean alone below three values, and of values that do not vary: they say nothing of chance.
     """
     n, mean = len(values), float(np.mean(values))
-    if n < FEWEST_SEEDS:
+    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n >= FEWEST_SEEDS else 0.0
+    if error <= _floor(values):
         return Estimate(mean)
     from scipy.special import stdtr, stdtrit
 
-    error = float(np.std(values, ddof=1)) / math.sqrt(n)
     half = float(stdtrit(n - 1, (1 + level) / 2)) * error
-    p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error > _floor(values) else None
-    return Estimate(mean, mean - half, mean + half, p)
+    return Estimate(mean, mean - half, mean + half, 2 * float(stdtr(n - 1, -abs(mean) / error)))
 
 
 class BlockFit:
@@ -101,20 +99,20 @@ class BlockFit:
     """
 
     def __init__(self, values: np.ndarray) -> None:
-        present = ~np.isnan(values)
-        filled = np.where(present, values, 0.0)
-        self.runs = present.sum(axis=0)
-        self.share = np.where(present, 1.0 / np.maximum(self.runs, 1), 0.0).T  # [arms, seeds]
-        mean = filled.sum(axis=0) / np.maximum(self.runs, 1)
-        deviation = np.where(present, values - mean, 0.0).T  # [arms, seeds]
-        self.informations = np.eye(len(values)) * present.T[:, None] - (
-            self.share[:, :, None] * present.T[:, None]
+        present = (~np.isnan(values)).T  # [arms, seeds]
+        filled = np.where(present, values.T, 0.0)
+        self.runs = present.sum(axis=1)
+        self.share = present / np.maximum(self.runs, 1)[:, None]
+        mean = (filled * self.share).sum(axis=1)
+        self.moment = np.where(present, filled - mean[:, None], 0.0)
+        self.information = np.eye(len(values)) * present[:, None] - (
+            self.share[:, :, None] * present[:, None]
         )
-        self.moments = deviation
-        self.squares = (deviation**2).sum(axis=1)
-        self.floor = _floor(values) ** 2 * values.size
-        self.rss, self.df, self.inverse = self._solve(np.ones(values.shape[1]))
-        self.effect = mean - self.share @ self.inverse @ self.moments.sum(axis=0)
+        self.square = (self.moment**2).sum(axis=1)
+        self.floor = max(_floor(values) ** 2 * values.size, 1e-13 * float(self.square.sum()))
+        rss, df, self.inverse = self._solve(np.zeros(len(self.runs), bool))
+        self.rss, self.df = float(rss), int(df)
+        self.effect = mean - self.share @ self.inverse @ self.moment.sum(axis=0)
 
     def contrasts(self, baseline: int, others: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Differences of arms to the baseline, and their covariance in units of the variance.
@@ -127,24 +125,24 @@ class BlockFit:
         covariance = own + contrast @ self.inverse @ contrast.T
         return difference, covariance
 
-    def without(self, arm: int) -> tuple[float, int]:
-        """`rss` and `df` of the fit to all runs but those of one arm."""
-        kept = np.ones(len(self.runs))
-        kept[arm] = 0
-        return self._solve(kept)[:2]
+    def without_each(self) -> tuple[np.ndarray, np.ndarray]:
+        """`rss` and `df` of the fits to all runs but those of one arm, for each arm."""
+        return self._solve(np.eye(len(self.runs), dtype=bool))[:2]
 
-    def _solve(self, kept: np.ndarray) -> tuple[float, int, np.ndarray]:
-        information = np.tensordot(kept, self.informations, 1)
-        moment = kept @ self.moments
+    def _solve(self, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`rss`, `df` and the inverse information without some arms, [..., arms]."""
+        kept = (~left_out).astype(float)
+        information = np.tensordot(kept, self.information, 1)
+        moment = kept @ self.moment
         inverse = np.linalg.pinv(information, rcond=1e-9, hermitian=True)
-        rank = round(float(np.trace(inverse @ information)))
-        rss = float(kept @ self.squares - moment @ inverse @ moment)
-        df = int(kept @ (self.runs - (self.runs > 0))) - rank
-        return max(rss, self.floor), df, inverse
+        rank = np.rint(np.einsum("...ij,...ji->...", inverse, information)).astype(int)
+        explained = np.einsum("...i,...ij,...j->...", moment, inverse, moment)
+        df = (kept @ np.maximum(self.runs - 1, 0)).astype(int) - rank
+        return np.maximum(kept @ self.square - explained, self.floor), df, inverse
 
 
-def compare(values: pd.DataFrame, baseline: str) -> Comparisons:
-    """Every arm against the baseline at a primary endpoint, at 95 % for all of them together.
+def compare(values: np.ndarray, arms: Sequence[str], seeds: Sequence[int]) -> Comparisons:
+    """Every arm against the first at a primary endpoint, at 95 % for all of them together.
 
     Arms in the pool get Dunnett-type intervals from the block model (`dunnett.py`, with the
     correlations of this very design). An arm out of the pool (see `odd_arms`) gets its own paired
@@ -153,78 +151,68 @@ def compare(values: pd.DataFrame, baseline: str) -> Comparisons:
     three, get the difference alone.
 
     Args:
-        values: one row a seed, one column an arm, NaN where a run is missing.
-        baseline: a column with at least one run.
+        values: [seeds, arms], NaN where a run is missing; each arm has a run.
+        arms: names, the baseline first.
+        seeds: of the rows.
     """
-    differences = {
-        arm: (values[arm] - values[baseline]).dropna() for arm in values.columns if arm != baseline
-    }
-    shared = {arm: len(each) for arm, each in differences.items() if len(each)}
-    pool = [baseline, *(arm for arm, n in shared.items() if n >= 2)]
-    if max(shared.values(), default=0) < FEWEST_SEEDS:
-        pool = [baseline]
-    odd = odd_arms(values[pool], baseline)
-    pool = [] if baseline in odd else [arm for arm in pool if arm not in odd]
-    if max((shared[arm] for arm in pool if arm != baseline), default=0) < FEWEST_SEEDS:
-        pool = []
-    inside = [arm for arm in pool if arm != baseline]
-    outside = [arm for arm, n in shared.items() if arm not in pool and n >= FEWEST_SEEDS]
+    difference = values - values[:, :1]
+    shared = (~np.isnan(difference)).sum(axis=0)
+    pool = [i for i in range(len(arms)) if i == 0 or shared[i] >= 2]
+    odd: dict[int, str] = {}
+    if shared[1:].max(initial=0) >= FEWEST_SEEDS:
+        odd = {pool[i]: way for i, way in odd_arms(values[:, pool]).items()}
+    inside = [i for i in pool[1:] if i not in odd]
+    if 0 in odd or shared[inside].max(initial=0) < FEWEST_SEEDS:
+        inside = []
+    outside = [i for i in range(1, len(arms)) if i not in inside and shared[i] >= FEWEST_SEEDS]
     family = len(inside) + len(outside)
 
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[int, Estimate] = {}
     sd, df, resolved = None, 0, None
     if inside:
-        estimates, sd, df, resolved = _dunnett(values[pool], family)
-    for arm in outside:
-        alone = mean_interval(differences[arm].to_numpy(), 1 - (1 - LEVEL) / family)
+        pooled, sd, df, resolved = _dunnett(values[:, [0, *inside]], family)
+        estimates = dict(zip(inside, pooled, strict=True))
+    paired = {i: mean_interval(_known(difference[:, i])) for i in range(1, len(arms)) if shared[i]}
+    for i in outside:
+        alone = mean_interval(_known(difference[:, i]), 1 - (1 - LEVEL) / family)
         p = None if alone.p is None else min(1.0, family * alone.p)
-        estimates[arm] = Estimate(alone.value, alone.low, alone.high, p)
-    arms = {}
-    for arm in shared:
-        each = differences[arm]
-        paired = mean_interval(each.to_numpy())
-        arms[arm] = Comparison(
-            adjusted=estimates.get(arm, Estimate(paired.value)),
-            paired=paired if len(each) >= FEWEST_SEEDS else None,
-            per_seed={int(str(seed)): float(value) for seed, value in each.items()},
-            left_pool=odd.get(arm),
+        estimates[i] = Estimate(alone.value, alone.low, alone.high, p)
+    compared = {
+        arms[i]: Comparison(
+            adjusted=estimates.get(i, Estimate(each.value)),
+            paired=each if shared[i] >= FEWEST_SEEDS else None,
+            per_seed={
+                seed: float(value)
+                for seed, value in zip(seeds, difference[:, i], strict=True)
+                if not np.isnan(value)
+            },
+            left_pool=odd.get(i),
         )
-    return Comparisons(arms, odd, sd, df, family, resolved)
+        for i, each in paired.items()
+    }
+    left = {arms[i]: way for i, way in odd.items()}
+    return Comparisons(compared, left, sd, df, family, resolved)
 
 
 def _dunnett(
-    values: pd.DataFrame, family: int
-) -> tuple[dict[str, Estimate], float | None, int, float | None]:
+    values: np.ndarray, family: int
+) -> tuple[list[Estimate], float | None, int, float | None]:
     """Estimates of all columns against the first, their sd and df, and the widest half-width."""
-    fit = BlockFit(values.to_numpy(float))
-    others = range(1, values.shape[1])
-    difference, covariance = fit.contrasts(0, others)
-    names = list(values.columns[1:])
+    fit = BlockFit(values)
+    difference, covariance = fit.contrasts(0, range(1, values.shape[1]))
     if fit.rss <= fit.floor:  # runs that do not vary say nothing about chance
-        return (
-            {a: Estimate(float(d)) for a, d in zip(names, difference, strict=True)},
-            None,
-            0,
-            None,
-        )
+        return [Estimate(float(each)) for each in difference], None, 0, None
     sd = math.sqrt(fit.rss / fit.df)
-    root = np.sqrt(np.diag(covariance))
-    correlation = covariance / np.outer(root, root)
-    share = len(names) / family
-    half = sd * root * critical_value(correlation, fit.df, 1 - (1 - LEVEL) * share)
-    estimates = {
-        arm: Estimate(
-            float(d),
-            float(d - h),
-            float(d + h),
-            min(1.0, tail(abs(d) / (sd * r), correlation, fit.df) / share),
-        )
-        for arm, d, h, r in zip(names, difference, half, root, strict=True)
-    }
-    return estimates, sd, fit.df, float(half.max())
+    error = sd * np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(error, error) * sd**2
+    share = len(difference) / family
+    half = error * critical_value(correlation, fit.df, 1 - (1 - LEVEL) * share)
+    p = np.minimum(1.0, tails(np.abs(difference) / error, correlation, fit.df) / share)
+    ends = zip(difference, difference - half, difference + half, p, strict=True)
+    return [Estimate(*map(float, each)) for each in ends], sd, fit.df, float(half.max())
 
 
-def odd_arms(values: pd.DataFrame, baseline: str) -> dict[str, str]:
+def odd_arms(values: np.ndarray) -> dict[int, str]:
     """The arms whose variance is clearly unequal to that of the others, and in which direction.
 
     "more" (a collapsed arm): the F test of the residual that an arm's runs add to the block model
@@ -238,44 +226,47 @@ def odd_arms(values: pd.DataFrame, baseline: str) -> dict[str, str]:
 
     Two arms cannot be told apart, and few seeds show only gross inequality: a standard deviation
     about 21 times the others' with 3 arms and 3 seeds, 3 times with 5 arms and 5 seeds.
+
+    Args:
+        values: [seeds, arms], the baseline first, NaN where a run is missing.
+
+    Returns:
+        "more" or "less" by column.
     """
     from scipy.special import fdtr
 
     odd = dict.fromkeys(_scattered(values), "more")
-    if baseline in odd:
+    left = [i for i in range(values.shape[1]) if i not in odd]
+    if 0 in odd:
         return odd
-    quiet = {}
-    left = [arm for arm in values.columns if arm not in odd]
-    fit = BlockFit(values[left].to_numpy(float))
-    for arm in left:
-        each = (values[arm] - values[baseline]).dropna()
+    fit = BlockFit(values[:, left])
+    for i in left[1:]:
+        each = _known(values[:, i] - values[:, 0])
         df = len(each) - 1
-        if arm == baseline or df < 1 or fit.df - df < 1:
+        if df < 1 or fit.df - df < 1:
             continue
-        own = max(float(np.var(each, ddof=1)) * df / 2, fit.floor)
+        own = max(float(np.var(each)) * len(each) / 2, fit.floor)
         rest = max(fit.rss - own, fit.floor)
         ratio = own / df / (rest / (fit.df - df))
         if rest > fit.floor and fdtr(df, fit.df - df, ratio) < ODD / (len(left) - 1):
-            quiet[arm] = "less"
-    return odd | quiet
+            odd[i] = "less"
+    return odd
 
 
-def _scattered(values: pd.DataFrame) -> list[str]:
+def _scattered(values: np.ndarray) -> list[int]:
     from scipy.special import fdtrc
 
-    left, removed, last = list(values.columns), [], 0
+    left, removed, last = list(range(values.shape[1])), [], 0
     for _ in range((len(left) - 1) // 2):
-        fit = BlockFit(values[left].to_numpy(float))
-        p = {}
-        for i, arm in enumerate(left):
-            rss, df = fit.without(i)
-            extra, extra_df = max(fit.rss - rss, fit.floor), fit.df - df
-            testable = df >= 1 and extra_df >= 1
-            p[arm] = float(fdtrc(extra_df, df, extra / extra_df / (rss / df))) if testable else 1.0
-        worst = min(left, key=lambda arm: p[arm])
-        removed.append(worst)
-        last = len(removed) if p[worst] < ODD / len(left) else last
-        left.remove(worst)
+        fit = BlockFit(values[:, left])
+        rss, df = fit.without_each()
+        extra, extra_df = np.maximum(fit.rss - rss, fit.floor), fit.df - df
+        testable = (df >= 1) & (extra_df >= 1)
+        df, extra_df = np.maximum(df, 1), np.maximum(extra_df, 1)
+        p = np.where(testable, fdtrc(extra_df, df, extra / extra_df / (rss / df)), 1.0)
+        worst = int(np.argmin(p))
+        last = len(removed) + 1 if p[worst] < ODD / len(left) else last
+        removed.append(left.pop(worst))
     return removed[:last]
 
 
@@ -300,6 +291,10 @@ def seeds_needed(sd: float, family: int, effect: float) -> int | None:
     return int(n[enough[0]]) if len(enough) else None
 
 
+def _known(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
+
+
 def _floor(values: np.ndarray) -> float:
     """What rounding alone can make of equal values."""
-    return 1e-12 * max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-300)
+    return 1e-12 * max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-100)

@@ -14,17 +14,17 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from moebench.report import words
 from moebench.report.arms import Arm, Described, Table, percent
-from moebench.report.frame import SCOPES
+from moebench.report.frame import SCOPES, printable
 from moebench.report.plan import PRIMARY
 from moebench.report.statistics import FEWEST_SEEDS
 
 WIDTH = 100
+NARROWEST_NAME = 10
 Cell = tuple[str, str]  # what is said first, and what stands below it
 
 
@@ -56,7 +56,10 @@ Block = Heading | Sentences | Grid
 
 def blocks(table: Table) -> list[Block]:
     """All that is said about one table, in order."""
-    differs = ", ".join(f"{key}={value}" for key, value in table.differs.items())
+    differs = ", ".join(
+        printable(f"{key} at its default" if value is None else f"{key}={value}")
+        for key, value in table.differs.items()
+    )
     found: list[Block] = [Heading(f"Runs with {differs}")] if differs else []
     found += [_load_grid(table), _perplexity_grid(table)]
     if table.primary != PRIMARY:
@@ -64,8 +67,8 @@ def blocks(table: Table) -> list[Block]:
     found += [
         Sentences("What the numbers can and cannot tell", words.verdicts(table)),
         Sentences("How far these runs reach", words.limits(table)),
-        Sentences("Load and specialisation", words.load(table)),
-        Sentences("Mind", words.cautions(table)),
+        Sentences("Load and specialisation in words", words.load(table)),
+        Sentences("Caution", words.cautions(table)),
     ]
     return [each for each in found if not isinstance(each, Sentences) or each.items]
 
@@ -110,7 +113,7 @@ def _perplexity_grid(table: Table) -> Grid:
                 (arm.name, ""),
                 (str(len(arm.seeds)), ""),
                 _mean(nats, 4),
-                (_mean(arm.metrics.get("valid/ppl"), 3)[0], ""),
+                (_perplexity(arm.metrics.get("valid/ppl")), ""),
                 _mean(arm.metrics.get("valid/bits_per_byte"), 4),
                 *_differences(table, arm, PRIMARY),
                 _percent(nats),
@@ -119,7 +122,8 @@ def _perplexity_grid(table: Table) -> Grid:
     tested = table.primary == PRIMARY
     return Grid(
         title=f"Perplexity; differences are to {table.baseline}",
-        caption="Validation nats a token, their exponential, and bits a byte. Difference in nats: "
+        caption="Means ± as above: validation nats a token, their exponential, and bits a byte. "
+        "Difference in nats: "
         + ("95 % for all arms together, adjusted p" if tested else "not tested")
         + "; paired t: 95 % for one arm alone; percent: of perplexity.",
         headers=[
@@ -190,8 +194,16 @@ def _mean(described: Described | None, digits: int) -> Cell:
     return f"{described.mean:.{digits}f}", half
 
 
+def _perplexity(described: Described | None) -> str:
+    if described is None or described.mean is None:
+        return "-"
+    return f"{described.mean:.3f}" if described.mean < 100 else f"{described.mean:,.0f}"
+
+
 def _interval(low: float | None, high: float | None) -> str:
-    return f"{words.signed(low)} to {words.signed(high)}" if None not in (low, high) else ""
+    if low is None or high is None:
+        return ""
+    return f"{words.signed(low)} to {words.signed(high)}"
 
 
 def _count(value: float | None) -> str:
@@ -226,22 +238,34 @@ def _rich(block: Block) -> list[Any]:
         bullets = [_bullet(item) for item in block.items]
         return [Text(block.title, style="bold"), *bullets, ""]
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for i, header in enumerate(block.headers):
-        if i:
-            grid.add_column(Text(header), justify="right", no_wrap=True, vertical="top")
-        else:
-            grid.add_column(Text(header), overflow="fold", min_width=13, vertical="top")
+    grid.add_column(Text(block.headers[0]), overflow="fold", min_width=NARROWEST_NAME)
+    keep = _fits(block)  # names give way to numbers, and numbers wrap rather than lose a digit
+    for header in block.headers[1:]:
+        grid.add_column(Text(header), justify="right", no_wrap=keep, overflow="fold")
     for row in block.rows:
-        grid.add_row(*(Text("\n".join(filter(None, cell))) for cell in row))
+        grid.add_row(*(Text(_stacked(cell)) for cell in row))
     return [Text(block.title, style="bold"), grid, Text(block.caption), ""]
 
 
-def _bullet(item: str) -> Any:
+def _fits(block: Grid) -> bool:
+    """Whether the numbers leave room for the names."""
+    cells = zip(
+        block.headers, *([_stacked(cell) for cell in row] for row in block.rows), strict=True
+    )
+    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in cells]
+    return NARROWEST_NAME + sum(2 + width for width in widths[1:]) <= WIDTH
+
+
+def _stacked(cell: Cell) -> str:
+    return "\n".join(filter(None, cell))
+
+
+def _bullet(item: str) -> RichTable:
     grid = RichTable.grid(padding=(0, 1, 0, 0))
     grid.add_column()
     grid.add_column(overflow="fold")
     grid.add_row("-", Text(item))
-    return Padding(grid, (0, 0, 0, 0))
+    return grid
 
 
 # As Markdown

@@ -90,55 +90,65 @@ def limits(table: Table) -> list[str]:
         gaps = [PAPER_GAP / each * own_bytes for each in PAPER_BYTES]
         needed = [seeds_needed(found.sd, found.family, gap) for gap in gaps]
         counts = [f"{each:,}" if each else "more than 10,000" for each in needed]
+        over = f"{counts[1]} to {counts[2]}" if counts[1] != counts[2] else counts[1]
         way = "less" if gaps[0] < found.resolved else "more"
         per = "byte" if math.isclose(own_bytes, 1, rel_tol=0.01) else "token of these runs"
         told.append(
             f"The paper's micro-to-global gap, ln(8.167 / 8.038) = {PAPER_GAP:.4f} nats a token, "
             f"is about {gaps[0]:.4f} nats a {per} (assumed: 4 bytes a token; {gaps[2]:.4f} at 5, "
             f"{gaps[1]:.4f} at 3), {way} than that. To show it in four of five studies takes "
-            f"about {counts[0]} seeds ({counts[1]} to {counts[2]} over that range; approximate)."
+            f"about {counts[0]} seeds ({over} over that range; approximate)."
         )
-    if table.tokens:
+    if table.tokens and table.tokens[1] > 0:
         seen = PAPER_TOKENS / table.tokens[1]
         steps = f" in {_span(table.steps)} steps" if table.steps else ""
         told.append(
             f"Each run saw {_span(table.tokens)} tokens{steps}; the paper's runs saw 120 billion, "
-            f"{seen:,.0f} times as many. What shows early need not last."
+            f"{float(f'{seen:.2g}'):,.0f} times as many. What shows early need not last."
         )
     return told
 
 
 def load(table: Table) -> list[str]:
     """What differs from the baseline in load and specialisation in every seed."""
-    told = []
+    told, fewest = [], 0
     for arm in table.arms:
-        if arm.name == table.baseline:
-            continue
-        claims = [claim for claim in (make(arm, table) for make in _CLAIMS) if claim]
-        seeds = len(set(arm.seeds) & set(table.arm(table.baseline).seeds))
-        every = "in the one shared seed" if seeds == 1 else f"in every one of {seeds} seeds"
-        if claims:
-            told.append(f"{arm.name} {_listed(claims)}, {every}.")
-        elif any(
+        measured = any(
             each.difference is not None
             for name, each in arm.metrics.items()
             if name.startswith(("load/", "specialization/"))
-        ):
+        )
+        if not measured:
+            continue
+        claims = [claim for claim in (make(arm, table) for make in _CLAIMS) if claim]
+        seeds = len(set(arm.seeds) & set(table.arm(table.baseline).seeds))
+        if claims:
+            every = "in the one shared seed" if seeds == 1 else f"in every one of {seeds} seeds"
+            told.append(f"{arm.name} {_listed(claims)}, {every}.")
+            fewest = min(fewest or seeds, seeds)
+        else:
             told.append(
                 f"{arm.name}: load and specialisation differ from {table.baseline}'s "
                 "in no direction common to all seeds."
             )
+    if fewest:
+        odds = f"{fewest} seeds have one sign in 1 case of {2 ** (fewest - 1):,}"
+        chance = odds if fewest > 1 else "one seed always agrees with itself"
+        told.append(f"This describes these runs and tests nothing: by chance alone, {chance}.")
     return told
 
 
-def _claim(metric: str, less: str, more: str, digits: int, unit: str = "") -> Callable:
+def _claim(metric: str, less: str, more: str, shown: str) -> Callable[[Arm, Table], str | None]:
+    """What makes a phrase on one metric, or none where the runs do not support it."""
+
     def make(arm: Arm, table: Table) -> str | None:
         mine, base = arm.metrics.get(metric), table.arm(table.baseline).metrics.get(metric)
         if mine is None or base is None or not _supported(mine, base):
             return None
-        here, there = f"{mine.mean:.{digits}f}", f"{base.mean:.{digits}f}"
+        if shown.format(mine.mean, 0) == shown.format(base.mean, 0):
+            return None  # a difference too small to print
         words = more if (mine.difference or 0) > 0 else less
-        return None if here == there else f"{words} {here} against {there}{unit})"
+        return f"{words} ({shown.format(mine.mean, base.mean)})"
 
     return make
 
@@ -153,23 +163,28 @@ def _supported(mine: Described, base: Described) -> bool:
 _CLAIMS = (
     _claim(
         "load/max_vio_micro",
-        "keeps micro-batches more even (MaxVio micro",
-        "lets micro-batches be less even (MaxVio micro",
-        2,
+        "keeps micro-batches more even",
+        "lets micro-batches be less even",
+        "MaxVio micro {:.2f} against {:.2f}",
     ),
     _claim(
         "load/max_vio_global",
-        "keeps the validation set more even (MaxVio global",
-        "leaves the validation set less even (MaxVio global",
-        2,
+        "keeps the validation set more even",
+        "leaves the validation set less even",
+        "MaxVio global {:.2f} against {:.2f}",
     ),
     _claim(
         "load/dead_experts",
-        "leaves fewer experts dead (",
-        "leaves more experts dead (",
-        1,
+        "leaves fewer experts dead",
+        "leaves more experts dead",
+        "{:.1f} against {:.1f}",
     ),
-    _claim("specialization/domain", "specialises less (", "specialises more (", 3, " bits"),
+    _claim(
+        "specialization/domain",
+        "specialises less",
+        "specialises more",
+        "{:.3f} against {:.3f} bits",
+    ),
 )
 
 

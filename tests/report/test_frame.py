@@ -1,0 +1,185 @@
+"""Records into a frame: nothing unread is silent, nothing unlike is put together."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moebench.errors import RecordError
+from moebench.records import Record, write_json
+from moebench.report.frame import load
+
+Make = Callable[..., Record]
+
+
+def test_one_row_a_run_and_metric(runs: Path, run: Make) -> None:
+    run(runs, "micro", 0, 1.6, metrics={"load/entropy": 0.9})
+    run(runs, "global", 1, 1.5, sequences=128)
+    frame = load([runs])
+    assert frame.problems == ()
+    assert set(frame.runs["arm"]) == {"micro", "global"}
+    assert len(frame.metrics) == 4 + 3
+    row = frame.metrics[frame.metrics["metric"] == "load/entropy"].iloc[0]
+    assert (row["arm"], row["seed"], row["value"]) == ("micro", 0, 0.9)
+    (first,) = [row for row in frame.rows() if row["arm"] == "global"]
+    assert (first["sequences"], first["group_tokens"], first["state"]) == (128, 16384, "done")
+    assert first["tokens"] == 400 * 128 * 128
+
+
+def test_a_run_itself_is_a_root(runs: Path, run: Make) -> None:
+    assert load([run(runs, "micro").path]).runs["arm"].tolist() == ["micro"]
+
+
+def test_unfinished_runs_keep_their_state_and_have_no_metrics(runs: Path, run: Make) -> None:
+    run(runs, "micro", state="failed", reason="the loss is not finite\x1b[31m")
+    frame = load([runs])
+    (row,) = frame.rows()
+    assert (row["state"], row["step"], row["steps"]) == ("failed", 120, 400)
+    assert row["reason"] == "the loss is not finite�[31m"
+    assert frame.metrics.empty
+
+
+def test_a_run_without_a_sign_of_life_says_so(runs: Path, run: Make) -> None:
+    record = run(runs, "micro", state="running")
+    assert load([runs]).rows()[0]["reason"] == ""
+    write_json(record.path / "status.json", record.status() | {"heartbeat": 1e9})
+    assert "no sign of life for" in load([runs]).rows()[0]["reason"]
+
+
+def _text(name: str, text: str) -> Callable[[Record], object]:
+    return lambda record: (record.path / name).write_text(text)
+
+
+def _manifest(**more: object) -> Callable[[Record], None]:
+    def damage(record: Record) -> None:
+        about = {k: v for k, v in (record.manifest() | more).items() if v is not ...}
+        write_json(record.path / "manifest.json", about)
+
+    return damage
+
+
+def _better(record: Record) -> None:
+    path = record.path / "summary.json"
+    path.write_text(path.read_text().replace("1.6", "1.5"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_text("summary.json", "{"), "summary.json: is not JSON"),
+        (_text("manifest.json", "[]"), "manifest.json: is not an object"),
+        (_manifest(schema_version=9), "is a record of version 9"),
+        (_manifest(arm=...), "holds no usable 'arm'"),
+        (_manifest(arm=["x"]), "holds no usable 'arm'"),
+        (_manifest(seed="0"), "holds no usable 'seed'"),
+        (_manifest(science=3), "holds no usable 'science'"),
+        (_manifest(precision="fp64"), "manifest.json: was changed after the run"),
+        (_better, "summary.json: was changed after the run"),
+        (lambda record: (record.path / "config.yaml").unlink(), "config.yaml: is missing"),
+        (lambda record: (record.path / "manifest.json").unlink(), "manifest.json: cannot be read"),
+    ],
+)
+def test_a_damaged_record_is_named_and_left_out(
+    runs: Path, run: Make, damage: Callable[[Record], object], reason: str
+) -> None:
+    run(runs, "global")
+    damaged = run(runs, "micro")
+    damage(damaged)
+    frame = load([runs])
+    assert frame.runs["arm"].tolist() == ["global"]
+    (problem,) = frame.problems
+    assert problem.run == damaged.name
+    assert reason in problem.reason
+    assert str(runs) not in problem.reason
+
+
+def test_a_value_that_is_not_finite_is_named(runs: Path, run: Make) -> None:
+    record = run(runs, "micro", nats=None, metrics={"valid/nats": None, "load/entropy": 1.0})
+    frame = load([runs])
+    assert frame.metrics["metric"].tolist() == ["load/entropy"]
+    assert frame.problems == ((record.name, "no finite value of valid/nats"),)
+
+
+def test_a_copy_of_a_run_counts_once(runs: Path, tmp_path: Path, run: Make) -> None:
+    run(runs, "micro", state="stopped")
+    finished = run(tmp_path / "copy", "micro")
+    frame = load([runs, tmp_path / "copy", runs])
+    assert frame.runs["state"].tolist() == ["done"]
+    assert [each.run for each in frame.problems] == [finished.name] * 2
+    assert "is the same run as" in frame.problems[0].reason
+
+
+def test_arms_that_share_a_label_are_told_apart_by_what_differs(runs: Path, run: Make) -> None:
+    for weight in (0.1, 0.25):
+        run(runs, "global", science={"loss.balance": weight})
+    run(runs, "global", science={"loss.balance": 0.1, "loss.z": 1e-3})
+    run(runs, "micro")
+    assert set(load([runs]).runs["arm"]) == {
+        "micro",
+        "global loss.balance=0.1",
+        "global loss.balance=0.25",
+        "global loss.balance=0.1 loss.z=0.001",
+    }
+
+
+def test_equal_labels_in_different_tables_stay_as_they_are(runs: Path, run: Make) -> None:
+    run(runs, "global")
+    run(runs, "global", science={"train.steps": 800})
+    frame = load([runs])
+    assert set(frame.runs["arm"]) == {"global"}
+    assert len(frame.tables) == 2
+
+
+def test_equal_labels_and_keys_are_told_apart_by_hash(runs: Path, run: Make) -> None:
+    run(runs, "global")
+    run(runs, "global", 1, arm_hash="other")
+    assert "global (other)" in set(load([runs]).runs["arm"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data", "ffff"),
+        ("seq_len", 256),
+        ("global_bsz", 64),
+        ("train.steps", 800),
+        ("train.precision", "bf16"),
+        ("data.valid_sequences", 8),
+        ("model.num_experts", 8),
+        ("model.num_shared_experts", 1),
+    ],
+)
+def test_runs_unlike_in_what_makes_them_comparable_are_kept_apart(
+    runs: Path, run: Make, key: str, value: object
+) -> None:
+    run(runs, "micro", 0)
+    run(runs, "micro", 1)
+    run(runs, "micro", 0, science={key: value})
+    frame = load([runs])
+    assert sorted(frame.runs["table"]) == [0, 0, 1]
+    assert frame.tables[1][key] == value
+
+
+def test_only_takes_what_is_named(runs: Path, run: Make) -> None:
+    kept = run(runs, "micro")
+    _text("summary.json", "{")(run(runs, "global"))
+    frame = load([runs], {kept.name})
+    assert frame.runs["run"].tolist() == [kept.name]
+    assert frame.problems == ()
+
+
+def test_a_directory_without_runs_is_an_error(runs: Path) -> None:
+    with pytest.raises(RecordError, match=r"runs: holds no runs; make some with moebench sweep"):
+        load([runs])
+    with pytest.raises(RecordError, match=r"nowhere: is no directory"):
+        load([runs / "nowhere"])
+
+
+def test_numbers_beyond_floats_are_no_metrics(runs: Path, run: Make) -> None:
+    record = run(runs, "micro", state="failed")
+    path = record.path / "status.json"
+    path.write_text(json.dumps(record.status() | {"step": 10**400, "steps": True}))
+    (row,) = load([runs]).rows()
+    assert row["step"] != row["step"]
+    assert row["steps"] != row["steps"]

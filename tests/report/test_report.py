@@ -1,0 +1,338 @@
+"""Whole reports: what they say, in every format, on few and on hostile records."""
+
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moebench.errors import ConfigError, RecordError
+from moebench.records import Record
+from moebench.report import FORMATS, Report, make_report
+
+Make = Callable[..., Record]
+HOSTILE = (
+    "x[/foo]",
+    "<script>alert(1)</script>",
+    "=cmd|' /C calc'!A0",
+    "L" * 300,
+    "a\x1b[2J\nb|`*",
+)
+
+
+def scopes(runs: Path, run: Make, seeds: int = 3, effect: float = -0.015) -> list[Record]:
+    """Three arms: global lower than micro by the effect, shuffled like micro."""
+    rng, made = np.random.default_rng(0), []
+    for seed in range(seeds):
+        block = 1.6 + 0.02 * rng.normal()
+        for arm, shift, sequences in (
+            ("micro", 0, 4),
+            ("global", effect, 128),
+            ("shuffled", 0, 128),
+        ):
+            nats = block + shift + 0.001 * rng.normal()
+            local = 1.36 if arm == "micro" else 1.71
+            metrics = {
+                "load/max_vio_micro": local + 0.01 * rng.normal(),
+                "load/max_vio_batch": 0.4 + 0.01 * rng.normal(),
+                "load/max_vio_global": 0.4 + 0.1 * (-1) ** seed * (arm != "micro"),
+                "load/entropy": 0.97,
+                "load/dead_experts": 0.0,
+                "specialization/domain": (0.24 if arm == "micro" else 0.31) + 0.005 * rng.normal(),
+            }
+            made.append(run(runs, arm, seed, nats, sequences=sequences, metrics=metrics))
+    return made
+
+
+def texts(report: Report) -> str:
+    return " ".join(report.render("table").split())
+
+
+def test_the_rows_for_programs(runs: Path, run: Make) -> None:
+    scopes(runs, run)
+    found = make_report([runs]).to_dict()
+    assert found["schema_version"] == 1
+    rows = {row["arm"]: row for row in found["rows"]}
+    assert list(rows) == ["micro", "global", "shuffled"]
+    base, row = rows["micro"], rows["global"]
+    assert (row["n"], row["seeds"], row["baseline"]) == (3, [0, 1, 2], "micro")
+    assert row["group"] == {"sequences": 128, "tokens": 16384}
+    nats = row["metrics"]["valid/nats"]
+    assert nats["difference_low"] < nats["difference"] < nats["difference_high"] < 0
+    assert nats["p"] < 0.05
+    assert nats["paired"]["p"] < 0.05
+    assert nats["difference"] == pytest.approx(nats["mean"] - base["metrics"]["valid/nats"]["mean"])
+    assert base["metrics"]["valid/nats"]["difference"] is None
+    assert "p" not in row["metrics"]["load/entropy"]
+    ppl = row["metrics"]["valid/ppl"]
+    assert ppl["mean"] == pytest.approx(math.exp(nats["mean"]))
+    assert ppl["difference_high"] == pytest.approx(
+        base["metrics"]["valid/ppl"]["mean"] * math.expm1(nats["difference_high"])
+    )
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_text_shows_load_first_and_then_says_what_can_be_told(runs: Path, run: Make) -> None:
+    scopes(runs, run)
+    text = texts(make_report([runs]))
+    assert (
+        text.index("Load and specialisation") < text.index("Perplexity") < text.index("cannot tell")
+    )
+    assert "random routing 0.22 0.04 0.02" in text
+    assert "global: valid/nats is lower than micro's by 0.01" in text
+    assert "shuffled: cannot tell: the interval" in text
+    assert "These runs resolve differences of 0.0" in text
+    assert "0.0159 nats a token, is about 0.0040 nats a byte" in text
+    assert "6.6 million tokens in 400 steps" in text
+    assert "lets micro-batches be less even (MaxVio micro 1.7" in text
+    assert "specialises more (0.3" in text
+    assert "in every one of 3 seeds" in text
+    assert "validation set" not in text[text.index("in words") :]  # its sign changes with the seed
+
+
+def test_the_paper_is_put_beside_other_tokenizers_by_bytes(runs: Path, run: Make) -> None:
+    for seed, nats in enumerate((3.2, 3.21, 3.19)):
+        bits = {"valid/bits_per_byte": nats / math.log(2) / 3}
+        run(runs, "micro", seed, nats, metrics=bits)
+        run(runs, "global", seed, nats + 0.001 * seed, metrics=bits)
+    assert "is about 0.0119 nats a token of these runs" in texts(make_report([runs]))
+
+
+def test_every_line_fits_100_columns_and_loses_no_digit(runs: Path, run: Make) -> None:
+    scopes(runs, run)
+    for seed in range(3):
+        run(runs, "L" * 300, seed, 11.0 + 2.0 * seed**2, sequences=None)
+    text = make_report([runs]).render("table")
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    assert text.count("L") >= 300
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("arms", "seeds"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 4)])
+def test_every_format_renders_any_number_of_arms_and_seeds(
+    runs: Path, run: Make, form: str, arms: int, seeds: int
+) -> None:
+    for arm in range(arms):
+        for seed in range(seeds):
+            run(runs, f"arm-{arm}", seed, 1.6 + 0.01 * math.sin(7 * arm + 3 * seed))
+    report = make_report([runs])
+    text = report.render(form)
+    assert text.count(f"arm-{arms - 1}")
+    assert "nan" not in text.lower()
+    assert text == make_report([runs]).render(form)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_hostile_labels_are_text_in_every_format(runs: Path, run: Make, form: str) -> None:
+    for label in HOSTILE:
+        for seed in range(3):
+            run(runs, label, seed, 1.6 + 0.001 * seed * len(label))
+    run(runs, HOSTILE[0], 9, state="failed", reason="[bold]x[/bold] | <b>")
+    text = make_report([runs], baseline=HOSTILE[0]).render(form)
+    assert "\x1b" not in text
+    if form == "table":
+        assert "x[/foo]" in text
+        assert "[bold]x[/bold] | <b>" in text
+    if form == "md":
+        assert "<script>" not in text
+        assert "&lt;script&gt;" in text
+        rows = [line for line in text.splitlines() if line.startswith("|")]
+        unescaped = {line.replace("\\|", "").count("|") for line in rows}
+        assert unescaped == {11, 9}
+    if form == "csv":
+        cells = [cell for row in csv.reader(io.StringIO(text)) for cell in row]
+        assert "'=cmd|' /C calc'!A0" in cells
+        assert not any(cell.startswith(("=", "+", "@")) for cell in cells)
+        assert any(cell.startswith("-0.") for cell in cells)
+    if form == "json":
+        assert HOSTILE[3] in [row["arm"] for row in json.loads(text)["rows"]]
+
+
+def test_one_and_two_seeds_are_no_finding(runs: Path, tmp_path: Path, run: Make) -> None:
+    scopes(runs, run, seeds=1)
+    text = texts(make_report([runs]))
+    assert "One pair of runs shows no uncertainty" in text
+    assert "in the one shared seed" in text
+    assert "lower than" not in text
+    scopes(tmp_path / "two", run, seeds=2)
+    report = make_report([tmp_path / "two"])
+    text = texts(report)
+    assert "nats against micro in seeds 0 and 1" in text
+    assert "Two seeds leave one degree of freedom" in text
+    assert "lower than" not in text
+    row = report.to_dict()["rows"][1]["metrics"]["valid/nats"]
+    assert row["difference"] is not None
+    assert (row["low"], row["difference_low"], row["difference_high"], row["p"]) == (None,) * 4
+    assert set(row["per_seed"]) == {"0", "1"}
+
+
+def test_a_collapsed_arm_is_noticed(runs: Path, run: Make) -> None:
+    scopes(runs, run, seeds=5)
+    for seed, nats in enumerate((2.0, 3.5, 1.9, 4.0, 2.4)):
+        run(runs, "none", seed, nats, sequences=None)
+    report = make_report([runs])
+    text = texts(report)
+    assert "none: its runs vary clearly more than those of the other arms" in text
+    assert "is compared by its own paired t" in text
+    assert report.to_dict()["rows"][-1]["metrics"]["valid/nats"]["left_pool"] == "more"
+
+
+def test_missing_runs_are_said_and_do_not_stop_the_test(runs: Path, run: Make) -> None:
+    scopes(runs, run, seeds=4)
+    run(runs, "global-64", 1, 1.59)
+    run(runs, "global-64", 2, state="failed", reason="out of memory")
+    text = texts(make_report([runs]))
+    assert "Not every arm has every seed" in text
+    assert "failed at step 120 of 400: out of memory" in text
+    assert "global-64: cannot tell: " in text
+
+
+def test_tables_of_runs_that_differ_are_headed_by_what_differs(runs: Path, run: Make) -> None:
+    scopes(runs, run)
+    run(runs, "micro", 0, science={"train.steps": 800, "model.num_shared_experts": 1})
+    report = make_report([runs])
+    text = texts(report)
+    assert "Runs with train.steps=400, model.num_shared_experts at its default" in text
+    assert "Runs with train.steps=800, model.num_shared_experts=1" in text
+    assert "There is one arm: nothing to compare it with." in text
+    assert [row["n"] for row in report.to_dict()["rows"]] == [3, 3, 3, 1]
+
+
+def test_runs_on_different_machines_are_named(runs: Path, run: Make) -> None:
+    run(runs, "micro", 0)
+    run(runs, "global", 0, device_name="H200", torch="2.12.0")
+    text = texts(make_report([runs]))
+    assert "The runs differ in device_name: H200, a CPU." in text
+    assert "The runs differ in torch: 2.11.0, 2.12.0." in text
+
+
+# Baselines and studies
+
+
+def test_the_baseline_is_given_or_planned_or_micro_or_first(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    made = [run(runs, arm, sequences=size) for arm, size in (("global", 128), ("shuffled", 64))]
+
+    def baseline(chosen: str | None = None) -> str:
+        return make_report([runs], baseline=chosen).tables[0].baseline
+
+    assert baseline() == "shuffled"
+    made.append(run(runs, "micro"))
+    assert baseline() == "micro"
+    plan(runs, "scope", made, baseline="global")
+    assert baseline() == "global"
+    assert baseline("shuffled") == "shuffled"
+    with pytest.raises(ConfigError, match="--baseline mikro: no such arm; there are global, micro"):
+        baseline("mikro")
+
+
+def test_a_planned_baseline_is_found_among_arms_that_share_its_label(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    made = [run(runs, "global", science={"loss.balance": w}) for w in (0.2, 0.1)]
+    plan(runs, "weight", made, baseline="global")
+    assert make_report([runs]).tables[0].baseline == "global loss.balance=0.2"
+
+
+def test_a_baseline_missing_from_one_table_is_replaced_there_with_notice(
+    runs: Path, run: Make
+) -> None:
+    run(runs, "micro")
+    run(runs, "global")
+    run(runs, "micro", science={"seq_len": 256})
+    report = make_report([runs], baseline="global")
+    assert [table.baseline for table in report.tables] == ["global", "micro"]
+    assert "global has no finished run in this table" in texts(report)
+
+
+def test_a_study_takes_its_runs_and_tells_which_are_missing(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    made = scopes(runs, run)
+    run(runs, "other")
+    waiting = run(runs, "none", state="waiting")
+    path = plan(runs, "scope", [*made, waiting])
+    (waiting.path / "config.yaml").unlink()
+    for file in waiting.path.iterdir():
+        file.unlink()
+    for name in ("scope", path.parent.name):
+        report = make_report([], study=name, runs_dir=runs)
+        assert "other" not in report.render("table")
+        assert "Study scope: What?" in report.render("table")
+        assert [each.state for each in report.unfinished] == ["not begun"]
+    with pytest.raises(RecordError, match=r"--study scop: no such study .* there are scope"):
+        make_report([runs], study="scop", runs_dir=runs)
+
+
+def test_a_study_may_have_another_primary_endpoint(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    plan(runs, "load", scopes(runs, run), primary="load/max_vio_micro")
+    report = make_report([runs])
+    rows = {row["arm"]: row["metrics"] for row in report.to_dict()["rows"]}
+    assert rows["global"]["load/max_vio_micro"]["p"] < 0.001
+    assert "p" not in rows["global"]["valid/nats"]
+    text = texts(report)
+    assert "Primary endpoint load/max_vio_micro" in text
+    assert "global: load/max_vio_micro is higher than micro's by 0.3" in text
+    assert "8.038" not in text
+
+
+def test_a_broken_plan_is_named(runs: Path, run: Make, plan: Callable[..., Path]) -> None:
+    plan(runs, "scope", [run(runs, "micro")]).write_text('{"runs": [{}]}')
+    assert "studies/scope-0a1b2c: plan.json: holds no usable list 'runs'" in texts(
+        make_report([runs])
+    )
+    with pytest.raises(RecordError, match=r"holds no usable list 'runs'; plan it again"):
+        make_report([runs], study="scope", runs_dir=runs)
+
+
+def test_a_primary_that_no_run_holds_is_said(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    plan(runs, "odd", scopes(runs, run), primary="valid/x")
+    text = texts(make_report([runs]))
+    assert "cannot tell: no runs of it and of micro hold valid/x" in text
+
+
+# Errors
+
+
+def test_nothing_finished_is_one_line_with_what_there_is(runs: Path, run: Make) -> None:
+    run(runs, "micro", state="failed")
+    run(runs, "global", state="running")
+    with pytest.raises(RecordError) as error:
+        make_report([runs])
+    text = str(error.value)
+    assert text.startswith(f"{runs}: holds no finished run (")
+    assert "1 failed" in text
+    assert "1 running" in text
+    assert text.endswith("moebench sweep")
+    assert error.value.exit_code == 2
+
+
+def test_an_unknown_format_is_refused(runs: Path, run: Make) -> None:
+    run(runs, "micro")
+    with pytest.raises(ConfigError, match="format=xml: must be one of table, md, csv, json"):
+        make_report([runs]).render("xml")
+
+
+def test_a_report_needs_no_torch(runs: Path, run: Make) -> None:
+    scopes(runs, run)
+    code = (
+        "import sys, pathlib, moebench.report as r;"
+        "r.make_report([pathlib.Path(sys.argv[1])]).render();"
+        "bad = {'torch', 'matplotlib', 'scipy.stats'} & set(sys.modules); "
+        "sys.exit(', '.join(bad) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(runs)], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode == 0
