@@ -172,7 +172,7 @@ def report(
     from moebench.report import make_report
 
     made = make_report(directories or [runs_dir], study=study, baseline=baseline, runs_dir=runs_dir)
-    made.render("json" if as_json else form)
+    print(made.render("json" if as_json else form))
 
 
 @app.command()

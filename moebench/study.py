@@ -96,9 +96,10 @@ def make_plan(
 ) -> tuple[Plan, list[Corpus]]:
     """Compose and validate every run that the typed overrides stand for; none has started yet.
 
-    With a sweep among the overrides and no `study=`, the arms are exactly that grid; else those of
-    the study, `scope` if none is named. What is typed wins over the study, `seed=` replaces its
-    seeds, and other sweeps are crossed with its arms.
+    With a sweep among the overrides and no `study=`, the runs are exactly that grid; else those of
+    the study, `scope` if none is named: each of its arms with the overrides of the study, of its
+    size and those typed, a later one winning over an earlier one. All are in Hydra's sweep grammar,
+    so that `seed=0,1,2` gives every arm three seeds.
 
     Args:
         overrides: as typed, `study=` and `study.*` included.
@@ -118,8 +119,7 @@ def make_plan(
         raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
     grid = composer.expand(own)
     if not names and not options and len(grid) > 1:
-        study = None
-        cells = grid
+        study, cells = None, grid
     else:
         study = composer.study(names[0] if names else DEFAULT_STUDY, options)
         shared = (*study.overrides, *study.sizes.get(study.size, ()))
@@ -131,14 +131,9 @@ def make_plan(
                     f"{each}: study={study.name} varies {_key(each)} itself; "
                     "leave it out, or sweep over it without study="
                 )
-        seeds = [] if any(_key(each) == "seed" for each in own) else study.seeds
-        cells = [
-            _merge(shared, arm, typed, [f"seed={seed}"] if seeds else [])
-            for seed in (seeds or [None])
-            for typed in grid
-            for arm in arms
-        ]
+        cells = [cell for arm in arms for cell in composer.expand(_merge(shared, arm, own))]
     configs = [(cell, composer.compose(cell)) for cell in cells]
+    configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
     corpora = _corpora([config for _, config in configs], progress)
     jobs: dict[str, Job] = {}
     for cell, config in configs:

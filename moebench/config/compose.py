@@ -1,66 +1,53 @@
 """`conf/`, an overlay and the typed overrides make one checked `ExperimentConfig`.
 
-Hydra parses overrides and sweeps and composes the chosen groups; values are then set one by one on
-a copy of that, so that every error belongs to one override and a grid composes each distinct choice
-of groups once.
+Hydra parses overrides and composes presets; what they say is then put together as plain values by
+dotted key, each checked where it comes from. So every error belongs to one override or file, and a
+grid reads each preset once.
 """
 
 import difflib
+import math
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, replace
-from functools import lru_cache
+from functools import reduce
 from importlib.resources import files
+from itertools import chain, islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moebench.config.schema import (
     ExperimentConfig,
     StudyConfig,
+    as_type,
     check_experiment,
     check_ranges,
+    check_study,
+    flat,
     knobs,
+    type_words,
 )
 from moebench.errors import ConfigError
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 
+MOST_RUNS = 100_000  # of a sweep; more are a slip of the hand, as in seed=range(0,1e9)
+KNOBS = {key: each for key, each, _ in knobs(ExperimentConfig())}
+# The name of a study is that of its preset.
+STUDY_KNOBS = {f"study.{key}": each for key, each, _ in knobs(StudyConfig()) if key != "name"}
 
-def _type_name(each: Field) -> str:
-    return (
-        each.type.__name__
-        if isinstance(each.type, type) and not hasattr(each.type, "__args__")
-        else str(each.type)
-    )
-
-
-_MUST_BE = {
-    "int": "must be a whole number, written out (1000, not 1e3)",
-    "float": "must be a number",
-    "bool": "must be true or false",
-    "str": "must be a word",
-    "list[str]": "must be a list, as in [a,b]",
-    "list[int]": "must be a list of whole numbers, as in [0,1]",
-    "dict[str, list[str]]": "must be a table of lists",
-}
-_KEYS = tuple(key for key, _, _ in knobs(ExperimentConfig()))
-_TYPES = {
-    key: _MUST_BE[_type_name(each).removesuffix(" | None")]
-    + (" or null" if _type_name(each).endswith("None") else "")
-    for config in (ExperimentConfig(), StudyConfig())
-    for key, each, _ in knobs(config)
-}
+Values = dict[str, Any]  # dotted key -> value
 
 
 def shipped_conf() -> Path:
@@ -74,247 +61,175 @@ class Composer:
 
     Raises ConfigError if the overlay is no folder, or holds a file that the shipped one has too:
     an overlay adds presets and never shadows one.
+
+    Attributes:
+        groups: what an override can choose a preset of, in the order of `config.yaml`.
     """
 
     def __init__(self, overlay: Path | None = None) -> None:
         self.conf = shipped_conf()
-        self.overlay = overlay.resolve() if overlay else None
-        if self.overlay is None:
-            return
-        if not self.overlay.is_dir():
-            raise ConfigError(f"--config-dir {overlay}: is not a folder; name one with presets")
-        for path in sorted(self.overlay.rglob("*.yaml")):
-            name = path.relative_to(self.overlay)
-            if (self.conf / name).exists():
-                raise ConfigError(
-                    f"--config-dir {overlay}: {name} would shadow the shipped preset; rename it"
-                )
+        self.roots = [self.conf]
+        if overlay is not None:
+            _refuse_shadows(overlay, self.conf)
+            self.roots.append(overlay.resolve())
+        # An empty group is a folder that neither git nor a wheel keeps, so folders do not tell.
+        layers = yaml.safe_load((self.conf / "config.yaml").read_bytes())["defaults"]
+        self.groups = tuple(name for each in layers if isinstance(each, dict) for name in each)
+        self._parser = OverridesParser.create(config_loader=cast(Any, self))
+        self._parsed: dict[str, Override] = {}
+        self._presets: dict[tuple[str, ...], Values] = {}
+        self._choices: dict[str, list[str]] = {}
 
     def choices(self, group: str) -> list[str]:
         """The presets of a group, sorted."""
-        roots = [self.conf, *([self.overlay] if self.overlay else [])]
-        return sorted(path.stem for root in roots for path in (root / group).glob("*.yaml"))
+        if group not in self._choices:
+            found = (path.stem for root in self.roots for path in (root / group).glob("*.yaml"))
+            self._choices[group] = sorted(found)
+        return self._choices[group]
 
-    def groups(self) -> list[str]:
-        """The groups that an override of a run can choose from."""
-        return sorted(
-            path.name for path in self.conf.iterdir() if path.is_dir() and path.name != "study"
-        )
+    def get_group_options(self, group: str, results_filter: Any = None) -> list[str]:
+        """`choices`, as Hydra's `glob()` asks for them."""
+        return self.choices(group)
 
     def expand(self, overrides: Sequence[str]) -> list[tuple[str, ...]]:
         """The jobs that overrides in Hydra's sweep grammar stand for, each a tuple of overrides.
 
-        Raises ConfigError for an override that does not parse and for a sweep of no jobs.
+        Raises ConfigError for an override that cannot be, and for a sweep of no or too many jobs.
         """
-        parsed = [_parse(text) for text in overrides]
-        _refuse_duplicates(parsed)
-        for each in parsed:
-            self._check(each)
-        jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0] if parsed else [[]]
-        if not jobs:
-            empty = next(each for each in parsed if each.is_sweep_override())
-            raise ConfigError(f"{empty.input_line}: the sweep is empty; give at least one value")
-        return [tuple(job) for job in jobs]
+        choices = []
+        for each in self._checked(overrides):
+            if each.is_sweep_override():
+                values = _sweep(each)
+                choices.append([f"{each.key_or_group}={value}" for value in values])
+            else:
+                choices.append([each.input_line or ""])
+        if math.prod(map(len, choices)) > MOST_RUNS:
+            raise ConfigError(
+                f"{' '.join(overrides)}: are more than {MOST_RUNS} runs; sweep over fewer values"
+            )
+        return list(product(*choices))
 
-    def compose(
-        self, overrides: Sequence[str] = (), *, base: Path | None = None
-    ) -> ExperimentConfig:
+    def is_sweep(self, override: str) -> bool:
+        """Whether an override has several values, or is written as if it had."""
+        return self._parse(override).is_sweep_override()
+
+    def compose(self, *layers: Sequence[str], base: Path | None = None) -> ExperimentConfig:
         """One run's config, complete, checked and with its scope's `balance_bsz` filled in.
 
         Args:
-            overrides: `key=value` and `group=preset` in Hydra's grammar, without sweeps.
+            layers: overrides, `key=value` and `group=preset` in Hydra's grammar, without sweeps. A
+                later layer wins over an earlier one; within a layer, keys win over presets.
             base: a record's `config.yaml` to start from in place of the shipped defaults.
 
         Raises:
             ConfigError: naming the override, what is wrong with it and a remedy.
         """
-        parsed = [_parse(text) for text in overrides]
-        _refuse_duplicates(parsed)
-        groups = set(self.groups())
-        chosen, values = [], []
-        for each in parsed:
+        parsed = [self._checked(layer) for layer in layers]
+        for each in chain(*parsed):
             if each.is_sweep_override():
                 raise ConfigError(
-                    f"{each.input_line}: is a sweep; a run takes one value (see moebench sweep)"
+                    f"{each.input_line}: is a sweep, where one value is needed; use moebench "
+                    f"sweep, or {_how_to_quote(each.input_line)}"
                 )
-            self._check(each)
-            (chosen if each.key_or_group in groups else values).append(each)
-        picks = tuple(f"{each.key_or_group}={_word(each.value())}" for each in chosen)
+        last = {each.key_or_group: _word(each) for each in chain(*parsed)}
+        picks = {group: last[group] for group in self.groups if last.get(group, "null") != "null"}
+        experiment = picks.get("experiment")
         if base is None:
-            config = _compose_groups(self.conf, self.overlay, picks).copy()
+            values = dict(self._preset("config", *(f"{key}={picks[key]}" for key in picks)))
         else:
-            config = self._from_file(base, picks)
-        for each in values:
-            _set(config, each)
-        return _checked(config)
+            values = _from_file(base) | (
+                self._preset(f"experiment/{experiment}") if experiment else {}
+            )
+        for layer in parsed:
+            # Presets once more: what is typed wins over an experiment, a later layer over earlier.
+            for each in layer:
+                key = each.key_or_group
+                if key in picks and key != "experiment" and _word(each) == picks[key]:
+                    values |= self._preset(f"{key}/{picks[key]}")
+            for each in layer:
+                key = each.key_or_group
+                if key not in self.groups:
+                    values[key] = _typed(each.input_line or key, key, each.value(), KNOBS)
+        return _complete(values)
 
-    def study(self, name: str, overrides: Sequence[str] = ()) -> StudyConfig:
+    def study(self, name: str, overrides: Iterable[str] = ()) -> StudyConfig:
         """A study preset, with `study.size` and other `study.*` values set."""
         if name not in self.choices("study"):
             raise ConfigError(_unknown(f"study={name}", "study", name, self.choices("study")))
-        keys = [key for key, _, _ in knobs(StudyConfig())]
-        with _hydra(self.conf):
-            raw = hydra_compose(f"study/{name}", overrides=_searchpath(self.overlay))
-        config = OmegaConf.structured(StudyConfig)
-        try:
-            config.merge_with(raw.study)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"study={name}: {_first_line(error)}") from None
-        parsed = [_parse(text) for text in overrides]
-        _refuse_duplicates(parsed)
-        for each in parsed:
-            key = each.key_or_group.removeprefix("study.")
-            if key not in keys:
-                raise ConfigError(_unknown(each.input_line or key, "key", key, keys))
-            _refuse_odd(each)
-            _set(config, each, key)
-        study = OmegaConf.to_object(config)
-        assert isinstance(study, StudyConfig)
-        study.name = name
+        values = dict(self._preset(f"study/{name}"))
+        for each in self._checked(overrides, STUDY_KNOBS):
+            key = each.key_or_group
+            values[key] = _typed(each.input_line or key, key, each.value(), STUDY_KNOBS)
+        study = StudyConfig(name=name, **{k.removeprefix("study."): v for k, v in values.items()})
         check_ranges(study)
-        if study.sizes and study.size not in study.sizes:
-            raise ConfigError(
-                _unknown(f"study.size={study.size}", "size", study.size, list(study.sizes))
-            )
+        check_study(study)
         return study
 
-    def _from_file(self, base: Path, picks: Iterable[str]) -> DictConfig:
-        try:
-            raw = OmegaConf.create(base.read_text(encoding="utf-8"))
-            config = OmegaConf.structured(ExperimentConfig)
-            config.merge_with(raw)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--config {base}: cannot be read ({error})") from None
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-            raise ConfigError(f"--config {base}: {_first_line(error)}") from None
-        for pick in picks:
-            with _hydra(self.conf):
-                name = pick.replace("=", "/")
-                config.merge_with(hydra_compose(name, overrides=_searchpath(self.overlay)))
-        return config
+    def _preset(self, name: str, *picks: str) -> Values:
+        """What a file under `conf/` says, its keys and types checked."""
+        if (name, *picks) not in self._presets:
+            said = " ".join(picks) if picks else name.replace("/", "=", 1)
+            overrides = [
+                *(
+                    f"{group}={_quoted(preset)}"
+                    for group, preset in (p.split("=", 1) for p in picks)
+                ),
+                *(f"hydra.searchpath=[{_quoted(f'file://{root}')}]" for root in self.roots[1:]),
+            ]
+            GlobalHydra.instance().clear()
+            try:
+                with initialize_config_dir(str(self.conf), version_base="1.3"):
+                    made = hydra_compose(name, overrides=overrides)
+                nested = cast(dict[str, Any], OmegaConf.to_container(made, resolve=True))
+            except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+                raise ConfigError(f"{said}: {_why(error)}; correct the preset") from None
+            if name.startswith("study/"):
+                found = {f"study.{key}": v for key, v in (nested.get("study") or nested).items()}
+            else:
+                found = dict(flat(nested))
+            known = STUDY_KNOBS if name.startswith("study/") else KNOBS
+            self._presets[name, *picks] = {
+                key: _typed(f"{said}: {key}={value}", key, value, known)
+                for key, value in found.items()
+            }
+        return self._presets[name, *picks]
 
-    def _check(self, each: Override) -> None:
-        """Refuse an override whose key or group choice does not exist."""
-        _refuse_odd(each)
-        key, groups = each.key_or_group, self.groups()
-        if key not in groups and key not in _KEYS:
-            raise ConfigError(
-                _unknown(each.input_line or key, "key", key, sorted({*groups, *_KEYS}))
-            )
-        if key in groups:
-            options = self.choices(key)
-            sweep = each.sweep_iterator() if each.is_sweep_override() else [each.value()]
-            for choice in map(_word, sweep):
-                if choice not in options and not (key == "experiment" and choice == "null"):
-                    raise ConfigError(_unknown(f"{key}={choice}", key, choice, options))
+    def _checked(
+        self, overrides: Iterable[str], known: Mapping[str, Field] = KNOBS
+    ) -> list[Override]:
+        """The overrides parsed; ConfigError for one that no run or study could have."""
+        seen: dict[str, Override] = {}
+        for each in map(self._parse, overrides):
+            key = each.key_or_group
+            _refuse_odd(each)
+            if key in self.groups and known is KNOBS:
+                for choice in _sweep(each) if each.is_sweep_override() else [_word(each)]:
+                    allowed = [*self.choices(key), *(["null"] if key == "experiment" else [])]
+                    if choice not in allowed:
+                        raise ConfigError(
+                            _unknown(f"{key}={choice}", key, choice, self.choices(key))
+                        )
+            elif key not in known:
+                words = known if known is STUDY_KNOBS else {*self.groups, *known}
+                raise ConfigError(_unknown(each.input_line or key, "key", key, sorted(words)))
+            if key in seen:
+                raise ConfigError(
+                    f"{key}: is set twice ({seen[key].input_line} and {each.input_line}); keep one"
+                )
+            seen[key] = each
+        return list(seen.values())
 
-
-def _hydra(conf: Path) -> Any:
-    GlobalHydra.instance().clear()
-    return initialize_config_dir(str(conf), version_base="1.3")
-
-
-def _searchpath(overlay: Path | None) -> list[str]:
-    return [f"hydra.searchpath=[file://{overlay}]"] if overlay else []
-
-
-@lru_cache(maxsize=256)
-def _compose_groups(conf: Path, overlay: Path | None, picks: tuple[str, ...]) -> DictConfig:
-    with _hydra(conf):
-        try:
-            config = hydra_compose("config", overrides=[*picks, *_searchpath(overlay)])
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(
-                f"{' '.join(picks)}: {_first_line(error.__cause__ or error)}"
-            ) from None
-    return config
-
-
-def _parse(text: str) -> Override:
-    if "=" not in text and not text.startswith("~"):
-        raise ConfigError(f"{text}: is neither an option nor an override; write key=value")
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        raise ConfigError(
-            f"{text}: does not parse ({_first_line(error)}); quote blanks and special characters"
-        ) from None
-
-
-def _refuse_odd(each: Override) -> None:
-    text, key = each.input_line or "", each.key_or_group
-    if each.is_delete():
-        raise ConfigError(f"{text}: no key can be taken away; set it to another value")
-    if each.is_add() or each.is_force_add():
-        raise ConfigError(f"{text}: no key can be added; drop the + if the key exists")
-    if each.package is not None:
-        raise ConfigError(f"{text}: a preset stays in its group; drop @{each.package}")
-    if "${" in text:
-        raise ConfigError(
-            f"{text}: interpolations are not taken from the command line; type the value"
-        )
-    if key == "hydra" or key.startswith("hydra.") or "_target_" in text:
-        raise ConfigError(
-            f"{text}: Hydra's own settings are not open; moebench --help lists what is"
-        )
-    if not each.is_sweep_override() and each.value() == "":
-        raise ConfigError(f"{text}: has no value; give one, or null")
-
-
-def _refuse_duplicates(parsed: Iterable[Override]) -> None:
-    seen: dict[str, Override] = {}
-    for each in parsed:
-        first = seen.setdefault(each.key_or_group, each)
-        if first is not each:
-            raise ConfigError(
-                f"{each.key_or_group}: is set twice ({first.input_line} and {each.input_line}); "
-                "keep one"
-            )
-
-
-def _set(config: DictConfig, each: Override, key: str | None = None) -> None:
-    try:
-        OmegaConf.update(config, key or each.key_or_group, each.value(), merge=False)
-    except OmegaConfBaseException:
-        raise ConfigError(f"{each.input_line}: {_TYPES[key or each.key_or_group]}") from None
-
-
-def _checked(config: DictConfig) -> ExperimentConfig:
-    try:
-        made = OmegaConf.to_object(config)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
-    assert isinstance(made, ExperimentConfig)
-    check_experiment(made)
-    if made.balance_bsz is None:
-        size = {
-            "sequence": 1,
-            "micro": made.micro_bsz,
-            "shuffled": made.global_bsz,
-            "global": made.global_bsz,
-        }
-        made = replace(made, balance_bsz=size.get(made.scope))
-    return made
-
-
-def _word(value: Any) -> str:
-    return "null" if value is None else str(value)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
-
-
-def _unknown(said: str, what: str, word: str, known: Sequence[str]) -> str:
-    """One line for a word that is not known: the nearest ones, else all of them."""
-    tails = [each for each in known if each.split(".")[-1] == word.split(".")[-1]]
-    near = tails or difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if near:
-        return f"{said}: no such {what}; did you mean {' or '.join(near)}?"
-    if len(known) > 12:
-        return f"{said}: no such {what}; moebench train --print-config shows them all"
-    return f"{said}: no such {what}; there are {', '.join(known) or 'none yet'}"
+    def _parse(self, text: str) -> Override:
+        if text not in self._parsed:
+            if "=" not in text and not text.startswith("~"):
+                raise ConfigError(f"{text}: is neither an option nor an override; write key=value")
+            try:
+                self._parsed[text] = self._parser.parse_override(text)
+            except (HydraException, ValueError) as error:
+                raise ConfigError(
+                    f"{text}: does not parse ({_why(error)}); {_how_to_quote(text)}"
+                ) from None
+        return self._parsed[text]
 
 
 def from_dict(nested: Mapping[str, Any]) -> ExperimentConfig:
@@ -322,12 +237,9 @@ def from_dict(nested: Mapping[str, Any]) -> ExperimentConfig:
 
     Raises ConfigError for unknown keys, wrong types and values out of range.
     """
-    config = OmegaConf.structured(ExperimentConfig)
-    try:
-        config.merge_with(OmegaConf.create(dict(nested)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
-    return _checked(config)
+    return _complete(
+        {key: _typed(f"{key}={value}", key, value, KNOBS) for key, value in flat(nested)}
+    )
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
@@ -338,3 +250,134 @@ def to_dict(config: ExperimentConfig) -> dict[str, Any]:
 def to_yaml(config: ExperimentConfig) -> str:
     """A config as the YAML that `--print-config` shows and a record keeps."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _refuse_shadows(overlay: Path, conf: Path) -> None:
+    if not overlay.is_dir():
+        raise ConfigError(f"--config-dir {overlay}: is not a folder; name one with presets")
+    for path in sorted(overlay.rglob("*.yaml")):
+        name = path.relative_to(overlay)
+        if (conf / name).exists():
+            raise ConfigError(
+                f"--config-dir {overlay}: {name} would shadow the shipped preset; rename it"
+            )
+
+
+def _from_file(path: Path) -> Values:
+    """What a record's `config.yaml` says, its keys and types checked."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text)):
+            raise ValueError("has a YAML alias, which a record never has")
+        nested = OmegaConf.to_container(OmegaConf.create(text))
+        if not isinstance(nested, dict) or not nested:
+            raise ValueError("holds no config")
+    except (OSError, ValueError, AssertionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"--config {path}: cannot be used ({_why(error)}); name a run's config.yaml"
+        ) from None
+    return {
+        str(key): _typed(f"--config {path}: {key}={value}", str(key), value, KNOBS)
+        for key, value in flat(cast(dict[str, Any], nested))
+    }
+
+
+def _refuse_odd(each: Override) -> None:
+    """Refuse what Hydra's grammar has and moebench has no use for."""
+    text = each.input_line or ""
+    if each.is_delete():
+        raise ConfigError(f"{text}: no key can be taken away; set it to another value")
+    if each.is_add() or each.is_force_add():
+        raise ConfigError(f"{text}: no key can be added; drop the + if the key exists")
+    if each.package is not None:
+        raise ConfigError(f"{text}: a preset stays in its group; drop @{each.package}")
+    if "${" in text:
+        raise ConfigError(
+            f"{text}: interpolations are not taken from the command line; type the value"
+        )
+
+
+def _sweep(each: Override) -> list[str]:
+    """The values of a sweep, as text that parses to them again."""
+    try:
+        values = list(islice(each.sweep_string_iterator(), MOST_RUNS + 1))
+    except (HydraException, ValueError) as error:
+        raise ConfigError(
+            f"{each.input_line}: is no sweep that can be run ({_why(error)}); list the values"
+        ) from None
+    if not values:
+        raise ConfigError(f"{each.input_line}: the sweep is empty; give at least one value")
+    return values
+
+
+def _typed(said: str, key: str, value: Any, known: Mapping[str, Field]) -> Any:
+    """A value as its knob has it; ConfigError for an unknown key or a wrong type."""
+    if key not in known:
+        raise ConfigError(_unknown(said, "key", key, list(known)))
+    try:
+        return as_type(value, known[key].type)
+    except (TypeError, OverflowError):
+        raise ConfigError(f"{said}: must be {type_words(known[key].type)}") from None
+
+
+def _complete(values: Values) -> ExperimentConfig:
+    config = ExperimentConfig()
+    for key, value in values.items():
+        *path, name = key.split(".")
+        setattr(reduce(getattr, path, config), name, value)
+    check_experiment(config)
+    if config.balance_bsz is None:
+        size = {
+            "sequence": 1,
+            "micro": config.micro_bsz,
+            "shuffled": config.global_bsz,
+            "global": config.global_bsz,
+        }
+        config = replace(config, balance_bsz=size.get(config.scope))
+    return config
+
+
+def _word(each: Override) -> str:
+    value = each.value()
+    return "null" if value is None else str(value)
+
+
+def _quoted(text: str) -> str:
+    """A text as one word of Hydra's grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _how_to_quote(text: str | None) -> str:
+    key, _, value = (text or "").partition("=")
+    return "quote the value, as in " + shlex.quote(f'{key}="{value}"')
+
+
+def _why(error: BaseException) -> str:
+    """The cause of an error of the system, YAML, OmegaConf or Hydra, in one line."""
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError):
+        return cause.strerror or type(cause).__name__
+    if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark:
+        return f"{cause.problem} in line {cause.problem_mark.line + 1}"
+    text = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
+    key = getattr(cause, "full_key", None)
+    return f"{key}: {text}" if key else text
+
+
+def _unknown(said: str, what: str, word: str, known: Sequence[str]) -> str:
+    """One line for a word that is not known: the nearest ones, else all of them."""
+
+    def likeness(other: str) -> float:
+        parts = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
+        return max(
+            difflib.SequenceMatcher(None, one.lower(), two.lower()).ratio() for one, two in parts
+        )
+
+    ranked = sorted(known, key=likeness, reverse=True)
+    enough = max(0.6, likeness(ranked[0]) - 0.1) if ranked else 1.0
+    near = [each for each in ranked if likeness(each) >= enough][:3]
+    if near:
+        return f"{said}: no such {what}; did you mean {' or '.join(near)}?"
+    if len(known) > 12:
+        return f"{said}: no such {what}; moebench train --print-config shows them all"
+    return f"{said}: no such {what}; there are {', '.join(known) or 'none yet'}"

@@ -87,6 +87,8 @@ def label(config: ExperimentConfig) -> str:
         name += f" local={config.loss.local:g}"
     if config.data.homogeneity != 1:
         name += f" homogeneity={config.data.homogeneity:g}"
+    if config.router.perturb:
+        name += f" perturb={config.router.perturb:g}"
     return name
 
 

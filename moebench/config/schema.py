@@ -6,14 +6,17 @@ mutable because OmegaConf needs that; nothing in moebench changes one after `com
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from moebench.errors import ConfigError
 
 ALWAYS = object()  # neutral value of a key that is always part of a run's identity
 NEVER = object()  # neutral value of a key that never is: it changes no result
+
+LARGEST = 2**32 - 1  # whole number of any knob
 
 
 def knob(
@@ -24,6 +27,7 @@ def knob(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     choices: tuple[str, ...] | None = None,
     neutral: Any = ALWAYS,
     source: str = "",
@@ -35,7 +39,7 @@ def knob(
         meaning: what it does, in one line.
         unit: of the value, "" for a pure number.
         low, high: smallest and largest value that can work, inclusive.
-        above: a bound that the value must exceed.
+        above, below: bounds that the value must not reach.
         choices: the words it may be.
         neutral: the value at which the key does nothing, and so is no part of a run's identity;
             ALWAYS and NEVER stand for no value and every value.
@@ -47,6 +51,7 @@ def knob(
         "low": low,
         "high": high,
         "above": above,
+        "below": below,
         "choices": choices,
         "neutral": neutral,
         "source": source,
@@ -91,6 +96,13 @@ class RouterConfig:
     )
     renormalize: bool = knob(
         True, "scale the weights of the selected experts to sum to 1", neutral=True
+    )
+    perturb: float = knob(
+        0.0,
+        "deviation of noise added to the routers' initial weights; 1e-6 makes an A/A arm, whose "
+        "difference from its twin is the noise floor",
+        low=0,
+        neutral=0.0,
     )
 
 
@@ -140,8 +152,8 @@ class DataConfig:
 @dataclass
 class OptimConfig:
     lr: float = knob(3e-3, "peak learning rate", above=0)
-    beta1: float = knob(0.9, "decay of AdamW's first moment", low=0, high=1)
-    beta2: float = knob(0.95, "decay of AdamW's second moment", low=0, high=1)
+    beta1: float = knob(0.9, "decay of AdamW's first moment", low=0, below=1)
+    beta2: float = knob(0.95, "decay of AdamW's second moment", low=0, below=1)
     weight_decay: float = knob(0.1, "decoupled decay of every matrix", low=0)
     clip: float = knob(1.0, "largest norm of the whole gradient", above=0)
     warmup: float = knob(0.1, "share of the steps in which the rate rises from 0", low=0, high=1)
@@ -196,7 +208,7 @@ class ExperimentConfig:
     micro_bsz: int = knob(4, "sequences in a logical micro-batch", unit="sequences", low=1)
     global_bsz: int = knob(128, "sequences in an optimizer step", unit="sequences", low=1)
     seq_len: int = knob(128, "tokens in a sequence", unit="tokens", low=2)
-    seed: int = knob(0, "of initial weights, batches and draws", low=0, high=2**32 - 1)
+    seed: int = knob(0, "of initial weights, batches and draws", low=0, high=LARGEST)
     loss: LossConfig = field(default_factory=LossConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -213,9 +225,8 @@ class StudyConfig:
 
     name: str = knob("", "of the study, as `study=` selects it")
     question: str = knob("", "what the study asks, in one sentence")
-    overrides: list[str] = knob([], "overrides that every arm takes")
+    overrides: list[str] = knob([], "overrides that every arm takes, seeds among them")
     arms: list[str] = knob([], "one arm each: overrides separated by blanks")
-    seeds: list[int] = knob([0], "seeds that every arm is run with")
     baseline: str = knob("", "label of the arm that the others are compared with")
     primary: str = knob("valid/nats", "the metric that gets p values and verdicts")
     size: str = knob("cpu", "which of `sizes` applies")
@@ -233,38 +244,89 @@ def knobs(config: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
             yield key, each, value
 
 
-def range_words(known: Any) -> str:
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested tables as (dotted key, value)."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def as_type(value: Any, kind: Any) -> Any:
+    """A value as the type of a knob, which a whole number may stand in for; else TypeError."""
+    if isinstance(kind, UnionType):  # X | None
+        return None if value is None else as_type(value, get_args(kind)[0])
+    if get_origin(kind) is list and isinstance(value, list):
+        return [as_type(each, *get_args(kind)) for each in value]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        of_key, of_value = get_args(kind)
+        return {as_type(k, of_key): as_type(v, of_value) for k, v in value.items()}
+    if type(value) is int and kind in (float, str):
+        return kind(value)
+    if type(value) is kind and value != "":
+        return value
+    raise TypeError
+
+
+def type_words(kind: Any) -> str:
+    """The type of a knob in words, as an error says it."""
+    if isinstance(kind, UnionType):
+        return f"{type_words(get_args(kind)[0])}, or null"
+    return {
+        int: "a whole number, written out (1000, not 1e3)",
+        float: "a number",
+        bool: "true or false",
+        str: "a word",
+        list[str]: "a list, as in [a,b]",
+        list[int]: "a list of whole numbers, as in [0,1]",
+    }.get(kind, "a table of lists")
+
+
+def range_words(known: Mapping[str, Any]) -> str:
     """The range of a knob in words, as an error or the documentation says it; "" if it has none."""
-    low, high, above = known["low"], known["high"], known["above"]
+    low, high = known["low"], known["high"]
     if known["choices"]:
         return "one of " + ", ".join(known["choices"])
     if low is not None and high is not None:
         return f"between {low} and {high}"
-    if low is not None:
-        return f"at least {low}"
-    if above is not None:
-        return f"above {above}"
-    return ""
+    words = (("at least", low), ("above", known["above"]), ("below", known["below"]))
+    return " and ".join(f"{word} {bound}" for word, bound in words if bound is not None)
 
 
 def check_ranges(config: Any) -> None:
     """Raise ConfigError for the first value that is not finite or outside its range."""
     for key, each, value in knobs(config):
         known = each.metadata
-        if value is None:
-            continue
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{key}={value}: must be a finite number")
-        if known["choices"]:
-            wrong = value not in known["choices"]
-        else:
-            wrong = (
-                (known["low"] is not None and value < known["low"])
-                or (known["high"] is not None and value > known["high"])
-                or (known["above"] is not None and value <= known["above"])
-            )
-        if wrong:
+        if type(value) is int and value > LARGEST:
+            raise ConfigError(f"{key}={value}: must be at most {LARGEST}")
+        if value is not None and not _in_range(value, known):
             raise ConfigError(f"{key}={value}: must be {range_words(known)}")
+
+
+def _in_range(value: Any, known: Mapping[str, Any]) -> bool:
+    low, high, above, below = (known[bound] for bound in ("low", "high", "above", "below"))
+    return (
+        (not known["choices"] or value in known["choices"])
+        and (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+
+
+def check_study(study: StudyConfig) -> None:
+    """Raise ConfigError for a study without runs, and for a size that it does not have."""
+    if not study.arms:
+        raise ConfigError("study.arms=[]: is empty; give at least one")
+    sizes = list(study.sizes) or [StudyConfig.size]
+    if study.size not in sizes:
+        raise ConfigError(
+            f"study.size={study.size}: study={study.name} has no such size; it has "
+            f"{', '.join(sizes)}"
+        )
 
 
 def check_experiment(config: ExperimentConfig) -> None:
@@ -275,7 +337,8 @@ def check_experiment(config: ExperimentConfig) -> None:
 
     def divides(key: str, part: int, other: str, total: int) -> None:
         if total % part:
-            near = max(n for n in range(1, part + 1) if total % n == 0)
+            small = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]
+            near = max(n for n in (*small, *(total // n for n in small)) if n <= part)
             raise ConfigError(f"{key}={part}: must divide {other}={total}; try {key}={near}")
 
     if model.top_k > model.num_experts:

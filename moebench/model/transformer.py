@@ -182,21 +182,27 @@ class MoETransformer(nn.Module):
         return logits.to(x.dtype), join(layers, along="layers")
 
 
+def keyed_normal(parameter: Tensor, key: str) -> Tensor:
+    """A standard normal of a parameter's shape that depends on the key alone, in fp32."""
+    digest = hashlib.sha256(key.encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+
+
 @torch.no_grad()
 def initialize(model: MoETransformer, seed: int) -> None:
     """Draw every parameter from a normal keyed by (seed, its name).
 
     Arms that differ in a gate or method thus agree bit for bit in every weight they share. Matrices
     have a standard deviation of 1 / sqrt(inputs), those that write into the residual stream
-    1 / sqrt(2 * layers) of that; the embedding 1, the head and routers 0.02; gains are 1.
+    1 / sqrt(2 * layers) of that; the embedding 1, the head and routers 0.02. Gains are 3: the
+    scores of normalised queries and keys are too alike for attention to choose by at 1.
     """
     layers = len(model.blocks)
     for name, parameter in model.named_parameters():
         if name.endswith("gain"):
-            parameter.fill_(1.0)
+            parameter.fill_(3.0)
             continue
-        key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
         # a matrix [outputs, inputs], but stacked experts are [experts, inputs, outputs]
         inputs = parameter.shape[1]
         deviation = inputs**-0.5
@@ -206,5 +212,12 @@ def initialize(model: MoETransformer, seed: int) -> None:
             deviation = 0.02
         elif name.endswith((".out", ".down")):
             deviation *= (2 * layers) ** -0.5
-        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-        parameter.copy_(drawn * deviation)
+        parameter.copy_(keyed_normal(parameter, f"{seed}/{name}") * deviation)
+
+
+@torch.no_grad()
+def perturb_routers(model: MoETransformer, seed: int, deviation: float) -> None:
+    """Add a little noise to the routers' initial weights, for an A/A arm."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("router.weight"):
+            parameter.add_(keyed_normal(parameter, f"{seed}/{name}/perturb") * deviation)

@@ -13,24 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from moebench.balance import Global, Micro, balance_loss, join, make_scope, z_loss
+from moebench.balance import make_scope
 from moebench.config.identity import treatment
 from moebench.config.schema import ExperimentConfig
-from moebench.data.batches import Batches, validation
-from moebench.data.corpus import Corpus, Half
+from moebench.data.batches import Batches
+from moebench.data.corpus import Corpus
 from moebench.errors import TrainingError
-from moebench.metrics import load
-from moebench.metrics.quality import quality
-from moebench.metrics.specialization import coactivation, domain_counts, domain_specialization
-from moebench.model.transformer import MoETransformer, initialize
+from moebench.model.transformer import MoETransformer, initialize, perturb_routers
+from moebench.train.measure import evaluate, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
 from moebench.train.step import Objective, Outcome, accumulate_gradients
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-PROBE = 8  # validation sequences whose expert indices are kept
 SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
 
 
@@ -90,6 +86,8 @@ def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
         compute=COMPUTE[config.train.precision],
     )
     initialize(model, config.seed)
+    if config.router.perturb:
+        perturb_routers(model, config.seed, config.router.perturb)
     return model
 
 
@@ -179,108 +177,6 @@ def train(
             event.row = {"step": step, **(event.row or {}), **row}
             clock.skip(time.perf_counter() - began)
         yield event
-
-
-def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
-    """The `train/*`, `load/*` and `router/*` metrics of one step's batch."""
-    routing = outcome.routing
-    layers, _, tokens, _ = routing.expert_index.shape
-    micro = Micro(objective.micro_bsz)
-    by_micro = routing.counts.view(layers, -1, objective.micro_bsz, routing.counts.shape[-1]).sum(2)
-    in_batch = routing.counts.sum(1)
-    found = {
-        "train/loss": outcome.cross_entropy,
-        "train/balance_loss_micro": balance_loss(micro.frequency(routing), routing.prob_mass),
-        "train/balance_loss_global": balance_loss(Global().frequency(routing), routing.prob_mass),
-        "train/z_loss": z_loss(routing),
-        "load/max_vio_micro": load.max_violation(by_micro).mean(),
-        "load/max_vio_batch": load.max_violation(in_batch).mean(),
-        "load/cv": load.coefficient_of_variation(in_batch).mean(),
-        "load/entropy": load.load_entropy(in_batch).mean(),
-        "load/dead_experts": load.dead_experts(in_batch).mean(),
-    }
-    if outcome.frequency:
-        found["train/balance_loss"] = balance_loss(outcome.frequency[0], routing.prob_mass)
-    if routing.topk_mass is not None:
-        found["router/topk_mass"] = routing.topk_mass.mean() / tokens
-    # one transfer for all
-    values = torch.stack([value.double() for value in found.values()]).tolist()
-    return dict(zip(found, values, strict=True))
-
-
-@torch.no_grad()
-def evaluate(
-    config: ExperimentConfig,
-    corpus: Corpus,
-    model: MoETransformer,
-    device: torch.device,
-    *,
-    tune: bool = False,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metrics of the `test` half of the validation set, and what the routers did there.
-
-    Args:
-        tune: whether to add the quality on the other half.
-
-    Returns:
-        A row of `valid/*` (and `tune/*`), `load/*` over the validation set and `specialization/*`;
-        and arrays: `counts` [layers, domains, experts], `coactivation` [layers, experts, experts],
-        `probe_index` [layers, sequences, tokens, top_k] on the same few sequences of every run.
-    """
-    row: dict[str, Any] = {}
-    arrays: dict[str, np.ndarray] = {}
-    halves: list[tuple[str, Half]] = [("valid", "test")]
-    if tune:
-        halves.append(("tune", "tune"))
-    for prefix, half in halves:
-        batch = validation(
-            corpus, half, sequences=config.data.valid_sequences, seq_len=config.seq_len
-        )
-        device_bsz = config.run.device_bsz or config.global_bsz
-        nats, parts = [], []
-        for part in torch.from_numpy(batch.tokens).split(device_bsz):
-            tokens = part.to(device)
-            logits, routing = model(tokens[:, :-1])
-            nats.append(
-                F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
-            )
-            parts.append(routing)
-        row |= quality(
-            prefix,
-            torch.cat(nats).double().cpu().numpy(),
-            config.seq_len,
-            np.array([corpus.tokenizer.bytes_in(each) for each in batch.tokens[:, 1:]]),
-            batch.domain,
-            corpus.domains,
-        )
-        if half == "test":
-            routing = join(parts, along="sequences")
-            load_row, arrays = _routing_metrics(config, routing, batch.domain, len(corpus.domains))
-            row |= load_row
-    return row, arrays
-
-
-def _routing_metrics(
-    config: ExperimentConfig, routing: Any, domain: np.ndarray, num_domains: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    counts = routing.counts.cpu()
-    labels = torch.from_numpy(domain)
-    by_domain = domain_counts(counts, labels, num_domains)
-    # every domain has its share of the training mixture, whatever its share of the validation set
-    mixed = (by_domain / by_domain.sum(-1, keepdim=True)).mean(1)
-    row: dict[str, Any] = {
-        "load/max_vio_global": load.max_violation(mixed).mean().item(),
-        "specialization/domain": domain_specialization(counts, labels, num_domains),
-    }
-    for layer, used in enumerate(load.utilization(mixed).tolist()):
-        row[f"load/utilization/{layer}"] = [round(each, 5) for each in used]
-    probe = routing.expert_index[:, :: max(1, len(domain) // PROBE)][:, :PROBE]
-    arrays = {
-        "counts": by_domain.long().numpy(),
-        "coactivation": coactivation(routing.expert_index, config.model.num_experts).cpu().numpy(),
-        "probe_index": probe.short().cpu().numpy(),
-    }
-    return row, arrays
 
 
 def _generator(seed: int, step: int) -> torch.Generator:

@@ -1,0 +1,121 @@
+"""What a step and an evaluation measure, as rows of metrics and arrays of counts."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from moebench.balance import Global, Micro, Routing, balance_loss, join, z_loss
+from moebench.config.schema import ExperimentConfig
+from moebench.data.batches import validation
+from moebench.data.corpus import Corpus, Half
+from moebench.metrics import load
+from moebench.metrics.quality import quality
+from moebench.metrics.specialization import coactivation, domain_counts, domain_specialization
+from moebench.model.transformer import MoETransformer
+from moebench.train.step import Objective, Outcome
+
+PROBE = 8  # validation sequences whose expert indices are kept
+
+
+def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
+    """The `train/*`, `load/*` and `router/*` metrics of one step's batch."""
+    routing = outcome.routing
+    layers, _, tokens, _ = routing.expert_index.shape
+    micro = Micro(objective.micro_bsz)
+    by_micro = routing.counts.view(layers, -1, objective.micro_bsz, routing.counts.shape[-1]).sum(2)
+    in_batch = routing.counts.sum(1)
+    found = {
+        "train/loss": outcome.cross_entropy,
+        "train/balance_loss_micro": balance_loss(micro.frequency(routing), routing.prob_mass),
+        "train/balance_loss_global": balance_loss(Global().frequency(routing), routing.prob_mass),
+        "train/z_loss": z_loss(routing),
+        "load/max_vio_micro": load.max_violation(by_micro).mean(),
+        "load/max_vio_batch": load.max_violation(in_batch).mean(),
+        "load/cv": load.coefficient_of_variation(in_batch).mean(),
+        "load/entropy": load.load_entropy(in_batch).mean(),
+        "load/dead_experts": load.dead_experts(in_batch).mean(),
+    }
+    if outcome.frequency:
+        found["train/balance_loss"] = balance_loss(outcome.frequency[0], routing.prob_mass)
+    if routing.topk_mass is not None:
+        found["router/topk_mass"] = routing.topk_mass.mean() / tokens
+    # one transfer for all
+    values = torch.stack([value.double() for value in found.values()]).tolist()
+    return dict(zip(found, values, strict=True))
+
+
+@torch.no_grad()
+def evaluate(
+    config: ExperimentConfig,
+    corpus: Corpus,
+    model: MoETransformer,
+    device: torch.device,
+    *,
+    tune: bool = False,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metrics of the `test` half of the validation set, and what the routers did there.
+
+    Args:
+        tune: whether to add the quality on the other half.
+
+    Returns:
+        A row of `valid/*` (and `tune/*`), `load/*` over the validation set and `specialization/*`;
+        and arrays: `counts` [layers, domains, experts], `coactivation` [layers, experts, experts],
+        `probe_index` [layers, sequences, tokens, top_k] on the same few sequences of every run.
+    """
+    row: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    halves: list[tuple[str, Half]] = [("valid", "test")]
+    if tune:
+        halves.append(("tune", "tune"))
+    for prefix, half in halves:
+        batch = validation(
+            corpus, half, sequences=config.data.valid_sequences, seq_len=config.seq_len
+        )
+        device_bsz = config.run.device_bsz or config.global_bsz
+        nats, parts = [], []
+        for part in torch.from_numpy(batch.tokens).split(device_bsz):
+            tokens = part.to(device)
+            logits, routing = model(tokens[:, :-1])
+            nats.append(
+                F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
+            )
+            parts.append(routing)
+        row |= quality(
+            prefix,
+            torch.cat(nats).double().cpu().numpy(),
+            config.seq_len,
+            np.array([corpus.tokenizer.bytes_in(each) for each in batch.tokens[:, 1:]]),
+            batch.domain,
+            corpus.domains,
+        )
+        if half == "test":
+            routing = join(parts, along="sequences")
+            load_row, arrays = _routing_metrics(config, routing, batch.domain, len(corpus.domains))
+            row |= load_row
+    return row, arrays
+
+
+def _routing_metrics(
+    config: ExperimentConfig, routing: Routing, domain: np.ndarray, num_domains: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    counts = routing.counts.cpu()
+    labels = torch.from_numpy(domain)
+    by_domain = domain_counts(counts, labels, num_domains)
+    # every domain has its share of the training mixture, whatever its share of the validation set
+    mixed = (by_domain / by_domain.sum(-1, keepdim=True)).mean(1)
+    row: dict[str, Any] = {
+        "load/max_vio_global": load.max_violation(mixed).mean().item(),
+        "specialization/domain": domain_specialization(counts, labels, num_domains),
+    }
+    for layer, used in enumerate(load.utilization(mixed).tolist()):
+        row[f"load/utilization/{layer}"] = [round(each, 5) for each in used]
+    probe = routing.expert_index[:, :: max(1, len(domain) // PROBE)][:, :PROBE]
+    arrays = {
+        "counts": by_domain.long().numpy(),
+        "coactivation": coactivation(routing.expert_index, config.model.num_experts).cpu().numpy(),
+        "probe_index": probe.short().cpu().numpy(),
+    }
+    return row, arrays
