@@ -53,7 +53,7 @@ class Event:
 
 @dataclass
 class Clock:
-    """Time and tokens since the last logged row, evaluations left out."""
+    """Time and tokens since the last logged row; only training counts."""
 
     start: float = field(default_factory=time.perf_counter)
     tokens: int = 0
@@ -176,7 +176,9 @@ def train(
             row, event.routing = evaluate(config, corpus, state.model, device, tune=step == steps)
             event.row = {"step": step, **(event.row or {}), **row}
             clock.skip(time.perf_counter() - began)
+        paused = time.perf_counter()
         yield event
+        clock.skip(time.perf_counter() - paused)  # what the caller does with it is no training
 
 
 def _generator(seed: int, step: int) -> torch.Generator:

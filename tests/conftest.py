@@ -1,0 +1,42 @@
+"""One thread a test, a data cache of this session's own, and a small folder of text."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# before torch is imported: two tests at a time on two cores slow each other down a hundredfold
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"
+
+DOMAINS = {"digits": "0123456789 ", "letters": "abcdefghij ", "shapes": "<>[]{}()-_ "}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data cache, shared by the tests of a session and its child processes."""
+    path = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("MOEBENCH_CACHE")
+    os.environ["MOEBENCH_CACHE"] = str(path)
+    yield path
+    if before is None:
+        del os.environ["MOEBENCH_CACHE"]
+    else:
+        os.environ["MOEBENCH_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three domains, each of characters of its own: enough for some hundred sequences of 32."""
+    folder = tmp_path_factory.mktemp("text")
+    for number, (domain, letters) in enumerate(DOMAINS.items()):
+        draw = np.random.default_rng(number)
+        (folder / domain).mkdir()
+        for split, documents in (("train", 60), ("valid", 20)):
+            texts = ["".join(draw.choice(list(letters), 300)) for _ in range(documents)]
+            lines = [json.dumps({"text": text}) + "\n" for text in texts]
+            (folder / domain / f"{split}.jsonl").write_text("".join(lines))
+    return folder
