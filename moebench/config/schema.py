@@ -68,7 +68,9 @@ PRECISIONS = ("fp32", "bf16", "fp64")
 
 @dataclass
 class LossConfig:
-    balance: float = knob(0.1, "weight of the balance loss", low=0)
+    balance: float = knob(
+        0.02, "weight of the balance loss", low=0, source="the rule in conf/loss/balance.yaml"
+    )
     local: float = knob(
         0.0,
         "an extra micro-batch balance loss, as a fraction of loss.balance",
@@ -181,7 +183,7 @@ class RunConfig:
     device: str = knob("auto", "auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     device_bsz: int | None = knob(
         None,
-        "sequences in one physical pass; a divisor of global_bsz; null takes all that fit",
+        "sequences in one physical pass; a divisor of global_bsz; null takes all of it",
         unit="sequences",
         low=1,
     )
