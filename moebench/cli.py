@@ -6,7 +6,10 @@ command needs it, so that `--help` is quick.
 
 import json
 import os
+import shlex
+import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +22,14 @@ app = typer.Typer(
     name="moebench",
     help="Over which tokens should a Mixture-of-Experts router be balanced, and what does it cost "
     "and buy? Trains small MoE language models that differ in nothing else, and compares them.",
+    epilog="Exit codes: 0 done, 1 failed, 2 a wrong word, key, value or file, 3 a sweep of which "
+    "some runs failed, 75 stopped by SIGTERM, 130 by Ctrl-C.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-data_app = typer.Typer(help="Prepare and look at the text that runs train on.")
+data_app = typer.Typer(help="Prepare, show or check the text that runs train on.")
 app.add_typer(data_app, name="data", no_args_is_help=True)
 
 Overrides = Annotated[
@@ -35,9 +41,17 @@ ConfigDir = Annotated[
     Path | None, typer.Option("--config-dir", help="a folder of your own presets, beside conf/")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON to stdout")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be done; write nothing")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="say what would be done; prepare the data, write no run")
+]
 
 RUNS = Path("runs")
+
+
+def _number(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise typer.BadParameter(f"{text}: must be a whole number from 1 to 65535")
+    return int(text)
 
 
 @app.command()
@@ -60,36 +74,38 @@ def train(
 
     Example: `moebench train scope=global balance_bsz=128`
     """
-    from moebench.config.compose import Composer, to_yaml
-    from moebench.progress import TrainDisplay, console
+    from moebench.config.compose import Composer, to_dict, to_yaml
+    from moebench.progress import TrainDisplay, say
 
+    if resume and force:
+        raise ConfigError("--resume --force: one goes on with a run, one starts afresh; keep one")
     made = Composer(config_dir).compose(overrides or [], base=config)
     if print_config:
-        print(to_yaml(made), end="")
+        _print_json(to_dict(made)) if as_json else print(to_yaml(made), end="")
         return
     from moebench.config.identity import run_name
     from moebench.data.corpus import prepare
-
-    corpus = prepare(made.data, progress=console().print)
-    name = run_name(made, corpus.content_hash)
-    if dry_run:
-        print(f"{runs_dir / name}: {made.train.steps} steps of {made.global_bsz} sequences")
-        return
-    from moebench.experiment import run_experiment
     from moebench.records import Record
 
-    record = Record(runs_dir / name)
+    corpus = prepare(made.data, progress=say)
+    record = Record(runs_dir / run_name(made, corpus.content_hash))
+    if dry_run:
+        said = {"run": str(record.path), "steps": made.train.steps, "done": record.is_done()}
+        done = " (is done already)" if said["done"] else ""
+        if as_json:
+            _print_json({"schema_version": 1, **said})
+        else:
+            print(f"{record.path}: {made.train.steps} steps of {made.global_bsz} sequences{done}")
+        return
     if record.is_done() and not force:
-        console().print(f"{record.path}: is done already", markup=False, soft_wrap=True)
+        say(f"{record.path}: is done already")
     else:
+        from moebench.experiment import run_experiment  # torch, only here
+
         router = made.loss.balance / made.model.num_layers
-        console().print(
-            f"{record.path}  balance loss weight {made.loss.balance:g}, {router:g} per router",
-            markup=False,
-            soft_wrap=True,
-        )
-        with TrainDisplay(name, made.train.steps) as display:
-            record = run_experiment(
+        say(f"{record.path}  balance loss weight {made.loss.balance:g}, {router:g} per router")
+        with TrainDisplay(record.name, made.train.steps) as display:
+            run_experiment(
                 made,
                 corpus,
                 runs_dir,
@@ -108,7 +124,13 @@ def train(
 def sweep(
     overrides: Overrides = None,
     jobs: Annotated[
-        int | None, typer.Option("--jobs", help="processes at a time; as many as cores by default")
+        int | None,
+        typer.Option(
+            "--jobs",
+            parser=_number,
+            metavar="N",
+            help="processes at a time; as many as cores by default",
+        ),
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -119,36 +141,29 @@ def sweep(
 
     Examples: `moebench sweep study=demo`, `moebench sweep scope=micro,shuffled,global seed=0,1,2`
     """
+    from rich.console import Console
+
     from moebench.config.compose import Composer
-    from moebench.progress import SweepDisplay, console
+    from moebench.progress import SweepDisplay, console, say
     from moebench.study import LocalLauncher, make_plan
 
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: must be at least 1")
-    to = console()
-    plan, _ = make_plan(Composer(config_dir), overrides or [], progress=to.print)
+    plan, _ = make_plan(Composer(config_dir), overrides or [], progress=say)
     launcher = LocalLauncher(plan, runs_dir, jobs or len(os.sched_getaffinity(0)))
-    to.print(_plan_table(plan, launcher))
-    if dry_run:
-        if as_json:
-            _print_json(_plan_json(plan, launcher))
-        return
-    path = plan.write(runs_dir)
-    with SweepDisplay(launcher) as display:
-        for _ in launcher.run():
-            display.refresh()
+    _print_plan(plan, launcher, Console() if dry_run and not as_json else console())
+    if not dry_run:
+        plan.write(runs_dir)
+        # closed at once whatever happens here, so that no process outlives an error or Ctrl-C
+        with SweepDisplay(launcher) as display, closing(launcher.run()) as looks:
+            for _ in looks:
+                display.refresh()
     if as_json:
         _print_json(_plan_json(plan, launcher))
-    else:
-        to.print(
-            f"{path.parent}: moebench report --study {plan.name} compares the runs",
-            markup=False,
-            soft_wrap=True,
-        )
+    elif not dry_run:
+        where = [] if runs_dir == RUNS else ["--runs-dir", str(runs_dir)]
+        say(shlex.join(["moebench", "report", "--study", plan.slug, *where]) + " compares the runs")
+    for job, reason in launcher.failed:
+        _say_error(f"{job.run}: {reason}")
     if launcher.failed:
-        for job in launcher.failed:
-            reason = launcher.record(job).status().get("reason", "")
-            _say_error(f"{job.run}: {reason}")
         raise typer.Exit(3)
 
 
@@ -179,7 +194,10 @@ def report(
 def dashboard(
     runs_dir: RunsDir = RUNS,
     port: Annotated[
-        int | None, typer.Option("--port", help="of the page; a free one by default")
+        int | None,
+        typer.Option(
+            "--port", parser=_number, metavar="N", help="of the page; a free one by default"
+        ),
     ] = None,
 ) -> None:
     """Show the runs in TensorBoard, on this machine alone, until Ctrl-C.
@@ -194,33 +212,96 @@ def dashboard(
     serve(runs_dir, port, lambda url: print(url, flush=True))
 
 
+@app.command()
+def verify(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="runs, or folders of runs; all of --runs-dir")
+    ] = None,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Check finished runs against their seals: which files were changed, added or lost since?
+
+    Examples: `moebench verify`, `moebench verify runs/global-s0-0123456789`
+    """
+    from moebench.records import find_sealed, printable
+
+    found = {
+        record.path: record.damage() for each in runs or [runs_dir] for record in find_sealed(each)
+    }
+    if as_json:
+        _print_json({"schema_version": 1, "damage": {str(run): found[run] for run in found}})
+    else:
+        for run, damage in found.items():
+            for each in damage or ["whole and untouched"]:
+                print(printable(f"{run}: {each}"))
+    if any(found.values()):
+        raise typer.Exit(1)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    overrides: Overrides = None, as_json: AsJson = False, config_dir: ConfigDir = None
+) -> None:
+    """Prepare the data, and say under which hash and where it lies.
+
+    Example: `moebench data prepare data=folder data.path=texts`
+    """
+    corpus = _corpus(overrides, config_dir)
+    found = {"content_hash": corpus.content_hash, "directory": str(corpus.directory)}
+    if as_json:
+        _print_json({"schema_version": 1, **found})
+    else:
+        print(*found.values())
+
+
+@data_app.command("check")
+def data_check(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+    """Check the prepared data against its checksums; damaged data is discarded.
+
+    Example: `moebench data check data=folder data.path=texts`
+    """
+    corpus = _corpus(overrides, config_dir)
+    corpus.check()
+    print(f"{corpus.directory}: whole and untouched")
+
+
 @data_app.command("show")
-def data_show(overrides: Overrides = None, as_json: AsJson = False) -> None:
+def data_show(
+    overrides: Overrides = None, as_json: AsJson = False, config_dir: ConfigDir = None
+) -> None:
     """Show the domains of the data: documents, sizes and a sample of each.
 
     Example: `moebench data show data=folder data.path=texts`
     """
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    from moebench.config.compose import Composer
-    from moebench.data.corpus import prepare
-    from moebench.progress import console
+    from moebench.records import printable
 
-    made = Composer().compose(overrides or [])
-    corpus = prepare(made.data, progress=console().print)
+    corpus = _corpus(overrides, config_dir)
     rows = corpus.describe()
     if as_json:
         _print_json({"schema_version": 1, "content_hash": corpus.content_hash, "domains": rows})
         return
-    table = Table(title=f"data {corpus.content_hash[:10]}", title_justify="left")
-    for column in rows[0]:
-        number = not isinstance(rows[0][column], str)
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    title = f"data {corpus.content_hash[:10]}"
+    table = Table(title=title, title_justify="left", expand=True)
+    table.add_column("domain")
+    for column in ("train docs", "MB", "valid docs", "kB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("sample", no_wrap=True, ratio=1)
     for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(printable(_cell(value))) for value in row.values()))
     Console().print(table)
+
+
+def _corpus(overrides: list[str] | None, config_dir: Path | None) -> Any:
+    from moebench.config.compose import Composer
+    from moebench.data.corpus import prepare
+    from moebench.progress import say
+
+    return prepare(Composer(config_dir).compose(overrides or []).data, progress=say)
 
 
 @app.callback(invoke_without_command=True)
@@ -234,34 +315,53 @@ def version(
 
 def main() -> None:
     """Run the command line; every error is one line on stderr."""
+    stopped = []
+
+    def stop(number: int, _frame: object) -> None:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False) or 0
+        print(end="", flush=True)  # so that what cannot be written is known here
     except MoebenchError as error:
-        _say_error(str(error))
-        sys.exit(error.exit_code)
+        code = _say_error(str(error), error.exit_code)
     except typer.TyperException as error:
-        if error.format_message():
+        code = error.exit_code
+        if error.format_message():  # else it is the help, which was printed already
             _say_error(error.format_message())
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _say_error("interrupted")
-        sys.exit(130)
+        code = 130
     except BrokenPipeError:
         # whoever read our output has had enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        code = 1
     except Exception as error:
         if os.environ.get("MOEBENCH_DEBUG"):
             raise
-        _say_error(
-            f"unexpected {type(error).__name__}: {error}; this is a bug in moebench "
-            "(MOEBENCH_DEBUG=1 shows where)"
-        )
-        sys.exit(1)
+        code = _say_error(_unexpected(error), 1)
+    if stopped and code == 130:  # typer makes that of every KeyboardInterrupt
+        name = signal.Signals(stopped[0]).name
+        _say_error(f"stopped by {name}; the same sweep, or a run with --resume, goes on from there")
+        code = 130 if stopped[0] == signal.SIGINT else 75
+    sys.exit(code)
 
 
-def _say_error(text: str) -> None:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or 'output'}: {error.strerror or error}"
+    return (
+        f"unexpected {type(error).__name__}: {error}; this is a bug in moebench "
+        "(MOEBENCH_DEBUG=1 shows where)"
+    )
+
+
+def _say_error(text: str, code: int = 1) -> int:
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+    print(f"error: {line}", file=sys.stderr)
+    return code
 
 
 def _print_json(content: dict[str, Any]) -> None:
@@ -276,7 +376,7 @@ def _print_summary(path: Path, summary: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(path), title_justify="left", show_header=False, box=None)
+    table = Table(show_header=False, box=None)
     for key in (
         "valid/nats",
         "valid/ppl",
@@ -288,37 +388,48 @@ def _print_summary(path: Path, summary: dict[str, Any]) -> None:
         "speed/tokens_per_second",
         "seconds",
     ):
-        if key in summary:
+        if isinstance(summary.get(key), int | float):
             table.add_row(key, f"{summary[key]:,.4g}")
+    print(path)
     Console().print(table)
 
 
-def _plan_table(plan: Any, launcher: Any) -> Any:
-    from rich.markup import escape
+def _print_plan(plan: Any, launcher: Any, to: Any) -> None:
+    """An arm in each line; what all runs have in common stands above."""
     from rich.table import Table
+    from rich.text import Text
 
-    from moebench.study import state_of
+    from moebench.progress import say
 
-    size = f", size {plan.size}" if plan.size else ""
-    table = Table(
-        title=escape(f"{plan.slug}{size}: {plan.question}".rstrip(": ")), title_justify="left"
-    )
-    for column in ("arm", "overrides", "seeds", "steps", "done"):
-        table.add_column(column, overflow="fold")
     arms: dict[str, list[Any]] = {}
     for job in plan.jobs:
         arms.setdefault(job.arm_hash, []).append(job)
-    for same in arms.values():
-        done = sum(state_of(launcher.record(job))["state"] == "done" for job in same)
-        own = [each for each in same[0].overrides if not each.startswith("seed=")]
-        table.add_row(
-            escape(same[0].arm) + (" (baseline)" if same[0].arm == plan.baseline else ""),
-            escape(" ".join(own)),
+    size = f", size {plan.size}" if plan.size else ""
+    common = [
+        each for each in plan.jobs[0].overrides if all(each in job.overrides for job in plan.jobs)
+    ]
+    say(f"{plan.slug}{size}: {len(plan.jobs)} runs. {plan.question}".strip(), to)
+    if common:
+        say(f"all runs: {' '.join(common)}", to)
+    table = Table()
+    for column in ("arm", "overrides", "seeds", "steps", "done"):
+        table.add_column(column, overflow="fold")
+    baseline = next(job.arm_hash for job in plan.jobs if job.arm == plan.baseline)
+    for name, same in arms.items():
+        own = [
+            each
+            for each in same[0].overrides
+            if each not in common and not each.startswith("seed=")
+        ]
+        row = (
+            same[0].arm + (" (baseline)" if name == baseline else ""),
+            " ".join(own),
             " ".join(str(job.seed) for job in same),
             str(same[0].config["train"]["steps"]),
-            f"{done}/{len(same)}",
+            f"{sum(launcher.record(job).is_done() for job in same)}/{len(same)}",
         )
-    return table
+        table.add_row(*map(Text, row))
+    to.print(table)
 
 
 def _plan_json(plan: Any, launcher: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from moebench.records import printable
 from moebench.study import LocalLauncher, state_of
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
@@ -29,6 +30,11 @@ PLAIN_EVERY = 10.0  # seconds between plain lines
 def console() -> Console:
     """The console of everything that is not data."""
     return Console(stderr=True, highlight=False)
+
+
+def say(text: str, to: Console | None = None) -> None:
+    """Print a line as it is, whatever it holds, beside the data."""
+    (to or console()).print(printable(text), markup=False, soft_wrap=True)
 
 
 def _bars(to: Console) -> Progress:
@@ -51,11 +57,11 @@ def in_words(row: Mapping[str, Any]) -> str:
     said = []
     for key, word, form in (
         ("train/loss", "loss", "{:.3f}"),
-        ("valid/ppl", "ppl", "{:.3f}"),
+        ("valid/nats", "valid nats", "{:.4f}"),
         ("load/max_vio_batch", "MaxVio", "{:.2f}"),
         ("speed/tokens_per_second", "", "{:,.0f} tok/s"),
     ):
-        if row.get(key) is not None:
+        if isinstance(row.get(key), int | float):
             said.append(f"{word} {form.format(row[key])}".strip())
     return "  ".join(said)
 
@@ -97,9 +103,7 @@ class TrainDisplay:
             self.bars.update(self.task, completed=step, now=now)
         elif row and ("valid/ppl" in row or time.monotonic() - self.told > PLAIN_EVERY):
             self.told = time.monotonic()
-            self.console.print(
-                f"{self.name}  step {step}/{self.steps}  {now}", markup=False, soft_wrap=True
-            )
+            say(f"{self.name}  step {step}/{self.steps}  {now}", self.console)
 
 
 class SweepDisplay:
@@ -158,13 +162,8 @@ class SweepDisplay:
         if not self.console.is_terminal and time.monotonic() - self.told > PLAIN_EVERY:
             self.told = time.monotonic()
             share = sum(self.done.values()) / sum(self.steps.values())
-            self.console.print(
-                f"{share:4.0%}  {words}  {'  '.join(said)}", markup=False, soft_wrap=True
-            )
+            say(f"{share:.0%}  {words}  {'  '.join(said)}", self.console)
 
     def _ended(self, run: str, status: Mapping[str, Any]) -> None:
-        text = f"{status['state']}  {run}  {status.get('reason') or in_words(status)}"
-        if status["state"] == "done":
-            nats, seconds = status.get("valid/nats"), status.get("seconds", 0)
-            text = f"done  {run}  valid nats {nats:.4f}  {seconds:.0f} s"
-        self.console.print(text, markup=False, soft_wrap=True)
+        why = status.get("reason") or in_words(status)
+        say(f"{status['state']}  {run}  {why}", self.console)

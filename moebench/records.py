@@ -7,22 +7,26 @@ its sha256. `tensorboard/` and the report are views of these files and can be ma
 """
 
 import hashlib
+import io
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from moebench.config.schema import flat
 from moebench.errors import RecordError
 
 SCHEMA_VERSION = 1
 STATES = ("waiting", "running", "done", "failed", "stopped")
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
+LEFTOVERS = ".*.tmp"  # what a killed process leaves of a file or folder that it wrote aside
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -60,6 +64,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def printable(text: str) -> str:
+    """Text without control characters, which could steer a terminal or break a line."""
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+
+
 class Record:
     """A run's directory, read and written. Reading raises RecordError naming file and cause."""
 
@@ -79,16 +88,27 @@ class Record:
         """The resolved config as dotted key -> value."""
         path = self.path / "config.yaml"
         try:
-            nested = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            text = path.read_text(encoding="utf-8")
+            if any(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text)):
+                raise ValueError  # a few aliases of aliases are gigabytes of config
+            nested = yaml.safe_load(text)
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
         if not isinstance(nested, dict):
             raise RecordError(f"{path}: holds no config")
-        return dict(_flat(nested))
+        return dict(flat(nested))
 
     def status(self) -> dict[str, Any]:
-        """`state` (of STATES), `step`, `steps`, `reason`, `pid`, `heartbeat` (epoch seconds)."""
-        return self._json("status.json")
+        """`state` (of STATES), `step`, `steps`, `reason`, `pid`, `heartbeat` (epoch seconds).
+
+        A run that was ended before it could say anything is waiting, at step 0.
+        """
+        if not (self.path / "status.json").exists():
+            return {"state": "waiting", "step": 0}
+        found = self._json("status.json")
+        if found.get("state") not in STATES or type(found.get("step")) is not int:
+            raise RecordError(f"{self.path}/status.json: is no status; the record is damaged")
+        return found
 
     def manifest(self) -> dict[str, Any]:
         """Provenance: versions, device, data and tokenizer hash, arm, command line, start."""
@@ -111,22 +131,23 @@ class Record:
         """The metrics in order of step; a torn last line, as a crash leaves it, is left out."""
         path = self.path / "metrics.jsonl"
         try:
-            lines = path.read_bytes().splitlines()
+            *lines, _torn = path.read_bytes().split(b"\n")
         except OSError as error:
             raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
         rows = []
         for number, line in enumerate(lines, 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                if number < len(lines):
-                    raise RecordError(f"{path}:{number}: is not a row of metrics") from None
+            row = _parsed(line)
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise RecordError(
+                    f"{path}:{number}: is not a row of metrics; the record is damaged"
+                )
+            rows.append(row)
         return rows
 
     def routing_steps(self) -> list[int]:
         """The steps at which an evaluation was kept, ascending."""
-        found = (self.path / "routing").glob("step-*.npz")
-        return sorted(int(path.stem.removeprefix("step-")) for path in found)
+        found = (path.stem.split("-")[1] for path in (self.path / "routing").glob("step-*.npz"))
+        return sorted(int(step) for step in found if step.isdecimal())
 
     def routing(self, step: int) -> dict[str, np.ndarray]:
         """What the routers did at an evaluation; see `experiment.py` for the arrays."""
@@ -134,32 +155,41 @@ class Record:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy and zipfile raise a dozen kinds at broken bytes
             raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
 
     def damage(self) -> list[str]:
         """What does not match the seal, a line each; empty for a record whole and untouched."""
-        summary = self.summary()
-        sealed = summary.get("files", {})
-        found = []
-        for name, digest in sealed.items():
-            path = self.path / name
-            if not path.is_file():
-                found.append(f"{name}: is missing")
-            elif sha256(path) != digest:
-                found.append(f"{name}: was changed")
-        found += [f"{name}: was added" for name in self._sealable() if name not in sealed]
-        if summary.get("sha256") != _own_digest(summary):
-            found.append("summary.json: was changed")
-        return found
+        try:
+            summary = self.summary()
+        except RecordError:
+            return ["summary.json: is missing or was changed"]
+        sealed = summary.get("files")
+        if summary.get("sha256") != _own_digest(summary) or not isinstance(sealed, dict):
+            return ["summary.json: was changed"]
+        there = self._sealable()
+        return [
+            *(f"{name}: is missing" for name in sealed if name not in there),
+            *(f"{name}: was added" for name in there if name not in sealed),
+            *(
+                f"{name}: was changed"
+                for name in there
+                if name in sealed and sha256(self.path / name) != sealed[name]
+            ),
+        ]
 
     # Writing
 
     def begin(self, config_yaml: str, manifest: Mapping[str, Any]) -> None:
-        """Start the record of a run, or of its continuation: what is run, and on what."""
+        """Start the record of a run, or of its continuation: what is run, and on what.
+
+        `config.yaml`, by which a record is found, comes last.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.yaml", config_yaml.encode())
+        for left in list(self.path.rglob(LEFTOVERS)):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         write_json(self.path / "manifest.json", {"schema_version": SCHEMA_VERSION, **manifest})
+        write_atomically(self.path / "config.yaml", config_yaml.encode())
 
     def set_status(self, state: str, **more: Any) -> None:
         assert state in STATES
@@ -186,12 +216,9 @@ class Record:
                 (self.path / "routing" / f"step-{later}.npz").unlink()
 
     def save_routing(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
-        path = self.path / "routing" / f"step-{step}.npz"
-        path.parent.mkdir(exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        with open(aside, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **dict(arrays))
-        os.replace(aside, path)
+        file = io.BytesIO()
+        np.savez_compressed(file, allow_pickle=False, **dict(arrays))
+        write_atomically(self.path / "routing" / f"step-{step}.npz", file.getvalue())
 
     def seal(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write `summary.json`, with the sha256 of every other file and of its own content."""
@@ -202,23 +229,22 @@ class Record:
         return content
 
     def _sealable(self) -> list[str]:
-        names = (
-            path.relative_to(self.path)
-            for path in self.path.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
+        """The files that a seal covers: all but the UNSEALED and what a name hides with a dot."""
+        names = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return sorted(
+            name.as_posix()
+            for name in names
+            if name.parts[0] not in UNSEALED and not any(part[0] == "." for part in name.parts)
         )
-        return sorted(name.as_posix() for name in names if name.parts[0] not in UNSEALED)
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            found = json.loads(path.read_bytes())
+            found = _parsed(path.read_bytes())
         except OSError as error:
             raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
-        except ValueError:
-            raise RecordError(f"{path}: is not JSON; the record is damaged") from None
         if not isinstance(found, dict):
-            raise RecordError(f"{path}: is not an object; the record is damaged")
+            raise RecordError(f"{path}: is no JSON object; the record is damaged")
         return found
 
 
@@ -231,17 +257,29 @@ def find_records(root: Path) -> list[Record]:
     return [Record(path) for path in sorted(root.iterdir()) if Record(path).exists()]
 
 
+def find_sealed(root: Path) -> list[Record]:
+    """The finished runs under a directory, or that directory itself if it is one; by name.
+
+    Raises RecordError if there is none.
+    """
+    records = [Record(path) for path in (root, *sorted(root.glob("*")))]
+    sealed = [record for record in records if record.is_done()]
+    if not sealed:
+        raise RecordError(f"{root}: holds no finished run, and only those are sealed")
+    return sealed
+
+
 def _own_digest(summary: Mapping[str, Any]) -> str:
     content = {key: value for key, value in summary.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _parsed(text: bytes) -> Any:
+    """JSON, or None where it is none, or so deep that only malice makes it."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _brief(error: Exception) -> str:

@@ -1,8 +1,9 @@
 """Arms x seeds become a plan, and the plan's jobs become records, each in a process of its own.
 
 The plan is a file: `runs/studies/<name>-<hash>/plan.json`, a list of runs. A job needs only that
-file and its id, so any launcher can start it (`python -m moebench.study PLAN ID`), and a second
-sweep over the same plan does only what is not done. Planning imports no torch.
+file and its id, so any launcher can start it: `python -m moebench.study PLAN ID [PARENT]`, which
+stops when the process PARENT is gone. A second sweep over the same plan does only what is not done.
+Planning imports no torch.
 """
 
 import contextlib
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from moebench.records import SCHEMA_VERSION, Record, write_json
 
 DEFAULT_STUDY = "scope"
 POLL = 0.2  # seconds between looks at the processes
+PATIENCE = 10.0  # seconds that processes get to stop in
 
 
 @dataclass(frozen=True)
@@ -117,21 +119,26 @@ def make_plan(
     options = [each for each in about if not each.startswith("study=")]
     if len(names) > 1:
         raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
-    grid = composer.expand(own)
-    if not names and not options and len(grid) > 1:
-        study, cells = None, grid
+    if any(composer.is_sweep(each) for each in own) and not about:
+        study, cells = None, composer.expand(own)
     else:
         study = composer.study(names[0] if names else DEFAULT_STUDY, options)
         shared = (*study.overrides, *study.sizes.get(study.size, ()))
         arms = [job for arm in study.arms for job in composer.expand(shlex.split(arm))]
         varied = {_key(each) for arm in arms for each in arm}
         for each in own:
-            if _key(each) in varied:
+            key = next((key for key in varied if f"{_key(each)}.".startswith(f"{key}.")), None)
+            if key is not None:
                 raise ConfigError(
-                    f"{each}: study={study.name} varies {_key(each)} itself; "
-                    "leave it out, or sweep over it without study="
+                    f"{each}: study={study.name} varies {key} itself; leave it out, or sweep over "
+                    "it without study="
                 )
-        cells = [cell for arm in arms for cell in composer.expand(_merge(shared, arm, own))]
+        composer.expand(own)  # so that an error names what was typed
+        cells = [
+            cell
+            for arm in arms
+            for cell in composer.expand(_merge(composer.groups, shared, own, arm))
+        ]
     configs = [(cell, composer.compose(cell)) for cell in cells]
     configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
     corpora = _corpora([config for _, config in configs], progress)
@@ -161,7 +168,8 @@ def make_plan(
     baseline = study.baseline if study else ("micro" if "micro" in labels else labels[0])
     if baseline not in labels:
         raise ConfigError(
-            f"study.baseline={baseline}: is no arm; there are {', '.join(dict.fromkeys(labels))}"
+            f"study.baseline={baseline}: is the label of no arm; choose one of "
+            f"{', '.join(dict.fromkeys(labels))}"
         )
     plan = Plan(
         name=study.name if study else "sweep",
@@ -195,18 +203,32 @@ def _key(override: str) -> str:
     return override.split("=", 1)[0]
 
 
-def _merge(*layers: Sequence[str]) -> list[str]:
-    """Overrides of which a later layer wins over an earlier one, key by key."""
-    kept = {_key(each): each for layer in layers for each in layer}
+def _merge(groups: Collection[str], *layers: Iterable[str]) -> list[str]:
+    """Overrides of which a later layer wins over an earlier one, its presets over their keys."""
+    kept: dict[str, str] = {}
+    for layer in layers:
+        new = {_key(each): each for each in layer}
+        kept = {
+            key: each for key, each in kept.items() if key.split(".")[0] not in {*new} & {*groups}
+        }
+        kept |= new
     return list(kept.values())
 
 
 def state_of(record: Record) -> dict[str, Any]:
-    """The status of a run, `waiting` if it has none yet."""
+    """The status of a run, `waiting` if it has none that can be read."""
     try:
         return record.status()
     except RecordError:
         return {"state": "waiting", "step": 0}
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (OSError, TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 @dataclass
@@ -220,7 +242,10 @@ class LocalLauncher:
     """Runs the jobs of a plan as one-thread processes on this machine, `workers` at a time.
 
     Iterate over `run()`; it yields after each look at the processes, so that the caller can draw.
-    A job that fails, in whatever way, leaves the others.
+    Closing it stops them. A job that fails, in whatever way, leaves the others.
+
+    Attributes:
+        failed: the jobs that did not finish, with the reason of each.
     """
 
     def __init__(self, plan: Plan, runs_dir: Path, workers: int) -> None:
@@ -230,12 +255,12 @@ class LocalLauncher:
         self.path = plan.path(runs_dir)
         self.waiting = [job for job in plan.jobs if not self.record(job).is_done()]
         self.running: list[_Running] = []
-        self.failed: list[Job] = []
+        self.failed: list[tuple[Job, str]] = []
 
     def record(self, job: Job) -> Record:
         return Record(self.runs_dir / job.run)
 
-    def run(self) -> Iterator[None]:
+    def run(self) -> Generator[None]:
         try:
             while self.waiting or self.running:
                 while self.waiting and len(self.running) < self.workers:
@@ -254,9 +279,10 @@ class LocalLauncher:
         log = self.path.parent / "logs" / f"{job.run}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        command = [sys.executable, "-m", "moebench.study", str(self.path.resolve()), str(job.id)]
         with open(log, "wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "moebench.study", str(self.path.resolve()), str(job.id)],
+                [*command, str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -267,33 +293,40 @@ class LocalLauncher:
         return _Running(job, process, log)
 
     def _finish(self, each: _Running) -> None:
-        record, code = self.record(each.job), each.process.returncode
-        if record.is_done():
-            return
-        self.failed.append(each.job)
-        if state_of(record)["state"] in ("running", "waiting"):
-            # The process ended without a word of its own.
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            record.path.mkdir(parents=True, exist_ok=True)
-            before = state_of(record)
-            record.set_status(
-                "failed",
-                step=before.get("step", 0),
-                steps=each.job.config["train"]["steps"],
-                reason=_last_line(each.log) or how,
-            )
+        """Note a job whose process ended without finishing it, and why."""
+        if not self.record(each.job).is_done():
+            code = each.process.returncode
+            killed = f"killed by signal {-code} ({signal.strsignal(-code)})"
+            how = killed if code < 0 else _last_line(each.log) or f"exit code {code}"
+            reason = self._last_word(each, "failed", how)
+            self.failed.append((each.job, reason))
+
+    def _last_word(self, each: _Running, state: str, reason: str) -> str:
+        """Why an ended process did not finish: as it said itself, else `reason`, put on record."""
+        record = self.record(each.job)
+        status = state_of(record)
+        speaker = status.get("pid")
+        if speaker == each.process.pid and status["state"] in ("failed", "stopped"):
+            return str(status.get("reason"))
+        elsewhere = status["state"] == "running" and speaker != each.process.pid
+        if record.exists() and not (elsewhere and _is_alive(speaker)):
+            steps = each.job.config["train"]["steps"]
+            record.set_status(state, step=status["step"], steps=steps, reason=reason)
+        return reason
 
     def _end_all(self) -> None:
-        """Ask every process to stop at its next step, and end those that do not within 10 s."""
+        """Ask every process to stop at its next step, and end those that do not in time."""
         for each in self.running:
             each.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         for each in self.running:
             try:
                 each.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 each.process.kill()
                 each.process.wait()
+            if not self.record(each.job).is_done():
+                self._last_word(each, "stopped", "ended with the sweep; sweep again to go on")
 
 
 def _last_line(log: Path) -> str:
@@ -306,7 +339,6 @@ def run_job(plan_path: Path, number: int) -> int:
 
     A record that is there and unfinished is continued, one that is done is left as it is.
     """
-    _end_with_parent()
     try:
         plan = read_plan(plan_path)
         job = plan.jobs[number]
@@ -325,9 +357,8 @@ def run_job(plan_path: Path, number: int) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Stop this process when the one that started it is gone, whatever killed it."""
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -338,6 +369,9 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    path, number, *parent = sys.argv[1:]
+    if parent:
+        _end_with(int(parent[0]))
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(run_job(Path(sys.argv[1]), int(sys.argv[2])))
+        sys.exit(run_job(Path(path), int(number)))
     sys.exit(130)

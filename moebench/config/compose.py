@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, replace
 from functools import reduce
 from importlib.resources import files
-from itertools import chain, islice, product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,6 +47,8 @@ KNOBS = {key: each for key, each, _ in knobs(ExperimentConfig())}
 # The name of a study is that of its preset.
 STUDY_KNOBS = {f"study.{key}": each for key, each, _ in knobs(StudyConfig()) if key != "name"}
 
+NO_EXPERIMENT = "experiment=null"
+
 Values = dict[str, Any]  # dotted key -> value
 
 
@@ -75,7 +77,7 @@ class Composer:
         # An empty group is a folder that neither git nor a wheel keeps, so folders do not tell.
         layers = yaml.safe_load((self.conf / "config.yaml").read_bytes())["defaults"]
         self.groups = tuple(name for each in layers if isinstance(each, dict) for name in each)
-        self._parser = OverridesParser.create(config_loader=cast(Any, self))
+        self._parser = OverridesParser.create()
         self._parsed: dict[str, Override] = {}
         self._presets: dict[tuple[str, ...], Values] = {}
         self._choices: dict[str, list[str]] = {}
@@ -105,7 +107,7 @@ class Composer:
                 choices.append([each.input_line or ""])
         if math.prod(map(len, choices)) > MOST_RUNS:
             raise ConfigError(
-                f"{' '.join(overrides)}: are more than {MOST_RUNS} runs; sweep over fewer values"
+                f"{' '.join(overrides)}: is more than {MOST_RUNS} runs; sweep over fewer values"
             )
         return list(product(*choices))
 
@@ -113,105 +115,104 @@ class Composer:
         """Whether an override has several values, or is written as if it had."""
         return self._parse(override).is_sweep_override()
 
-    def compose(self, *layers: Sequence[str], base: Path | None = None) -> ExperimentConfig:
+    def compose(
+        self, overrides: Iterable[str] = (), *, base: Path | None = None
+    ) -> ExperimentConfig:
         """One run's config, complete, checked and with its scope's `balance_bsz` filled in.
 
         Args:
-            layers: overrides, `key=value` and `group=preset` in Hydra's grammar, without sweeps. A
-                later layer wins over an earlier one; within a layer, keys win over presets.
+            overrides: `key=value` and `group=preset` in Hydra's grammar, without sweeps. They win
+                over an experiment preset, and keys over presets.
             base: a record's `config.yaml` to start from in place of the shipped defaults.
 
         Raises:
             ConfigError: naming the override, what is wrong with it and a remedy.
         """
-        parsed = [self._checked(layer) for layer in layers]
-        for each in chain(*parsed):
+        typed = self._checked(overrides)
+        for each in typed:
             if each.is_sweep_override():
                 raise ConfigError(
                     f"{each.input_line}: is a sweep, where one value is needed; use moebench "
                     f"sweep, or {_how_to_quote(each.input_line)}"
                 )
-        last = {each.key_or_group: _word(each) for each in chain(*parsed)}
-        picks = {group: last[group] for group in self.groups if last.get(group, "null") != "null"}
-        experiment = picks.get("experiment")
+        picks = [f"{each.key_or_group}={_word(each)}" for each in typed if self._is_group(each)]
+        experiment = [pick for pick in picks if pick.startswith("experiment=")]
+        others = [pick for pick in picks if pick not in experiment]
+        experiment = [pick for pick in experiment if pick != NO_EXPERIMENT]
         if base is None:
-            values = dict(self._preset("config", *(f"{key}={picks[key]}" for key in picks)))
-        else:
-            values = _from_file(base) | (
-                self._preset(f"experiment/{experiment}") if experiment else {}
+            # Hydra puts an experiment last; what is typed wins over it, and so comes once more.
+            values, again = (
+                self._preset("config", *others, *experiment),
+                others if experiment else [],
             )
-        for layer in parsed:
-            # Presets once more: what is typed wins over an experiment, a later layer over earlier.
-            for each in layer:
-                key = each.key_or_group
-                if key in picks and key != "experiment" and _word(each) == picks[key]:
-                    values |= self._preset(f"{key}/{picks[key]}")
-            for each in layer:
-                key = each.key_or_group
-                if key not in self.groups:
-                    values[key] = _typed(each.input_line or key, key, each.value(), KNOBS)
-        return _complete(values)
+        else:
+            values, again = _from_file(base), experiment + others
+        for pick in again:
+            values = values | self._preset(pick.replace("=", "/", 1))
+        own = [each for each in typed if not self._is_group(each)]
+        return _complete(values | {each.key_or_group: _value(each, KNOBS) for each in own})
 
     def study(self, name: str, overrides: Iterable[str] = ()) -> StudyConfig:
         """A study preset, with `study.size` and other `study.*` values set."""
         if name not in self.choices("study"):
             raise ConfigError(_unknown(f"study={name}", "study", name, self.choices("study")))
-        values = dict(self._preset(f"study/{name}"))
-        for each in self._checked(overrides, STUDY_KNOBS):
-            key = each.key_or_group
-            values[key] = _typed(each.input_line or key, key, each.value(), STUDY_KNOBS)
+        typed = self._checked(overrides, STUDY_KNOBS)
+        values = self._preset(f"study/{name}") | {
+            each.key_or_group: _value(each, STUDY_KNOBS) for each in typed
+        }
         study = StudyConfig(name=name, **{k.removeprefix("study."): v for k, v in values.items()})
         check_ranges(study)
         check_study(study)
         return study
 
     def _preset(self, name: str, *picks: str) -> Values:
-        """What a file under `conf/` says, its keys and types checked."""
-        if (name, *picks) not in self._presets:
-            said = " ".join(picks) if picks else name.replace("/", "=", 1)
-            overrides = [
-                *(
-                    f"{group}={_quoted(preset)}"
-                    for group, preset in (p.split("=", 1) for p in picks)
-                ),
-                *(f"hydra.searchpath=[{_quoted(f'file://{root}')}]" for root in self.roots[1:]),
-            ]
-            GlobalHydra.instance().clear()
-            try:
-                with initialize_config_dir(str(self.conf), version_base="1.3"):
-                    made = hydra_compose(name, overrides=overrides)
-                nested = cast(dict[str, Any], OmegaConf.to_container(made, resolve=True))
-            except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-                raise ConfigError(f"{said}: {_why(error)}; correct the preset") from None
-            if name.startswith("study/"):
-                found = {f"study.{key}": v for key, v in (nested.get("study") or nested).items()}
-            else:
-                found = dict(flat(nested))
-            known = STUDY_KNOBS if name.startswith("study/") else KNOBS
-            self._presets[name, *picks] = {
-                key: _typed(f"{said}: {key}={value}", key, value, known)
-                for key, value in found.items()
-            }
+        """What a file under `conf/` says with presets picked for it, keys and types checked."""
+        if (name, *picks) in self._presets:
+            return self._presets[name, *picks]
+        said = " ".join(picks) or name.replace("/", "=", 1)
+        home = next(root for root in self.roots if (root / f"{name}.yaml").exists())
+        paths = ",".join(_quoted(f"file://{root}") for root in self.roots)
+        choices = [pick.split("=", 1) for pick in picks]
+        overrides = [f"{group}={_quoted(preset)}" for group, preset in choices]
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(home), version_base="1.3"):
+                made = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{paths}]"])
+            nested = cast(dict[str, Any], OmegaConf.to_container(made, resolve=True))
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            raise ConfigError(f"{said}: {_why(error)}; correct the preset") from None
+        if name.startswith("study/"):
+            found, known = nested.get("study", nested), STUDY_KNOBS
+            found = {f"study.{key}": value for key, value in found.items()}
+        else:
+            found, known = dict(flat(nested)), KNOBS
+        self._presets[name, *picks] = {
+            key: _typed(f"{said}: {key}={value}", key, value, known) for key, value in found.items()
+        }
         return self._presets[name, *picks]
 
     def _checked(
         self, overrides: Iterable[str], known: Mapping[str, Field] = KNOBS
     ) -> list[Override]:
-        """The overrides parsed; ConfigError for one that no run or study could have."""
+        """The overrides parsed; ConfigError for one that cannot be, as far as one alone can tell.
+
+        Args:
+            known: the keys; beside those of a run, its groups are known too.
+        """
         seen: dict[str, Override] = {}
         for each in map(self._parse, overrides):
             key = each.key_or_group
             _refuse_odd(each)
-            if key in self.groups and known is KNOBS:
+            if known is KNOBS and self._is_group(each):
                 for choice in _sweep(each) if each.is_sweep_override() else [_word(each)]:
-                    allowed = [*self.choices(key), *(["null"] if key == "experiment" else [])]
-                    if choice not in allowed:
-                        raise ConfigError(
-                            _unknown(f"{key}={choice}", key, choice, self.choices(key))
-                        )
+                    said = f"{key}={choice}"
+                    if choice not in self.choices(key) and said != NO_EXPERIMENT:
+                        raise ConfigError(_unknown(said, key, choice, self.choices(key)))
             elif key not in known:
-                words = known if known is STUDY_KNOBS else {*self.groups, *known}
-                raise ConfigError(_unknown(each.input_line or key, "key", key, sorted(words)))
+                if known is KNOBS and key.split(".")[0] == "study":
+                    raise ConfigError(f"{each.input_line}: is for moebench sweep; leave it out")
+                words = [*(self.groups if known is KNOBS else ()), *known]
+                raise ConfigError(_unknown(each.input_line or key, "key", key, words))
             if key in seen:
                 raise ConfigError(
                     f"{key}: is set twice ({seen[key].input_line} and {each.input_line}); keep one"
@@ -219,16 +220,21 @@ class Composer:
             seen[key] = each
         return list(seen.values())
 
+    def _is_group(self, each: Override) -> bool:
+        return each.key_or_group in self.groups
+
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:
             if "=" not in text and not text.startswith("~"):
                 raise ConfigError(f"{text}: is neither an option nor an override; write key=value")
             try:
-                self._parsed[text] = self._parser.parse_override(text)
+                parsed = self._parser.parse_override(text)
             except (HydraException, ValueError) as error:
                 raise ConfigError(
-                    f"{text}: does not parse ({_why(error)}); {_how_to_quote(text)}"
+                    f"{text}: does not parse ({_first_line(error)}); {_how_to_quote(text)}"
                 ) from None
+            parsed.config_loader = cast(Any, self)  # for glob(), see get_group_options
+            self._parsed[text] = parsed
         return self._parsed[text]
 
 
@@ -310,6 +316,10 @@ def _sweep(each: Override) -> list[str]:
     return values
 
 
+def _value(each: Override, known: Mapping[str, Field]) -> Any:
+    return _typed(each.input_line or "", each.key_or_group, each.value(), known)
+
+
 def _typed(said: str, key: str, value: Any, known: Mapping[str, Field]) -> Any:
     """A value as its knob has it; ConfigError for an unknown key or a wrong type."""
     if key not in known:
@@ -354,24 +364,29 @@ def _how_to_quote(text: str | None) -> str:
 
 def _why(error: BaseException) -> str:
     """The cause of an error of the system, YAML, OmegaConf or Hydra, in one line."""
-    cause = error.__cause__ or error
+    chain = (error, error.__cause__, error.__context__)
+    told = (each for each in chain if isinstance(each, OmegaConfBaseException | yaml.YAMLError))
+    cause = next(told, error)
     if isinstance(cause, OSError):
         return cause.strerror or type(cause).__name__
     if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark:
         return f"{cause.problem} in line {cause.problem_mark.line + 1}"
-    text = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
     key = getattr(cause, "full_key", None)
-    return f"{key}: {text}" if key else text
+    return f"{key}: {_first_line(cause)}" if key else _first_line(cause)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _unknown(said: str, what: str, word: str, known: Sequence[str]) -> str:
     """One line for a word that is not known: the nearest ones, else all of them."""
 
     def likeness(other: str) -> float:
-        parts = ((word, other), (word.rpartition(".")[2], other.rpartition(".")[2]))
-        return max(
-            difflib.SequenceMatcher(None, one.lower(), two.lower()).ratio() for one, two in parts
-        )
+        """Of the last parts of two dotted keys, or of the whole where a dot may be missing."""
+        pairs = [(word.split(".")[-1], other.split(".")[-1])]
+        pairs += [(word, other)] if "." not in word else []
+        return max(difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
 
     ranked = sorted(known, key=likeness, reverse=True)
     enough = max(0.6, likeness(ranked[0]) - 0.1) if ranked else 1.0

@@ -129,7 +129,7 @@ def prepare(config: DataConfig, *, progress: Callable[[str], None] | None = None
     source = open_source(config)
     domains = choose_domains(config, source)
     for made in (source.domains, tuple(sorted(domains))):  # a cache of all has those picked, too
-        directory = _cache_root() / _key(source, made)
+        directory = cache_root() / _key(source, made)
         if manifest := _read(directory):
             return Corpus(directory, manifest, domains)
     with _locked(directory, progress):
@@ -139,7 +139,7 @@ def prepare(config: DataConfig, *, progress: Callable[[str], None] | None = None
     return Corpus(directory, manifest, domains)
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
     if given := os.environ.get("MOEBENCH_CACHE"):
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebench"

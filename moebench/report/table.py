@@ -77,7 +77,7 @@ def _load_grid(table: Table) -> Grid:
     columns = [
         *((f"MaxVio\n{scope}", f"load/max_vio_{scope}", 2) for scope in SCOPES),
         ("load\nentropy", "load/entropy", 3),
-        ("dead\nexperts", "load/dead_experts", 1),
+        ("dead\nshare", "load/dead_experts", 3),
         ("domain\nbits", "specialization/domain", 3),
     ]
     rows = [

@@ -67,8 +67,8 @@ def _better(record: Record) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_text("summary.json", "{"), "summary.json: is not JSON"),
-        (_text("manifest.json", "[]"), "manifest.json: is not an object"),
+        (_text("summary.json", "{"), "summary.json: is no JSON object"),
+        (_text("manifest.json", "[]"), "manifest.json: is no JSON object"),
         (_manifest(schema_version=9), "is a record of version 9"),
         (_manifest(arm=...), "holds no usable 'arm'"),
         (_manifest(arm=["x"]), "holds no usable 'arm'"),

@@ -1,0 +1,298 @@
+"""What is said about a machine: what it lacks, what does not work, and what to do about it."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from moebench import doctor
+from moebench.doctor import Finding, examine, exit_code, render
+from moebench.model import grouped
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("machine")
+
+
+@pytest.fixture(scope="module")
+def findings(place: Path) -> dict[str, Finding]:
+    """What is found here, by name."""
+    found = examine(place / "new" / "runs")
+    assert len({each.name for each in found}) == len(found)
+    return {each.name: each for each in found}
+
+
+def only(*looks: doctor.Look) -> Finding:
+    (found,) = doctor._all(*looks)
+    return found
+
+
+def test_this_machine_can_train_and_is_left_as_it_was(
+    findings: dict[str, Finding], place: Path
+) -> None:
+    assert {"cores", "memory", "runs", "data cache", "python", "device", "threads"} <= set(findings)
+    assert findings["experts in fp32"].value.startswith("right, forward and backward")
+    assert findings["child process"].state == "ok"
+    assert findings["torch"].value == metadata.version("torch")
+    assert "can be written" in findings["runs"].value
+    assert list(place.iterdir()) == []
+
+
+def test_whatever_is_no_ok_has_a_remedy(findings: dict[str, Finding]) -> None:
+    assert all((each.state == "ok") == (not each.remedy) for each in findings.values())
+
+
+def test_everything_that_moebench_needs_is_held_against_its_range(
+    findings: dict[str, Finding],
+) -> None:
+    needed = [each for each in metadata.requires("moebench") or () if "extra ==" not in each]
+    assert needed
+    names = [each.partition(">=")[0].partition("<")[0] for each in needed]
+    assert {findings[name].state for name in names} == {"ok"}
+
+
+def test_a_version_outside_its_range_is_a_problem_with_the_command(monkeypatch: Patch) -> None:
+    needs = ["numpy<1,>=0.5", "no-such-thing>=2", "pytest>=999; extra == 'dev'"]
+    monkeypatch.setattr(metadata, "requires", lambda name: needs)
+    found = {each.name: each for each in doctor._all(doctor.Look("versions", doctor._versions))}
+    assert set(found) == {"moebench", "python", "numpy", "no-such-thing"}
+    assert found["numpy"].state == "problem"
+    assert found["numpy"].value == f"{metadata.version('numpy')}, but moebench needs <1,>=0.5"
+    assert found["numpy"].remedy.endswith("-m pip install 'numpy<1,>=0.5'")
+    assert found["no-such-thing"].value == "is not installed"
+    assert found["python"].state == "ok"
+
+
+def test_only_problems_fail() -> None:
+    fine, note = Finding("a", "b"), Finding("a", "b", "note", "c")
+    assert exit_code([fine, note]) == 0
+    assert exit_code([fine, Finding("a", "b", "problem", "c"), note]) == 1
+
+
+def test_findings_are_text_and_not_markup() -> None:
+    console = Console(width=80, file=io.StringIO())
+    odd = Finding("x[/foo]", "[red]y", "problem", "do [z]")
+    render([odd, Finding("fine", "v")], console)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "x[/foo]" in text
+    assert "[red]y" in text
+    assert "problem: x[/foo]: do [z]" in text
+    assert "ok: fine" not in text
+
+
+# What may be wrong
+
+
+def test_torch_that_does_not_load_is_one_problem(monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(doctor, "CHILD", "pass")
+    found = {each.name: each for each in examine(tmp_path)}
+    assert [each.name for each in found.values() if each.state == "problem"] == ["import torch"]
+    assert "pip install --force-reinstall torch" in found["import torch"].remedy
+    assert "experts in fp32" not in found
+    assert "child process" in found
+
+
+def test_wrong_experts_are_found_out(monkeypatch: Patch) -> None:
+    right = grouped.grouped_mm
+
+    def careless(rows: Any, matrices: Any, ends: Any) -> Any:
+        """Forgets the last group, but not in the fp64 that it is held against."""
+        product = right(rows, matrices, ends)
+        known = torch.arange(len(rows)) < (ends[-1] if rows.dtype == torch.float64 else ends[-2])
+        return product * known[:, None]
+
+    monkeypatch.setattr(grouped, "grouped_mm", careless)
+    found = only(doctor.Look("experts", lambda: doctor._experts("fp32")))
+    assert found.state == "problem"
+    assert found.value.startswith("wrong by 1 of the largest value")
+
+
+def test_a_look_that_raises_is_a_finding(monkeypatch: Patch) -> None:
+    def broken(*operands: Any) -> Any:
+        raise NotImplementedError("no kernel\nfor this device")
+
+    monkeypatch.setattr(grouped, "grouped_mm", broken)
+    found = only(doctor.Look("it", lambda: doctor._experts("bf16"), "note", "leave it"))
+    words = "does not work: NotImplementedError: no kernel for this device"
+    assert found == Finding("it", words, "note", "leave it")
+
+
+def test_bf16_that_is_slower_is_no_gain(monkeypatch: Patch) -> None:
+    times = iter([[0.5, 1.0], [2.0, 1.0]])
+    monkeypatch.setattr(doctor.timeit, "repeat", lambda *_, **__: next(times))
+    found = only(doctor.Look("it", doctor._bf16_on_cpu))
+    assert found.state == "note"
+    assert found.value.startswith("no gain: 0.5 times the speed")
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = only(
+        doctor.Look("it", lambda: doctor._folder("it", tmp_path / "file" / "runs", "go elsewhere"))
+    )
+    assert (found.state, found.remedy) == ("problem", "go elsewhere")
+    assert found.value.endswith("file/runs: cannot be written (Not a directory)")
+
+
+def test_a_disk_that_is_nearly_full_is_noted(monkeypatch: Patch, tmp_path: Path) -> None:
+    class Usage:
+        free = 2**30
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage)
+    found = only(doctor.Look("it", lambda: doctor._folder("it", tmp_path, "go elsewhere")))
+    assert found.state == "note"
+    assert found.value.endswith("1.0 GiB free")
+
+
+def test_without_a_compiler_only_compiling_is_missed(monkeypatch: Patch) -> None:
+    for command in ("/no/such/compiler", "false"):
+        monkeypatch.setenv("CXX", command)
+        found = only(doctor.Look("it", doctor._compiler, "note", doctor.COMPILER))
+        assert (found.state, found.remedy) == ("note", doctor.COMPILER)
+
+
+def test_a_child_process_that_fails_says_why(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(doctor, "CHILD", "import no_such_module")
+    found = only(doctor.Look("it", doctor._child))
+    assert found.state == "problem"
+    assert "No module named 'no_such_module'" in found.value
+
+
+# Control groups
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: Patch) -> Callable[[str, dict[str, str]], None]:
+    """Pretend that this process is in some control groups, whose files say this."""
+
+    def make(own: str, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            path = tmp_path / "groups" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        (tmp_path / "own").write_text(own)
+        monkeypatch.setattr(doctor, "CGROUPS", tmp_path / "groups")
+        monkeypatch.setattr(doctor, "OWN_CGROUPS", tmp_path / "own")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "200000 100000"}, 0.5),
+        ("0::/only/on/the/host\n", {"cpu.max": "200000 100000\n"}, 2.0),
+        (
+            "3:cpu,cpuacct:/a\n",
+            {"cpu/a/cpu.cfs_quota_us": "75000", "cpu/a/cpu.cfs_period_us": "50000"},
+            1.5,
+        ),
+        ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("3:cpuset:/\n", {"cpu.max": "150000 100000\n"}, None),
+    ],
+)
+def test_the_limit_of_the_control_groups(
+    groups: Callable[..., None], own: str, files: dict[str, str], limit: float | None
+) -> None:
+    groups(own, files)
+    assert doctor._cpu_limit() == limit
+
+
+def test_a_limit_below_the_cores_is_noted(groups: Callable[..., None]) -> None:
+    groups("0::/\n", {"cpu.max": "90000 100000"})
+    found = only(doctor.Look("cores", doctor._cores))
+    assert found.state == "note"
+    assert "the time of 0.9" in found.value
+    assert "run.threads=1" in found.remedy
+    groups("0::/\n", {"cpu.max": f"{os.cpu_count()}00000 100000"})
+    assert only(doctor.Look("cores", doctor._cores)).state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("own", "folder", "limit", "used", "cached"),
+    [
+        ("0::/\n", "", "memory.max", "memory.current", "inactive_file"),
+        (
+            *("4:memory:/\n", "memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_memory_is_that_of_the_control_group_less_what_is_used(
+    groups: Callable[..., None], own: str, folder: str, limit: str, used: str, cached: str
+) -> None:
+    mib = 2**20
+    files = {limit: 512 * mib, used: 384 * mib, "memory.stat": f"anon 1\n{cached} {128 * mib}\n"}
+    groups(own, {folder + name: str(text) for name, text in files.items()})
+    found = only(doctor.Look("memory", doctor._memory))
+    assert (found.value, found.state) == ("0.2 of 0.5 GiB free", "note")
+
+
+# Devices
+
+
+def device(monkeypatch: Patch, **about: Any) -> Finding:
+    for name, value in about.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    return only(doctor.Look("device", doctor._device))
+
+
+def test_a_gpu_is_named(monkeypatch: Patch) -> None:
+    found = device(
+        monkeypatch,
+        is_available=True,
+        mem_get_info=(3 * 2**29, 2**31),
+        get_device_capability=(9, 0),
+        get_device_name="H200",
+        device_count=2,
+    )
+    assert found == Finding(
+        "device", "CUDA: H200 (1 of 2), 1.5 of 2.0 GiB free, compute capability 9.0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("built_for", "visible", "state", "words"),
+    [
+        (None, None, "note", "built without CUDA"),
+        ("12.8", "", "note", "CUDA_VISIBLE_DEVICES hides"),
+        ("12.8", None, "problem", "torch finds no GPU"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_said(
+    monkeypatch: Patch, built_for: str | None, visible: str | None, state: str, words: str
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = device(monkeypatch, is_available=False)
+    assert found.state == state
+    assert found.value.startswith("CPU: ")
+    assert words in found.value
+
+
+def test_without_a_gpu_the_cpu_is_fine(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert device(monkeypatch, is_available=False).state == "ok"
+
+
+def test_torch_is_not_loaded_before_it_is_looked_at() -> None:
+    code = "import sys, moebench.doctor; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
