@@ -90,12 +90,13 @@ def train(
     corpus = prepare(made.data, progress=say)
     record = Record(runs_dir / run_name(made, corpus.content_hash))
     if dry_run:
-        said = {"run": str(record.path), "steps": made.train.steps, "done": record.is_done()}
-        done = " (is done already)" if said["done"] else ""
+        steps, done = made.train.steps, record.is_done()
         if as_json:
+            said = {"run": str(record.path), "steps": steps, "done": done}
             _print_json({"schema_version": 1, **said})
         else:
-            print(f"{record.path}: {made.train.steps} steps of {made.global_bsz} sequences{done}")
+            already = " (is done already)" if done else ""
+            print(f"{record.path}: {steps} steps of {made.global_bsz} sequences{already}")
         return
     if record.is_done() and not force:
         say(f"{record.path}: is done already")
@@ -236,6 +237,25 @@ def verify(
             for each in damage or ["whole and untouched"]:
                 print(printable(f"{run}: {each}"))
     if any(found.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, runs_dir: RunsDir = RUNS) -> None:
+    """Find out what this machine can do for moebench, and what to mend; exits 1 for a problem.
+
+    Example: `moebench doctor`
+    """
+    from rich.console import Console
+
+    from moebench.doctor import examine, exit_code, render
+
+    findings = examine(runs_dir)
+    if as_json:
+        _print_json({"schema_version": 1, "findings": [each._asdict() for each in findings]})
+    else:
+        render(findings, Console())
+    if exit_code(findings):
         raise typer.Exit(1)
 
 

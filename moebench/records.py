@@ -146,14 +146,15 @@ class Record:
 
     def routing_steps(self) -> list[int]:
         """The steps at which an evaluation was kept, ascending."""
-        found = (path.stem.split("-")[1] for path in (self.path / "routing").glob("step-*.npz"))
-        return sorted(int(step) for step in found if step.isdecimal())
+        found = (self.path / "routing").glob("step-*.npz")
+        steps = (path.stem.removeprefix("step-") for path in found)
+        return sorted(int(step) for step in steps if step.isdecimal())
 
     def routing(self, step: int) -> dict[str, np.ndarray]:
         """What the routers did at an evaluation; see `experiment.py` for the arrays."""
         path = self.path / "routing" / f"step-{step}.npz"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 return dict(arrays)
         except Exception as error:  # numpy and zipfile raise a dozen kinds at broken bytes
             raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None

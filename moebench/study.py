@@ -27,7 +27,7 @@ from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, MoebenchError, RecordError
-from moebench.records import SCHEMA_VERSION, Record, write_json
+from moebench.records import SCHEMA_VERSION, Record, printable, write_json
 
 DEFAULT_STUDY = "scope"
 POLL = 0.2  # seconds between looks at the processes
@@ -279,10 +279,12 @@ class LocalLauncher:
         log = self.path.parent / "logs" / f"{job.run}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-m", "moebench.study", str(self.path.resolve()), str(job.id)]
+        # The same code as here: what lies in the working directory counts only if it counts here.
+        python = [sys.executable, *(["-P"] if os.getcwd() not in sys.path[:1] else [])]
+        words = [str(self.path.resolve()), str(job.id), str(os.getpid())]
         with open(log, "wb") as output:
             process = subprocess.Popen(
-                [*command, str(os.getpid())],
+                [*python, "-m", "moebench.study", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -295,11 +297,8 @@ class LocalLauncher:
     def _finish(self, each: _Running) -> None:
         """Note a job whose process ended without finishing it, and why."""
         if not self.record(each.job).is_done():
-            code = each.process.returncode
-            killed = f"killed by signal {-code} ({signal.strsignal(-code)})"
-            how = killed if code < 0 else _last_line(each.log) or f"exit code {code}"
-            reason = self._last_word(each, "failed", how)
-            self.failed.append((each.job, reason))
+            how = _how_it_ended(each.process.returncode, each.log)
+            self.failed.append((each.job, self._last_word(each, "failed", how)))
 
     def _last_word(self, each: _Running, state: str, reason: str) -> str:
         """Why an ended process did not finish: as it said itself, else `reason`, put on record."""
@@ -329,9 +328,11 @@ class LocalLauncher:
                 self._last_word(each, "stopped", "ended with the sweep; sweep again to go on")
 
 
-def _last_line(log: Path) -> str:
+def _how_it_ended(code: int, log: Path) -> str:
+    if code < 0:
+        return f"killed by signal {-code} ({signal.strsignal(-code)})"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else ""
+    return printable(lines[-1].removeprefix("error: ")) if lines else f"exit code {code}"
 
 
 def run_job(plan_path: Path, number: int) -> int:

@@ -136,15 +136,13 @@ class Composer:
                     f"sweep, or {_how_to_quote(each.input_line)}"
                 )
         picks = [f"{each.key_or_group}={_word(each)}" for each in typed if self._is_group(each)]
+        picks = [pick for pick in picks if pick != NO_EXPERIMENT]
         experiment = [pick for pick in picks if pick.startswith("experiment=")]
         others = [pick for pick in picks if pick not in experiment]
-        experiment = [pick for pick in experiment if pick != NO_EXPERIMENT]
         if base is None:
+            values = self._preset("config", *picks)
             # Hydra puts an experiment last; what is typed wins over it, and so comes once more.
-            values, again = (
-                self._preset("config", *others, *experiment),
-                others if experiment else [],
-            )
+            again = others if experiment else []
         else:
             values, again = _from_file(base), experiment + others
         for pick in again:
@@ -367,8 +365,8 @@ def _why(error: BaseException) -> str:
     chain = (error, error.__cause__, error.__context__)
     told = (each for each in chain if isinstance(each, OmegaConfBaseException | yaml.YAMLError))
     cause = next(told, error)
-    if isinstance(cause, OSError):
-        return cause.strerror or type(cause).__name__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
     if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark:
         return f"{cause.problem} in line {cause.problem_mark.line + 1}"
     key = getattr(cause, "full_key", None)

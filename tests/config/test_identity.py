@@ -1,0 +1,152 @@
+"""One treatment has one identity, whatever it is called, and what can change a result is in it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import pytest
+
+from moebench.config.compose import Composer, from_dict, to_dict
+from moebench.config.identity import arm_hash, label, run_hash, run_name, science, treatment
+from moebench.config.schema import ALWAYS, NEVER, ExperimentConfig, knobs
+
+COMPOSER = Composer()
+DATA = "0" * 64
+
+
+def identity(*overrides: str) -> str:
+    return run_hash(COMPOSER.compose(overrides), DATA)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [["scope=micro"], ["scope=global", "balance_bsz=4"], ["scope=shuffled", "balance_bsz=4"]],
+        [["scope=micro", "micro_bsz=8"], ["balance_bsz=8", "micro_bsz=8"]],
+        [["scope=sequence", "micro_bsz=1"], ["scope=micro", "micro_bsz=1"]],
+        [["scope=sequence", "micro_bsz=1"], ["balance_bsz=1", "micro_bsz=1"]],
+        [["scope=sequence"], ["scope=global", "balance_bsz=1"]],
+        [["scope=global"], ["balance_bsz=128"], []],
+        [["scope=shuffled"], ["scope=shuffled", "balance_bsz=128"]],
+        [["scope=none"], ["loss.balance=0"], ["scope=none", "loss.balance=3"]],
+        [["scope=none"], ["scope=micro", "loss.balance=0", "loss.local=0.5"]],
+        [[f"scope={scope}", "micro_bsz=128"] for scope in ("micro", "shuffled", "global")],
+        [["optim.lr=3e-3"], ["optim.lr=0.003"], []],
+        [["loss.balance=1"], ["loss.balance=1.0"]],
+        [["model.top_k=2"], ["model=tiny"], []],
+        [["data.max_epochs=9"], []],
+    ],
+)  # fmt: skip
+def test_one_treatment_has_one_identity(names: list[list[str]]) -> None:
+    assert len({identity(*overrides) for overrides in names}) == 1
+    assert len({label(COMPOSER.compose(overrides)) for overrides in names}) == 1
+
+
+def test_every_scope_is_another_treatment() -> None:
+    scopes = ("none", "sequence", "micro", "shuffled", "global", "domain")
+    assert len({identity(f"scope={scope}") for scope in scopes}) == len(scopes)
+    assert len({identity("scope=shuffled", f"balance_bsz={n}") for n in (4, 8, 128)}) == 3
+
+
+def with_knob(key: str, value: Any) -> ExperimentConfig:
+    """The default config but for one knob; the scope sets its size again."""
+    nested = to_dict(COMPOSER.compose()) | {"balance_bsz": None}
+    *path, name = key.split(".")
+    inner = reduce(dict.__getitem__, path, nested)
+    assert name in inner
+    inner[name] = value
+    return from_dict(nested)
+
+
+def another(value: Any, known: Mapping[str, Any]) -> Any:
+    """Some other value that a knob may have."""
+    if known["choices"]:
+        return next(each for each in known["choices"] if each != value)
+    if isinstance(value, bool):
+        return not value
+    return type(value)(value / 2) if value else 1
+
+
+SCIENCE = [
+    (key, another(value, each.metadata))
+    for key, each, value in knobs(COMPOSER.compose())
+    if not key.startswith("run.")
+    and each.metadata["neutral"] is not NEVER
+    and key != "scope"  # has a test of its own
+    and each.metadata["choices"] not in (("softmax",), ("loss",))  # no other choice so far
+]
+
+
+@pytest.mark.parametrize(("key", "value"), SCIENCE)
+def test_every_science_key_changes_the_identity(key: str, value: Any) -> None:
+    config, other = COMPOSER.compose(), with_knob(key, value)
+    assert run_hash(other, DATA) != run_hash(config, DATA)
+    assert (arm_hash(other, DATA) == arm_hash(config, DATA)) == (key == "seed")
+
+
+EXECUTION = [
+    (key, another(value, each.metadata))
+    for key, each, value in knobs(COMPOSER.compose())
+    if key.startswith("run.")
+]
+
+
+@pytest.mark.parametrize(("key", "value"), EXECUTION)
+def test_how_a_run_is_executed_is_no_part_of_its_identity(key: str, value: Any) -> None:
+    assert run_name(with_knob(key, value), DATA) == run_name(COMPOSER.compose(), DATA)
+
+
+def test_the_content_of_data_counts_and_its_path_does_not() -> None:
+    here = COMPOSER.compose(["data=folder", "data.path=here"])
+    there = COMPOSER.compose(["data=folder", "data.path=there"])
+    assert run_hash(here, DATA) == run_hash(there, DATA)
+    assert run_hash(here, DATA) != run_hash(here, "1" * 64)
+    assert "here" not in str(science(here, DATA))
+
+
+def test_a_key_at_its_neutral_value_leaves_the_identity_as_it_was_before_the_key_came() -> None:
+    keys = science(COMPOSER.compose(), DATA)
+    neutral = {
+        key: each.metadata["neutral"]
+        for key, each, _ in knobs(ExperimentConfig())
+        if each.metadata["neutral"] not in (ALWAYS, NEVER)
+    }
+    assert {"loss.z", "router.renormalize", "data.homogeneity"} <= neutral.keys()
+    assert not keys.keys() & neutral.keys()
+    assert "loss.z" in science(COMPOSER.compose(["loss.z=0.1"]), DATA)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "global"),
+        (["balance_bsz=64"], "global-64"),
+        (["balance_bsz=4"], "micro"),
+        (["scope=shuffled", "balance_bsz=8"], "shuffled-8"),
+        (["scope=domain"], "domain"),
+        (["scope=none", "loss.local=0.5"], "none"),
+        (["loss.local=0.01"], "global local=0.01"),
+        (["data.homogeneity=0"], "global homogeneity=0"),
+        (["router.perturb=1e-6"], "global perturb=1e-06"),
+    ],
+)
+def test_an_arm_is_labelled_by_what_is_balanced_over_what(overrides: list[str], name: str) -> None:
+    assert label(COMPOSER.compose(overrides)) == name
+
+
+def test_a_runs_name_is_safe_in_every_file_system() -> None:
+    config = COMPOSER.compose(["loss.local=1e-5", "data.homogeneity=0.25", "seed=4294967295"])
+    name = run_name(config, DATA)
+    assert name.startswith("global-local-1e-05-homogeneity-0.25-s4294967295-")
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
+    assert len(name) < 100
+
+
+def test_treatment_is_canonical() -> None:
+    compose = COMPOSER.compose
+    assert treatment(compose(["scope=micro"])) == {"scope": "group", "balance_bsz": 4}
+    assert treatment(compose(["scope=domain"])) == {"scope": "domain"}
+    zero = compose(["scope=micro", "loss.balance=0"])
+    assert treatment(zero) == treatment(compose(["scope=none"])) == {"scope": "none"}
+    assert treatment(replace(zero, scope="none")) == {"scope": "none"}

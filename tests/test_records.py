@@ -1,0 +1,390 @@
+"""Records survive crashes, and tell when they were damaged or never were records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from moebench import records
+from moebench.errors import RecordError
+from moebench.records import (
+    Record,
+    find_records,
+    find_sealed,
+    printable,
+    sha256,
+    write_atomically,
+    write_json,
+)
+
+CONFIG = "train:\n  steps: 4\nseed: 0\n"
+
+
+def sealed(path: Path) -> Record:
+    """A small finished record with each kind of file."""
+    record = Record(path)
+    record.begin(CONFIG, {"arm": "micro", "seed": 0})
+    for step in range(5):
+        record.append(
+            {"step": step, "train/loss": 1 / (step + 3), "load/utilization/0": [0.5, 1.5]}
+        )
+    record.save_routing(0, {"counts": np.arange(6).reshape(2, 3)})
+    checkpoint = path / "checkpoints" / "step-4"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    (path / "tensorboard").mkdir()
+    (path / "tensorboard" / "events").write_bytes(b"a view")
+    record.seal({"status": "done", "valid/nats": 1 / 3, "empty": float("nan")})
+    record.set_status("done", step=4, steps=4)
+    return record
+
+
+def files(record: Record) -> list[Path]:
+    return sorted(path for path in record.path.rglob("*") if path.is_file())
+
+
+def test_a_record_reads_as_it_was_written(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    assert record.config() == {"train.steps": 4, "seed": 0}
+    assert record.manifest() == {"schema_version": 1, "arm": "micro", "seed": 0}
+    assert [row["step"] for row in record.rows()] == [0, 1, 2, 3, 4]
+    assert record.rows()[1]["train/loss"] == 1 / 4
+    assert record.routing_steps() == [0]
+    assert record.routing(0)["counts"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert record.summary()["valid/nats"] == 1 / 3
+    assert record.summary()["empty"] is None
+    assert record.status()["state"] == "done"
+    assert record.status()["pid"] == os.getpid()
+    assert record.is_done()
+    assert record.damage() == []
+
+
+# Crashes
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    code = (
+        "import sys; from pathlib import Path; from moebench.records import write_json\n"
+        "for n in range(10**9): write_json(Path(sys.argv[1]), {'n': n, 'pad': 'x' * 5000})"
+    )
+    for attempt in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.02 * (attempt + 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert json.loads(path.read_bytes())["pad"] == "x" * 5000
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+    with pytest.raises(TypeError):
+        write_atomically(path, "text")  # pyright: ignore[reportArgumentType]
+    assert json.loads(path.read_bytes()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_aside_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    (record.path / ".status.json.123.tmp").write_text("{")
+    aside = record.path / "checkpoints" / ".step-4.123.tmp"
+    aside.mkdir()
+    (aside / "model.safetensors").write_bytes(b"half")
+    assert record.damage() == [], "what is hidden is no part of a record"
+    record.begin(CONFIG, {"arm": "micro", "seed": 0})
+    assert not [path for path in record.path.rglob("*") if path.name.startswith(".")]
+
+
+def test_a_record_that_is_found_has_its_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(
+        "moebench.records.write_atomically", lambda path, data: written.append(path.name)
+    )
+    Record(tmp_path / "run").begin(CONFIG, {})
+    assert written == ["manifest.json", "config.yaml"]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 5, "train/lo', '{"step": 5}', "{", "\x00" * 40])
+def test_one_torn_last_line_is_left_out(tmp_path: Path, torn: str) -> None:
+    record = sealed(tmp_path / "run")
+    with open(record.path / "metrics.jsonl", "a") as file:
+        file.write(torn)
+    assert len(record.rows()) == 5
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "", "5", "[1]", "null", '{"a": 1}', '{"step": "1"}', '{"step": true}', "\xff"]
+)
+@pytest.mark.parametrize("number", [1, 3, 6])
+def test_any_other_broken_line_is_damage(tmp_path: Path, line: str, number: int) -> None:
+    record = sealed(tmp_path / "run")
+    path = record.path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines.insert(number - 1, line.encode("latin-1"))
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(RecordError, match=f"metrics.jsonl:{number}: is not a row of metrics"):
+        record.rows()
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"), [(-1, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3, 4])]
+)
+def test_a_run_is_cut_where_it_goes_on(tmp_path: Path, step: int, kept: list[int]) -> None:
+    record = sealed(tmp_path / "run")
+    for evaluated in (2, 4):
+        record.save_routing(evaluated, {"counts": np.zeros(1)})
+    before = record.rows()
+    with open(record.path / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 5, "tor')
+    record.cut(step)
+    assert [row["step"] for row in record.rows()] == kept
+    assert record.rows() == before[: len(kept)], "to the last bit"
+    assert record.routing_steps() == [each for each in (0, 2, 4) if each <= step]
+    record.append({"step": 99})
+    assert record.rows()[-1] == {"step": 99}
+
+
+def test_a_run_without_metrics_can_be_cut(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run")
+    record.begin(CONFIG, {})
+    record.cut(0)
+    assert not (record.path / "metrics.jsonl").exists()
+
+
+def test_rows_hold_finite_numbers_only(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    nan, inf = float("nan"), float("-inf")
+    record.append({"step": 5, "a/nan": nan, "a/inf": inf, "a/list": [1.0, nan]})
+    assert record.rows()[-1] == {"step": 5, "a/list": [1.0, None]}
+
+
+# Seals
+
+
+def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    views = ("status.json", "tensorboard")
+    for path in files(record):
+        name = path.relative_to(record.path).as_posix()
+        if name.startswith(views):
+            continue
+        content = path.read_bytes()
+        for position in range(0, len(content), max(1, len(content) // 60)):
+            flipped = bytearray(content)
+            flipped[position] ^= 1
+            path.write_bytes(flipped)
+            damage = record.damage()
+            assert [each.partition(":")[0] for each in damage] == [name], (name, position)
+        path.write_bytes(content)
+        assert record.damage() == []
+
+
+def test_what_is_added_or_lost_is_found(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    for path in files(record):
+        name = path.relative_to(record.path).as_posix()
+        if name.startswith(("status.json", "summary.json", "tensorboard")):
+            continue
+        content = path.read_bytes()
+        path.unlink()
+        assert record.damage() == [f"{name}: is missing"]
+        path.write_bytes(content)
+    (record.path / "routing" / "step-9.npz").write_bytes(b"")
+    assert record.damage() == ["routing/step-9.npz: was added"]
+
+
+def test_what_may_change_after_a_run_is_not_sealed(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    record.set_status("done", step=4, note="later")
+    (record.path / "tensorboard" / "events").unlink()
+    (record.path / "tasks").mkdir()
+    write_json(record.path / "tasks" / "blimp.json", {"accuracy": 0.5})
+    assert record.damage() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"valid/nats": 0.1},
+        {"files": []},
+        {"files": {}},
+        {"files": {"../secret": "0" * 64}},
+        {"sha256": None},
+        {"extra": 1},
+    ],
+)
+def test_a_summary_that_was_written_again_is_found(tmp_path: Path, change: dict[str, Any]) -> None:
+    record = sealed(tmp_path / "run")
+    write_json(record.path / "summary.json", record.summary() | change)
+    assert record.damage() == ["summary.json: was changed"]
+
+
+def test_a_seal_reaches_no_file_outside_its_record(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    secret = tmp_path / "secret"
+    secret.write_text("s")
+    forged = record.summary()
+    forged["files"]["../secret"] = sha256(secret)
+    forged["sha256"] = records._own_digest(forged)
+    write_json(record.path / "summary.json", forged)
+    assert record.damage() == ["../secret: is missing"]
+
+
+# Hostile and broken content
+
+DEEP = "[" * 100_000
+TEXTS = ["", "{", "5", "[]", "null", '"a"', DEEP, '{"a": ' * 50_000, "\x00", "NaN", "9" * 5000]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_a_file_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
+    record = sealed(tmp_path / "run")
+    for name, read in (
+        ("manifest.json", record.manifest),
+        ("status.json", record.status),
+        ("summary.json", record.summary),
+    ):
+        path = record.path / name
+        path.write_text(text)
+        with pytest.raises(RecordError, match=f"^{path}: is no JSON object; the record is damaged"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"state": "gone", "step": 0}, {"state": "done"}, {"state": "done", "step": "1"}]
+)
+def test_a_status_says_a_state_and_a_step(tmp_path: Path, content: dict[str, Any]) -> None:
+    record = sealed(tmp_path / "run")
+    write_json(record.path / "status.json", content)
+    with pytest.raises(RecordError, match=r"status\.json: is no status"):
+        record.status()
+
+
+def test_a_run_that_said_nothing_is_waiting(tmp_path: Path) -> None:
+    assert Record(tmp_path / "run").status() == {"state": "waiting", "step": 0}
+
+
+def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    write_json(record.path / "manifest.json", {"schema_version": 2})
+    with pytest.raises(RecordError, match="is a record of version 2, this moebench reads version"):
+        record.manifest()
+
+
+BOMB = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{n}: &a{n} {{{', '.join(f'k{k}: *a{n - 1}' for k in range(9))}}}\n" for n in range(1, 9)
+)
+CONFIGS = {
+    "tab": "\t",
+    "list": "[1, 2]",
+    "nothing": "",
+    "scalar": "5",
+    "open": "a: [",
+    "tag": "a: !!python/object/apply:os.getcwd []",
+    "date": "a: 2001-13-45",
+    "deep": "[" * 1500,
+    "bomb": BOMB,
+    "unhashable": "? [a]\n: 1",
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    record = sealed(tmp_path / "run")
+    path = record.path / "config.yaml"
+    path.write_text(CONFIGS[name])
+    with pytest.raises(RecordError, match=f"^{path}: "):
+        record.config()
+
+
+def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    (record.path / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecordError, match=r"config\.yaml: cannot be read"):
+        record.config()
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_broken_routing_is_named_and_never_loaded_as_something_else(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    record = Record(tmp_path / "run")
+    arrays = {"counts": np.arange(60).reshape(3, 4, 5), "probe_index": np.zeros((2, 2), np.int16)}
+    record.save_routing(1, arrays)
+    path = record.path / "routing" / "step-1.npz"
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content)))]
+    for _ in range(data.draw(st.integers(0, 3))):
+        if content:
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    found, said = {}, f"{path}: cannot be read ("
+    try:
+        found = record.routing(1)
+    except RecordError as error:
+        said = str(error)
+    assert said.startswith(f"{path}: cannot be read (")
+    assert all(isinstance(each, np.ndarray) for each in found.values())
+
+
+def test_routing_runs_no_pickle(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    path = record.path / "routing" / "step-0.npz"
+    np.savez(path, counts=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(RecordError, match=r"step-0\.npz: cannot be read \(ValueError\)"):
+        record.routing(0)
+    np.save(path.with_suffix(".npy"), np.zeros(1))
+    path.with_suffix(".npy").rename(path)
+    with pytest.raises(RecordError, match=r"step-0\.npz: cannot be read"):
+        record.routing(0)
+
+
+def test_only_routing_of_a_step_counts(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    for name in ("step-.npz", "step-x.npz", "step--1.npz", "step-3.tmp", "step-1-2.npz"):
+        (record.path / "routing" / name).write_bytes(b"")
+    assert record.routing_steps() == [0]
+
+
+# Finding
+
+
+def test_records_are_found_under_a_folder_and_at_their_own_path(tmp_path: Path) -> None:
+    done = sealed(tmp_path / "b")
+    begun = Record(tmp_path / "a")
+    begun.begin(CONFIG, {})
+    (tmp_path / "studies" / "x-1").mkdir(parents=True)
+    assert [record.name for record in find_records(tmp_path)] == ["a", "b"]
+    assert [record.name for record in find_records(begun.path)] == ["a"]
+    assert find_records(tmp_path / "nothing") == find_records(tmp_path / "studies") == []
+    assert [record.path for record in find_sealed(tmp_path)] == [done.path]
+    assert [record.path for record in find_sealed(done.path)] == [done.path]
+    for path in (begun.path, tmp_path / "nothing", tmp_path / "studies"):
+        with pytest.raises(RecordError, match=f"^{path}: holds no finished run"):
+            find_sealed(path)
+
+
+def test_printable_keeps_text_and_drops_what_steers_a_terminal() -> None:
+    assert printable("größe ✓ [red]") == "größe ✓ [red]"
+    assert printable("a\x1b[31m\r\nb\u202e") == "a�[31m��b�"
