@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 import moebench
 from moebench.config.compose import to_yaml
 from moebench.config.identity import arm_hash, label, run_hash, run_name, science, treatment
-from moebench.config.schema import ExperimentConfig
+from moebench.config.schema import ExperimentConfig, RunConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
@@ -80,8 +80,8 @@ def run_experiment(
             shutil.rmtree(record.path)
         if record.exists() and not resume:
             raise RecordError(
-                f"{record.path}: is an unfinished run; --resume goes on with it, "
-                "--force starts afresh"
+                f"{record.path}: is an unfinished run{_other_version(record)}; --resume goes on "
+                "with it, --force starts afresh"
             )
         return _run(config, corpus, record, on_event)
 
@@ -92,41 +92,55 @@ def _run(
     record: Record,
     on_event: Callable[[Event], None] | None,
 ) -> Record:
-    device = _device(config)
-    threads = _threads(config, record)
-    config = replace(config, run=replace(config.run, device=device.type, threads=threads))
-    torch.set_num_threads(threads)
-    earlier = record.status().get("seconds", 0.0) if record.exists() else 0.0
-    record.begin(to_yaml(config), describe(config, corpus, device))
-    state = make_state(config, corpus.vocab_size, device)
-    checkpoints = record.path / "checkpoints"
-    kept = steps_kept(checkpoints)
-    if kept:
-        state.step = load_checkpoint(checkpoints / f"step-{kept[-1]}", state.model, state.optimizer)
-    record.cut(state.step if kept else -1)
-
-    began = time.monotonic() - earlier
-    steps = config.train.steps
+    resumed = record.exists()
+    config = replace(config, run=_execution(config.run, record if resumed else None))
+    device = torch.device(config.run.device)
+    torch.set_num_threads(config.run.threads or 1)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    steps, checkpoints = config.train.steps, record.path / "checkpoints"
+    state: State | None = None
     latest: dict[str, Any] = {}
+    began = time.monotonic() - (record.status().get("seconds", 0.0) if resumed else 0.0)
     told = 0.0
 
     def tell(status: str, **more: Any) -> None:
-        seconds = time.monotonic() - began
         record.set_status(
-            status, step=state.step, steps=steps, seconds=round(seconds, 3), **latest, **more
+            status,
+            step=state.step if state else 0,
+            steps=steps,
+            seconds=round(time.monotonic() - began, 3),
+            **latest,
+            **more,
         )
 
-    tell("running")
+    def end(status: str, reason: str) -> None:
+        if not record.is_done():  # what comes after the seal takes nothing back
+            tell(status, reason=reason)
+
+    manifest = describe(config, corpus, device)
+    if not resumed:
+        record.begin(to_yaml(config), manifest)
     try:
+        state = make_state(config, corpus.vocab_size, device)
+        kept = steps_kept(checkpoints)
+        if kept:
+            path = checkpoints / f"step-{kept[-1]}"
+            state.step = load_checkpoint(path, state.model, state.optimizer)
+        if resumed:
+            record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
+            record.cut(state.step if kept else -1)
+        tell("running")
         with _signals() as stop, View(record) as view:
             for event in train(config, corpus, state, device):
                 if event.row is not None:
-                    record.append(event.row)
+                    row = {**event.row, "time": round(time.monotonic() - began, 3)}
+                    record.append(row)
                     if event.routing is not None:
                         record.save_routing(event.step, event.routing)
-                    view.add(event.row, event.routing)
+                    view.add(row, event.routing)
                     for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
-                        latest[key] = event.row.get(key, latest.get(key))
+                        latest[key] = row.get(key, latest.get(key))
                 if on_event is not None:
                     on_event(event)
                 stopping = stop[0] if stop else None  # looked at once: it may come at any moment
@@ -139,36 +153,83 @@ def _run(
                 if stopping and event.step < steps:
                     raise Stopped(record.path, event.step, stopping)
             _seal(config, record, state, time.monotonic() - began)
-    except Stopped as stopped:
-        tell("stopped", reason=str(stopped))
-        raise
-    except KeyboardInterrupt:
-        tell("stopped", reason="interrupted twice")
-        raise
-    except torch.OutOfMemoryError as error:
-        message = (
-            f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
-            f"{device} ({str(error).splitlines()[0]}); take a smaller divisor of global_bsz"
-        )
-        tell("failed", reason=message)
-        raise TrainingError(message) from None
-    except MoebenchError as error:
-        tell("failed", reason=str(error))
+    except (Stopped, KeyboardInterrupt) as stopped:
+        end("stopped", str(stopped) or "interrupted twice")
         raise
     except Exception as error:
-        tell("failed", reason=f"{type(error).__name__}: {error}")
-        raise
+        if _is_out_of_memory(error):
+            error = TrainingError(
+                f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
+                f"{device} ({str(error).splitlines()[0]}); take a smaller divisor of global_bsz, "
+                "or a smaller model"
+            )
+        said = (
+            str(error) if isinstance(error, MoebenchError) else f"{type(error).__name__}: {error}"
+        )
+        end("failed", said)
+        raise error from None
     tell("done")
     return record
+
+
+def _execution(wanted: RunConfig, record: Record | None) -> RunConfig:
+    """How a run is executed, resolved: as typed, else as its record has it, else by the machine.
+
+    A run that continues keeps what was resolved when it began, since another split or number of
+    threads rounds differently. A value at its default counts as not typed.
+    """
+    if record is not None:
+        before, untyped = record.config(), RunConfig()
+        kept = {
+            each.name: before[f"run.{each.name}"]
+            for each in fields(RunConfig)
+            if getattr(wanted, each.name) == getattr(untyped, each.name)
+            and f"run.{each.name}" in before
+        }
+        wanted = replace(wanted, **kept)
+    there = torch.cuda.is_available()
+    if wanted.device == "cuda" and not there:
+        raise ConfigError("run.device=cuda: torch finds no CUDA device; use run.device=cpu")
+    return replace(
+        wanted,
+        device="cuda" if there and wanted.device != "cpu" else "cpu",
+        threads=wanted.threads or len(os.sched_getaffinity(0)),
+    )
+
+
+def _continued(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
+    """The manifest of a run's first session, with what was other in a later one, from its step."""
+    about = ("moebench", "git", "torch", "python", "device_name", "threads", "command", "start")
+    session = {"step": step, **{key: now[key] for key in about}}
+    return {**first, "resumed": [*first.get("resumed", []), session]}
+
+
+def _other_version(record: Record) -> str:
+    """In words, which other code a record was made with; empty if it was this one."""
+    made = record.manifest()
+    ours = {"moebench": moebench.__version__, "torch": torch.__version__}
+    other = [f"{name} {made[name]}" for name, version in ours.items() if made[name] != version]
+    return f" of {' and '.join(other)}" if other else ""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    # torch has no type of its own for a CPU that cannot allocate
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _seal(config: ExperimentConfig, record: Record, state: State, seconds: float) -> None:
     steps = config.train.steps
     rows = record.rows()
+    if not rows or rows[-1]["step"] != steps or "valid/nats" not in rows[-1]:
+        raise RecordError(
+            f"{record.path / 'metrics.jsonl'}: lacks rows of this run; --force starts afresh"
+        )
     settled = [row for row in rows if row["step"] > steps * (1 - SETTLED)]
     metrics: dict[str, float] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
-        if key == "step" or isinstance(rows[-1].get(key), list):
+        if "/" not in key or isinstance(rows[-1].get(key), list):
             continue
         values = [row[key] for row in settled if key in row]
         if values:
@@ -209,6 +270,7 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
             "content_hash": corpus.content_hash,
             "source": config.data.source,
             "tokenizer": corpus.tokenizer.name,
+            "tokenizer_hash": corpus.tokenizer.hash,
             "vocab_size": corpus.vocab_size,
         },
         "group": {"sequences": size, "tokens": size and size * config.seq_len},
@@ -231,20 +293,6 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
         "command": shlex.join(["moebench", *sys.argv[1:]]),
         "start": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _device(config: ExperimentConfig) -> torch.device:
-    wanted, there = config.run.device, torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise ConfigError("run.device=cuda: torch finds no CUDA device; use run.device=cpu")
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
-
-
-def _threads(config: ExperimentConfig, record: Record) -> int:
-    """As many as asked for; else as the unfinished record has, for equal bits; else all cores."""
-    if config.run.threads is None and record.exists():
-        return int(record.manifest()["threads"])
-    return config.run.threads or len(os.sched_getaffinity(0))
 
 
 @contextmanager

@@ -200,10 +200,15 @@ class Record:
         )
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row of metrics: `step` and `group/name` keys with a number or a list of them."""
+        """Add a row of metrics: `step` and `group/name` keys with a number or a list of them.
+
+        It is on the disk when this returns, so that no checkpoint outlives the rows before it.
+        """
         line = json.dumps({k: v for k, v in _finite(row).items() if v is not None})
         with open(self.path / "metrics.jsonl", "ab") as file:
             file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def cut(self, step: int) -> None:
         """Drop rows and routing after `step`, before a run continues from its checkpoint."""

@@ -388,6 +388,7 @@ def test_a_job_whose_data_changed_is_refused(
     assert not (one_job.parents[2] / "global-s3-0000000000").exists()
 
 
+@pytest.mark.slow
 def test_a_job_ends_with_the_process_that_started_it(
     composer: Composer, small: Small, tmp_path: Path
 ) -> None:

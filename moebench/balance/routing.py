@@ -40,10 +40,12 @@ def observe(
     """The routing of one layer, with a leading layer axis of length 1.
 
     Args:
-        router_logits: what the router computed, in fp32 or wider.
+        router_logits: what the router computed; sums over tokens are taken in fp32 or wider.
         router_probs: its full distribution over the experts; rows sum to 1.
         expert_index: the experts that each token was sent to.
     """
+    wide = torch.promote_types(router_probs.dtype, torch.float32)
+    router_logits, router_probs = router_logits.to(wide), router_probs.to(wide)
     sequences, experts = router_probs.shape[0], router_probs.shape[-1]
     flat = expert_index.reshape(sequences, -1)
     # scatter_add, since bincount would synchronise with the host on a GPU

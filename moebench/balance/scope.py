@@ -6,7 +6,7 @@ scope is about data, so `routing` holds the whole step, in data order, whatever 
 or ranks were; `join` and an all-reduce put it together.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -70,12 +70,12 @@ class Global(Scope):
     def weights(
         self, sequences: int, *, domain: Int[Tensor, " sequences"] | None = None
     ) -> Float[Tensor, "sequences sequences"]:
-        size = _divisor("balance group", self.size or sequences, sequences)
+        size = _divisor("balance group", self.size, sequences)
         group = torch.arange(sequences) // size
         return (group[:, None] == group).float()
 
     def span(self, sequences: int) -> int:
-        return self.size or sequences
+        return sequences if self.size is None else self.size
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Micro(Global):
 class Sequence(Global):
     """Each sequence by itself, as DeepSeek-V3, Eq. 17-20, has it."""
 
-    size: int = 1
+    size: int = field(default=1, init=False)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Shuffled(Scope):
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "layers sequences experts"]:
         layers, sequences, tokens, top_k = routing.expert_index.shape
-        pool = _divisor("pool", self.pool or sequences, sequences)
+        pool = _divisor("pool", self.pool, sequences)
         size = _divisor("micro-batch", self.size, pool)
         device = generator.device if generator is not None else torch.device("cpu")
         drawn = torch.stack(
@@ -155,8 +155,13 @@ def make_scope(name: str, *, micro_bsz: int, balance_bsz: int | None = None) -> 
             scope's own.
 
     Raises:
-        ConfigError: for a name that is none of these.
+        ConfigError: for a name that is none of these, or a `balance_bsz` that contradicts it.
     """
+    own = {"none": None, "sequence": 1, "micro": micro_bsz, "domain": None}
+    if name in own and balance_bsz not in (None, own[name]):
+        raise ConfigError(
+            f"balance_bsz={balance_bsz}: contradicts scope={name}; use scope=global with it"
+        )
     match name:
         case "none":
             return None
@@ -184,7 +189,9 @@ def _normalise(counts: Tensor) -> Tensor:
     return counts / counts.sum(-1, keepdim=True)
 
 
-def _divisor(what: str, size: int, sequences: int) -> int:
+def _divisor(what: str, size: int | None, sequences: int) -> int:
+    if size is None:
+        return sequences
     if size < 1 or sequences % size:
         raise ConfigError(f"a {what} of {size} sequences: must divide the {sequences} there are")
     return size

@@ -348,6 +348,13 @@ def check_experiment(config: ExperimentConfig) -> None:
             f"model.top_k={model.top_k}: must be between 1 and "
             f"model.num_experts={model.num_experts}"
         )
+    multiple = {"fp32": 4, "bf16": 8}.get(config.train.precision, 1)
+    for key, width in (("d_model", model.d_model), ("expert_dim", model.expert_dim)):
+        if width % multiple:
+            raise ConfigError(
+                f"model.{key}={width}: must be a multiple of {multiple} for grouped products in "
+                f"{config.train.precision}; try model.{key}={width - width % multiple + multiple}"
+            )
     divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
     if (model.d_model // model.num_heads) % 2:
         raise ConfigError(

@@ -34,12 +34,20 @@ def quality(
         per_token.append(float(nats[own].sum() / (own.sum() * tokens)))
         per_byte.append(float(nats[own].sum() / math.log(2) / text_bytes[own].sum()))
         found[f"{prefix}/nats/{name}"] = per_token[-1]
-        found[f"{prefix}/ppl/{name}"] = math.exp(per_token[-1])
+        found[f"{prefix}/ppl/{name}"] = perplexity(per_token[-1])
         found[f"{prefix}/bits_per_byte/{name}"] = per_byte[-1]
     mean = sum(per_token) / len(domains)
     return {
         f"{prefix}/nats": mean,
-        f"{prefix}/ppl": math.exp(mean),
+        f"{prefix}/ppl": perplexity(mean),
         f"{prefix}/bits_per_byte": sum(per_byte) / len(domains),
         **found,
     }
+
+
+def perplexity(nats: float) -> float:
+    """exp(nats); infinite where that is beyond a float, as for a model that has diverged."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf

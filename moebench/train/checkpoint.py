@@ -69,10 +69,15 @@ def load_checkpoint(
         model.load_state_dict(load_file(path / "model.safetensors"))
         if optimizer is not None:
             _restore(load_file(path / "optimizer.safetensors"), model, optimizer)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        step = int(state["step"])
+        if path.name != f"step-{step}":
+            raise RecordError(f"{path}: holds the state of step {step}; remove it")
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RecordError(f"{path}: cannot be loaded ({reason}); remove it") from None
-    return int(state["step"])
+    return step
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The training loop: yields what happened at each step, and leaves keeping it to the caller.
 
 A batch is a function of (seed, step) and an initial weight of (seed, name), so a loop that starts
-from a checkpoint of step n goes on bit for bit as if it had never stopped.
+from a checkpoint of step n goes on as if it had never stopped, on a CPU bit for bit.
 """
 
 import math
@@ -24,7 +24,7 @@ from moebench.errors import TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.measure import evaluate, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
-from moebench.train.step import Objective, Outcome, accumulate_gradients
+from moebench.train.step import Objective, Outcome, accumulate_gradients, objective_terms
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
@@ -149,8 +149,10 @@ def train(
             domain=domain,
             generator=_generator(config.seed, step),
         )
-        norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optim.clip)
-        _refuse_non_finite(state.model, outcome, norm, step)
+        gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        _refuse_non_finite(state.model, objective, outcome, norm, step)
+        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.optim.clip, norm)
         rate = learning_rate(config.optim, step, steps)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -187,24 +189,22 @@ def _generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(key) >> 1)
 
 
-def _refuse_non_finite(model: MoETransformer, outcome: Outcome, norm: Tensor, step: int) -> None:
+def _refuse_non_finite(
+    model: MoETransformer, objective: Objective, outcome: Outcome, norm: Tensor, step: int
+) -> None:
     if math.isfinite(norm.item()) and math.isfinite(outcome.cross_entropy.item()):
         return
-    if not math.isfinite(outcome.cross_entropy.item()):
-        raise TrainingError(f"step {step}: the cross-entropy is {outcome.cross_entropy.item()}")
-    if not torch.isfinite(outcome.routing.prob_mass).all():
-        raise TrainingError(f"step {step}: the balance loss is not finite")
-    if not torch.isfinite(outcome.routing.logsumexp_sq).all():
-        raise TrainingError(f"step {step}: the z-loss is not finite")
-    name = next(
-        name
-        for name, each in model.named_parameters()
-        if each.grad is not None and not torch.isfinite(each.grad).all()
-    )
-    raise TrainingError(f"step {step}: the gradient of {name} is not finite")
+    for term, value in objective_terms(objective, outcome).items():
+        if not math.isfinite(value):
+            raise TrainingError(f"step {step}: the {term} is {value}")
+    for name, each in model.named_parameters():
+        if each.grad is not None and not torch.isfinite(each.grad).all():
+            raise TrainingError(f"step {step}: the gradient of {name} is not finite")
+    raise TrainingError(f"step {step}: the norm of the gradient is too large for its precision")
 
 
 def _peak_bytes(device: torch.device) -> int:
+    """Most memory so far: of this run on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

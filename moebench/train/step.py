@@ -103,3 +103,13 @@ def accumulate_gradients(
         seen.append(detached(routing))
     frequency = [torch.cat(each, 1) for each in zip(*met, strict=True)]
     return Outcome(cross_entropy, frequency, join(seen, along="sequences"))
+
+
+def objective_terms(objective: Objective, outcome: Outcome) -> dict[str, float]:
+    """What each term of the objective came to, weighted, in words; for a step that went wrong."""
+    routing = outcome.routing
+    found = {"cross-entropy": outcome.cross_entropy}
+    for (scope, weight), f in zip(objective.terms, outcome.frequency, strict=True):
+        found[f"balance loss over {scope}"] = weight * balance_loss(f, routing.prob_mass)
+    found["z-loss"] = objective.z * z_loss(routing)
+    return {term: value.item() for term, value in found.items()}

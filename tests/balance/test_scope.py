@@ -120,7 +120,10 @@ def test_groups_of_any_divisor_average_to_the_whole(size: int, seed: int) -> Non
     assert torch.allclose(mean, whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("scope", [Global(3), Micro(5), Shuffled(3), Shuffled(2, 3)])
+@pytest.mark.parametrize(
+    "scope",
+    [Global(3), Micro(5), Shuffled(3), Shuffled(2, 3), Global(0), Micro(0), Shuffled(2, 0)],
+)
 def test_sizes_that_do_not_divide_are_refused(scope: Scope) -> None:
     _, routing = random_routing()
     with pytest.raises(ConfigError, match="must divide"):
@@ -139,3 +142,6 @@ def test_make_scope_knows_every_name() -> None:
     assert made("domain") == Domain()
     with pytest.raises(ConfigError, match="must be one of"):
         made("local")
+    for name in ("none", "sequence", "micro", "domain"):
+        with pytest.raises(ConfigError, match=f"balance_bsz=8: contradicts scope={name}"):
+            made(name, 8)
