@@ -32,10 +32,10 @@ $(DEV): $(READY)
 	@touch $@
 
 test: $(DEV) ## run the tests, but the slow ones
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n auto
 
 test-all: $(DEV) ## run all tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 check: $(DEV) ## lint, formatting, types, layers
 	$(BIN)/ruff check .

@@ -344,7 +344,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, stop)
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="moebench", standalone_mode=False) or 0
         print(end="", flush=True)  # so that what cannot be written is known here
     except MoebenchError as error:
         code = _say_error(str(error), error.exit_code)

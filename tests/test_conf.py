@@ -1,69 +1,108 @@
-"""Every shipped preset composes, and every shape of model takes a step that is finite."""
+"""Every preset that is shipped composes and works, and every study can be planned."""
 
-import math
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from moebench.config.compose import Composer, shipped_conf
+from moebench.config.identity import label
+from moebench.config.schema import StudyConfig
 from moebench.data.corpus import prepare
-from moebench.experiment import run_experiment
 from moebench.study import make_plan
 
-CONF = shipped_conf()
-PRESETS = sorted(
-    f"{path.parent.name}={path.stem}"
-    for path in CONF.glob("*/*.yaml")
-    if path.parent.name != "study"
-)
-STUDIES = sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
+COMPOSER = Composer()
+PRESETS = [
+    f"{group}={preset}"
+    for group in COMPOSER.groups
+    for preset in COMPOSER.choices(group)
+    if group != "data"
+]
+STUDIES = [
+    (study, size)
+    for study in COMPOSER.choices("study")
+    for size in COMPOSER.study(study).sizes or [StudyConfig.size]
+]
+FILES = sorted(shipped_conf().glob("*/*.yaml"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_preset_composes(preset: str) -> None:
-    needs = ["data.path=texts"] if preset == "data=folder" else []
-    config = Composer().compose([preset, *needs])
-    group, name = preset.split("=")
-    if group == "scope":
-        assert config.scope == name
+def data(folder: Path) -> list[str]:
+    return ["data=folder", f"data.path={folder}", "data.valid_sequences=4"]
 
 
-@pytest.mark.parametrize(
-    "model", ["smoke", "tiny", "small", pytest.param("base", marks=pytest.mark.slow)]
-)
-def test_model_takes_a_step(model: str, text_folder: Path, tmp_path: Path) -> None:
-    config = Composer().compose(
+def step(folder: Path, tmp_path: Path, *overrides: str) -> None:
+    """Train a run of one step on few tokens."""
+    from moebench.experiment import run_experiment
+
+    config = COMPOSER.compose(
         [
-            f"model={model}",
-            "data=folder",
-            f"data.path={text_folder}",
-            "train.steps=1",
-            "seq_len=16",
-            "global_bsz=8",
-            "data.valid_sequences=2",
-            "run.device=cpu",
+            *("global_bsz=8", "seq_len=32", "train.steps=1", "run.device=cpu", "run.threads=1"),
+            *(*data(folder), *overrides),
         ]
     )
-    summary = run_experiment(config, prepare(config.data), tmp_path).summary()
-    assert math.isfinite(summary["valid/nats"])
+    record = run_experiment(config, prepare(config.data), tmp_path)
+    assert record.summary()["steps"] == 1
+    assert record.damage() == []
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_study_can_be_planned_in_each_of_its_sizes(name: str, text_folder: Path) -> None:
-    composer = Composer()
-    for size in composer.study(name).sizes:
-        typed = ["data=folder", f"data.path={text_folder}", "seq_len=16", "data.max_epochs=1e9"]
-        typed = [each for each in typed if size != "gpu" or "max_epochs" not in each]
-        overrides = [f"study={name}", f"study.size={size}", *typed, "train.steps=1"]
-        plan, _ = make_plan(composer, overrides)
-        assert plan.baseline in {job.arm for job in plan.jobs}
-        assert len({job.arm for job in plan.jobs}) == len({job.arm_hash for job in plan.jobs})
+def test_there_are_presets() -> None:
+    assert {"model=tiny", "scope=micro", "loss=balance", "optim=adamw"} <= set(PRESETS)
+    assert ("demo", "cpu") in STUDIES
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_study_says_what_it_answers_and_what_would_contradict_it(name: str) -> None:
-    text = (CONF / "study" / f"{name}.yaml").read_text()
-    header = "".join(line for line in text.splitlines() if line.startswith("#"))
-    assert "2501.11873" in header
-    assert "ontradicted by" in header
-    assert Composer().study(name).question
+@pytest.mark.parametrize("preset", [each for each in PRESETS if not each.startswith("model=")])
+def test_a_preset_takes_a_step(text_folder: Path, tmp_path: Path, preset: str) -> None:
+    step(text_folder, tmp_path, "model=smoke", preset)
+
+
+@pytest.mark.parametrize("model", [each for each in COMPOSER.choices("model") if each != "base"])
+def test_a_model_takes_a_step(text_folder: Path, tmp_path: Path, model: str) -> None:
+    step(text_folder, tmp_path, f"model={model}")
+
+
+def test_the_largest_model_composes() -> None:
+    assert COMPOSER.compose(["model=base"]).model.num_experts == 64
+
+
+def test_every_source_of_data_composes(text_folder: Path) -> None:
+    for source in COMPOSER.choices("data"):
+        more = [f"data.path={text_folder}"] if source == "folder" else []
+        assert COMPOSER.compose([f"data={source}", *more]).data.source == source
+
+
+@pytest.mark.parametrize(("study", "size"), STUDIES)
+def test_a_study_is_planned_in_each_size(text_folder: Path, study: str, size: str) -> None:
+    overrides = [f"study={study}", f"study.size={size}", *data(text_folder), "data.max_epochs=1e9"]
+    plan, _ = make_plan(COMPOSER, overrides)
+    assert plan.question
+    assert plan.baseline in {job.arm for job in plan.jobs}
+    arms = {job.arm_hash for job in plan.jobs}
+    assert len(arms) > 1
+    assert len(plan.jobs) == len(arms) * len({job.seed for job in plan.jobs}), "every arm, any seed"
+
+
+@pytest.mark.parametrize("scope", COMPOSER.choices("scope"))
+def test_a_scope_is_labelled_by_its_own_name(scope: str) -> None:
+    assert label(COMPOSER.compose([f"scope={scope}"])) == scope
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_preset_says_what_it_is_and_sets_its_own_group_alone(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    comment = [line for line in text.splitlines() if re.match("# (?!@)", line)]
+    assert comment, "a preset opens with what it is"
+    assert text.startswith("#")
+    if path.parent.name in ("scope", "experiment"):
+        return
+    assert "@package" not in text
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_an_untyped_default_is_the_preset_that_config_yaml_names() -> None:
+    defaults = yaml.safe_load((shipped_conf() / "config.yaml").read_bytes())["defaults"]
+    named = [
+        f"{k}={v}" for each in defaults if isinstance(each, dict) for k, v in each.items() if v
+    ]
+    assert named[0] == "model=tiny"
+    assert COMPOSER.compose(named) == COMPOSER.compose()
