@@ -227,9 +227,11 @@ def verify(
     """
     from moebench.records import find_sealed, printable
 
-    found = {
-        record.path: record.damage() for each in runs or [runs_dir] for record in find_sealed(each)
-    }
+    roots = runs or [runs_dir]
+    found = {record.path: record.damage() for root in roots for record in find_sealed(root)}
+    if not found:
+        names = ", ".join(map(str, roots))
+        raise RecordError(f"{names}: holds no finished run, and only those are sealed")
     if as_json:
         _print_json({"schema_version": 1, "damage": {str(run): found[run] for run in found}})
     else:
@@ -371,7 +373,8 @@ def main() -> None:
 
 def _unexpected(error: Exception) -> str:
     if isinstance(error, OSError):
-        return f"{error.filename or 'output'}: {error.strerror or error}"
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
     return (
         f"unexpected {type(error).__name__}: {error}; this is a bug in moebench "
         "(MOEBENCH_DEBUG=1 shows where)"

@@ -17,9 +17,9 @@ from rich.progress import (
     SpinnerColumn,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from moebench.records import printable
 from moebench.study import LocalLauncher, state_of
@@ -41,23 +41,24 @@ def _bars(to: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[now]}"),
-        TimeElapsedColumn(),
+        # What is said last is cut first where the terminal is narrow.
+        TextColumn("{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True)),
+        TimeRemainingColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
         console=to,
+        expand=True,
         disable=not to.is_terminal,
     )
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """Loss, perplexity, load and speed of a row, as far as it has them."""
+    """Losses in nats per token, load and speed of a row, as far as it has them."""
     said = []
     for key, word, form in (
         ("train/loss", "loss", "{:.3f}"),
-        ("valid/nats", "valid nats", "{:.4f}"),
+        ("valid/nats", "valid", "{:.4f}"),
         ("load/max_vio_batch", "MaxVio", "{:.2f}"),
         ("speed/tokens_per_second", "", "{:,.0f} tok/s"),
     ):
@@ -166,4 +167,4 @@ class SweepDisplay:
 
     def _ended(self, run: str, status: Mapping[str, Any]) -> None:
         why = status.get("reason") or in_words(status)
-        say(f"{status['state']}  {run}  {why}", self.console)
+        say(f"{status['state']}  {run}  {why}".rstrip(), self.console)

@@ -266,13 +266,12 @@ def find_records(root: Path) -> list[Record]:
 def find_sealed(root: Path) -> list[Record]:
     """The finished runs under a directory, or that directory itself if it is one; by name.
 
-    Raises RecordError if there is none.
+    Raises RecordError if there is no such directory.
     """
-    records = [Record(path) for path in (root, *sorted(root.glob("*")))]
-    sealed = [record for record in records if record.is_done()]
-    if not sealed:
-        raise RecordError(f"{root}: holds no finished run, and only those are sealed")
-    return sealed
+    if not root.is_dir():
+        raise RecordError(f"{root}: is no directory; name a run, or a folder of runs")
+    records = [Record(path) for path in (root, *sorted(root.iterdir()))]
+    return [record for record in records if record.is_done()]
 
 
 def _own_digest(summary: Mapping[str, Any]) -> str:

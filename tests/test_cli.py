@@ -165,8 +165,9 @@ WRONG = {
     "report nope": "nope: is no directory; name one with runs, or make some with moebench sweep",
     "report --study nope": "--study nope: no such study in ",
     "dashboard": "runs: holds no runs; moebench train makes one",
-    "verify": "runs: holds no finished run, and only those are sealed",
-    "verify nope": "nope: holds no finished run, and only those are sealed",
+    "verify": "runs: is no directory; name a run, or a folder of runs",
+    "verify . nope": "nope: is no directory; name a run, or a folder of runs",
+    "verify .": ".: holds no finished run, and only those are sealed",
     "data check data=folder data.path=nope": "data.path=nope: there is no such folder; create it ",
 }
 
@@ -202,7 +203,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("command", ["train", "sweep", "data show", "data prepare", "data check"])
+@pytest.mark.parametrize("command", ["train", "sweep", "data show"])
 def test_broken_data_is_one_line_and_leaves_no_run(
     call: Call, tmp_path: Path, name: str, command: str
 ) -> None:
@@ -459,7 +460,8 @@ def test_a_run_is_trained_once_continued_and_made_afresh(call: Call, small: list
     rows = [row["valid/nats"] for row in record.rows() if "valid/nats" in row]
 
     (record.path / "metrics.jsonl").write_text("{}\n")
-    found = call("verify")
+    Path("runs/studies/sweep-0").mkdir(parents=True)
+    found = call("verify", *Path("runs").glob("*"))  # as the shell writes out runs/*
     assert (found.code, found.out) == (1, f"{record.path}: metrics.jsonl: was changed\n")
     assert call("train", "--force", *small).code == 0
     assert [row["valid/nats"] for row in record.rows() if "valid/nats" in row] == rows
@@ -705,7 +707,7 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     command = [sys.executable, "-m", "moebench.cli", "train", "--print-config"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
 
 
 def test_the_command_is_installed() -> None:

@@ -334,6 +334,9 @@ def _complete(values: Values) -> ExperimentConfig:
         *path, name = key.split(".")
         setattr(reduce(getattr, path, config), name, value)
     check_experiment(config)
+    if config.data.domains:
+        # Batches take the domains in turn: without one order, one identity would be two runs.
+        config.data.domains = sorted(config.data.domains)
     if config.balance_bsz is None:
         size = {
             "sequence": 1,

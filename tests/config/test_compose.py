@@ -95,6 +95,14 @@ def test_a_config_survives_yaml_and_dict(tmp_path: Path) -> None:
     assert COMPOSER.compose(base=tmp_path / "config.yaml") == config
 
 
+def test_the_order_of_domains_is_no_choice() -> None:
+    """Else two runs of one identity would see other batches."""
+    one, other = (COMPOSER.compose([f"data.domains={each}"]) for each in ("[b,a,c]", "[c,b,a]"))
+    assert one == other
+    assert one.data.domains == ["a", "b", "c"]
+    assert from_dict(to_dict(one) | {"data": {"domains": ["b", "a"]}}).data.domains == ["a", "b"]
+
+
 def test_two_configs_share_nothing_that_could_be_changed() -> None:
     one, other = COMPOSER.compose(), COMPOSER.compose()
     one.model.top_k = 9

@@ -1,0 +1,112 @@
+"""What a long command shows: bars on a terminal, plain lines elsewhere, and only on stderr."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from moebench import progress
+from moebench.progress import SweepDisplay, TrainDisplay, in_words, say
+from moebench.records import Record
+from moebench.study import Job, LocalLauncher, Plan
+
+ROW = {"train/loss": 5.25, "valid/nats": 5.125, "speed/tokens_per_second": 12345.6}
+WORDS = "loss 5.250  valid 5.1250  12,346 tok/s"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal of 80 columns is sent."""
+    sent = io.StringIO()
+    made = Console(file=sent, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(progress, "console", lambda: made)
+    return sent
+
+
+def test_a_row_in_words() -> None:
+    assert in_words(ROW) == WORDS
+    assert in_words(ROW | {"load/max_vio_batch": 0.5}).split("  ")[2] == "MaxVio 0.50"
+    assert in_words({}) == ""
+    assert in_words({"train/loss": None, "valid/nats": "[/red]"}) == ""
+
+
+def test_a_line_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    say("[red] [/nope] \x1b[31m " + "x" * 200)
+    assert capsys.readouterr() == ("", "[red] [/nope] �[31m " + "x" * 200 + "\n")
+
+
+def test_a_run_tells_its_evaluations_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainDisplay("global-s0", 4) as display:
+        display.update(0, {"valid/ppl": 9.0, "valid/nats": 5.125})
+        for step in range(1, 4):
+            display.update(step, {"train/loss": 5.25})
+        display.update(4, ROW | {"valid/ppl": 9.0})
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "global-s0  step 0/4  valid 5.1250",
+        f"global-s0  step 4/4  {WORDS}",
+    ]
+
+
+def test_a_run_has_a_bar_on_a_terminal(terminal: io.StringIO) -> None:
+    with TrainDisplay("[red]-s0", 4) as display:
+        for step in range(5):
+            display.update(step, ROW)
+    last = terminal.getvalue().splitlines()[-2]
+    assert "[red]-s0" in last
+    assert "4/4 loss 5.250  valid 5.1250" in last
+    assert last.rstrip().endswith("left")
+
+
+def launcher(folder: Path) -> LocalLauncher:
+    config = {"train": {"steps": 4}}
+    jobs = (Job(n, f"arm-s{n}", "arm", "0", n, (), config) for n in range(2))
+    plan = Plan("sweep", "", "", "arm", "valid/nats", tuple(jobs))
+    return LocalLauncher(plan, folder, 1)
+
+
+class Running:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+
+def watch(folder: Path) -> None:
+    """Follow two jobs: one that ends without having told a number, and one that fails."""
+    made = launcher(folder)
+    with SweepDisplay(made) as display:
+        for job, status in zip(made.plan.jobs, ({}, {"reason": "step 3: [nan]"}), strict=True):
+            record = Record(folder / job.run)
+            made.running = [Running(job)]  # pyright: ignore[reportAttributeAccessIssue]
+            display.refresh()
+            record.begin("a: 1", {})
+            record.set_status("running", step=2, **ROW)
+            display.refresh()
+            if status:
+                record.set_status("failed", step=2, **status)
+            else:
+                record.set_status("done", step=4)
+                record.seal({})
+            made.running = []
+            display.refresh()
+
+
+def test_a_sweep_says_how_each_run_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch(tmp_path)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["done  arm-s0", "failed  arm-s1  step 3: [nan]"]
+
+
+def test_a_sweep_has_bars_on_a_terminal(tmp_path: Path, terminal: io.StringIO) -> None:
+    watch(tmp_path)
+    shown = terminal.getvalue()
+    assert "failed  arm-s1  step 3: [nan]" in shown
+    assert "arm-s1" in shown
+    last = shown.splitlines()[-2]
+    assert "all runs" in last
+    assert "6/8" in last
+    assert "1 of 2 done" in last
