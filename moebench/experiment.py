@@ -77,7 +77,10 @@ def run_experiment(
         if record.is_done() and not force:
             return record
         if record.exists() and force:
-            shutil.rmtree(record.path)
+            # aside first: killed half-way, what is left must not pass for a finished run
+            aside = record.path.with_name(f".{record.name}.{os.getpid()}.old")
+            os.replace(record.path, aside)
+            shutil.rmtree(aside)
         if record.exists() and not resume:
             raise RecordError(
                 f"{record.path}: is an unfinished run{_other_version(record)}; --resume goes on "
@@ -122,37 +125,40 @@ def _run(
     if not resumed:
         record.begin(to_yaml(config), manifest)
     try:
-        state = make_state(config, corpus.vocab_size, device)
-        kept = steps_kept(checkpoints)
-        if kept:
-            path = checkpoints / f"step-{kept[-1]}"
-            state.step = load_checkpoint(path, state.model, state.optimizer)
-        if resumed:
-            record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
-            record.cut(state.step if kept else -1)
-        tell("running")
-        with _signals() as stop, View(record) as view:
-            for event in train(config, corpus, state, device):
-                if event.row is not None:
-                    row = {**event.row, "time": round(time.monotonic() - began, 3)}
-                    record.append(row)
-                    if event.routing is not None:
-                        record.save_routing(event.step, event.routing)
-                    view.add(row, event.routing)
-                    for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
-                        latest[key] = row.get(key, latest.get(key))
-                if on_event is not None:
-                    on_event(event)
-                stopping = stop[0] if stop else None  # looked at once: it may come at any moment
-                due = event.step % config.run.checkpoint_every == 0 or event.step == steps
-                if event.step and (due or stopping):
-                    save_checkpoint(checkpoints, event.step, state.model, state.optimizer)
-                if time.monotonic() - told > HEARTBEAT:
-                    told = time.monotonic()
-                    tell("running")
-                if stopping and event.step < steps:
-                    raise Stopped(record.path, event.step, stopping)
-            _seal(config, record, state, time.monotonic() - began)
+        with _signals() as stop:
+            state = make_state(config, corpus.vocab_size, device)
+            kept = steps_kept(checkpoints)
+            if kept:
+                path = checkpoints / f"step-{kept[-1]}"
+                state.step = load_checkpoint(path, state.model, state.optimizer)
+            if resumed:
+                record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
+                record.cut(state.step if kept else -1)
+            tell("running")
+            with View(record) as view:
+                for event in train(config, corpus, state, device):
+                    if event.row is not None:
+                        row = {**event.row, "time": round(time.monotonic() - began, 3)}
+                        record.append(row)
+                        if event.routing is not None:
+                            record.save_routing(event.step, event.routing)
+                        view.add(row, event.routing)
+                        for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
+                            latest[key] = row.get(key, latest.get(key))
+                    if on_event is not None:
+                        on_event(event)
+                    stopping = (
+                        stop[0] if stop else None
+                    )  # looked at once: it may come at any moment
+                    due = event.step % config.run.checkpoint_every == 0 or event.step == steps
+                    if event.step and (due or stopping):
+                        save_checkpoint(checkpoints, event.step, state.model, state.optimizer)
+                    if time.monotonic() - told > HEARTBEAT:
+                        told = time.monotonic()
+                        tell("running")
+                    if stopping and event.step < steps:
+                        raise Stopped(record.path, event.step, stopping)
+                _seal(config, record, state, time.monotonic() - began)
     except (Stopped, KeyboardInterrupt) as stopped:
         end("stopped", str(stopped) or "interrupted twice")
         raise
@@ -208,7 +214,9 @@ def _other_version(record: Record) -> str:
     """In words, which other code a record was made with; empty if it was this one."""
     made = record.manifest()
     ours = {"moebench": moebench.__version__, "torch": torch.__version__}
-    other = [f"{name} {made[name]}" for name, version in ours.items() if made[name] != version]
+    other = [
+        f"{name} {made.get(name)}" for name, version in ours.items() if made.get(name) != version
+    ]
     return f" of {' and '.join(other)}" if other else ""
 
 

@@ -21,7 +21,7 @@ def open_source(config: DataConfig) -> Source:
 
 
 def choose_domains(config: DataConfig, source: Source) -> tuple[str, ...]:
-    """The domains of `data.domains` in its order, or all, sorted; DataError for a wrong name."""
+    """The domains of `data.domains`, or all, sorted; DataError for a wrong name."""
     if config.domains is None:
         return source.domains
     chosen = tuple(config.domains)
@@ -37,4 +37,4 @@ def choose_domains(config: DataConfig, source: Source) -> tuple[str, ...]:
             )
         if chosen.count(name) > 1:
             raise DataError(f"{given}: names {name!r} twice; name it once")
-    return chosen
+    return tuple(sorted(chosen))
