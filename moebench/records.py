@@ -255,12 +255,16 @@ class Record:
 
 
 def find_records(root: Path) -> list[Record]:
-    """The records of runs under a directory, or that directory itself if it is one; by name."""
+    """The records of runs under a directory, or that directory itself if it is one; by name.
+
+    Hidden directories are none: they are what a run that is replaced leaves aside.
+    """
     if Record(root).exists():
         return [Record(root)]
     if not root.is_dir():
         return []
-    return [Record(path) for path in sorted(root.iterdir()) if Record(path).exists()]
+    shown = (path for path in sorted(root.iterdir()) if not path.name.startswith("."))
+    return [Record(path) for path in shown if Record(path).exists()]
 
 
 def find_sealed(root: Path) -> list[Record]:

@@ -19,7 +19,7 @@ from moebench.data.batches import validation
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import DataError, RecordError, Stopped, TrainingError
 from moebench.experiment import run_experiment
-from moebench.records import Record
+from moebench.records import Record, find_records
 from moebench.train.loop import Event, make_model
 
 COMPOSER = Composer()
@@ -131,6 +131,9 @@ def test_a_finished_run_is_left_as_it_is(compose: Compose, corpus: Corpus, tmp_p
     assert run_experiment(config, corpus, tmp_path).summary() == before
     again = run_experiment(config, corpus, tmp_path, force=True)
     assert again.damage() == []
+    # as --force leaves it when it is killed between putting the old record aside and removing it
+    again.path.rename(tmp_path / f".{again.name}.1.old")
+    assert find_records(tmp_path) == []
 
 
 def test_arms_are_paired(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
