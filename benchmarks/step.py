@@ -14,10 +14,10 @@ from collections.abc import Callable
 
 import torch
 
-from moebench.balance import Global
+from moebench.balance import Global, Term
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.measure import step_metrics
-from moebench.train.step import Objective, Outcome, accumulate_gradients
+from moebench.train.step import Objective, Outcome, Step, accumulate_gradients
 
 SHAPES: dict[str, tuple[dict[str, int], int, int]] = {
     # name: model, sequences, tokens in a sequence
@@ -42,14 +42,13 @@ class Stepper:
         initialize(self.model, 0)
         self.tokens = torch.randint(0, 256, (sequences, length + 1), device=device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
-        self.objective = Objective(Global(), micro_bsz=4, balance=0.1, local=0.0, z=0.0)
+        self.objective = Objective((Term(Global(), 0.1),), micro_bsz=4)
         self.seen = self.step()
 
     def step(self) -> Outcome:
         self.optimizer.zero_grad()
-        outcome = accumulate_gradients(
-            self.model, self.objective, self.tokens, device_bsz=len(self.tokens)
-        )
+        step = Step(self.tokens, device_bsz=len(self.tokens))
+        outcome = accumulate_gradients(self.model, self.objective, step)
         self.optimizer.step()
         return outcome
 

@@ -83,7 +83,7 @@ def train(
     if print_config:
         _print_json(to_dict(made)) if as_json else print(to_yaml(made), end="")
         return
-    from moebench.config.identity import run_name
+    from moebench.config.identity import coefficients, run_name
     from moebench.data.corpus import prepare
     from moebench.records import Record
 
@@ -103,8 +103,8 @@ def train(
     else:
         from moebench.experiment import run_experiment  # torch, only here
 
-        router = made.loss.balance / made.model.num_layers
-        say(f"{record.path}  balance loss weight {made.loss.balance:g}, {router:g} per router")
+        weights = [f"{term}: {value:g}" for term, value in coefficients(made).items()]
+        say(f"{record.path}  balance loss per router: {', '.join(weights) or 'none'}")
         with TrainDisplay(record.name, made.train.steps) as display:
             run_experiment(
                 made,

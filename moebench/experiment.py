@@ -21,7 +21,15 @@ import torch
 
 import moebench
 from moebench.config.compose import to_yaml
-from moebench.config.identity import arm_hash, label, run_hash, run_name, science, treatment
+from moebench.config.identity import (
+    arm_hash,
+    coefficients,
+    label,
+    run_hash,
+    run_name,
+    science,
+    treatment,
+)
 from moebench.config.schema import ExperimentConfig, RunConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
@@ -130,7 +138,9 @@ def _run(
             kept = steps_kept(checkpoints)
             if kept:
                 path = checkpoints / f"step-{kept[-1]}"
-                state.step = load_checkpoint(path, state.model, state.optimizer)
+                state.step, state.balance = load_checkpoint(
+                    path, state.model, state.optimizer, device
+                )
             if resumed:
                 record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
                 record.cut(state.step if kept else -1)
@@ -152,7 +162,13 @@ def _run(
                     )  # looked at once: it may come at any moment
                     due = event.step % config.run.checkpoint_every == 0 or event.step == steps
                     if event.step and (due or stopping):
-                        save_checkpoint(checkpoints, event.step, state.model, state.optimizer)
+                        save_checkpoint(
+                            checkpoints,
+                            event.step,
+                            state.model,
+                            state.optimizer,
+                            state.balance or (),
+                        )
                     if time.monotonic() - told > HEARTBEAT:
                         told = time.monotonic()
                         tell("running")
@@ -259,13 +275,12 @@ def _seal(config: ExperimentConfig, record: Record, state: State, seconds: float
 
 def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> dict[str, Any]:
     """The manifest: what was run on what, with which code."""
-    model, size = config.model, treatment(config).get("balance_bsz")
+    model, size = config.model, _group_size(config)
     windows = {
         "micro": config.micro_bsz * config.seq_len,
         "batch": config.global_bsz * config.seq_len,
         "global": len(corpus.domains) * config.data.valid_sequences * config.seq_len,
     }
-    balance = config.loss.balance if treatment(config)["scope"] != "none" else 0.0
     return {
         "run": run_name(config, corpus.content_hash),
         "hash": run_hash(config, corpus.content_hash),
@@ -282,7 +297,7 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
             "vocab_size": corpus.vocab_size,
         },
         "group": {"sequences": size, "tokens": size and size * config.seq_len},
-        "coefficient_per_router": balance / model.num_layers,
+        "coefficient_per_router": coefficients(config),
         "random_max_vio": {
             window: random_max_violation(model.num_experts, model.top_k, tokens)
             for window, tokens in windows.items()
@@ -301,6 +316,13 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
         "command": shlex.join(["moebench", *sys.argv[1:]]),
         "start": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _group_size(config: ExperimentConfig) -> int | None:
+    """Sequences whose counts are summed by the heaviest of the terms that act at the end."""
+    terms = [term for term in treatment(config) if "stop" not in term]
+    heaviest = max(terms, key=lambda term: term["weight"], default={})
+    return heaviest.get("balance_bsz")
 
 
 @contextmanager

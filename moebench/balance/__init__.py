@@ -2,25 +2,42 @@
 
 A forward pass says what its routers did (`Routing`), a scope says whose selection frequency each
 sequence's router probabilities meet (`scope.frequency`), and the loss multiplies the two
-(`balance_loss`). Small pure functions: no state, no process groups, no globals.
+(`balance_loss`). Small pure functions: no process groups, no globals, and what is carried from step
+to step is a value.
 """
 
 from moebench.balance.losses import balance_loss, z_loss
-from moebench.balance.routing import Routing, detached, join, observe
-from moebench.balance.scope import Domain, Global, Micro, Scope, Sequence, Shuffled, make_scope
+from moebench.balance.routing import Routing, detached, join, observe, selected_mass
+from moebench.balance.scope import (
+    Domain,
+    Global,
+    Groups,
+    Micro,
+    Scope,
+    Sequence,
+    Shuffled,
+    make_scope,
+)
+from moebench.balance.state import BalanceState, Estimator
+from moebench.balance.terms import Term
 
 __all__ = [
+    "BalanceState",
     "Domain",
+    "Estimator",
     "Global",
+    "Groups",
     "Micro",
     "Routing",
     "Scope",
     "Sequence",
     "Shuffled",
+    "Term",
     "balance_loss",
     "detached",
     "join",
     "make_scope",
     "observe",
+    "selected_mass",
     "z_loss",
 ]

@@ -8,21 +8,27 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+PADDING = -1  # expert_index of a token that is none
 
 
 class Routing(NamedTuple):
     """All MoE layers of one forward pass.
 
     Attributes:
-        expert_index: [layers, sequences, tokens, top_k] int, the experts that were selected.
+        expert_index: [layers, sequences, tokens, top_k] int, the experts that were selected; -1
+            where a token is padding.
         counts: [layers, sequences, experts] assignments, detached.
         prob_mass: [layers, sequences, experts] sum over tokens of the full router distribution; it
             carries the gradient.
         logsumexp_sq: [layers, sequences] sum over tokens of logsumexp(router_logits)^2.
         topk_mass: [layers, sequences] sum over tokens of the probability of the selected experts,
             detached; None where a model does not say it.
+        weights: [layers, sequences, tokens, top_k] probability of each selected expert, with the
+            gradient and 0 for padding; None where a model does not say it.
+        tokens: [sequences] tokens that are no padding; None where none is.
     """
 
     expert_index: Int[Tensor, "layers sequences tokens top_k"]
@@ -30,34 +36,67 @@ class Routing(NamedTuple):
     prob_mass: Float[Tensor, "layers sequences experts"]
     logsumexp_sq: Float[Tensor, "layers sequences"]
     topk_mass: Float[Tensor, "layers sequences"] | None = None
+    weights: Float[Tensor, "layers sequences tokens top_k"] | None = None
+    tokens: Int[Tensor, " sequences"] | None = None
 
 
 def observe(
     router_logits: Float[Tensor, "sequences tokens experts"],
-    router_probs: Float[Tensor, "sequences tokens experts"],
-    expert_index: Int[Tensor, "sequences tokens top_k"],
+    router_probs: Float[Tensor, "sequences tokens experts"] | None = None,
+    expert_index: Int[Tensor, "sequences tokens top_k"] | None = None,
+    *,
+    top_k: int | None = None,
+    mask: Bool[Tensor, "sequences tokens"] | None = None,
 ) -> Routing:
     """The routing of one layer, with a leading layer axis of length 1.
 
     Args:
         router_logits: what the router computed; sums over tokens are taken in fp32 or wider.
-        router_probs: its full distribution over the experts; rows sum to 1.
-        expert_index: the experts that each token was sent to.
+        router_probs: its full distribution over the experts, rows summing to 1; None: the softmax.
+        expert_index: the experts that each token was sent to; None: the `top_k` most probable.
+        top_k: needed where `expert_index` is None.
+        mask: False where a token is padding, which then counts nowhere.
     """
-    wide = torch.promote_types(router_probs.dtype, torch.float32)
-    router_logits, router_probs = router_logits.to(wide), router_probs.to(wide)
+    wide = torch.promote_types(router_logits.dtype, torch.float32)
+    router_logits = router_logits.to(wide)
+    router_probs = router_logits.softmax(-1) if router_probs is None else router_probs.to(wide)
+    if expert_index is None:
+        assert top_k is not None, "expert_index or top_k"
+        expert_index = router_probs.detach().topk(top_k, dim=-1).indices
+    weights = router_probs.gather(-1, expert_index)
     sequences, experts = router_probs.shape[0], router_probs.shape[-1]
+    square = router_logits.logsumexp(-1).square()
     flat = expert_index.reshape(sequences, -1)
+    ones, tokens, marked = torch.ones_like(flat), None, expert_index
+    if mask is not None:
+        real, tokens = mask[..., None], mask.sum(1)
+        router_probs, weights, square = router_probs * real, weights * real, square * mask
+        ones = real.expand_as(expert_index).reshape(sequences, -1).to(flat.dtype)
+        marked = expert_index.where(real, PADDING)
     # scatter_add, since bincount would synchronise with the host on a GPU
     counts = torch.zeros(sequences, experts, dtype=flat.dtype, device=flat.device)
-    counts = counts.scatter_add(1, flat, torch.ones_like(flat))
     return Routing(
-        expert_index=expert_index[None],
-        counts=counts[None],
+        expert_index=marked[None],
+        counts=counts.scatter_add(1, flat, ones)[None],
         prob_mass=router_probs.sum(1)[None],
-        logsumexp_sq=router_logits.logsumexp(-1).square().sum(1)[None],
-        topk_mass=router_probs.detach().gather(-1, expert_index).sum((1, 2))[None],
+        logsumexp_sq=square.sum(1)[None],
+        topk_mass=weights.detach().sum((1, 2))[None],
+        weights=weights[None],
+        tokens=tokens,
     )
+
+
+def selected_mass(routing: Routing) -> Float[Tensor, "layers sequences experts"]:
+    """`prob_mass` of the distribution renormalised over each token's selected experts.
+
+    Several systems have met f with it (MaxText before its fix, nanoMoE). It tells a router nothing
+    of the experts that it did not select. Carries the gradient.
+    """
+    assert routing.weights is not None, "the model does not say its routers' weights"
+    whole = routing.weights.sum(-1, keepdim=True)
+    share = routing.weights / whole.where(whole > 0, 1)  # padding has no weight at all
+    index = routing.expert_index.clamp(min=0).flatten(2)
+    return torch.zeros_like(routing.prob_mass).scatter_add(2, index, share.flatten(2))
 
 
 def detached(routing: Routing) -> Routing:
@@ -68,8 +107,13 @@ def detached(routing: Routing) -> Routing:
 def join(parts: Sequence[Routing], *, along: str) -> Routing:
     """One routing of several, put together along `"layers"` or along `"sequences"`."""
     axis = {"layers": 0, "sequences": 1}[along]
-    joined = (
-        None if any(each is None for each in column) else torch.cat(column, axis)  # pyright: ignore
-        for column in zip(*parts, strict=True)
-    )
-    return Routing(*joined)  # pyright: ignore[reportArgumentType]
+    joined = {
+        name: None if any(each is None for each in column) else torch.cat(column, axis)  # pyright: ignore
+        for name, *column in zip(Routing._fields, *parts, strict=True)
+        if name != "tokens"  # which has no layers
+    }
+    tokens = [each.tokens for each in parts if each.tokens is not None]
+    if along == "layers" or not tokens:
+        return Routing(**joined, tokens=tokens[0] if tokens else None)  # pyright: ignore
+    assert len(tokens) == len(parts), "either all parts say how many tokens are no padding or none"
+    return Routing(**joined, tokens=torch.cat(tokens))  # pyright: ignore

@@ -1,37 +1,163 @@
 """Whose selection frequency each token's router probability meets.
 
-A *balance group* is a set of sequences whose expert counts are averaged together. Every scope but
-`Shuffled` is a membership matrix over the sequences of a step: `weights @ counts`, normalised. A
-scope is about data, so `routing` holds the whole step, in data order, whatever the physical passes
-or ranks were; `join` and an all-reduce put it together.
+A *balance group* is a set of sequences whose expert counts are summed together. A scope assigns the
+sequences of a step to groups, in data order, whatever the physical passes or ranks are. What a part
+of the step adds to each group is its tally: whole numbers, so that the tallies of passes and ranks
+add up exactly in any order, and f is their sum, normalised.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moebench.balance.routing import Routing
 from moebench.errors import ConfigError
 
 
+class Groups(NamedTuple):
+    """A scope applied to the sequences of one step.
+
+    Attributes:
+        row: [sequences] the row of the tally that each sequence adds to and meets.
+        group: [rows] the balance group of each row. There is a row a group, or, for a prefix over
+            logical passes, a row for each pass that a group has sequences in.
+        num_groups: how many groups, whether they have sequences in this step or not.
+        first: [rows] the first row of the same group, where f is a prefix; else None.
+        drawn: [rows, draws] token positions of the step that are counted for each row in place of
+            its own sequences, -1 for none; None unless the scope draws.
+    """
+
+    row: Int[Tensor, " sequences"]
+    group: Int[Tensor, " rows"]
+    num_groups: int
+    first: Int[Tensor, " rows"] | None = None
+    drawn: Int[Tensor, "rows draws"] | None = None
+
+    def tally(self, routing: Routing, start: int = 0) -> Tensor:
+        """[layers, rows, experts] what some consecutive sequences add, without gradient.
+
+        Args:
+            routing: of these sequences.
+            start: the number of the first of them in the step.
+        """
+        counts = routing.counts.detach()
+        layers, sequences, experts = counts.shape
+        empty = counts.new_zeros(layers, len(self.group), experts)
+        if self.drawn is None:
+            return empty.index_add(1, self.row[start : start + sequences], counts)
+        tokens = routing.expert_index.shape[2]
+        place = self.drawn - start * tokens
+        inside = (place >= 0) & (place < sequences * tokens)
+        place = place.clamp(0, sequences * tokens - 1)
+        selected = routing.expert_index.flatten(1, 2)[:, place].flatten(2)  # [layers, rows, ...]
+        ones = inside.repeat_interleave(routing.expert_index.shape[3], dim=1) & (selected >= 0)
+        return empty.scatter_add(2, selected.clamp(min=0), ones.to(counts.dtype))
+
+    def frequency(
+        self, tally: Tensor, past: Tensor | None = None
+    ) -> Float[Tensor, "layers sequences experts"]:
+        """The f that each sequence meets; rows sum to 1.
+
+        Args:
+            tally: [layers, rows, experts], complete for the rows whose sequences are asked for.
+            past: [layers, groups, experts] counts of earlier steps to add.
+
+        Returns:
+            [layers, sequences, experts] in the dtype of `tally`; whole numbers give fp32.
+        """
+        if self.first is not None:
+            running = F.pad(tally.cumsum(1), (0, 0, 1, 0))
+            tally = running[:, 1:] - running[:, self.first]
+        if past is not None:
+            tally = tally + past[:, self.group]
+        return normalise(tally)[:, self.row]
+
+    def by_group(self, tally: Tensor) -> Tensor:
+        """[layers, groups, experts] the tally of a whole step, summed over each group's rows."""
+        empty = tally.new_zeros(tally.shape[0], self.num_groups, tally.shape[2])
+        return empty.index_add(1, self.group, tally)
+
+
 @dataclass(frozen=True)
 class Scope:
     """A rule that gives every sequence of a step the selection frequency of its balance group."""
 
-    def weights(
+    def labels(
         self,
         sequences: int,
         *,
         domain: Int[Tensor, " sequences"] | None = None,
-    ) -> Float[Tensor, "sequences sequences"]:
-        """Row s is 1 where a sequence's counts belong to the group of sequence s, else 0."""
+        device: torch.device | None = None,
+    ) -> tuple[Int[Tensor, " sequences"], int]:
+        """The group (for `Shuffled`, the pool) of each sequence, and how many there are."""
         raise NotImplementedError
 
-    def span(self, sequences: int) -> int:
-        """A number of consecutive sequences that splits no balance group of the step."""
-        return sequences
+    def members(
+        self,
+        sequences: int,
+        *,
+        domain: Int[Tensor, " sequences"] | None = None,
+        pass_bsz: int | None = None,
+    ) -> Bool[Tensor, "sequences sequences"]:
+        """Row s is True at the sequences that may be counted in the f of sequence s.
+
+        Args:
+            domain: [sequences] the domain of each; only `Domain` asks for it.
+            pass_bsz: only the logical passes of so many sequences up to that of s count.
+        """
+        label, _ = self.labels(sequences, domain=domain)
+        same = label[:, None] == label
+        if pass_bsz is None:
+            return same
+        number = torch.arange(sequences, device=label.device) // pass_bsz
+        return same & (number <= number[:, None])
+
+    def weights(
+        self, sequences: int, *, domain: Int[Tensor, " sequences"] | None = None
+    ) -> Float[Tensor, "sequences sequences"]:
+        """The scope as a row-stochastic matrix: where sequences have equally many tokens, f is
+        `weights @ counts`, normalised (for `Shuffled`, the mean of f over its draws)."""
+        member = self.members(sequences, domain=domain).float()
+        return member / member.sum(1, keepdim=True)
+
+    def groups(
+        self,
+        sequences: int,
+        tokens: int,
+        *,
+        domain: Int[Tensor, " sequences"] | None = None,
+        generator: torch.Generator | None = None,
+        pass_bsz: int | None = None,
+        mask: Bool[Tensor, "sequences tokens"] | None = None,
+        device: torch.device | None = None,
+    ) -> Groups:
+        """The scope applied to one step.
+
+        Args:
+            sequences, tokens: of the whole step, and of a sequence.
+            domain: [sequences] the domain of each; only `Domain` asks for it.
+            generator: source of randomness; None is torch's global one. Only `Shuffled` draws.
+            pass_bsz: makes f a prefix over logical passes of so many sequences (arXiv 2501.11873,
+                Algorithm 1); None: f is that of the whole group.
+            mask: False where a token is padding; only `Shuffled` looks at it.
+            device: of the result.
+
+        Raises:
+            ConfigError: for a group size that does not divide the number of sequences, and a
+                domain scope without domains.
+        """
+        label, number = self.labels(sequences, domain=domain, device=device)
+        if pass_bsz is None:
+            return Groups(label, torch.arange(number, device=label.device), number)
+        passes = sequences // _divisor("logical pass", pass_bsz, sequences)
+        key = label * passes + torch.arange(sequences, device=label.device) // pass_bsz
+        keys, row = key.unique(return_inverse=True)
+        group = keys // passes
+        return Groups(row, group, number, first=torch.searchsorted(group, group))
 
     def frequency(
         self,
@@ -40,22 +166,34 @@ class Scope:
         domain: Int[Tensor, " sequences"] | None = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "layers sequences experts"]:
-        """The f that each sequence meets; rows sum to 1, no gradient.
+        """The f that each sequence of a whole step meets; rows sum to 1, no gradient.
 
         Args:
             routing: of the whole step.
-            domain: [sequences] the domain of each sequence; only `Domain` asks for it.
-            generator: source of randomness; None is torch's global one. Only `Shuffled` draws.
+            domain, generator: as in `groups`.
 
         Returns:
             [layers, sequences, experts] in the dtype of `routing.counts`; integer counts give fp32.
 
         Raises:
-            ConfigError: if a group size does not divide the number of sequences.
+            ConfigError: as `groups` does, and for counts that cannot be. On a GPU, under
+                `torch.compile` and under `vmap` their values are not looked at, since that would
+                wait for them.
         """
-        counts = _floating(routing.counts)
-        member = self.weights(counts.shape[1], domain=domain).to(counts)
-        return _normalise(member @ counts)
+        _refuse_bad_shapes(routing)
+        _, sequences, tokens, _ = routing.expert_index.shape
+        groups = self.groups(
+            sequences,
+            tokens,
+            domain=domain,
+            generator=generator,
+            mask=None if routing.tokens is None else routing.expert_index[0, :, :, 0] >= 0,
+            device=routing.counts.device,
+        )
+        _refuse_bad_values(routing.counts)
+        tally = groups.tally(routing)
+        _refuse_empty(tally[:, groups.row])
+        return groups.frequency(tally)
 
 
 @dataclass(frozen=True)
@@ -67,15 +205,15 @@ class Global(Scope):
 
     size: int | None = None
 
-    def weights(
-        self, sequences: int, *, domain: Int[Tensor, " sequences"] | None = None
-    ) -> Float[Tensor, "sequences sequences"]:
+    def labels(
+        self,
+        sequences: int,
+        *,
+        domain: Int[Tensor, " sequences"] | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[Int[Tensor, " sequences"], int]:
         size = _divisor("balance group", self.size, sequences)
-        group = torch.arange(sequences) // size
-        return (group[:, None] == group).float()
-
-    def span(self, sequences: int) -> int:
-        return sequences if self.size is None else self.size
+        return torch.arange(sequences, device=device) // size, sequences // size
 
 
 @dataclass(frozen=True)
@@ -94,14 +232,33 @@ class Sequence(Global):
 
 @dataclass(frozen=True)
 class Domain(Scope):
-    """All sequences of one domain in the step."""
+    """All sequences of one domain in the step.
 
-    def weights(
-        self, sequences: int, *, domain: Int[Tensor, " sequences"] | None = None
-    ) -> Float[Tensor, "sequences sequences"]:
+    Attributes:
+        num_domains: domains are numbered below it, and each keeps its group from step to step;
+            None: the groups of a step are those of its own domains.
+    """
+
+    num_domains: int | None = None
+
+    def labels(
+        self,
+        sequences: int,
+        *,
+        domain: Int[Tensor, " sequences"] | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[Int[Tensor, " sequences"], int]:
         if domain is None:
             raise ConfigError("scope=domain: needs the domain of each sequence; pass domain=")
-        return (domain[:, None] == domain).float()
+        if domain.shape != (sequences,):
+            raise ConfigError(
+                f"domain of shape {tuple(domain.shape)}: must be [sequences], here ({sequences},)"
+            )
+        domain = domain.to(device)
+        if self.num_domains is not None:
+            return domain, self.num_domains
+        # the first sequence of a domain stands for it: no domain need be counted, which would wait
+        return (domain[:, None] == domain).int().argmax(1), sequences
 
 
 @dataclass(frozen=True)
@@ -117,42 +274,70 @@ class Shuffled(Scope):
     size: int
     pool: int | None = None
 
-    def frequency(
+    def labels(
         self,
-        routing: Routing,
+        sequences: int,
+        *,
+        domain: Int[Tensor, " sequences"] | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[Int[Tensor, " sequences"], int]:
+        pool = _divisor("pool", self.pool, sequences)
+        return torch.arange(sequences, device=device) // pool, sequences // pool
+
+    def groups(
+        self,
+        sequences: int,
+        tokens: int,
         *,
         domain: Int[Tensor, " sequences"] | None = None,
         generator: torch.Generator | None = None,
-    ) -> Float[Tensor, "layers sequences experts"]:
-        layers, sequences, tokens, top_k = routing.expert_index.shape
+        pass_bsz: int | None = None,
+        mask: Bool[Tensor, "sequences tokens"] | None = None,
+        device: torch.device | None = None,
+    ) -> Groups:
         pool = _divisor("pool", self.pool, sequences)
         size = _divisor("micro-batch", self.size, pool)
-        device = generator.device if generator is not None else torch.device("cpu")
-        drawn = torch.stack(
-            [
-                start // pool * pool * tokens
-                + torch.randperm(pool * tokens, generator=generator, device=device)[: size * tokens]
-                for start in range(0, sequences, size)
-            ]
-        ).to(routing.expert_index.device)  # [micro-batches, size * tokens]
-        selected = routing.expert_index.reshape(layers, sequences * tokens, top_k)
-        selected = selected[:, drawn].reshape(layers, len(drawn), -1)
-        counts = _floating(routing.counts)
-        drawn_counts = counts.new_zeros(layers, len(drawn), counts.shape[-1])
-        drawn_counts = drawn_counts.scatter_add(
-            2, selected, counts.new_ones(1).expand(selected.shape)
+        if pass_bsz is not None and _divisor("logical pass", pass_bsz, sequences) % size:
+            raise ConfigError(
+                f"a logical pass of {pass_bsz} sequences: must hold whole micro-batches of {size} "
+                "to draw from"
+            )
+        source = generator.device if generator is not None else torch.device("cpu")
+        drawn = []
+        for start in range(0, sequences, size):
+            begin = start // pool * pool
+            end = begin + pool
+            if pass_bsz is not None:  # only the passes up to its own have been seen
+                end = min(end, start // pass_bsz * pass_bsz + pass_bsz)
+            order = torch.randperm((end - begin) * tokens, generator=generator, device=source)
+            place = begin * tokens + order
+            if mask is not None:
+                place = _real_first(place, mask.flatten(), mask[start : start + size].sum())
+            drawn.append(place[: size * tokens])
+        rows = sequences // size
+        return Groups(
+            row=torch.arange(sequences, device=device) // size,
+            group=torch.arange(rows, device=device),
+            num_groups=rows,
+            drawn=torch.stack(drawn).to(device),
         )
-        return _normalise(drawn_counts).repeat_interleave(size, dim=1, output_size=sequences)
 
 
-def make_scope(name: str, *, micro_bsz: int, balance_bsz: int | None = None) -> Scope | None:
+def make_scope(
+    name: str,
+    *,
+    micro_bsz: int,
+    balance_bsz: int | None = None,
+    num_domains: int | None = None,
+) -> Scope | None:
     """The scope that a config names; None for `none`.
 
     Args:
         name: `none`, `sequence`, `micro`, `shuffled`, `global` or `domain`.
         micro_bsz: sequences in a logical micro-batch.
-        balance_bsz: sequences whose counts are averaged (the pool, for `shuffled`); None takes the
+        balance_bsz: sequences whose counts are summed (the pool, for `shuffled`); None takes the
             scope's own.
+        num_domains: for `domain`, how many there are.
 
     Raises:
         ConfigError: for a name that is none of these, or a `balance_bsz` that contradicts it.
@@ -174,19 +359,22 @@ def make_scope(name: str, *, micro_bsz: int, balance_bsz: int | None = None) -> 
         case "global":
             return Global(balance_bsz)
         case "domain":
-            return Domain()
+            return Domain(num_domains)
     raise ConfigError(
         f"scope={name}: must be one of none, sequence, micro, shuffled, global, domain"
     )
 
 
-def _floating(counts: Tensor) -> Tensor:
-    counts = counts.detach()
-    return counts if counts.is_floating_point() else counts.float()
-
-
-def _normalise(counts: Tensor) -> Tensor:
+def normalise(counts: Tensor) -> Tensor:
+    """Counts as shares of their sum; whole numbers give fp32."""
+    counts = counts if counts.is_floating_point() else counts.float()
     return counts / counts.sum(-1, keepdim=True)
+
+
+def _real_first(place: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+    """The positions with those that are no padding first, and -1 after the `wanted` first ones."""
+    place = place[real[place].logical_not().int().argsort(stable=True)]
+    return place.where(torch.arange(len(place), device=place.device) < wanted, -1)
 
 
 def _divisor(what: str, size: int | None, sequences: int) -> int:
@@ -195,3 +383,37 @@ def _divisor(what: str, size: int | None, sequences: int) -> int:
     if size < 1 or sequences % size:
         raise ConfigError(f"a {what} of {size} sequences: must divide the {sequences} there are")
     return size
+
+
+def _refuse_bad_shapes(routing: Routing) -> None:
+    counts, index = routing.counts, routing.expert_index
+    if counts.ndim != 3 or index.ndim != 4 or counts.shape[:2] != index.shape[:2]:
+        raise ConfigError(
+            f"counts of shape {tuple(counts.shape)} beside expert_index of {tuple(index.shape)}: "
+            "must be [layers, sequences, experts] beside [layers, sequences, tokens, top_k]"
+        )
+
+
+def _can_look(values: Tensor) -> bool:
+    batched = torch._C._functorch.is_batchedtensor(values)  # pyright: ignore
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not batched
+
+
+def _refuse_bad_values(counts: Tensor) -> None:
+    if not _can_look(counts):
+        return
+    if counts.is_floating_point() and not counts.isfinite().all():
+        raise ConfigError("counts that are not finite: must be numbers of assignments, 0 or more")
+    if (counts < 0).any():
+        raise ConfigError(
+            f"counts as low as {counts.min():g}: must be numbers of assignments, 0 or more"
+        )
+
+
+def _refuse_empty(met: Tensor) -> None:
+    if _can_look(met) and not (total := met.sum(-1) > 0).all():
+        layer, sequence = total.logical_not().nonzero()[0].tolist()
+        raise ConfigError(
+            f"the balance group of sequence {sequence} in layer {layer} has no tokens: must have "
+            "at least one that is no padding"
+        )

@@ -27,14 +27,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from moebench.config.check import check_experiment, check_ranges, check_study
 from moebench.config.schema import (
     ExperimentConfig,
     StudyConfig,
+    TermConfig,
     as_type,
-    check_experiment,
-    check_ranges,
-    check_study,
     flat,
+    group_of,
     knobs,
     type_words,
 )
@@ -324,8 +324,11 @@ def _typed(said: str, key: str, value: Any, known: Mapping[str, Field]) -> Any:
         raise ConfigError(_unknown(said, "key", key, list(known)))
     try:
         return as_type(value, known[key].type)
-    except (TypeError, OverflowError):
-        raise ConfigError(f"{said}: must be {type_words(known[key].type)}") from None
+    except OverflowError:
+        why = ""
+    except TypeError as error:
+        why = str(error)
+    raise ConfigError(f"{said}: {why or 'must be ' + type_words(known[key].type)}")
 
 
 def _complete(values: Values) -> ExperimentConfig:
@@ -337,15 +340,9 @@ def _complete(values: Values) -> ExperimentConfig:
     if config.data.domains:
         # Batches take the domains in turn: without one order, one identity would be two runs.
         config.data.domains = sorted(config.data.domains)
-    if config.balance_bsz is None:
-        size = {
-            "sequence": 1,
-            "micro": config.micro_bsz,
-            "shuffled": config.global_bsz,
-            "global": config.global_bsz,
-        }
-        config = replace(config, balance_bsz=size.get(config.scope))
-    return config
+    # what is given as null is filled in by what it means
+    _, size = group_of(config, TermConfig())
+    return replace(config, balance_bsz=size)
 
 
 def _word(each: Override) -> str:

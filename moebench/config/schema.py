@@ -5,13 +5,10 @@ there: range checks, the identity of a run (`identity.py`) and the documentation
 mutable because OmegaConf needs that; nothing in moebench changes one after `compose` returned it.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin
-
-from moebench.errors import ConfigError
 
 ALWAYS = object()  # neutral value of a key that is always part of a run's identity
 NEVER = object()  # neutral value of a key that never is: it changes no result
@@ -79,6 +76,97 @@ class LossConfig:
         source="arXiv 2501.11873, Table 5: 0.01",
     )
     z: float = knob(0.0, "weight of the router z-loss", low=0, neutral=0.0, source="ST-MoE: 0.001")
+
+
+ESTIMATORS = ("exact", "buffer", "stale", "ema")
+
+
+@dataclass
+class TermConfig:
+    """One balance loss among several: over what, how strongly, and when."""
+
+    scope: str | None = knob(
+        None, "as the key scope; null takes the run's scope and balance_bsz", choices=SCOPES[1:]
+    )
+    balance_bsz: int | None = knob(None, "as the key balance_bsz", unit="sequences", low=1)
+    weight: float = knob(1.0, "as a multiple of loss.balance", low=0)
+    start: float | None = knob(
+        None,
+        "acts after so many steps, or (below 1) after that share of train.steps",
+        unit="steps",
+        low=0,
+    )
+    stop: float | None = knob(
+        None, "acts until so many steps are done, or that share of them", unit="steps", above=0
+    )
+    ramp: int = knob(
+        0, "steps over which it rises after its start and falls after its stop", unit="steps", low=0
+    )
+    domains: dict[str, float] = knob(
+        {}, "for scope=domain: what the loss of a domain's sequences is multiplied by; 1 if absent"
+    )
+
+
+@dataclass
+class BalanceConfig:
+    """How f is estimated, and by which conventions the balance loss is put together."""
+
+    estimator: str = knob(
+        "exact",
+        "exact counts whole groups first; buffer takes the prefix over a step's logical passes; "
+        "stale the last step's f; ema its moving average",
+        choices=ESTIMATORS,
+        neutral="exact",
+        source="buffer: arXiv 2501.11873, Algorithm 1",
+    )
+    pass_bsz: int | None = knob(
+        None,
+        "sequences in a logical pass of balance.estimator=buffer; null is micro_bsz",
+        unit="sequences",
+        low=1,
+    )
+    window_steps: int = knob(
+        1,
+        "steps whose counts are summed in f, the running one among them",
+        unit="steps",
+        low=1,
+        neutral=1,
+    )
+    decay: float = knob(
+        0.9, "beta of balance.estimator=ema: f <- beta f + (1 - beta) F", low=0, below=1
+    )
+    layers: str = knob(
+        "mean",
+        "how layers are put together: mean, sum, or pooled before the product f P",
+        choices=("mean", "sum", "pooled"),
+        neutral="mean",
+        source="sum: Megatron-LM, minimind; pooled: Hugging Face",
+    )
+    uniform: str = knob(
+        "1",
+        "value of the loss at uniform routing, in each layer: 1, or k (model.top_k)",
+        choices=("1", "k"),
+        neutral="1",
+        source="k: Hugging Face, MaxText, minimind",
+    )
+    probs: str = knob(
+        "full",
+        "what f meets: the router's full distribution, or that over the selected experts alone",
+        choices=("full", "top_k"),
+        neutral="full",
+        source="top_k: MaxText before 2025-03-31",
+    )
+    terms: list[TermConfig] = knob(
+        [],
+        "several balance losses in place of one, as in "
+        "[{scope:global},{scope:micro,weight:0.01,start:200}]",
+        neutral=NEVER,
+    )
+    estimator_error: bool = knob(
+        False,
+        "measure the estimator's router gradient against the exact one at every logged step",
+        neutral=False,
+    )
 
 
 @dataclass
@@ -212,6 +300,7 @@ class ExperimentConfig:
     seq_len: int = knob(128, "tokens in a sequence", unit="tokens", low=2)
     seed: int = knob(0, "of initial weights, batches and draws", low=0, high=LARGEST)
     loss: LossConfig = field(default_factory=LossConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -235,6 +324,28 @@ class StudyConfig:
     sizes: dict[str, list[str]] = knob({}, "overrides of each size, after `overrides`")
 
 
+def group_of(config: ExperimentConfig, term: TermConfig) -> tuple[str, int | None]:
+    """Scope and `balance_bsz` of a term, which takes what it does not say from the run."""
+    scope = term.scope or config.scope
+    size = term.balance_bsz
+    if size is None and scope == config.scope:
+        size = config.balance_bsz
+    own = {
+        "sequence": 1,
+        "micro": config.micro_bsz,
+        "shuffled": config.global_bsz,
+        "global": config.global_bsz,
+    }
+    return scope, own.get(scope) if size is None else size
+
+
+def in_steps(value: float | None, steps: int) -> int | None:
+    """A moment of training in steps done; below 1 it is a share of all `steps`."""
+    if value is None:
+        return None
+    return round(value * steps) if value < 1 else int(value)
+
+
 def knobs(config: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
     """Every leaf of a config as (dotted key, field, value), in the order of the schema."""
     for each in fields(config):
@@ -256,7 +367,8 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def as_type(value: Any, kind: Any) -> Any:
-    """A value as the type of a knob, which a whole number may stand in for; else TypeError."""
+    """A value as the type of a knob, which a whole number may stand in for; else TypeError, which
+    says what is wrong with a part of the value."""
     if isinstance(kind, UnionType):  # X | None
         return None if value is None else as_type(value, get_args(kind)[0])
     if get_origin(kind) is list and isinstance(value, list):
@@ -264,11 +376,25 @@ def as_type(value: Any, kind: Any) -> Any:
     if get_origin(kind) is dict and isinstance(value, dict):
         of_key, of_value = get_args(kind)
         return {as_type(k, of_key): as_type(v, of_value) for k, v in value.items()}
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _as_table(value, kind)
     if type(value) is int and kind in (float, str):
         return kind(value)
     if type(value) is kind and value != "":
         return value
     raise TypeError
+
+
+def _as_table(value: dict[Any, Any], kind: Any) -> Any:
+    known, found = {each.name: each for each in fields(kind)}, {}
+    for name, each in value.items():
+        if name not in known:
+            raise TypeError(f"has the key {name}, where there are {', '.join(known)}")
+        try:
+            found[name] = as_type(each, known[name].type)
+        except TypeError:
+            raise TypeError(f"{name} must be {type_words(known[name].type)}") from None
+    return kind(**found)
 
 
 def type_words(kind: Any) -> str:
@@ -282,6 +408,8 @@ def type_words(kind: Any) -> str:
         str: "a word",
         list[str]: "a list, as in [a,b]",
         list[int]: "a list of whole numbers, as in [0,1]",
+        list[TermConfig]: "a list of tables, as in [{scope:global},{scope:micro,weight:0.01}]",
+        dict[str, float]: "a table of numbers, as in {a:2,b:0.5}",
     }.get(kind, "a table of lists")
 
 
@@ -294,99 +422,3 @@ def range_words(known: Mapping[str, Any]) -> str:
         return f"between {low} and {high}"
     words = (("at least", low), ("above", known["above"]), ("below", known["below"]))
     return " and ".join(f"{word} {bound}" for word, bound in words if bound is not None)
-
-
-def check_ranges(config: Any) -> None:
-    """Raise ConfigError for the first value that is not finite or outside its range."""
-    for key, each, value in knobs(config):
-        known = each.metadata
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key}={value}: must be a finite number")
-        if type(value) is int and value > LARGEST:
-            raise ConfigError(f"{key}={value}: must be at most {LARGEST}")
-        if value is not None and not _in_range(value, known):
-            raise ConfigError(f"{key}={value}: must be {range_words(known)}")
-
-
-def _in_range(value: Any, known: Mapping[str, Any]) -> bool:
-    low, high, above, below = (known[bound] for bound in ("low", "high", "above", "below"))
-    return (
-        (not known["choices"] or value in known["choices"])
-        and (low is None or value >= low)
-        and (high is None or value <= high)
-        and (above is None or value > above)
-        and (below is None or value < below)
-    )
-
-
-def check_study(study: StudyConfig) -> None:
-    """Raise ConfigError for a study without runs, and for a size that it does not have."""
-    if not study.arms:
-        raise ConfigError("study.arms=[]: is empty; give at least one")
-    sizes = list(study.sizes) or [StudyConfig.size]
-    if study.size not in sizes:
-        raise ConfigError(
-            f"study.size={study.size}: study={study.name} has no such size; it has "
-            f"{', '.join(sizes)}"
-        )
-
-
-def check_experiment(config: ExperimentConfig) -> None:
-    """Raise ConfigError for ranges, and for values that cannot work together."""
-    check_ranges(config)
-    model, scope, size = config.model, config.scope, config.balance_bsz
-    micro, whole = config.micro_bsz, config.global_bsz
-
-    def divides(key: str, part: int, other: str, total: int) -> None:
-        if total % part:
-            small = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]
-            near = max(n for n in (*small, *(total // n for n in small)) if n <= part)
-            raise ConfigError(f"{key}={part}: must divide {other}={total}; try {key}={near}")
-
-    if model.top_k > model.num_experts:
-        raise ConfigError(
-            f"model.top_k={model.top_k}: must be between 1 and "
-            f"model.num_experts={model.num_experts}"
-        )
-    multiple = {"fp32": 4, "bf16": 8}.get(config.train.precision, 1)
-    for key, width in (("d_model", model.d_model), ("expert_dim", model.expert_dim)):
-        if width % multiple:
-            raise ConfigError(
-                f"model.{key}={width}: must be a multiple of {multiple} for grouped products in "
-                f"{config.train.precision}; try model.{key}={width - width % multiple + multiple}"
-            )
-    divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
-    if (model.d_model // model.num_heads) % 2:
-        raise ConfigError(
-            f"model.num_heads={model.num_heads}: rotary positions need an even "
-            f"model.d_model / model.num_heads, here {model.d_model // model.num_heads}"
-        )
-    divides("micro_bsz", micro, "global_bsz", whole)
-    if size is not None:
-        divides("balance_bsz", size, "global_bsz", whole)
-        fixed = {"micro": ("micro_bsz", micro), "sequence": ("one sequence", 1)}
-        if scope in fixed and size != fixed[scope][1]:
-            name, value = fixed[scope]
-            raise ConfigError(
-                f"balance_bsz={size}: contradicts scope={scope}, whose groups are {name} "
-                f"({value}); use scope=global balance_bsz={size}"
-            )
-        if scope in ("none", "domain"):
-            raise ConfigError(
-                f"balance_bsz={size}: scope={scope} has no groups of a fixed size; "
-                "leave it out or use scope=global"
-            )
-        if scope == "shuffled" and size % micro:
-            raise ConfigError(
-                f"balance_bsz={size}: the pool of scope=shuffled must be a multiple of "
-                f"micro_bsz={micro}"
-            )
-    if config.run.device_bsz is not None:
-        divides("run.device_bsz", config.run.device_bsz, "global_bsz", whole)
-    if config.data.source == "folder" and not config.data.path:
-        raise ConfigError("data.path=null: data=folder needs a folder; add data.path=DIR")
-    if config.data.source != "folder" and config.data.path:
-        raise ConfigError(
-            f"data.path={config.data.path}: data={config.data.source} reads no folder; "
-            "add data=folder"
-        )

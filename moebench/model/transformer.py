@@ -169,6 +169,11 @@ class MoETransformer(nn.Module):
         if compute == torch.float64:
             self.double()
 
+    @property
+    def router_shape(self) -> tuple[int, int]:
+        """(layers, experts) of its routing."""
+        return len(self.blocks), self.get_parameter("blocks.0.router.weight").shape[0]
+
     def forward(
         self, tokens: Int[Tensor, "sequences tokens"]
     ) -> tuple[Float[Tensor, "sequences tokens vocab"], Routing]:

@@ -1,19 +1,22 @@
 """A run's state at a step, on disk: safetensors and JSON, checksummed, written aside and renamed.
 
-`checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`, which
-names the sha256 of both. A directory with a whole `state.json` is a whole checkpoint.
+`checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` where
+a balance term carries something, and `state.json`, which names the sha256 of each. A directory with
+a whole `state.json` is a whole checkpoint.
 """
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moebench.balance import BalanceState
 from moebench.errors import RecordError
 from moebench.records import sha256
 
@@ -21,7 +24,11 @@ KEPT = 2
 
 
 def save_checkpoint(
-    directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+    directory: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    balance: Sequence[BalanceState | None] = (),
 ) -> Path:
     """Write `directory/step-<step>` and remove all but the last two checkpoints."""
     final = directory / f"step-{step}"
@@ -29,10 +36,19 @@ def save_checkpoint(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        save_file(_contiguous(model.state_dict()), aside / "model.safetensors")
-        save_file(_contiguous(_moments(model, optimizer)), aside / "optimizer.safetensors")
-        files = ("model.safetensors", "optimizer.safetensors")
-        state = {"step": step, "sha256": {name: sha256(aside / name) for name in files}}
+        parts = {
+            "model": model.state_dict(),
+            "optimizer": _moments(model, optimizer),
+            "balance": _carried(balance),
+        }
+        files = {f"{name}.safetensors": tensors for name, tensors in parts.items() if tensors}
+        for name, tensors in files.items():
+            save_file(_contiguous(tensors), aside / name)
+        state = {
+            "step": step,
+            "terms": len(balance),
+            "sha256": {name: sha256(aside / name) for name in files},
+        }
         (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
         for path in aside.iterdir():
             _sync(path)
@@ -53,10 +69,23 @@ def steps_kept(directory: Path) -> list[int]:
     )
 
 
+class Loaded(NamedTuple):
+    """What a checkpoint says beside the weights: its step, and the state of each balance term."""
+
+    step: int
+    balance: list[BalanceState | None]
+
+
 def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> int:
-    """Put a checkpoint's state into a model, and an optimizer if given; returns its step.
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    device: torch.device | None = None,
+) -> Loaded:
+    """Put a checkpoint's state into a model, and an optimizer if given.
+
+    Args:
+        device: of the balance terms' state.
 
     Raises:
         RecordError: if a file is missing, does not match its checksum or does not fit the model.
@@ -70,14 +99,29 @@ def load_checkpoint(
         if optimizer is not None:
             _restore(load_file(path / "optimizer.safetensors"), model, optimizer)
         step = int(state["step"])
+        balance: list[BalanceState | None] = [None] * int(state.get("terms", 0))
+        if "balance.safetensors" in state["sha256"]:
+            found = load_file(path / "balance.safetensors", device=str(device or "cpu"))
+            for number in {int(name.split("/")[0]) for name in found}:
+                fields = {each: found[f"{number}/{each}"] for each in BalanceState._fields}
+                balance[number] = BalanceState(**fields)
         if path.name != f"step-{step}":
             raise RecordError(f"{path}: holds the state of step {step}; remove it")
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RecordError(f"{path}: cannot be loaded ({reason}); remove it") from None
-    return step
+    return Loaded(step, balance)
+
+
+def _carried(balance: Sequence[BalanceState | None]) -> dict[str, Tensor]:
+    return {
+        f"{number}/{name}": value
+        for number, state in enumerate(balance)
+        if state is not None
+        for name, value in state._asdict().items()
+    }
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -7,24 +7,33 @@ from a checkpoint of step n goes on as if it had never stopped, on a CPU bit for
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moebench.balance import make_scope
-from moebench.config.identity import treatment
+from moebench.balance import BalanceState, Estimator, Scope, Term, make_scope
+from moebench.config.identity import estimator, treatment
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import Batches
 from moebench.data.corpus import Corpus
-from moebench.errors import TrainingError
+from moebench.errors import ConfigError, TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
+from moebench.train.distributed import Ranks
 from moebench.train.measure import evaluate, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
-from moebench.train.step import Objective, Outcome, accumulate_gradients, objective_terms
+from moebench.train.step import (
+    Objective,
+    Outcome,
+    Step,
+    accumulate_gradients,
+    begin_states,
+    estimator_error,
+    objective_terms,
+)
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
@@ -32,11 +41,15 @@ SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are
 
 @dataclass
 class State:
-    """What a run carries from step to step."""
+    """What a run carries from step to step.
+
+    `balance` holds the state of each balance term; it is None before the first step.
+    """
 
     model: MoETransformer
     optimizer: torch.optim.AdamW
     step: int = 0
+    balance: list[BalanceState | None] | None = None
 
 
 @dataclass
@@ -91,16 +104,54 @@ def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
     return model
 
 
-def make_objective(config: ExperimentConfig) -> Objective:
-    """The objective in its canonical form, so that equal treatments compute equal bits."""
-    found = treatment(config)
-    name = "global" if found["scope"] == "group" else found["scope"]
+def make_objective(config: ExperimentConfig, domains: Sequence[str]) -> Objective:
+    """The objective in its canonical form, so that equal treatments compute equal bits.
+
+    Raises ConfigError for a weight of a domain that the data has not.
+    """
+    balance, how = config.balance, estimator(config)
     return Objective(
-        scope=make_scope(name, micro_bsz=config.micro_bsz, balance_bsz=found.get("balance_bsz")),
+        terms=tuple(make_term(config, each, domains) for each in treatment(config)),
         micro_bsz=config.micro_bsz,
-        balance=config.loss.balance,
-        local=config.loss.local,
         z=config.loss.z,
+        estimator=Estimator(
+            how["balance.estimator"],
+            pass_bsz=how.get("balance.pass_bsz"),
+            window_steps=balance.window_steps,
+            decay=how.get("balance.decay", 0.0),
+        ),
+        layers=cast(Any, balance.layers),
+        uniform=config.model.top_k if balance.uniform == "k" else 1.0,
+        probs=cast(Any, balance.probs),
+    )
+
+
+def make_term(
+    config: ExperimentConfig, canonical: Mapping[str, Any], domains: Sequence[str]
+) -> Term:
+    """A term of the treatment, as `identity.treatment` gives it."""
+    name = "global" if canonical["scope"] == "group" else canonical["scope"]
+    weights = canonical.get("domains", {})
+    for each in weights.keys() - set(domains):
+        raise ConfigError(
+            f"balance.terms: weighs the domain {each}, which the data has not; it has "
+            f"{', '.join(domains)}"
+        )
+    return Term(
+        cast(
+            Scope,
+            make_scope(
+                name,
+                micro_bsz=config.micro_bsz,
+                balance_bsz=canonical.get("balance_bsz"),
+                num_domains=len(domains),
+            ),
+        ),
+        weight=canonical["weight"],
+        start=canonical.get("start"),
+        stop=canonical.get("stop"),
+        ramp=canonical.get("ramp", 0),
+        domain_weights=tuple(weights.get(each, 1.0) for each in domains) if weights else None,
     )
 
 
@@ -110,19 +161,24 @@ def make_state(config: ExperimentConfig, vocab_size: int, device: torch.device) 
 
 
 def train(
-    config: ExperimentConfig, corpus: Corpus, state: State, device: torch.device
+    config: ExperimentConfig,
+    corpus: Corpus,
+    state: State,
+    device: torch.device,
+    ranks: Ranks | None = None,
 ) -> Iterator[Event]:
     """Train from `state.step` to the end, in place, yielding an Event for each step.
 
     A run that starts at step 0 yields that step first, with an evaluation. The metrics of every
     step of the last tenth are logged whatever `run.log_every` is, so that it changes no summary.
+    Only the first of several ranks evaluates.
 
     Raises:
         TrainingError: before the update of a step whose loss or gradient is not finite.
     """
-    steps = config.train.steps
-    objective = make_objective(config)
-    device_bsz = config.run.device_bsz or config.global_bsz
+    steps, ranks = config.train.steps, ranks or Ranks()
+    objective = make_objective(config, corpus.domains)
+    device_bsz = config.run.device_bsz or config.global_bsz // ranks.size
     batches = Batches(
         corpus,
         seq_len=config.seq_len,
@@ -132,23 +188,34 @@ def train(
         homogeneity=config.data.homogeneity,
     )
     if state.step == 0:
-        row, routing = evaluate(config, corpus, state.model, device)
+        row, routing = evaluate(config, corpus, state.model, device) if ranks.first else ({}, None)
         yield Event(0, {"step": 0, **row}, routing)
     clock = Clock()
     while state.step < steps:
         step = state.step + 1
         batch = batches.batch(step)
         tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True)
-        domain = torch.from_numpy(batch.domain).to(device, non_blocking=True)
-        state.optimizer.zero_grad()
-        outcome = accumulate_gradients(
-            state.model,
-            objective,
+        logged = step % config.run.log_every == 0 or step > steps * (1 - SETTLED)
+        one = Step(
             tokens,
-            device_bsz=device_bsz,
-            domain=domain,
-            generator=_generator(config.seed, step),
+            device_bsz,
+            number=step,
+            domain=torch.from_numpy(batch.domain),
+            seed=_draw_key(config.seed, step),
+            ranks=ranks,
         )
+        if state.balance is None:
+            state.balance = begin_states(objective, state.model, one)
+        error: dict[str, float] = {}
+        if logged and config.balance.estimator_error:
+            began = time.perf_counter()
+            found = estimator_error(state.model, objective, one, state.balance)
+            error = dict(
+                zip(("balance/gradient_error", "balance/gradient_cosine"), found, strict=True)
+            )
+            clock.skip(time.perf_counter() - began)
+        state.optimizer.zero_grad()
+        outcome = accumulate_gradients(state.model, objective, one, state.balance)
         gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         _refuse_non_finite(state.model, objective, outcome, norm, step)
@@ -157,15 +224,17 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()
-        state.step = step
+        state.step, state.balance = step, outcome.states
         clock.tokens += batch.tokens.shape[0] * config.seq_len
         clock.steps += 1
 
         event = Event(step)
-        if step % config.run.log_every == 0 or step > steps * (1 - SETTLED):
+        if logged:
             event.row = {
                 "step": step,
                 **step_metrics(outcome, objective),
+                **error,
+                **ranks.take(clock.steps),
                 "train/grad_norm": norm.item(),
                 "train/lr": rate,
                 **clock.read(),
@@ -173,7 +242,7 @@ def train(
             }
             clock = Clock()
         every = config.train.eval_every
-        if step == steps or (every and step % every == 0):
+        if ranks.first and (step == steps or (every and step % every == 0)):
             began = time.perf_counter()
             row, event.routing = evaluate(config, corpus, state.model, device, tune=step == steps)
             event.row = {"step": step, **(event.row or {}), **row}
@@ -183,10 +252,9 @@ def train(
         clock.skip(time.perf_counter() - paused)  # what the caller does with it is no training
 
 
-def _generator(seed: int, step: int) -> torch.Generator:
-    """Randomness of a step's draws, on the CPU so that every device draws the same."""
-    key = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(key) >> 1)
+def _draw_key(seed: int, step: int) -> int:
+    """The seed of a step's draws, which are made on the CPU so that every device draws the same."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _refuse_non_finite(

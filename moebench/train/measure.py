@@ -37,13 +37,18 @@ def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
         "load/entropy": load.load_entropy(in_batch).mean(),
         "load/dead_experts": load.dead_experts(in_batch).mean(),
     }
-    if outcome.frequency:
-        found["train/balance_loss"] = balance_loss(outcome.frequency[0], routing.prob_mass)
+    weight = sum(each for each, _ in outcome.balance)
+    if weight:
+        whole = torch.stack([each * value for each, value in outcome.balance]).sum()
+        found["train/balance_loss"] = whole / weight
     if routing.topk_mass is not None:
         found["router/topk_mass"] = routing.topk_mass.mean() / tokens
     # one transfer for all
     values = torch.stack([value.double() for value in found.values()]).tolist()
-    return dict(zip(found, values, strict=True))
+    row = dict(zip(found, values, strict=True))
+    if any(term.start is not None or term.stop is not None for term in objective.terms):
+        row["train/balance_weight"] = weight
+    return row
 
 
 @torch.no_grad()

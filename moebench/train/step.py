@@ -1,115 +1,360 @@
 """One optimizer step's gradients: every term a sum over own sequences divided by a global count.
 
-A step is split into physical passes of any size. Where a balance group spans several of them, a
-counting pass without gradient comes first, so that the frequency is the whole group's whatever the
-split; the losses and gradients of the passes then simply add.
+A step is split into physical passes of any size, on any number of ranks. The f of a balance group
+is that of its estimator, whatever the split: where a pass needs counts that no pass before it has
+seen, a counting pass without gradient comes first. The losses and gradients of passes and ranks
+then simply add.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebench.balance import Micro, Routing, Scope, balance_loss, detached, join, z_loss
+from moebench.balance import (
+    BalanceState,
+    Estimator,
+    Groups,
+    Routing,
+    Term,
+    balance_loss,
+    detached,
+    join,
+    selected_mass,
+    z_loss,
+)
+from moebench.balance.losses import Layers
 from moebench.model.transformer import MoETransformer
+from moebench.train.distributed import Ranks
 
 
 @dataclass(frozen=True)
 class Objective:
-    """mean cross-entropy + balance * (LBL of the scope + local * LBL of micro) + z * z-loss."""
+    """mean cross-entropy + sum over terms of weight * uniform * LBL + z * z-loss.
 
-    scope: Scope | None
+    Attributes:
+        terms: over which scopes the router is balanced, how strongly and when.
+        micro_bsz: sequences in a logical micro-batch.
+        z: weight of the z-loss.
+        estimator: how the f of every term is had.
+        layers: how layers are put together, see `balance_loss`.
+        uniform: value of a term at uniform routing: 1, or top_k.
+        probs: whether f meets the router's full distribution, or that over the selected experts.
+    """
+
+    terms: tuple[Term, ...]
     micro_bsz: int
-    balance: float
-    local: float
-    z: float
-
-    @property
-    def terms(self) -> list[tuple[Scope, float]]:
-        """The balance terms with their weights; none where nothing is balanced."""
-        if self.scope is None or self.balance == 0:
-            return []
-        terms = [(self.scope, self.balance)]
-        if self.local:
-            terms.append((Micro(self.micro_bsz), self.balance * self.local))
-        return terms
+    z: float = 0.0
+    estimator: Estimator = Estimator()
+    layers: Layers = "mean"
+    uniform: float = 1.0
+    probs: Literal["full", "top_k"] = "full"
 
 
 class Outcome(NamedTuple):
-    """What a step computed, over all its passes; gradients lie in the parameters.
+    """What a step computed, over all its passes and ranks; gradients lie in the parameters.
 
     Attributes:
         cross_entropy: mean over all target tokens, in nats.
-        frequency: of each term, [layers, sequences, experts].
-        routing: of the whole step, detached.
+        balance: of each term of the objective, its weight in this step and its unscaled loss; 0
+            for one that does not act.
+        routing: of the whole step, detached; with several ranks, all but what it says of single
+            tokens (`expert_index`, `weights`), which is of this rank's.
+        states: of each term, after this step; None where nothing is carried.
     """
 
     cross_entropy: Tensor
-    frequency: list[Tensor]
+    balance: list[tuple[float, Tensor]]
     routing: Routing
+    states: list[BalanceState | None]
+
+
+class _Live(NamedTuple):
+    """A term that acts in this step, or whose counts later steps will want."""
+
+    number: int  # among the terms of the objective
+    term: Term
+    weight: float
+    groups: Groups
+    state: BalanceState | None
+    of_sequence: Tensor | None  # [sequences] weight by domain
+
+
+@dataclass(frozen=True)
+class Step:
+    """The sequences of one optimizer step, and how they are gone through.
+
+    Attributes:
+        tokens: [sequences, seq_len + 1] of the whole step; inputs and targets overlap.
+        device_bsz: sequences in a physical pass of a rank.
+        number: of the step, counted from 1; the weights of terms depend on it.
+        domain: [sequences] of the whole step, on the CPU, for terms that ask for it.
+        seed: keyed by (seed, step), of what scopes draw.
+        ranks: the processes that share the step. Each round of consecutive sequences is divided
+            among them, so that a round is on all ranks what a pass is on one.
+        order: in which the rounds are made; None: in the order of the data.
+    """
+
+    tokens: Tensor
+    device_bsz: int
+    number: int = 1
+    domain: Tensor | None = None
+    seed: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
+    order: Sequence[int] | None = None
+
+    @property
+    def sequences(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def total(self) -> int:
+        """Target tokens of the whole step."""
+        return self.sequences * (self.tokens.shape[1] - 1)
+
+    def rounds(self, ranks: Ranks) -> list[tuple[slice, slice]]:
+        """The sequences of each pass, in order: those of the rank, and those of all of them."""
+        length = self.device_bsz * ranks.size
+        starts = range(0, self.sequences, length)
+        starts = [starts[each] for each in self.order] if self.order is not None else starts
+        return [(ranks.share(each, length), slice(each, each + length)) for each in starts]
+
+    def passes(self) -> list[slice]:
+        """The sequences of each pass of this rank, in order."""
+        return [own for own, _ in self.rounds(self.ranks)]
+
+
+def begin_states(
+    objective: Objective, model: MoETransformer, step: Step
+) -> list[BalanceState | None]:
+    """The state of each term before the first step; None where nothing is carried."""
+    estimator, shape = objective.estimator, model.router_shape
+    if not estimator.carries:
+        return [None for _ in objective.terms]
+    return [
+        estimator.begin(shape[0], _groups(term, objective, step).num_groups, shape[1])
+        for term in objective.terms
+    ]
 
 
 def accumulate_gradients(
     model: MoETransformer,
     objective: Objective,
-    tokens: Tensor,
-    *,
-    device_bsz: int,
-    domain: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    step: Step,
+    states: Sequence[BalanceState | None] | None = None,
 ) -> Outcome:
-    """Add the gradient of one step's objective to the parameters.
+    """Add the gradient of one step's objective to the parameters, summed over ranks.
+
+    `step.device_bsz`, `step.order` and `step.ranks` change the result by rounding alone.
 
     Args:
-        tokens: [sequences, seq_len + 1] of the whole step; inputs and targets overlap.
-        device_bsz: sequences in a physical pass; the result does not depend on it but for rounding.
-        domain: [sequences], for a scope that asks for it.
-        generator: keyed by (seed, step), for a scope that draws.
+        states: of each term before this step; None before the first.
     """
-    sequences, length = tokens.shape[0], tokens.shape[1] - 1
-    total = sequences * length
-    parts = tokens.split(device_bsz)
-    terms = objective.terms
+    estimator, ranks, total = objective.estimator, step.ranks, step.total
+    live = _live(objective, step, states or begin_states(objective, model, step))
+    asking = [] if estimator.looks_back else [each.term for each in live if each.weight]
+    counting = not _seen_in_time(asking, objective, step, [Ranks(0, ranks.size)], together=True)
+    everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
+    sharing = (
+        ranks.size > 1 and not counting and not _seen_in_time(asking, objective, step, everyone)
+    )
+    tallies = _count(model, live, step) if counting else []
 
-    def frequencies(routing: Routing, domain: Tensor | None) -> list[Tensor]:
-        return [scope.frequency(routing, domain=domain, generator=generator) for scope, _ in terms]
-
-    whole: list[Tensor] | None = None
-    if len(parts) > 1 and any(device_bsz % scope.span(sequences) for scope, _ in terms):
-        with torch.no_grad():
-            counted = [model(part[:, :-1])[1] for part in parts]
-        whole = frequencies(join(counted, along="sequences"), domain)
-
-    cross_entropy = torch.zeros((), device=tokens.device)
-    met: list[list[Tensor]] = []
+    nats_sum = torch.zeros((), device=step.tokens.device)
+    losses = {each.number: torch.zeros_like(nats_sum) for each in live}
     seen: list[Routing] = []
-    for number, part in enumerate(parts):
-        logits, routing = model(part[:, :-1])
-        nats = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum")
-        nats = nats / total
-        own = slice(number * device_bsz, number * device_bsz + len(part))
-        if whole is None:
-            frequency = frequencies(routing, None if domain is None else domain[own])
-        else:
-            frequency = [each[:, own] for each in whole]
+    for own in step.passes():
+        logits, routing = model(step.tokens[own, :-1])
+        targets = step.tokens[own, 1:].flatten()
+        nats = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / total
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
-        for (_, weight), f in zip(terms, frequency, strict=True):
-            loss = loss + weight * balance_loss(f, routing.prob_mass, total=total)
+        if not counting:
+            new = [each.groups.tally(routing, own.start) for each in live]
+            new = ranks.sum_counts(new) if sharing else new
+            tallies = [a + b for a, b in zip(tallies, new, strict=True)] if seen else new
+        for each, tally in zip(live, tallies, strict=True):
+            if each.weight:
+                f = estimator.frequency(each.groups, tally, each.state)
+                value = _unscaled(objective, each, f, routing, own, total)
+                loss = loss + each.weight * objective.uniform * value
+                losses[each.number] = losses[each.number] + value.detach()
         loss.backward()
-        cross_entropy = cross_entropy + nats.detach()
-        met.append(frequency)
+        nats_sum = nats_sum + nats.detach()
         seen.append(detached(routing))
-    frequency = [torch.cat(each, 1) for each in zip(*met, strict=True)]
-    return Outcome(cross_entropy, frequency, join(seen, along="sequences"))
+
+    if estimator.carries and not (counting or sharing):
+        tallies = ranks.sum_counts(tallies)
+    ranks.sum_gradients(model)
+    nats_sum, *values = ranks.sum(torch.stack([nats_sum, *losses.values()]))
+    found = dict(zip(losses, values, strict=True))
+    after: list[BalanceState | None] = [None for _ in objective.terms]
+    for each, tally in zip(live, tallies, strict=True):
+        if each.state is not None:
+            after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
+    return Outcome(
+        cross_entropy=nats_sum,
+        balance=[
+            (term.weight_at(step.number), found.get(number, torch.zeros_like(nats_sum)))
+            for number, term in enumerate(objective.terms)
+        ],
+        routing=_whole(seen, step),
+        states=after,
+    )
+
+
+class Distance(NamedTuple):
+    """How far a gradient g is from the exact one g*: |g - g*| / |g*|, and the cosine of the two."""
+
+    error: float
+    cosine: float
+
+
+def estimator_error(
+    model: MoETransformer,
+    objective: Objective,
+    step: Step,
+    states: Sequence[BalanceState | None],
+) -> Distance:
+    """How far the estimator's balance gradient of the routers is from the exact one.
+
+    Args: as for `accumulate_gradients`, which this leaves no trace in.
+
+    Returns:
+        Of the gradient of all acting terms in the weights of all routers; nan where the exact one,
+        with the f of whole groups, is 0.
+    """
+    live = [each for each in _live(objective, step, states) if each.weight]
+    exact = [
+        each._replace(groups=_groups(each.term, objective, step, prefix=None)) for each in live
+    ]
+    tallies, wholes = _count(model, live, step), _count(model, exact, step)
+    weights = [each for name, each in model.named_parameters() if name.endswith("router.weight")]
+    sums = [[torch.zeros_like(each) for each in weights] for _ in range(2)]
+    for own in step.passes():
+        routing = model(step.tokens[own, :-1])[1]
+        for into, groups, counts, estimator in (
+            (sums[0], live, tallies, objective.estimator),
+            (sums[1], exact, wholes, Estimator()),
+        ):
+            loss = torch.zeros((), device=step.tokens.device)
+            for each, tally in zip(groups, counts, strict=True):
+                f = estimator.frequency(each.groups, tally, each.state)
+                value = _unscaled(objective, each, f, routing, own, step.total)
+                loss = loss + each.weight * value
+            if live:
+                found = torch.autograd.grad(loss, weights, retain_graph=True)
+                for one, other in zip(into, found, strict=True):
+                    one += other
+    g, best = (step.ranks.sum(torch.cat([each.flatten() for each in one]).double()) for one in sums)
+    size = best.norm()
+    return Distance(float((g - best).norm() / size), float(g @ best / (g.norm() * size)))
 
 
 def objective_terms(objective: Objective, outcome: Outcome) -> dict[str, float]:
     """What each term of the objective came to, weighted, in words; for a step that went wrong."""
-    routing = outcome.routing
     found = {"cross-entropy": outcome.cross_entropy}
-    for (scope, weight), f in zip(objective.terms, outcome.frequency, strict=True):
-        found[f"balance loss over {scope}"] = weight * balance_loss(f, routing.prob_mass)
-    found["z-loss"] = objective.z * z_loss(routing)
+    for term, (weight, value) in zip(objective.terms, outcome.balance, strict=True):
+        found[f"balance loss over {term.scope}"] = weight * objective.uniform * value
+    found["z-loss"] = objective.z * z_loss(outcome.routing)
     return {term: value.item() for term, value in found.items()}
+
+
+def _live(objective: Objective, step: Step, states: Sequence[BalanceState | None]) -> list[_Live]:
+    found = []
+    for number, (term, state) in enumerate(zip(objective.terms, states, strict=True)):
+        weight = term.weight_at(step.number)
+        if not weight and state is None:
+            continue
+        of_sequence = None
+        if term.domain_weights is not None:
+            assert step.domain is not None
+            of_sequence = torch.tensor(term.domain_weights)[step.domain].to(step.tokens.device)
+        groups = _groups(term, objective, step, objective.estimator.prefix)
+        found.append(_Live(number, term, weight, groups, state, of_sequence))
+    return found
+
+
+def _groups(term: Term, objective: Objective, step: Step, prefix: int | None = None) -> Groups:
+    return term.scope.groups(
+        step.sequences,
+        step.tokens.shape[1] - 1,
+        domain=step.domain,
+        # anew for each term, so that no term's draws depend on what other terms there are
+        generator=torch.Generator().manual_seed(step.seed),
+        pass_bsz=prefix,
+        device=step.tokens.device,
+    )
+
+
+def _seen_in_time(
+    terms: Sequence[Term],
+    objective: Objective,
+    step: Step,
+    views: Sequence[Ranks],
+    *,
+    together: bool = False,
+) -> bool:
+    """Whether each pass has seen, by its end, all sequences that its f counts.
+
+    Args:
+        views: the ranks to look from.
+        together: whether a pass has seen what all ranks did in its round, or this rank alone.
+    """
+    if not terms or (together and step.device_bsz * views[0].size == step.sequences):
+        return True
+    for scope in {term.scope for term in terms}:
+        member = scope.members(
+            step.sequences, domain=step.domain, pass_bsz=objective.estimator.prefix
+        )
+        for ranks in views:
+            seen = torch.zeros(step.sequences, dtype=torch.bool)
+            for parts in step.rounds(ranks):
+                part = parts[together]
+                seen[part] = True
+                if (member[part].any(0) & ~seen).any():
+                    return False
+    return True
+
+
+@torch.no_grad()
+def _count(model: MoETransformer, live: Sequence[_Live], step: Step) -> list[Tensor]:
+    """The tallies of the whole step, over all passes and ranks."""
+    tallies: list[Tensor] = []
+    for own in step.passes():
+        routing = model(step.tokens[own, :-1])[1]
+        new = [each.groups.tally(routing, own.start) for each in live]
+        tallies = [a + b for a, b in zip(tallies, new, strict=True)] if tallies else new
+    return step.ranks.sum_counts(tallies)
+
+
+def _unscaled(
+    objective: Objective, each: _Live, f: Tensor, routing: Routing, own: slice, total: int
+) -> Tensor:
+    return balance_loss(
+        f[:, own],
+        routing.prob_mass if objective.probs == "full" else selected_mass(routing),
+        total=total,
+        layers=objective.layers,
+        weight=None if each.of_sequence is None else each.of_sequence[own],
+    )
+
+
+def _whole(seen: Sequence[Routing], step: Step) -> Routing:
+    """The routing of the step, its sequences in the order of the data."""
+    routing, passes = join(seen, along="sequences"), step.passes()
+    if step.ranks.size > 1:
+        return routing._replace(
+            **{
+                name: step.ranks.whole(getattr(routing, name), passes, step.sequences, axis=1)
+                for name in ("counts", "prob_mass", "logsumexp_sq", "topk_mass")
+            }
+        )
+    if step.order is None:
+        return routing
+    place = torch.cat([torch.arange(each.start, each.stop) for each in passes]).argsort()
+    return Routing(
+        *(None if each is None else each.index_select(1, place) for each in routing)  # pyright: ignore
+    )

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from moebench.config.compose import Composer, from_dict, to_dict
-from moebench.config.identity import arm_hash, label, run_hash, run_name, science, treatment
+from moebench.config.identity import (
+    arm_hash,
+    coefficients,
+    label,
+    run_hash,
+    run_name,
+    science,
+    treatment,
+)
 from moebench.config.schema import ALWAYS, NEVER, ExperimentConfig, knobs
 
 COMPOSER = Composer()
@@ -36,6 +44,19 @@ def identity(*overrides: str) -> str:
         [["loss.balance=1"], ["loss.balance=1.0"]],
         [["model.top_k=2"], ["model=tiny"], []],
         [["data.max_epochs=9"], []],
+        [["balance.terms=[{}]"], ["balance.terms=[{scope:global}]"], []],
+        [["loss.balance=0.5", "balance.terms=[{weight:4}]"], ["loss.balance=2"]],
+        [["loss.local=0.01"], ["balance.terms=[{},{scope:micro,weight:0.01}]"]],
+        [["balance.terms=[{},{scope:micro,weight:0}]"], []],
+        [["balance.terms=[{start:0,stop:400}]"], ["balance.terms=[{stop:500,ramp:9}]"], []],
+        [["balance.terms=[{stop:200}]"], ["balance.terms=[{stop:0.5}]"]],
+        [["balance.terms=[{stop:200}]"], ["balance.terms=[{stop:200,ramp:1}]"]],
+        [["scope=domain", "balance.terms=[{domains:{a:1}}]"], ["scope=domain"]],
+        [["balance.estimator=ema", "balance.decay=0"], ["balance.estimator=stale"]],
+        [["scope=micro", "balance.estimator=buffer"], ["scope=micro"]],
+        [["balance_bsz=8", "balance.estimator=buffer", "balance.pass_bsz=16"], ["balance_bsz=8"]],
+        [["balance.estimator=buffer"], ["balance.estimator=buffer", "balance.pass_bsz=4"]],
+        [["scope=none"], ["scope=none", "balance.estimator=stale", "balance.layers=sum"]],
     ],
 )  # fmt: skip
 def test_one_treatment_has_one_identity(names: list[list[str]]) -> None:
@@ -65,7 +86,7 @@ def another(value: Any, known: Mapping[str, Any]) -> Any:
         return next(each for each in known["choices"] if each != value)
     if isinstance(value, bool):
         return not value
-    return type(value)(value / 2) if value else 1
+    return type(value)(value / 2) or 2 * value if value else 1
 
 
 SCIENCE = [
@@ -73,7 +94,7 @@ SCIENCE = [
     for key, each, value in knobs(COMPOSER.compose())
     if not key.startswith("run.")
     and each.metadata["neutral"] is not NEVER
-    and key != "scope"  # has a test of its own
+    and key not in ("scope", "balance.pass_bsz", "balance.decay")  # have tests of their own
     and each.metadata["choices"] not in (("softmax",), ("loss",))  # no other choice so far
 ]
 
@@ -83,6 +104,24 @@ def test_every_science_key_changes_the_identity(key: str, value: Any) -> None:
     config, other = COMPOSER.compose(), with_knob(key, value)
     assert run_hash(other, DATA) != run_hash(config, DATA)
     assert (arm_hash(other, DATA) == arm_hash(config, DATA)) == (key == "seed")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [[], ["balance.terms=[{stop:200}]"], ["balance.terms=[{stop:200,ramp:9}]"]],
+        [["balance.terms=[{start:0,ramp:9}]"], ["balance.terms=[{start:9}]"], []],
+        [["balance.terms=[{},{scope:micro}]"], ["balance.terms=[{},{scope:sequence}]"], []],
+        [["balance.terms=[{},{scope:micro}]"], ["balance.terms=[{},{scope:micro,weight:2}]"]],
+        [["scope=domain", f"balance.terms=[{{domains:{{{each}}}}}]"] for each in ("a:2", "b:2")],
+        [["balance.estimator=buffer"], ["balance.estimator=buffer", "balance.pass_bsz=8"], []],
+        [["balance.estimator=ema"], ["balance.estimator=ema", "balance.decay=0.5"]],
+        [["scope=domain", "balance.estimator=buffer"], ["scope=domain"]],
+    ],
+)  # fmt: skip
+def test_terms_and_estimators_that_differ_are_other_treatments(names: list[list[str]]) -> None:
+    assert len({identity(*overrides) for overrides in names}) == len(names)
+    assert len({label(COMPOSER.compose(overrides)) for overrides in names}) == len(names)
 
 
 EXECUTION = [
@@ -126,7 +165,19 @@ def test_a_key_at_its_neutral_value_leaves_the_identity_as_it_was_before_the_key
         (["scope=shuffled", "balance_bsz=8"], "shuffled-8"),
         (["scope=domain"], "domain"),
         (["scope=none", "loss.local=0.5"], "none"),
-        (["loss.local=0.01"], "global local=0.01"),
+        (["loss.local=0.01"], "global + 0.01 micro"),
+        (
+            ["scope=micro", "balance.terms=[{stop:0.5},{scope:global,start:0.5,ramp:20}]"],
+            "micro to 200 + global from 200 ramp 20",
+        ),
+        (
+            ["scope=domain", "balance.terms=[{domains:{law:2}},{scope:global,weight:0.5}]"],
+            "domain law=2 + 0.5 global",
+        ),
+        (["balance.estimator=buffer"], "global buffer=4"),
+        (["balance.estimator=stale", "balance.window_steps=3"], "global stale window=3"),
+        (["balance.estimator=ema"], "global ema=0.9"),
+        (["balance.layers=sum", "balance.uniform=k"], "global layers=sum uniform=k"),
         (["data.homogeneity=0"], "global homogeneity=0"),
         (["router.perturb=1e-6"], "global perturb=1e-06"),
     ],
@@ -138,15 +189,34 @@ def test_an_arm_is_labelled_by_what_is_balanced_over_what(overrides: list[str], 
 def test_a_runs_name_is_safe_in_every_file_system() -> None:
     config = COMPOSER.compose(["loss.local=1e-5", "data.homogeneity=0.25", "seed=4294967295"])
     name = run_name(config, DATA)
-    assert name.startswith("global-local-1e-05-homogeneity-0.25-s4294967295-")
+    assert name.startswith("global-1e-05-micro-homogeneity-0.25-s4294967295-")
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.")
     assert len(name) < 100
 
 
 def test_treatment_is_canonical() -> None:
     compose = COMPOSER.compose
-    assert treatment(compose(["scope=micro"])) == {"scope": "group", "balance_bsz": 4}
-    assert treatment(compose(["scope=domain"])) == {"scope": "domain"}
+    assert treatment(compose(["scope=micro", "loss.balance=2"])) == [
+        {"scope": "group", "balance_bsz": 4, "weight": 2.0}
+    ]
+    assert treatment(compose(["scope=domain"])) == [{"scope": "domain", "weight": 0.02}]
     zero = compose(["scope=micro", "loss.balance=0"])
-    assert treatment(zero) == treatment(compose(["scope=none"])) == {"scope": "none"}
-    assert treatment(replace(zero, scope="none")) == {"scope": "none"}
+    assert treatment(zero) == treatment(compose(["scope=none"])) == []
+    assert treatment(replace(zero, scope="none")) == []
+    terms = "balance.terms=[{stop:0.25,ramp:8},{scope:domain,weight:2,start:100,domains:{b:0,a:3}}]"
+    assert treatment(compose(["loss.balance=0.5", terms])) == [
+        {"scope": "group", "weight": 0.5, "stop": 100, "balance_bsz": 128, "ramp": 8},
+        {"scope": "domain", "weight": 1.0, "start": 100, "domains": {"a": 3.0, "b": 0.0}},
+    ]
+
+
+def test_the_coefficient_of_a_router_counts_every_convention() -> None:
+    def of(*overrides: str) -> dict[str, float]:
+        return coefficients(COMPOSER.compose(["loss.balance=0.6", *overrides]))  # 3 layers, top-2
+
+    assert of() == {"global": pytest.approx(0.2)}
+    assert of("balance.layers=pooled") == {"global": pytest.approx(0.2)}
+    assert of("balance.layers=sum") == {"global": pytest.approx(0.6)}
+    assert of("balance.layers=sum", "balance.uniform=k") == {"global": pytest.approx(1.2)}
+    assert of("loss.local=0.5") == {"global": pytest.approx(0.2), "0.5 micro": pytest.approx(0.1)}
+    assert of("scope=none") == {}

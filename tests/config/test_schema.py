@@ -8,15 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moebench.config.check import check_experiment, check_ranges, check_study
 from moebench.config.schema import (
     LARGEST,
     ExperimentConfig,
     ModelConfig,
     StudyConfig,
     as_type,
-    check_experiment,
-    check_ranges,
-    check_study,
     flat,
     knobs,
     range_words,

@@ -1,0 +1,215 @@
+"""How far a step's gradients depend on the way it is gone through: they must not, but for rounding.
+
+For every scope and estimator, loss and router gradients are compared with those of one pass on one
+rank: over every split into passes, over orders of them, and over ranks (real processes, gloo).
+`python -m tests.train.invariance` prints the worst relative errors as a table.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moebench.balance import Domain, Estimator, Global, Micro, Scope, Sequence, Shuffled, Term
+from moebench.balance.state import BalanceState
+from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.distributed import Ranks
+from moebench.train.step import Objective, Step, accumulate_gradients
+
+SEQUENCES, LENGTH, MICRO = 8, 6, 2
+STEPS = 3  # where something is carried from one to the next
+SCOPES: dict[str, Scope] = {
+    "sequence": Sequence(),
+    "micro": Micro(MICRO),
+    "global": Global(),
+    "global-4": Global(4),
+    "shuffled": Shuffled(MICRO),
+    "shuffled-4": Shuffled(MICRO, 4),
+    "domain": Domain(4),
+}
+ESTIMATORS: dict[str, Estimator] = {
+    "exact": Estimator(),
+    "buffer of 2": Estimator("buffer", pass_bsz=2),
+    "buffer of 4": Estimator("buffer", pass_bsz=4),
+    "stale": Estimator("stale"),
+    "ema": Estimator("ema", decay=0.5),
+    "window of 3": Estimator(window_steps=3),
+}
+SPLITS = (8, 4, 2, 1)
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+class Found(NamedTuple):
+    """What the last of a few steps gave: the losses, and the gradient of every parameter."""
+
+    losses: Tensor
+    gradients: dict[str, Tensor]
+
+
+def objective(scope: str, estimator: str) -> Objective:
+    """One in which the balance terms dominate."""
+    terms = (Term(SCOPES[scope], 10.0), Term(Micro(MICRO), 0.1))
+    return Objective(terms, micro_bsz=MICRO, z=0.1, estimator=ESTIMATORS[estimator])
+
+
+@cache
+def model_of(dtype: torch.dtype, top_k: int = 2) -> MoETransformer:
+    """A small model whose routers have something to balance."""
+    model = MoETransformer(
+        vocab_size=16,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        num_experts=4,
+        top_k=top_k,
+        expert_dim=8,
+        compute=dtype,
+    )
+    initialize(model, 0)
+    with torch.no_grad():
+        for layer in range(2):
+            model.get_parameter(f"blocks.{layer}.router.weight").mul_(20)
+    return model
+
+
+def steps(device_bsz: int, ranks: Ranks, order: list[int] | None, several: bool) -> Iterator[Step]:
+    """Steps whose micro-batches keep to a range of tokens each, as to a domain."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(1, STEPS + 1 if several else 2):
+        low = torch.arange(4).roll(number).repeat_interleave(MICRO)[:, None] * 4
+        drawn = torch.randint(0, 4, (SEQUENCES, LENGTH + 1), generator=generator)
+        yield Step(
+            low + drawn,
+            device_bsz,
+            number=number,
+            domain=torch.arange(4).repeat_interleave(MICRO).roll(3 * number),
+            seed=7 + number,
+            ranks=ranks,
+            order=order,
+        )
+
+
+def gradients(
+    what: Objective,
+    device_bsz: int = SEQUENCES,
+    dtype: torch.dtype = torch.float64,
+    ranks: Ranks | None = None,
+    order: list[int] | None = None,
+) -> Found:
+    """Losses and gradients of the last of a few steps, or of one where nothing is carried."""
+    model = model_of(dtype)
+    states: list[BalanceState | None] | None = None
+    losses = torch.zeros(())
+    for step in steps(device_bsz, ranks or Ranks(), order, what.estimator.carries):
+        model.zero_grad()
+        outcome = accumulate_gradients(model, what, step, states)
+        states = outcome.states
+        losses = torch.stack([outcome.cross_entropy, *(value for _, value in outcome.balance)])
+    found = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return Found(losses, {name: each.clone() for name, each in found.items()})
+
+
+@cache
+def reference(scope: str, estimator: str, dtype: torch.dtype) -> Found:
+    return gradients(objective(scope, estimator), dtype=dtype)
+
+
+def error(found: Found, expected: Found) -> float:
+    """The worst relative error of a loss and of a parameter's gradient."""
+    of_losses = ((found.losses - expected.losses).abs() / expected.losses.abs()).max()
+    of_gradients = [
+        (found.gradients[name] - each).norm() / each.norm()
+        for name, each in expected.gradients.items()
+    ]
+    return float(torch.stack([of_losses, *of_gradients]).max())
+
+
+def orders(passes: int) -> list[list[int] | None]:
+    """The order of the data, and another: the reverse, or, of many passes, one that mixes."""
+    mixed = torch.randperm(passes, generator=torch.Generator().manual_seed(passes)).tolist()
+    other = list(range(passes))[::-1] if passes <= 4 else mixed
+    return [None] if passes == 1 else [None, other]
+
+
+def worst(scope: str, estimator: str, dtype: torch.dtype, ranks: Ranks) -> dict[str, float]:
+    """The worst error by what was varied: `split` alone, and `order` as well."""
+    found: dict[str, float] = {}
+    splits = SPLITS if ranks.size == 1 else (SEQUENCES // ranks.size, 1)
+    for device_bsz in splits:
+        for order in orders(SEQUENCES // (device_bsz * ranks.size)):
+            varied = "split" if order is None else "order"
+            one = gradients(objective(scope, estimator), device_bsz, dtype, ranks, order)
+            off = error(one, reference(scope, estimator, dtype))
+            found[varied] = max(found.get(varied, 0.0), off)
+    return found
+
+
+Table = dict[tuple[str, str, str], float]  # scope, estimator, what was varied -> worst error
+
+
+def measure(dtype: torch.dtype, ranks: Ranks) -> Table:
+    return {
+        (scope, estimator, varied): off
+        for scope, estimator in itertools.product(SCOPES, ESTIMATORS)
+        for varied, off in worst(scope, estimator, dtype, ranks).items()
+    }
+
+
+def measure_on_ranks(dtype: torch.dtype, size: int) -> Table:
+    """The same on `size` processes, as the worst of them has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "tests.train.invariance", str(dtype), str(size), folder]
+        env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        root = Path(__file__).parents[2]
+        ranks = [
+            subprocess.Popen([*words, str(rank)], env=env, cwd=root, stderr=subprocess.PIPE)
+            for rank in range(size)
+        ]
+        for each in ranks:
+            _, told = each.communicate(timeout=300)
+            assert each.returncode == 0, told.decode()
+        tables: list[Table] = [torch.load(f"{folder}/{rank}") for rank in range(size)]
+    return {key: max(table[key] for table in tables) for key in tables[0]}
+
+
+def _as_rank(dtype: torch.dtype, size: int, folder: str, rank: int) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size
+    )
+    torch.save(measure(dtype, Ranks(rank, size)), f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def _print_table() -> None:
+    for dtype, bound in BOUNDS.items():
+        alone = measure(dtype, Ranks())
+        ranked = {size: measure_on_ranks(dtype, size) for size in (2, 4)}
+        print(f"\n{dtype}, bound {bound:g}".replace("torch.", ""))
+        print(
+            f"{'scope':12}{'estimator':14}{'split':>10}{'order':>10}{'2 ranks':>10}{'4 ranks':>10}"
+        )
+        for scope, estimator in itertools.product(SCOPES, ESTIMATORS):
+            cells = [alone[scope, estimator, "split"], alone[scope, estimator, "order"]]
+            cells += [
+                max(table[scope, estimator, each] for each in ("split", "order"))
+                for table in ranked.values()
+            ]
+            print(f"{scope:12}{estimator:14}" + "".join(f"{each:10.1e}" for each in cells))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) == 1:
+        _print_table()
+    else:
+        kind, size, folder, rank = sys.argv[1:]
+        _as_rank(getattr(torch, kind.removeprefix("torch.")), int(size), folder, int(rank))
