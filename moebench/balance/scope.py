@@ -176,9 +176,9 @@ class Scope:
             [layers, sequences, experts] in the dtype of `routing.counts`; integer counts give fp32.
 
         Raises:
-            ConfigError: as `groups` does, and for counts that cannot be. On a GPU, under
-                `torch.compile` and under `vmap` their values are not looked at, since that would
-                wait for them.
+            ConfigError: as `groups` does, and for counts that cannot be. On a GPU, in
+                `torch.compile` and in a transform of `torch.func` their values are not looked at,
+                since that would wait for them.
         """
         _refuse_bad_shapes(routing)
         _, sequences, tokens, _ = routing.expert_index.shape
@@ -395,8 +395,10 @@ def _refuse_bad_shapes(routing: Routing) -> None:
 
 
 def _can_look(values: Tensor) -> bool:
-    batched = torch._C._functorch.is_batchedtensor(values)  # pyright: ignore
-    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not batched
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    # there is none but within a transform of torch.func
+    return torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
 
 
 def _refuse_bad_values(counts: Tensor) -> None:

@@ -1,8 +1,8 @@
 """A run's state at a step, on disk: safetensors and JSON, checksummed, written aside and renamed.
 
-`checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` where
-a balance term carries something, and `state.json`, which names the sha256 of each. A directory with
-a whole `state.json` is a whole checkpoint.
+`checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` if a
+balance term carries something, and `state.json`, which names the sha256 of each. A directory with a
+whole `state.json` is a whole checkpoint.
 """
 
 import json
