@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from moebench.config.schema import flat
+from moebench.config.untrusted import load
 from moebench.errors import RecordError
 
 SCHEMA_VERSION = 1
@@ -88,11 +89,8 @@ class Record:
         """The resolved config as dotted key -> value."""
         path = self.path / "config.yaml"
         try:
-            text = path.read_text(encoding="utf-8")
-            if any(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text)):
-                raise ValueError  # a few aliases of aliases are gigabytes of config
-            nested = yaml.safe_load(text)
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            nested = load(path)
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
         if not isinstance(nested, dict):
             raise RecordError(f"{path}: holds no config")

@@ -6,6 +6,7 @@ mutable because OmegaConf needs that; nothing in moebench changes one after `com
 """
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import UnionType
@@ -320,9 +321,16 @@ def _in_range(value: Any, known: Mapping[str, Any]) -> bool:
 
 
 def check_study(study: StudyConfig) -> None:
-    """Raise ConfigError for a study without runs, and for a size that it does not have."""
+    """Raise ConfigError for a study without runs, a broken arm or a size that it does not have."""
     if not study.arms:
         raise ConfigError("study.arms=[]: is empty; give at least one")
+    for arm in study.arms:
+        try:
+            shlex.split(arm)
+        except ValueError as error:
+            raise ConfigError(
+                f"study.arms={arm}: does not parse ({error}); correct study={study.name}"
+            ) from None
     sizes = list(study.sizes) or [StudyConfig.size]
     if study.size not in sizes:
         raise ConfigError(
