@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moebench import __version__
+from moebench import __version__, completion
 from moebench.errors import ConfigError, MoebenchError, RecordError
 
 app = typer.Typer(
@@ -25,7 +25,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 a wrong word, key, value or file, 3 a sweep of which "
     "some runs failed, 75 stopped by SIGTERM, 130 by Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
@@ -34,7 +33,10 @@ app.add_typer(data_app, name="data", no_args_is_help=True)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value and group=preset, as in scope=global balance_bsz=128"),
+    typer.Argument(
+        help="key=value and group=preset, as in scope=global balance_bsz=128",
+        autocompletion=completion.overrides,
+    ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where records lie")]
 ConfigDir = Annotated[
@@ -171,13 +173,22 @@ def sweep(
 @app.command()
 def report(
     directories: Annotated[
-        list[Path] | None, typer.Argument(help="runs, or folders of runs; all of --runs-dir")
+        list[Path] | None,
+        typer.Argument(
+            help="runs, or folders of runs; all of --runs-dir", autocompletion=completion.runs
+        ),
     ] = None,
-    study: Annotated[str | None, typer.Option("--study", help="only the runs of a study")] = None,
+    study: Annotated[
+        str | None,
+        typer.Option("--study", help="only the runs of a study", autocompletion=completion.studies),
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="the arm to compare with")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="table, md, csv or json")] = "table",
+    form: Annotated[
+        str,
+        typer.Option("--format", help="table, md, csv or json", autocompletion=completion.formats),
+    ] = "table",
     as_json: AsJson = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -216,7 +227,10 @@ def dashboard(
 @app.command()
 def verify(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="runs, or folders of runs; all of --runs-dir")
+        list[Path] | None,
+        typer.Argument(
+            help="runs, or folders of runs; all of --runs-dir", autocompletion=completion.runs
+        ),
     ] = None,
     as_json: AsJson = False,
     runs_dir: RunsDir = RUNS,

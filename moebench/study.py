@@ -23,13 +23,13 @@ from typing import Any
 
 from moebench.config.compose import Composer, from_dict, to_dict
 from moebench.config.identity import arm_hash, label, run_name
+from moebench.config.presets import DEFAULT_STUDY
 from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, MoebenchError, RecordError
 from moebench.records import SCHEMA_VERSION, Record, printable, write_json
 
-DEFAULT_STUDY = "scope"
 POLL = 0.2  # seconds between looks at the processes
 PATIENCE = 10.0  # seconds that processes get to stop in
 

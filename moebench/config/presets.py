@@ -20,6 +20,7 @@ KNOBS = {key: each for key, each, _ in knobs(ExperimentConfig())}
 STUDY_KNOBS = {f"study.{key}": each for key, each, _ in knobs(StudyConfig()) if key != "name"}
 
 STUDY = "study"  # a folder of presets that is no group: a study is no part of a run's config
+DEFAULT_STUDY = "scope"
 NO_EXPERIMENT = "experiment=null"
 
 
