@@ -363,7 +363,9 @@ def main() -> None:
         code = app(prog_name="moebench", standalone_mode=False) or 0
         print(end="", flush=True)  # so that what cannot be written is known here
     except MoebenchError as error:
-        code = _say_error(str(error), error.exit_code)
+        for line in error.lines:
+            _say_error(line)
+        code = error.exit_code
     except typer.TyperException as error:
         code = error.exit_code
         if error.format_message():  # else it is the help, which was printed already

@@ -10,7 +10,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +38,7 @@ from moebench.config.schema import (
     type_words,
 )
 from moebench.config.untrusted import read_text
-from moebench.errors import ConfigError
+from moebench.errors import ConfigError, each_of
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 
@@ -164,26 +164,35 @@ class Composer(Presets):
         Args:
             known: the keys; beside those of a run, its groups are known too.
         """
-        seen: dict[str, Override] = {}
-        for each in map(self._parse, overrides):
+
+        def check(text: str) -> Override:
+            each = self._parse(text)
             key = each.key_or_group
             _refuse_odd(each)
             if known is KNOBS and self._is_group(each):
-                for choice in _sweep(each) if each.is_sweep_override() else [_word(each)]:
-                    said = f"{key}={choice}"
-                    if choice not in self.choices(key) and said != NO_EXPERIMENT:
-                        raise ConfigError(_unknown(said, key, choice, self.choices(key)))
+                picks = _sweep(each) if each.is_sweep_override() else [_word(each)]
+                each_of(partial(self._check_pick, key), picks)
             elif key not in known:
-                if known is KNOBS and key.split(".")[0] == "study":
+                if known is KNOBS and key.split(".")[0] == STUDY:
                     raise ConfigError(f"{each.input_line}: is for moebench sweep; leave it out")
                 words = [*(self.groups if known is KNOBS else ()), *known]
                 raise ConfigError(_unknown(each.input_line or key, "key", key, words))
+            return each
+
+        seen: dict[str, Override] = {}
+        for each in each_of(check, overrides):
+            key = each.key_or_group
             if key in seen:
                 raise ConfigError(
                     f"{key}: is set twice ({seen[key].input_line} and {each.input_line}); keep one"
                 )
             seen[key] = each
         return list(seen.values())
+
+    def _check_pick(self, group: str, preset: str) -> None:
+        said = f"{group}={preset}"
+        if preset not in self.choices(group) and said != NO_EXPERIMENT:
+            raise ConfigError(_unknown(said, group, preset, self.choices(group)))
 
     def _is_group(self, each: Override) -> bool:
         return each.key_or_group in self.groups

@@ -132,6 +132,49 @@ def test_an_error_is_one_line_and_leaves_nothing_behind(call: Call, line: str) -
     assert list(Path().iterdir()) == []
 
 
+MICRO = "contradicts scope=micro, whose groups are micro_bsz (4); use scope=global"
+SEVERAL = {
+    "train modle=x seed=1 sede=1": [
+        "modle=x: no such key; did you mean model?",
+        "sede=1: no such key; did you mean seed?",
+    ],
+    "sweep model.top_k=1,99,98 seed=0,1": [
+        "model.top_k=99: must be between 1 and model.num_experts=16",
+        "model.top_k=98: must be between 1 and model.num_experts=16",
+    ],
+    "sweep scope=micro,macro,globl": [
+        "scope=macro: no such scope; did you mean micro?",
+        "scope=globl: no such scope; did you mean global?",
+    ],
+    "sweep data=folder data.path=a,b seed=0,1": [
+        "data.path=a: there is no such folder; create it or correct the path",
+        "data.path=b: there is no such folder; create it or correct the path",
+    ],
+    "sweep --config-dir {tmp} study=unknown": [
+        "scope=mico: no such scope; did you mean micro?",
+        "model.topk=3: no such key; did you mean model.top_k?",
+    ],
+    "sweep --config-dir {tmp} study=wrong seed=0,1": [
+        "balance_bsz=7: must divide global_bsz=128; try balance_bsz=4",
+        f"balance_bsz=32: {MICRO} balance_bsz=32",
+    ],
+}
+
+
+@pytest.mark.parametrize("line", SEVERAL)
+def test_all_that_is_wrong_is_said_before_any_run(call: Call, tmp_path: Path, line: str) -> None:
+    (tmp_path / "study").mkdir()
+    for name, arms in (
+        ("unknown", "scope=mico, scope=micro, model.topk=3"),
+        ("wrong", "scope=micro, scope=micro balance_bsz=7, scope=micro balance_bsz=32"),
+    ):
+        (tmp_path / "study" / f"{name}.yaml").write_text(f"arms: [{arms}]\nbaseline: micro\n")
+    result = call(*line.format(tmp=tmp_path).split())
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines() == [f"error: {each}" for each in SEVERAL[line]]
+    assert list(Path().iterdir()) == []
+
+
 def test_an_error_of_a_word_that_is_no_text_is_one_line(call: Call) -> None:
     result = call("train", os.fsdecode(b"data.path=\xff"))
     assert result.code == 2
