@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 import moebench
@@ -26,6 +25,7 @@ from moebench.config.schema import ExperimentConfig, RunConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
+from moebench.lock import hold
 from moebench.metrics.load import random_max_violation
 from moebench.records import Record
 from moebench.tensorboard import View
@@ -73,7 +73,7 @@ def run_experiment(
         steps=config.train.steps,
         max_epochs=config.data.max_epochs,
     )
-    with _lock(record):
+    with hold(record):
         if record.is_done() and not force:
             return record
         if record.exists() and force:
@@ -301,26 +301,6 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
         "command": shlex.join(["moebench", *sys.argv[1:]]),
         "start": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-@contextmanager
-def _lock(record: Record) -> Iterator[None]:
-    locks = record.path.parent / ".locks"
-    try:
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(locks / f"{record.name}.lock")
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise RecordError(f"{record.path}: another process is training it; wait for it") from None
-    except OSError as error:
-        raise RecordError(
-            f"{record.path.parent}: cannot be written ({error.strerror}); "
-            "name another directory with --runs-dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
