@@ -26,6 +26,7 @@ app = typer.Typer(
     "some runs failed, 75 stopped by SIGTERM, 130 by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
 )
 data_app = typer.Typer(help="Prepare, show or check the text that runs train on.")
@@ -204,24 +205,39 @@ def report(
 
 @app.command()
 def dashboard(
-    runs_dir: RunsDir = RUNS,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="make all views again from the records first")
+    ] = False,
     port: Annotated[
         int | None,
         typer.Option(
             "--port", parser=_number, metavar="N", help="of the page; a free one by default"
         ),
     ] = None,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show the runs in TensorBoard, on this machine alone, until Ctrl-C.
 
-    Example: `moebench dashboard`
+    Examples: `moebench dashboard`, `moebench dashboard --rebuild`
     """
-    from moebench.records import find_records
-    from moebench.tensorboard import serve
+    from moebench.dashboard import lacking_views, make_views, serve
+    from moebench.progress import counted, say
 
-    if not find_records(runs_dir):
-        raise RecordError(f"{runs_dir}: holds no runs; moebench train makes one")
-    serve(runs_dir, port, lambda url: print(url, flush=True))
+    lacking = lacking_views(runs_dir, again=rebuild)
+    for trouble in counted(make_views(lacking), len(lacking), "views made"):
+        if trouble:
+            say(f"left as it is: {trouble}")
+
+    def tell(url: str) -> None:
+        if as_json:
+            _print_json({"schema_version": 1, "url": url})
+        else:
+            print(url)
+        print(end="", flush=True)  # it may be read long before the end
+        say("Ctrl-C ends it")
+
+    serve(runs_dir, port, tell)
 
 
 @app.command()
@@ -382,7 +398,9 @@ def main() -> None:
         code = _say_error(_unexpected(error), 1)
     if stopped and code == 130:  # typer makes that of every KeyboardInterrupt
         name = signal.Signals(stopped[0]).name
-        _say_error(f"stopped by {name}; the same sweep, or a run with --resume, goes on from there")
+        training = {"train", "sweep"} & {*sys.argv}
+        more = "; the same sweep, or a run with --resume, goes on from there" if training else ""
+        _say_error(f"stopped by {name}{more}")
         code = 130 if stopped[0] == signal.SIGINT else 75
     sys.exit(code)
 

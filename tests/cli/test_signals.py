@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moebench.records import Record
-from tests.calls import STOPPING, Call
+from tests.calls import STOPPING, Call, children, is_alive
 
 STOPS = [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
 ENDLESS = ("train.steps=1000000", "data.max_epochs=1e9", "run.checkpoint_every=1000000")
@@ -35,14 +35,6 @@ def under_way(count: int) -> list[Record]:
             return records
         time.sleep(0.05)
     raise AssertionError("no run got under way")
-
-
-def children(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), STOPS)
