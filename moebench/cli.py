@@ -47,6 +47,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON to stdout")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="say what would be done; prepare the data, write no run")
 ]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="print the resolved config of each run as YAML and stop"),
+]
 
 RUNS = Path("runs")
 
@@ -64,9 +68,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="start afresh")] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="print the resolved config as YAML and stop")
-    ] = False,
+    print_config: PrintConfig = False,
     config_dir: ConfigDir = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="start from a record's config.yaml")
@@ -84,11 +86,14 @@ def train(
         raise ConfigError("--resume --force: one goes on with a run, one starts afresh; keep one")
     made = Composer(config_dir).compose(overrides or [], base=config)
     if print_config:
-        _print_json(to_dict(made)) if as_json else print(to_yaml(made), end="")
+        if as_json:
+            _print_json({"schema_version": 1, "config": to_dict(made)})
+        else:
+            print(to_yaml(made), end="")
         return
     from moebench.config.identity import run_name
     from moebench.data.corpus import prepare
-    from moebench.records import Record
+    from moebench.records import Record, find_records
 
     corpus = prepare(made.data, progress=say)
     record = Record(runs_dir / run_name(made, corpus.content_hash))
@@ -101,8 +106,15 @@ def train(
             already = " (is done already)" if done else ""
             print(f"{record.path}: {steps} steps of {made.global_bsz} sequences{already}")
         return
+    if resume and not record.exists():
+        others = [each.name for each in find_records(runs_dir) if not each.is_done()]
+        known = f"; unfinished are {', '.join(others[:3])}" if others else ""
+        raise RecordError(
+            f"{record.path}: there is no such run to go on with{known}; start it without --resume"
+        )
     if record.is_done() and not force:
-        say(f"{record.path}: is done already")
+        other = record.other_version()
+        say(f"{record.path}: is done already{other and f', by {other}'}")
     else:
         from moebench.experiment import run_experiment  # torch, only here
 
@@ -138,6 +150,7 @@ def sweep(
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
+    print_config: PrintConfig = False,
     config_dir: ConfigDir = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -152,6 +165,9 @@ def sweep(
     from moebench.study import LocalLauncher, make_plan
 
     plan, _ = make_plan(Composer(config_dir), overrides or [], progress=say)
+    if print_config:
+        _print_configs(plan, as_json)
+        return
     launcher = LocalLauncher(plan, runs_dir, jobs or len(os.sched_getaffinity(0)))
     _print_plan(plan, launcher, Console() if dry_run and not as_json else console())
     if not dry_run:
@@ -449,6 +465,17 @@ def _print_summary(path: Path, summary: dict[str, Any]) -> None:
             table.add_row(key, f"{summary[key]:,.4g}")
     print(path)
     Console().print(table)
+
+
+def _print_configs(plan: Any, as_json: bool) -> None:
+    from moebench.config.compose import from_dict, to_yaml
+
+    if as_json:
+        runs = [{"run": job.run, "config": job.config} for job in plan.jobs]
+        _print_json({"schema_version": 1, "runs": runs})
+        return
+    for job in plan.jobs:  # a YAML document each
+        print(f"--- # {job.run}", to_yaml(from_dict(job.config)), sep="\n", end="")
 
 
 def _print_plan(plan: Any, launcher: Any, to: Any) -> None:

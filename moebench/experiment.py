@@ -82,8 +82,9 @@ def run_experiment(
             os.replace(record.path, aside)
             shutil.rmtree(aside)
         if record.exists() and not resume:
+            other = record.other_version()
             raise RecordError(
-                f"{record.path}: is an unfinished run{_other_version(record)}; --resume goes on "
+                f"{record.path}: is an unfinished run{other and f' of {other}'}; --resume goes on "
                 "with it, --force starts afresh"
             )
         return _run(config, corpus, record, on_event)
@@ -208,16 +209,6 @@ def _continued(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[st
     about = ("moebench", "git", "torch", "python", "device_name", "threads", "command", "start")
     session = {"step": step, **{key: now[key] for key in about}}
     return {**first, "resumed": [*first.get("resumed", []), session]}
-
-
-def _other_version(record: Record) -> str:
-    """In words, which other code a record was made with; empty if it was this one."""
-    made = record.manifest()
-    ours = {"moebench": moebench.__version__, "torch": torch.__version__}
-    other = [
-        f"{name} {made.get(name)}" for name, version in ours.items() if made.get(name) != version
-    ]
-    return f" of {' and '.join(other)}" if other else ""
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from moebench.records import Record
 from tests.calls import Call
@@ -59,3 +60,15 @@ def test_one_run_that_fails_leaves_the_others(call: Call, small: list[str]) -> N
     [failed] = [record for record in records if not record.is_done()]
     assert re.match(rf"error: {failed.name}: step \d: the ", error)
     assert error == f"error: {failed.name}: {failed.status()['reason']}"
+
+
+def test_the_config_of_every_run_is_shown(call: Call, small: list[str]) -> None:
+    words = ["sweep", "--print-config", *small, "scope=micro,global"]
+    text = call(*words).out
+    shown = json.loads(call(*words, "--json").out)
+    assert shown["schema_version"] == 1
+    documents = list(yaml.safe_load_all(text))
+    assert documents == [run["config"] for run in shown["runs"]]
+    assert [each["scope"] for each in documents] == ["micro", "global"]
+    assert re.findall("^--- # (.+)$", text, re.MULTILINE) == [run["run"] for run in shown["runs"]]
+    assert list(Path().iterdir()) == []

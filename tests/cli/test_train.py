@@ -17,7 +17,8 @@ def test_print_config_is_yaml_or_json(call: Call) -> None:
     Path("config.yaml").write_text(text)
     assert call("train", "--print-config", "--config", "config.yaml").out == text
     shown = json.loads(call("train", "--print-config", "--json", "model=smoke").out)
-    assert shown["model"]["d_model"] == 32
+    assert shown["schema_version"] == 1
+    assert shown["config"]["model"]["d_model"] == 32
 
 
 def test_a_dry_run_says_what_would_be_done_and_writes_no_run(call: Call, small: list[str]) -> None:
@@ -77,10 +78,6 @@ def test_a_run_is_trained_once_continued_and_made_afresh(call: Call, small: list
     assert [row["valid/nats"] for row in record.rows() if "valid/nats" in row] == rows
     assert call("verify").code == 0
 
-    again = call("train", "--config", record.path / "config.yaml", "--runs-dir", "elsewhere")
-    assert again.code == 0
-    assert (Path("elsewhere") / record.name / "summary.json").is_file()
-
 
 def test_a_run_that_began_and_never_spoke_can_be_resumed(
     call: Call, small: list[str], monkeypatch: pytest.MonkeyPatch
@@ -130,3 +127,86 @@ def test_runs_lie_where_they_are_told_to_whatever_the_name(call: Call, small: li
     assert result.code == 0
     assert result.out.startswith(f"{name}/global-s0-")
     assert call("verify", "--runs-dir", name).code == 0
+
+
+# Identity
+
+
+def results(record: Record) -> list[dict[str, Any]]:
+    """The rows of a run without what no two runs have in common."""
+    about = ("time", "speed/", "memory/")
+    return [{k: v for k, v in row.items() if not k.startswith(about)} for row in record.rows()]
+
+
+def test_a_records_config_run_elsewhere_gives_the_same_bits(call: Call, small: list[str]) -> None:
+    made = json.loads(call("train", "--json", *small, "scope=shuffled", "seed=3").out)
+    record = Record(Path(made["run"]))
+    words = ["--config", record.path / "config.yaml", "--runs-dir", "elsewhere"]
+    again = json.loads(call("train", "--json", *words).out)
+    assert again["run"] == f"elsewhere/{record.name}"
+    assert len(results(record)) > 1
+    assert results(Record(Path(again["run"]))) == results(record)
+    tensors = list(record.path.glob("checkpoints/step-6/*.safetensors"))
+    assert tensors
+    for path in tensors:
+        assert Path("elsewhere", path.relative_to("runs")).read_bytes() == path.read_bytes()
+    other = json.loads(call("train", "--json", *words, "seed=4").out)
+    assert other["run"] != again["run"], "what is typed wins over the file"
+
+
+def test_equal_treatments_are_one_run_which_every_study_shares(
+    call: Call, small: list[str]
+) -> None:
+    made = json.loads(call("train", "--json", *small, "scope=micro").out)
+    again = call("train", "--json", *small, "scope=global", "balance_bsz=4", "run.log_every=1")
+    assert json.loads(again.out) == made
+    assert again.err == f"{made['run']}: is done already\n"
+    for arms in ("scope=micro,global", "scope=none,micro"):
+        planned = json.loads(call("sweep", "--dry-run", "--json", *small, arms).out)["runs"]
+        assert [run["state"] for run in planned if run["arm"] == "micro"] == ["done"]
+        assert [run["state"] for run in planned if run["arm"] != "micro"] == ["waiting"]
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_run_of_another_version_is_said_to_be_of_it(call: Call, small: list[str]) -> None:
+    record = Record(Path(json.loads(call("train", "--json", *small).out)["run"]))
+    manifest = record.path / "manifest.json"
+    rewrite(manifest, moebench="0.0.9", torch="2.0.0")
+    done = call("train", *small)
+    assert (done.code, done.err) == (
+        *(0, f"{record.path}: is done already, by moebench 0.0.9 and torch 2.0.0\n"),
+    )
+    (record.path / "summary.json").unlink()
+    unfinished = call("train", *small)
+    assert (unfinished.code, unfinished.out) == (2, "")
+    assert unfinished.err.splitlines()[-1] == (
+        f"error: {record.path}: is an unfinished run of moebench 0.0.9 and torch 2.0.0; --resume "
+        "goes on with it, --force starts afresh"
+    )
+    rewrite(manifest, schema_version=2)
+    for words in ([], ["--resume"]):
+        foreign = call("train", *small, *words)
+        assert (foreign.code, foreign.out) == (2, "")
+        assert foreign.err.splitlines()[-1] == (
+            f"error: {record.path}: is a record of version 2, this moebench reads version 1; "
+            "use the moebench that made it"
+        )
+    assert call("train", *small, "--force").code == 0
+    assert record.manifest()["moebench"] != "0.0.9"
+
+
+def test_a_run_that_is_not_there_cannot_be_gone_on_with(call: Call, small: list[str]) -> None:
+    result = call("train", "--resume", *small)
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(
+        r"error: runs/global-s0-\w+: there is no such run to go on with; start it without "
+        r"--resume\n",
+        result.err,
+    )
+    assert list(Path().iterdir()) == []
+    Record(Path("runs/micro-s0-1")).begin("seed: 0\n", {})
+    result = call("train", "--resume", *small)
+    assert "to go on with; unfinished are micro-s0-1; start it without --resume\n" in result.err
