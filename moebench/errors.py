@@ -75,6 +75,11 @@ class Several(MoebenchError):  # noqa: N818, it is several errors
         return self._lines
 
 
+def together(errors: Sequence[MoebenchError]) -> MoebenchError:
+    """Some errors, or the only one, as one to raise."""
+    return Several(errors) if len(errors) > 1 else errors[0]
+
+
 def each_of(act: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
     """`act` of each item. Errors are raised together, so that all can be mended at once.
 
@@ -88,6 +93,5 @@ def each_of(act: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
         except MoebenchError as error:
             errors.setdefault(str(error), error)
     if errors:
-        first, *others = errors.values()
-        raise Several([first, *others]) if others else first
+        raise together(list(errors.values()))
     return made

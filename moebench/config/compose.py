@@ -8,6 +8,7 @@ grid reads each preset once.
 import difflib
 import math
 import shlex
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, replace
 from functools import partial, reduce
@@ -38,7 +39,7 @@ from moebench.config.schema import (
     type_words,
 )
 from moebench.config.untrusted import read_text
-from moebench.errors import ConfigError, each_of
+from moebench.errors import ConfigError, MoebenchError, each_of, together
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 
@@ -128,6 +129,16 @@ class Composer(Presets):
         study = StudyConfig(name=name, **{k.removeprefix("study."): v for k, v in values.items()})
         check_ranges(study)
         check_study(study)
+
+        def check(words: list[str]) -> None:
+            try:
+                self._checked(words)
+            except MoebenchError as error:
+                raise together(
+                    [ConfigError(f"study={name}: {line}") for line in error.lines]
+                ) from None
+
+        each_of(check, [study.overrides, *study.sizes.values(), *map(shlex.split, study.arms)])
         return study
 
     def _preset(self, name: str, *picks: str) -> Values:
@@ -141,10 +152,20 @@ class Composer(Presets):
         overrides = [f"{group}={_quoted(preset)}" for group, preset in choices]
         GlobalHydra.instance().clear()
         try:
-            with initialize_config_dir(str(home), version_base="1.3"):
+            with (
+                warnings.catch_warnings(),
+                initialize_config_dir(str(home), version_base="1.3"),
+            ):
+                # that a defaults list lacks _self_, which then comes last, as it should
+                warnings.simplefilter("ignore", UserWarning)
                 made = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{paths}]"])
             nested = cast(dict[str, Any], OmegaConf.to_container(made, resolve=True))
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        except RecursionError:
+            raise ConfigError(f"{said}: includes itself; correct the preset") from None
+        except (
+            *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+            *(ValueError, OSError),  # Hydra's own of a file that is no table
+        ) as error:
             raise ConfigError(f"{said}: {_why(error)}; correct the preset") from None
         if name.startswith("study/"):
             found, known = nested.get("study", nested), STUDY_KNOBS

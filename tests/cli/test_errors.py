@@ -151,8 +151,8 @@ SEVERAL = {
         "data.path=b: there is no such folder; create it or correct the path",
     ],
     "sweep --config-dir {tmp} study=unknown": [
-        "scope=mico: no such scope; did you mean micro?",
-        "model.topk=3: no such key; did you mean model.top_k?",
+        "study=unknown: scope=mico: no such scope; did you mean micro?",
+        "study=unknown: model.topk=3: no such key; did you mean model.top_k?",
     ],
     "sweep --config-dir {tmp} study=wrong seed=0,1": [
         "balance_bsz=7: must divide global_bsz=128; try balance_bsz=4",

@@ -177,11 +177,24 @@ def test_an_overlay_adds_presets_to_every_group_and_studies(overlay: Overlay) ->
         ("top_k: ${nope}", "model=it: model.top_k: Interpolation key 'nope' not found"),
         ("_target_: os.system", "model=it: model._target_: Key '_target_' not in 'ModelConfig'"),
         ("- 1", "model=it: "),
+        ("5", "model=it: Invalid loaded object type: int; correct the preset"),
+        ("defaults: [it]", "model=it: includes itself; correct the preset"),
+        ("a: 1\na: 2", "model=it: found duplicate key a in line 2; correct the preset"),
+        ("a\0b", "model=it: unacceptable character #x0000: special characters are not allowed; "),
+        ("top_k: .inf", "model=it: model.top_k: Value 'inf' of type 'float' could not be conv"),
+        ("defaults: [../../x]", "model=it: In 'model/it': Could not load 'model/../../x'; correct"),
+        ("a: !!python/object/apply:os.getcwd []", "model=it: could not determine a constructor "),
         ("defaults: [nope]", "model=it: In 'model/it': Could not load 'model/nope'; correct the"),
     ],
 )
 def test_a_broken_preset_is_named(overlay: Overlay, text: str, error: str) -> None:
     assert refused(overlay({"model/it.yaml": text}), "model=it").startswith(error)
+
+
+def test_a_preset_that_builds_on_another_wins_over_it(overlay: Overlay) -> None:
+    files = {"model/it.yaml": "defaults: [small]\ntop_k: 1\n"}
+    model = overlay(files).compose(["model=it"]).model
+    assert (model.d_model, model.top_k) == (256, 1)
 
 
 def test_an_empty_preset_changes_nothing(overlay: Overlay) -> None:
@@ -194,6 +207,10 @@ def test_an_empty_preset_changes_nothing(overlay: Overlay) -> None:
         ("arms: scope=micro", "study=it: study.arms=scope=micro: must be a list, as in [a,b]"),
         ("arm: [scope=micro]", "study=it: study.arm=['scope=micro']: no such key; did you mean "),
         ("arms: [scope=micro]\nsizes: {cpu: 1}", "study=it: study.sizes={'cpu': 1}: must be a ta"),
+        ("arms: [modle=x]", "study=it: modle=x: no such key; did you mean model?"),
+        ("arms: [scope=micro]\noverrides: [5]", "study=it: 5: is neither an option nor an overr"),
+        ("arms: [scope=micro]\noverrides: [seed=0, seed=1]", "study=it: seed: is set twice (seed="),
+        ("arms: [scope=micro]\nsizes: {cpu: [sede=0]}", "study=it: sede=0: no such key; did you "),
         ("arms: []", "study.arms=[]: is empty; give at least one"),
         ("", "study.arms=[]: is empty; give at least one"),
         (
