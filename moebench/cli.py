@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moebench import __version__
+from moebench import __version__, completion
 from moebench.errors import ConfigError, MoebenchError, RecordError
 
 app = typer.Typer(
@@ -25,8 +25,8 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 a wrong word, key, value or file, 3 a sweep of which "
     "some runs failed, 75 stopped by SIGTERM, 130 by Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
 )
 data_app = typer.Typer(help="Prepare, show or check the text that runs train on.")
@@ -34,7 +34,10 @@ app.add_typer(data_app, name="data", no_args_is_help=True)
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="key=value and group=preset, as in scope=global balance_bsz=128"),
+    typer.Argument(
+        help="key=value and group=preset, as in scope=global balance_bsz=128",
+        autocompletion=completion.overrides,
+    ),
 ]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where records lie")]
 ConfigDir = Annotated[
@@ -43,6 +46,10 @@ ConfigDir = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON to stdout")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="say what would be done; prepare the data, write no run")
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="print the resolved config of each run as YAML and stop"),
 ]
 
 RUNS = Path("runs")
@@ -61,9 +68,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="start afresh")] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="print the resolved config as YAML and stop")
-    ] = False,
+    print_config: PrintConfig = False,
     config_dir: ConfigDir = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="start from a record's config.yaml")
@@ -81,11 +86,14 @@ def train(
         raise ConfigError("--resume --force: one goes on with a run, one starts afresh; keep one")
     made = Composer(config_dir).compose(overrides or [], base=config)
     if print_config:
-        _print_json(to_dict(made)) if as_json else print(to_yaml(made), end="")
+        if as_json:
+            _print_json({"schema_version": 1, "config": to_dict(made)})
+        else:
+            print(to_yaml(made), end="")
         return
     from moebench.config.identity import coefficients, run_name
     from moebench.data.corpus import prepare
-    from moebench.records import Record
+    from moebench.records import Record, find_records
 
     corpus = prepare(made.data, progress=say)
     record = Record(runs_dir / run_name(made, corpus.content_hash))
@@ -98,8 +106,15 @@ def train(
             already = " (is done already)" if done else ""
             print(f"{record.path}: {steps} steps of {made.global_bsz} sequences{already}")
         return
+    if resume and not record.exists():
+        others = [each.name for each in find_records(runs_dir) if not each.is_done()]
+        known = f"; unfinished are {', '.join(others[:3])}" if others else ""
+        raise RecordError(
+            f"{record.path}: there is no such run to go on with{known}; start it without --resume"
+        )
     if record.is_done() and not force:
-        say(f"{record.path}: is done already")
+        other = record.other_version()
+        say(f"{record.path}: is done already{other and f', by {other}'}")
     else:
         from moebench.experiment import run_experiment  # torch, only here
 
@@ -135,6 +150,7 @@ def sweep(
     ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
+    print_config: PrintConfig = False,
     config_dir: ConfigDir = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -149,6 +165,9 @@ def sweep(
     from moebench.study import LocalLauncher, make_plan
 
     plan, _ = make_plan(Composer(config_dir), overrides or [], progress=say)
+    if print_config:
+        _print_configs(plan, as_json)
+        return
     launcher = LocalLauncher(plan, runs_dir, jobs or len(os.sched_getaffinity(0)))
     _print_plan(plan, launcher, Console() if dry_run and not as_json else console())
     if not dry_run:
@@ -171,13 +190,22 @@ def sweep(
 @app.command()
 def report(
     directories: Annotated[
-        list[Path] | None, typer.Argument(help="runs, or folders of runs; all of --runs-dir")
+        list[Path] | None,
+        typer.Argument(
+            help="runs, or folders of runs; all of --runs-dir", autocompletion=completion.runs
+        ),
     ] = None,
-    study: Annotated[str | None, typer.Option("--study", help="only the runs of a study")] = None,
+    study: Annotated[
+        str | None,
+        typer.Option("--study", help="only the runs of a study", autocompletion=completion.studies),
+    ] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="the arm to compare with")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="table, md, csv or json")] = "table",
+    form: Annotated[
+        str,
+        typer.Option("--format", help="table, md, csv or json", autocompletion=completion.formats),
+    ] = "table",
     as_json: AsJson = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -193,30 +221,48 @@ def report(
 
 @app.command()
 def dashboard(
-    runs_dir: RunsDir = RUNS,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="make all views again from the records first")
+    ] = False,
     port: Annotated[
         int | None,
         typer.Option(
             "--port", parser=_number, metavar="N", help="of the page; a free one by default"
         ),
     ] = None,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show the runs in TensorBoard, on this machine alone, until Ctrl-C.
 
-    Example: `moebench dashboard`
+    Examples: `moebench dashboard`, `moebench dashboard --rebuild`
     """
-    from moebench.records import find_records
-    from moebench.tensorboard import serve
+    from moebench.dashboard import lacking_views, make_views, serve
+    from moebench.progress import counted, say
 
-    if not find_records(runs_dir):
-        raise RecordError(f"{runs_dir}: holds no runs; moebench train makes one")
-    serve(runs_dir, port, lambda url: print(url, flush=True))
+    lacking = lacking_views(runs_dir, again=rebuild)
+    for trouble in counted(make_views(lacking), len(lacking), "views made"):
+        if trouble:
+            say(f"left as it is: {trouble}")
+
+    def tell(url: str) -> None:
+        if as_json:
+            _print_json({"schema_version": 1, "url": url})
+        else:
+            print(url)
+        print(end="", flush=True)  # it may be read long before the end
+        say("Ctrl-C ends it")
+
+    serve(runs_dir, port, tell)
 
 
 @app.command()
 def verify(
     runs: Annotated[
-        list[Path] | None, typer.Argument(help="runs, or folders of runs; all of --runs-dir")
+        list[Path] | None,
+        typer.Argument(
+            help="runs, or folders of runs; all of --runs-dir", autocompletion=completion.runs
+        ),
     ] = None,
     as_json: AsJson = False,
     runs_dir: RunsDir = RUNS,
@@ -349,7 +395,9 @@ def main() -> None:
         code = app(prog_name="moebench", standalone_mode=False) or 0
         print(end="", flush=True)  # so that what cannot be written is known here
     except MoebenchError as error:
-        code = _say_error(str(error), error.exit_code)
+        for line in error.lines:
+            _say_error(line)
+        code = error.exit_code
     except typer.TyperException as error:
         code = error.exit_code
         if error.format_message():  # else it is the help, which was printed already
@@ -366,7 +414,9 @@ def main() -> None:
         code = _say_error(_unexpected(error), 1)
     if stopped and code == 130:  # typer makes that of every KeyboardInterrupt
         name = signal.Signals(stopped[0]).name
-        _say_error(f"stopped by {name}; the same sweep, or a run with --resume, goes on from there")
+        training = {"train", "sweep"} & {*sys.argv}
+        more = "; the same sweep, or a run with --resume, goes on from there" if training else ""
+        _say_error(f"stopped by {name}{more}")
         code = 130 if stopped[0] == signal.SIGINT else 75
     sys.exit(code)
 
@@ -415,6 +465,17 @@ def _print_summary(path: Path, summary: dict[str, Any]) -> None:
             table.add_row(key, f"{summary[key]:,.4g}")
     print(path)
     Console().print(table)
+
+
+def _print_configs(plan: Any, as_json: bool) -> None:
+    from moebench.config.compose import from_dict, to_yaml
+
+    if as_json:
+        runs = [{"run": job.run, "config": job.config} for job in plan.jobs]
+        _print_json({"schema_version": 1, "runs": runs})
+        return
+    for job in plan.jobs:  # a YAML document each
+        print(f"--- # {job.run}", to_yaml(from_dict(job.config)), sep="\n", end="")
 
 
 def _print_plan(plan: Any, launcher: Any, to: Any) -> None:

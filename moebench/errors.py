@@ -5,13 +5,23 @@ after `error: ` and exits with its code. Anything else that escapes is a bug.
 """
 
 import signal
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class MoebenchError(Exception):
     """Base of all errors with a message for the user."""
 
     exit_code = 1
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What is said, a line for each thing that is wrong."""
+        return (str(self),)
 
 
 class ConfigError(MoebenchError):
@@ -50,3 +60,38 @@ class Stopped(MoebenchError):  # noqa: N818, stopping is no error
             "--resume goes on from there"
         )
         self.exit_code = 130 if number == signal.SIGINT else 75
+
+
+class Several(MoebenchError):  # noqa: N818, it is several errors
+    """Errors of which none hides another; the exit code is that of the first."""
+
+    def __init__(self, errors: Sequence[MoebenchError]) -> None:
+        self._lines = tuple(dict.fromkeys(line for each in errors for line in each.lines))
+        self.exit_code = errors[0].exit_code
+        super().__init__("\n".join(self._lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return self._lines
+
+
+def together(errors: Sequence[MoebenchError]) -> MoebenchError:
+    """Some errors, or the only one, as one to raise."""
+    return Several(errors) if len(errors) > 1 else errors[0]
+
+
+def each_of(act: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
+    """`act` of each item. Errors are raised together, so that all can be mended at once.
+
+    What several items have wrong in common is said once.
+    """
+    made: list[Made] = []
+    errors: dict[str, MoebenchError] = {}
+    for item in items:
+        try:
+            made.append(act(item))
+        except MoebenchError as error:
+            errors.setdefault(str(error), error)
+    if errors:
+        raise together(list(errors.values()))
+    return made

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 import moebench
@@ -34,6 +33,7 @@ from moebench.config.schema import ExperimentConfig, RunConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
+from moebench.lock import hold
 from moebench.metrics.load import random_max_violation
 from moebench.records import Record
 from moebench.tensorboard import View
@@ -81,7 +81,7 @@ def run_experiment(
         steps=config.train.steps,
         max_epochs=config.data.max_epochs,
     )
-    with _lock(record):
+    with hold(record):
         if record.is_done() and not force:
             return record
         if record.exists() and force:
@@ -90,8 +90,9 @@ def run_experiment(
             os.replace(record.path, aside)
             shutil.rmtree(aside)
         if record.exists() and not resume:
+            other = record.other_version()
             raise RecordError(
-                f"{record.path}: is an unfinished run{_other_version(record)}; --resume goes on "
+                f"{record.path}: is an unfinished run{other and f' of {other}'}; --resume goes on "
                 "with it, --force starts afresh"
             )
         return _run(config, corpus, record, on_event)
@@ -226,16 +227,6 @@ def _continued(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[st
     return {**first, "resumed": [*first.get("resumed", []), session]}
 
 
-def _other_version(record: Record) -> str:
-    """In words, which other code a record was made with; empty if it was this one."""
-    made = record.manifest()
-    ours = {"moebench": moebench.__version__, "torch": torch.__version__}
-    other = [
-        f"{name} {made.get(name)}" for name, version in ours.items() if made.get(name) != version
-    ]
-    return f" of {' and '.join(other)}" if other else ""
-
-
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
@@ -323,26 +314,6 @@ def _group_size(config: ExperimentConfig) -> int | None:
     terms = [term for term in treatment(config) if "stop" not in term]
     heaviest = max(terms, key=lambda term: term["weight"], default={})
     return heaviest.get("balance_bsz")
-
-
-@contextmanager
-def _lock(record: Record) -> Iterator[None]:
-    locks = record.path.parent / ".locks"
-    try:
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(locks / f"{record.name}.lock")
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise RecordError(f"{record.path}: another process is training it; wait for it") from None
-    except OSError as error:
-        raise RecordError(
-            f"{record.path.parent}: cannot be written ({error.strerror}); "
-            "name another directory with --runs-dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

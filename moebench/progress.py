@@ -4,9 +4,9 @@ Everything goes to stderr; stdout is for data. Rich leaves out colour where NO_C
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +25,8 @@ from moebench.records import printable
 from moebench.study import LocalLauncher, state_of
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
+
+Item = TypeVar("Item")
 
 
 def console() -> Console:
@@ -51,6 +53,19 @@ def _bars(to: Console) -> Progress:
         expand=True,
         disable=not to.is_terminal,
     )
+
+
+def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Items as they come, with a bar on a terminal and a plain line now and then elsewhere."""
+    to, told = console(), time.monotonic()
+    with _bars(to) as bars:
+        task = bars.add_task(what, total=total, now="")
+        for number, item in enumerate(items, 1):
+            bars.update(task, completed=number)
+            if not to.is_terminal and time.monotonic() - told > PLAIN_EVERY:
+                told = time.monotonic()
+                say(f"{what}: {number} of {total}", to)
+            yield item
 
 
 def in_words(row: Mapping[str, Any]) -> str:

@@ -14,13 +14,16 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from moebench import __version__
 from moebench.config.schema import flat
+from moebench.config.untrusted import load
 from moebench.errors import RecordError
 
 SCHEMA_VERSION = 1
@@ -88,11 +91,8 @@ class Record:
         """The resolved config as dotted key -> value."""
         path = self.path / "config.yaml"
         try:
-            text = path.read_text(encoding="utf-8")
-            if any(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text)):
-                raise ValueError  # a few aliases of aliases are gigabytes of config
-            nested = yaml.safe_load(text)
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            nested = load(path)
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
         if not isinstance(nested, dict):
             raise RecordError(f"{path}: holds no config")
@@ -114,11 +114,14 @@ class Record:
         """Provenance: versions, device, data and tokenizer hash, arm, command line, start."""
         found = self._json("manifest.json")
         if found.get("schema_version") != SCHEMA_VERSION:
-            raise RecordError(
-                f"{self.path}: is a record of version {found.get('schema_version')}, "
-                f"this moebench reads version {SCHEMA_VERSION}"
-            )
+            raise RecordError(f"{self.path}: {_foreign(found)}")
         return found
+
+    def other_version(self) -> str:
+        """The versions of moebench and torch that the run began with, where they are not ours."""
+        began, ours = self.manifest(), {"moebench": __version__, "torch": version("torch")}
+        other = (f"{name} {began.get(name)}" for name in ours if began.get(name) != ours[name])
+        return " and ".join(other)
 
     def summary(self) -> dict[str, Any]:
         """Final metrics and the seal; RecordError for a run that is not done."""
@@ -165,6 +168,8 @@ class Record:
             summary = self.summary()
         except RecordError:
             return ["summary.json: is missing or was changed"]
+        if summary.get("schema_version") != SCHEMA_VERSION:
+            return [f"summary.json: {_foreign(summary)}"]
         sealed = summary.get("files")
         if summary.get("sha256") != _own_digest(summary) or not isinstance(sealed, dict):
             return ["summary.json: was changed"]
@@ -289,6 +294,14 @@ def _parsed(text: bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _foreign(content: Mapping[str, Any]) -> str:
+    made = content.get("schema_version")
+    return (
+        f"is a record of version {made}, this moebench reads version {SCHEMA_VERSION}; "
+        "use the moebench that made it"
+    )
 
 
 def _brief(error: Exception) -> str:

@@ -23,13 +23,13 @@ from typing import Any
 
 from moebench.config.compose import Composer, from_dict, to_dict
 from moebench.config.identity import arm_hash, label, run_name
+from moebench.config.presets import DEFAULT_STUDY
 from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
-from moebench.errors import ConfigError, MoebenchError, RecordError
+from moebench.errors import ConfigError, MoebenchError, RecordError, each_of
 from moebench.records import SCHEMA_VERSION, Record, printable, write_json
 
-DEFAULT_STUDY = "scope"
 POLL = 0.2  # seconds between looks at the processes
 PATIENCE = 10.0  # seconds that processes get to stop in
 
@@ -111,7 +111,7 @@ def make_plan(
         The plan, and the corpora of its runs (one, unless data differs between arms).
 
     Raises:
-        ConfigError: for the first override or run that cannot work.
+        MoebenchError: for all overrides, arms or runs that cannot work.
     """
     own = [each for each in overrides if not _is_study(each)]
     about = [each for each in overrides if _is_study(each)]
@@ -124,7 +124,8 @@ def make_plan(
     else:
         study = composer.study(names[0] if names else DEFAULT_STUDY, options)
         shared = (*study.overrides, *study.sizes.get(study.size, ()))
-        arms = [job for arm in study.arms for job in composer.expand(shlex.split(arm))]
+        of_arm = each_of(lambda arm: composer.expand(shlex.split(arm)), study.arms)
+        arms = [job for jobs in of_arm for job in jobs]
         varied = {_key(each) for arm in arms for each in arm}
         for each in own:
             key = next((key for key in varied if f"{_key(each)}.".startswith(f"{key}.")), None)
@@ -139,20 +140,13 @@ def make_plan(
             for arm in arms
             for cell in composer.expand(_merge(composer.groups, shared, own, arm))
         ]
-    configs = [(cell, composer.compose(cell)) for cell in cells]
+    configs = list(zip(cells, each_of(composer.compose, cells), strict=True))
     configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
     corpora = _corpora([config for _, config in configs], progress)
+    each_of(lambda pair: _check_epochs(corpora, pair[1]), configs)
     jobs: dict[str, Job] = {}
     for cell, config in configs:
         corpus = corpora[_data_key(config.data)]
-        check_epochs(
-            corpus,
-            seq_len=config.seq_len,
-            micro_bsz=config.micro_bsz,
-            global_bsz=config.global_bsz,
-            steps=config.train.steps,
-            max_epochs=config.data.max_epochs,
-        )
         run = run_name(config, corpus.content_hash)
         if run not in jobs:  # two ways of writing one treatment are one run
             jobs[run] = Job(
@@ -182,13 +176,21 @@ def make_plan(
     return plan, list(corpora.values())
 
 
+def _check_epochs(corpora: dict[str, Corpus], config: ExperimentConfig) -> None:
+    check_epochs(
+        corpora[_data_key(config.data)],
+        seq_len=config.seq_len,
+        micro_bsz=config.micro_bsz,
+        global_bsz=config.global_bsz,
+        steps=config.train.steps,
+        max_epochs=config.data.max_epochs,
+    )
+
+
 def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Corpus]:
-    found: dict[str, Corpus] = {}
-    for config in configs:
-        key = _data_key(config.data)
-        if key not in found:
-            found[key] = prepare(config.data, progress=progress)
-    return found
+    needed = {_data_key(config.data): config.data for config in configs}
+    found = each_of(lambda data: prepare(data, progress=progress), needed.values())
+    return dict(zip(needed, found, strict=True))
 
 
 def _data_key(data: DataConfig) -> str:

@@ -18,9 +18,8 @@ import json
 import math
 import os
 import re
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from moebench.errors import MoebenchError
-from moebench.records import Record, find_records
+from moebench.records import Record
 
 # What the four questions are answered with: title of a chart -> metric.
 QUESTIONS: dict[str, dict[str, str]] = {
@@ -232,35 +230,6 @@ def rebuild(record: Record) -> Path:
     """
     with View(record) as view:
         return view.path
-
-
-def serve(runs_dir: Path, port: int | None, on_url: Callable[[str], None]) -> None:
-    """Show the runs in TensorBoard until Ctrl-C, to this machine alone: it asks no password.
-
-    Runs that are done and have lost their view get it back first.
-
-    Args:
-        port: of the page; None for 6006 or the next that is free.
-        on_url: told the address of the page that asks the four questions, once it is there.
-
-    Raises:
-        MoebenchError: the page cannot be served, as on a port that is in use.
-    """
-    from tensorboard import program
-
-    for record in find_records(runs_dir):
-        if record.is_done() and not any(record.path.glob(f"tensorboard/{PREFIX}*")):
-            rebuild(record)
-    server = program.TensorBoard()
-    options = ["--logdir", str(runs_dir), "--host", "127.0.0.1", "--window_title", "moebench"]
-    server.configure(["", *options, *(["--port", str(port)] if port is not None else [])])
-    try:
-        on_url(f"{server.launch()}#custom_scalars")
-        threading.Event().wait()
-    except program.TensorBoardServerException as error:
-        raise MoebenchError(f"--port: {error.msg}; name another") from None
-    except KeyboardInterrupt:
-        return
 
 
 def heatmap(

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moebench.config.compose import Composer, shipped_conf
+from moebench.config.compose import Composer
 from moebench.config.identity import label
+from moebench.config.presets import shipped_conf
 from moebench.config.schema import StudyConfig
 from moebench.data.corpus import prepare
 from moebench.study import make_plan

@@ -7,11 +7,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from moebench.config import page
-from moebench.config.compose import Composer, shipped_conf
+from moebench.config.compose import Composer
 from moebench.config.page import COMMAND, keys_page
+from moebench.config.presets import shipped_conf
 from moebench.config.schema import ExperimentConfig, StudyConfig
 
 KEYS_MD = Path(__file__).parent.parent / "docs" / "keys.md"
@@ -68,23 +67,6 @@ def test_every_preset_is_listed_with_what_it_is() -> None:
     assert set(presets) == {f"{path.parent.name}={path.stem}" for path in there}
     assert presets["scope=micro"] == "Balanced over: each logical micro-batch."
     assert "- `model=tiny` (default): " in keys_page()
-
-
-@pytest.mark.parametrize(
-    ("file", "opening"),
-    [
-        (
-            "# @package _global_\n# One, of 2.5 and\n# more. Two.\nkey: 1\n# Three.\n",
-            "One, of 2.5 and more.",
-        ),
-        ("# Which? That.\n", "Which?"),
-        ("# No end\nkey: 1\n", "No end"),
-        ("key: 1\n", ""),
-    ],
-)
-def test_a_preset_opens_with_a_sentence(tmp_path: Path, file: str, opening: str) -> None:
-    (tmp_path / "it.yaml").write_text(file)
-    assert page._opening(tmp_path / "it.yaml") == opening
 
 
 def test_a_cell_cannot_end_its_row() -> None:

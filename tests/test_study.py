@@ -133,7 +133,10 @@ def test_a_sweep_is_crossed_with_a_study(composer: Composer, small: Small) -> No
         (["study.sizes.short=[]"], "study.sizes.short=[]: no such key"),
         (["study.arms=[]"], "study.arms=[]: is empty; give at least one"),
         (["study.arms=[scope=micr]"], "study.arms=[scope=micr]: does not parse"),
-        (["study.arms=['scope=micr']"], "scope=micr: no such scope; did you mean micro?"),
+        (
+            ["study.arms=['scope=micr']"],
+            "study=mine: scope=micr: no such scope; did you mean micro?",
+        ),
         (["modle=tiny"], "modle=tiny: no such key; did you mean model?"),
         (["loss.balance=0"], "study.baseline=micro: is the label of no arm; choose one of none"),
         (["seed=0", "seed=1"], "seed: is set twice (seed=0 and seed=1); keep one"),

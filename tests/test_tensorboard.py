@@ -1,16 +1,12 @@
 """The view in TensorBoard says what the record says, and can be made again."""
 
 import io
-import json
 import math
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -327,36 +323,3 @@ def test_domains_that_do_not_match_are_numbered(tmp_path: Path) -> None:
     write(record, last=0)
     rebuild(record)
     assert len(read(record).Images("specialization/domain/0")) == 1
-
-
-SERVE = (
-    "import sys, pathlib; from moebench.tensorboard import serve\n"
-    "serve(pathlib.Path(sys.argv[1]), int(sys.argv[2]), lambda url: print(url, flush=True))"
-)
-
-
-def test_serve_shows_the_runs_until_interrupted(done: Record) -> None:
-    shutil.rmtree(done.path / "tensorboard")
-    command = [sys.executable, "-c", SERVE, str(done.path.parent), "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        try:
-            url = server.stdout.readline().strip()
-            assert url.startswith("http://127.0.0.1:")
-            assert url.endswith("/#custom_scalars")
-            with urllib.request.urlopen(url.replace("#custom_scalars", "data/logdir")) as page:
-                assert json.load(page)["logdir"] == str(done.path.parent)
-            assert event_file(done).is_file()
-        finally:
-            server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
-
-
-def test_serve_names_a_port_in_use(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        command = [sys.executable, "-c", SERVE, str(tmp_path), port]
-        failed = subprocess.run(command, capture_output=True, text=True)
-    assert re.search(rf"MoebenchError: --port: .*{port}.*; name another", failed.stderr)

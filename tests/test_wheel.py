@@ -74,7 +74,7 @@ def test_it_names_its_licence_and_command(wheel: Path) -> None:
 def test_it_is_the_wheels_moebench_that_runs(run: Callable[..., str], unpacked: Path) -> None:
     code = "import moebench; print(moebench.__file__)"
     assert run(sys.executable, "-c", code).strip() == str(unpacked / "moebench" / "__init__.py")
-    code = "from moebench.config.compose import shipped_conf; print(shipped_conf())"
+    code = "from moebench.config.presets import shipped_conf; print(shipped_conf())"
     assert run(sys.executable, "-c", code).strip() == str(unpacked / "moebench" / "conf")
 
 

@@ -5,6 +5,7 @@ refuses what cannot work and never what is unwise.
 """
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
@@ -50,9 +51,16 @@ def _in_range(value: Any, known: Mapping[str, Any]) -> bool:
 
 
 def check_study(study: StudyConfig) -> None:
-    """Raise ConfigError for a study without runs, and for a size that it does not have."""
+    """Raise ConfigError for a study without runs, a broken arm or a size that it does not have."""
     if not study.arms:
         raise ConfigError("study.arms=[]: is empty; give at least one")
+    for arm in study.arms:
+        try:
+            shlex.split(arm)
+        except ValueError as error:
+            raise ConfigError(
+                f"study.arms={arm}: does not parse ({error}); correct study={study.name}"
+            ) from None
     sizes = list(study.sizes) or [StudyConfig.size]
     if study.size not in sizes:
         raise ConfigError(

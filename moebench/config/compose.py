@@ -8,10 +8,10 @@ grid reads each preset once.
 import difflib
 import math
 import shlex
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, asdict, replace
-from functools import reduce
-from importlib.resources import files
+from functools import partial, reduce
 from itertools import islice, product
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moebench.config.check import check_experiment, check_ranges, check_study
+from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS, Presets
 from moebench.config.schema import (
     ExperimentConfig,
     StudyConfig,
@@ -35,59 +36,26 @@ from moebench.config.schema import (
     as_type,
     flat,
     group_of,
-    knobs,
     type_words,
 )
-from moebench.errors import ConfigError
+from moebench.config.untrusted import read_text
+from moebench.errors import ConfigError, MoebenchError, each_of, together
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 
 MOST_RUNS = 100_000  # of a sweep; more are a slip of the hand, as in seed=range(0,1e9)
-KNOBS = {key: each for key, each, _ in knobs(ExperimentConfig())}
-# The name of a study is that of its preset.
-STUDY_KNOBS = {f"study.{key}": each for key, each, _ in knobs(StudyConfig()) if key != "name"}
-
-NO_EXPERIMENT = "experiment=null"
 
 Values = dict[str, Any]  # dotted key -> value
 
 
-def shipped_conf() -> Path:
-    """The `conf/` that moebench ships: inside an installed package, else beside the checkout's."""
-    inside = Path(str(files("moebench"))) / "conf"
-    return inside if inside.is_dir() else inside.parent.parent / "conf"
-
-
-class Composer:
-    """Composes configs from the shipped `conf/`, or that and an overlay of the user's own presets.
-
-    Raises ConfigError if the overlay is no folder, or holds a file that the shipped one has too:
-    an overlay adds presets and never shadows one.
-
-    Attributes:
-        groups: what an override can choose a preset of, in the order of `config.yaml`.
-    """
+class Composer(Presets):
+    """Composes configs from presets and overrides; see `Presets` for what an overlay may be."""
 
     def __init__(self, overlay: Path | None = None) -> None:
-        self.conf = shipped_conf()
-        self.roots = [self.conf]
-        if overlay is not None:
-            _refuse_shadows(overlay, self.conf)
-            self.roots.append(overlay.resolve())
-        # An empty group is a folder that neither git nor a wheel keeps, so folders do not tell.
-        layers = yaml.safe_load((self.conf / "config.yaml").read_bytes())["defaults"]
-        self.groups = tuple(name for each in layers if isinstance(each, dict) for name in each)
+        super().__init__(overlay)
         self._parser = OverridesParser.create()
         self._parsed: dict[str, Override] = {}
-        self._presets: dict[tuple[str, ...], Values] = {}
-        self._choices: dict[str, list[str]] = {}
-
-    def choices(self, group: str) -> list[str]:
-        """The presets of a group, sorted."""
-        if group not in self._choices:
-            found = (path.stem for root in self.roots for path in (root / group).glob("*.yaml"))
-            self._choices[group] = sorted(found)
-        return self._choices[group]
+        self._composed: dict[tuple[str, ...], Values] = {}
 
     def get_group_options(self, group: str, results_filter: Any = None) -> list[str]:
         """`choices`, as Hydra's `glob()` asks for them."""
@@ -152,8 +120,8 @@ class Composer:
 
     def study(self, name: str, overrides: Iterable[str] = ()) -> StudyConfig:
         """A study preset, with `study.size` and other `study.*` values set."""
-        if name not in self.choices("study"):
-            raise ConfigError(_unknown(f"study={name}", "study", name, self.choices("study")))
+        if name not in self.choices(STUDY):
+            raise ConfigError(_unknown(f"study={name}", STUDY, name, self.choices(STUDY)))
         typed = self._checked(overrides, STUDY_KNOBS)
         values = self._preset(f"study/{name}") | {
             each.key_or_group: _value(each, STUDY_KNOBS) for each in typed
@@ -161,12 +129,22 @@ class Composer:
         study = StudyConfig(name=name, **{k.removeprefix("study."): v for k, v in values.items()})
         check_ranges(study)
         check_study(study)
+
+        def check(words: list[str]) -> None:
+            try:
+                self._checked(words)
+            except MoebenchError as error:
+                raise together(
+                    [ConfigError(f"study={name}: {line}") for line in error.lines]
+                ) from None
+
+        each_of(check, [study.overrides, *study.sizes.values(), *map(shlex.split, study.arms)])
         return study
 
     def _preset(self, name: str, *picks: str) -> Values:
         """What a file under `conf/` says with presets picked for it, keys and types checked."""
-        if (name, *picks) in self._presets:
-            return self._presets[name, *picks]
+        if (name, *picks) in self._composed:
+            return self._composed[name, *picks]
         said = " ".join(picks) or name.replace("/", "=", 1)
         home = next(root for root in self.roots if (root / f"{name}.yaml").exists())
         paths = ",".join(_quoted(f"file://{root}") for root in self.roots)
@@ -174,20 +152,30 @@ class Composer:
         overrides = [f"{group}={_quoted(preset)}" for group, preset in choices]
         GlobalHydra.instance().clear()
         try:
-            with initialize_config_dir(str(home), version_base="1.3"):
+            with (
+                warnings.catch_warnings(),
+                initialize_config_dir(str(home), version_base="1.3"),
+            ):
+                # that a defaults list lacks _self_, which then comes last, as it should
+                warnings.simplefilter("ignore", UserWarning)
                 made = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{paths}]"])
             nested = cast(dict[str, Any], OmegaConf.to_container(made, resolve=True))
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        except RecursionError:
+            raise ConfigError(f"{said}: includes itself; correct the preset") from None
+        except (
+            *(HydraException, OmegaConfBaseException, yaml.YAMLError),
+            *(ValueError, OSError),  # Hydra's own of a file that is no table
+        ) as error:
             raise ConfigError(f"{said}: {_why(error)}; correct the preset") from None
         if name.startswith("study/"):
             found, known = nested.get("study", nested), STUDY_KNOBS
             found = {f"study.{key}": value for key, value in found.items()}
         else:
             found, known = dict(flat(nested)), KNOBS
-        self._presets[name, *picks] = {
+        self._composed[name, *picks] = {
             key: _typed(f"{said}: {key}={value}", key, value, known) for key, value in found.items()
         }
-        return self._presets[name, *picks]
+        return self._composed[name, *picks]
 
     def _checked(
         self, overrides: Iterable[str], known: Mapping[str, Field] = KNOBS
@@ -197,26 +185,35 @@ class Composer:
         Args:
             known: the keys; beside those of a run, its groups are known too.
         """
-        seen: dict[str, Override] = {}
-        for each in map(self._parse, overrides):
+
+        def check(text: str) -> Override:
+            each = self._parse(text)
             key = each.key_or_group
             _refuse_odd(each)
             if known is KNOBS and self._is_group(each):
-                for choice in _sweep(each) if each.is_sweep_override() else [_word(each)]:
-                    said = f"{key}={choice}"
-                    if choice not in self.choices(key) and said != NO_EXPERIMENT:
-                        raise ConfigError(_unknown(said, key, choice, self.choices(key)))
+                picks = _sweep(each) if each.is_sweep_override() else [_word(each)]
+                each_of(partial(self._check_pick, key), picks)
             elif key not in known:
-                if known is KNOBS and key.split(".")[0] == "study":
+                if known is KNOBS and key.split(".")[0] == STUDY:
                     raise ConfigError(f"{each.input_line}: is for moebench sweep; leave it out")
                 words = [*(self.groups if known is KNOBS else ()), *known]
                 raise ConfigError(_unknown(each.input_line or key, "key", key, words))
+            return each
+
+        seen: dict[str, Override] = {}
+        for each in each_of(check, overrides):
+            key = each.key_or_group
             if key in seen:
                 raise ConfigError(
                     f"{key}: is set twice ({seen[key].input_line} and {each.input_line}); keep one"
                 )
             seen[key] = each
         return list(seen.values())
+
+    def _check_pick(self, group: str, preset: str) -> None:
+        said = f"{group}={preset}"
+        if preset not in self.choices(group) and said != NO_EXPERIMENT:
+            raise ConfigError(_unknown(said, group, preset, self.choices(group)))
 
     def _is_group(self, each: Override) -> bool:
         return each.key_or_group in self.groups
@@ -227,7 +224,7 @@ class Composer:
                 raise ConfigError(f"{text}: is neither an option nor an override; write key=value")
             try:
                 parsed = self._parser.parse_override(text)
-            except (HydraException, ValueError) as error:
+            except (HydraException, ValueError, RecursionError) as error:
                 raise ConfigError(
                     f"{text}: does not parse ({_first_line(error)}); {_how_to_quote(text)}"
                 ) from None
@@ -256,24 +253,10 @@ def to_yaml(config: ExperimentConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def _refuse_shadows(overlay: Path, conf: Path) -> None:
-    if not overlay.is_dir():
-        raise ConfigError(f"--config-dir {overlay}: is not a folder; name one with presets")
-    for path in sorted(overlay.rglob("*.yaml")):
-        name = path.relative_to(overlay)
-        if (conf / name).exists():
-            raise ConfigError(
-                f"--config-dir {overlay}: {name} would shadow the shipped preset; rename it"
-            )
-
-
 def _from_file(path: Path) -> Values:
     """What a record's `config.yaml` says, its keys and types checked."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text)):
-            raise ValueError("has a YAML alias, which a record never has")
-        nested = OmegaConf.to_container(OmegaConf.create(text))
+        nested = OmegaConf.to_container(OmegaConf.create(read_text(path)))
         if not isinstance(nested, dict) or not nested:
             raise ValueError("holds no config")
     except (OSError, ValueError, AssertionError, yaml.YAMLError, OmegaConfBaseException) as error:

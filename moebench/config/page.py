@@ -5,21 +5,25 @@ it is kept: the knobs of `schema.py`, the presets in `conf/` and the comments th
 """
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
-import yaml
-
-from moebench.config.compose import STUDY_KNOBS, Composer, shipped_conf
+from moebench.config.compose import Composer
+from moebench.config.presets import (
+    STUDY,
+    STUDY_KNOBS,
+    default_presets,
+    opening,
+    shipped_conf,
+)
 from moebench.config.schema import ExperimentConfig, StudyConfig, knobs, range_words, type_words
 
 COMMAND = "python -m moebench.config.page > docs/keys.md"
 COLUMNS = ("key", "meaning", "unit", "range", "default", "source")
-TOP, STUDY = "", "study"  # sections: of the keys without a group, and of the keys of a study
+TOP = ""  # section of the keys without a group; that of the keys of a study is STUDY
 
 INTRODUCTION = f"""\
 # Keys
@@ -32,7 +36,7 @@ sentence of its file. Made from the schema and the presets, which alone are to b
 
 def keys_page() -> str:
     """The page in Markdown: a section a group, the study last."""
-    default = _default_presets()
+    default = default_presets(shipped_conf())
     tables: dict[str, list[str]] = {}
     for key, each, value in _keys():
         group = key.partition(".")[0] if "." in key else TOP
@@ -90,35 +94,13 @@ def _caption(section: Any) -> str:
     return "" if text.startswith(made) else text.partition("\n")[0]
 
 
-def _default_presets() -> Mapping[str, str | None]:
-    """The groups of presets in the order of conf/config.yaml, with what it chooses of each."""
-    layers = yaml.safe_load((shipped_conf() / "config.yaml").read_bytes())["defaults"]
-    return {
-        group: each for layer in layers if isinstance(layer, dict) for group, each in layer.items()
-    }
-
-
 def _presets(group: str) -> list[Path]:
     return sorted((shipped_conf() / group).glob("*.yaml")) if group else []
 
 
 def _preset(path: Path, default: str | None) -> str:
     mark = " (default)" if path.stem == default else ""
-    return f"- `{path.parent.name}={path.stem}`{mark}: {_opening(path)}\n"
-
-
-def _opening(path: Path) -> str:
-    """The first sentence of the comment that opens a preset."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comment = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        if not line.startswith("# @"):  # a directive for Hydra
-            comment.append(line.removeprefix("#").strip())
-    text = " ".join(comment)
-    sentence = re.match(r".*?[.?!](?=\s|$)", text)
-    return sentence[0] if sentence else text
+    return f"- `{path.parent.name}={path.stem}`{mark}: {opening(path)}\n"
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class Report:
             return as_csv(self.tables)
         if format == "json":
             return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        raise ConfigError(f"format={printable(format)}: must be one of {', '.join(FORMATS)}")
+        raise ConfigError(f"--format {printable(format)}: must be one of {', '.join(FORMATS)}")
 
 
 def make_report(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moebench.config.compose import Composer, from_dict, shipped_conf, to_dict, to_yaml
+from moebench.config.compose import Composer, from_dict, to_dict, to_yaml
 from moebench.config.schema import ExperimentConfig
 from moebench.errors import ConfigError
 
@@ -167,19 +167,6 @@ def test_an_overlay_adds_presets_to_every_group_and_studies(overlay: Overlay) ->
     assert "demo" in composer.choices("study")
 
 
-@pytest.mark.parametrize("name", ["model/tiny.yaml", "config.yaml", "study/demo.yaml"])
-def test_an_overlay_shadows_nothing(overlay: Overlay, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} would shadow the shipped preset; rename it"):
-        overlay({name: ""})
-
-
-def test_an_overlay_must_be_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "none"):
-        with pytest.raises(ConfigError, match=f"^--config-dir {path}: is not a folder"):
-            Composer(path)
-
-
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -190,11 +177,24 @@ def test_an_overlay_must_be_a_folder(tmp_path: Path) -> None:
         ("top_k: ${nope}", "model=it: model.top_k: Interpolation key 'nope' not found"),
         ("_target_: os.system", "model=it: model._target_: Key '_target_' not in 'ModelConfig'"),
         ("- 1", "model=it: "),
+        ("5", "model=it: Invalid loaded object type: int; correct the preset"),
+        ("defaults: [it]", "model=it: includes itself; correct the preset"),
+        ("a: 1\na: 2", "model=it: found duplicate key a in line 2; correct the preset"),
+        ("a\0b", "model=it: unacceptable character #x0000: special characters are not allowed; "),
+        ("top_k: .inf", "model=it: model.top_k: Value 'inf' of type 'float' could not be conv"),
+        ("defaults: [../../x]", "model=it: In 'model/it': Could not load 'model/../../x'; correct"),
+        ("a: !!python/object/apply:os.getcwd []", "model=it: could not determine a constructor "),
         ("defaults: [nope]", "model=it: In 'model/it': Could not load 'model/nope'; correct the"),
     ],
 )
 def test_a_broken_preset_is_named(overlay: Overlay, text: str, error: str) -> None:
     assert refused(overlay({"model/it.yaml": text}), "model=it").startswith(error)
+
+
+def test_a_preset_that_builds_on_another_wins_over_it(overlay: Overlay) -> None:
+    files = {"model/it.yaml": "defaults: [small]\ntop_k: 1\n"}
+    model = overlay(files).compose(["model=it"]).model
+    assert (model.d_model, model.top_k) == (256, 1)
 
 
 def test_an_empty_preset_changes_nothing(overlay: Overlay) -> None:
@@ -207,8 +207,16 @@ def test_an_empty_preset_changes_nothing(overlay: Overlay) -> None:
         ("arms: scope=micro", "study=it: study.arms=scope=micro: must be a list, as in [a,b]"),
         ("arm: [scope=micro]", "study=it: study.arm=['scope=micro']: no such key; did you mean "),
         ("arms: [scope=micro]\nsizes: {cpu: 1}", "study=it: study.sizes={'cpu': 1}: must be a ta"),
+        ("arms: [modle=x]", "study=it: modle=x: no such key; did you mean model?"),
+        ("arms: [scope=micro]\noverrides: [5]", "study=it: 5: is neither an option nor an overr"),
+        ("arms: [scope=micro]\noverrides: [seed=0, seed=1]", "study=it: seed: is set twice (seed="),
+        ("arms: [scope=micro]\nsizes: {cpu: [sede=0]}", "study=it: sede=0: no such key; did you "),
         ("arms: []", "study.arms=[]: is empty; give at least one"),
         ("", "study.arms=[]: is empty; give at least one"),
+        (
+            "arms: ['scope=\"micro']",
+            'study.arms=scope="micro: does not parse (No closing quotation); correct study=it',
+        ),
         ("arms: [", "study=it: expected the node content, but found '<stream end>' in line 1; "),
     ],
 )
@@ -248,7 +256,7 @@ def test_an_experiment_goes_over_a_records_config_and_under_what_is_typed(
         ("a: [", "cannot be used (expected the node content, but found '<stream end>' in line 1)"),
         ("seed: 1\nseed: 2", "cannot be used (found duplicate key seed in line 2)"),
         ("a: !!python/object/apply:os.getcwd []", "cannot be used (could not determine a constru"),
-        ("a: &a [1]\nb: [*a, *a]", "cannot be used (has a YAML alias, which a record never has)"),
+        ("a: &a [1]\nb: [*a, *a]", "cannot be used (has a YAML alias, which no config needs)"),
         ("model: {topk: 2}", "model.topk=2: no such key; did you mean model.top_k?"),
         ("model: {top_k: two}", "model.top_k=two: must be a whole number, written out"),
         ("model: 3", "model=3: no such key"),
@@ -336,15 +344,6 @@ def test_a_grid_is_composed_from_few_reads(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("moebench.config.compose.hydra_compose", None)  # none from here on
     for job in composer.expand(["model=smoke", "scope=micro", "seed=range(0,50)"]):
         assert composer.compose(job).scope == "micro"
-
-
-def test_where_conf_is() -> None:
-    assert (shipped_conf() / "config.yaml").is_file()
-
-
-def test_groups_come_from_the_defaults_list_and_not_from_folders() -> None:
-    assert set(COMPOSER.groups) >= {"model", "scope", "loss", "data", "optim", "experiment"}
-    assert "study" not in COMPOSER.groups
 
 
 def test_the_schema_is_what_a_composed_config_is() -> None:

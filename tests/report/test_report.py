@@ -321,7 +321,7 @@ def test_nothing_finished_is_one_line_with_what_there_is(runs: Path, run: Make) 
 
 def test_an_unknown_format_is_refused(runs: Path, run: Make) -> None:
     run(runs, "micro")
-    with pytest.raises(ConfigError, match="format=xml: must be one of table, md, csv, json"):
+    with pytest.raises(ConfigError, match="--format xml: must be one of table, md, csv, json"):
         make_report([runs]).render("xml")
 
 

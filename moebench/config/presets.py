@@ -1,0 +1,117 @@
+"""What there is to choose from: the keys, the groups and their presets, found without Hydra.
+
+The command line completes words from here, so nothing slow is imported.
+"""
+
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moebench.config.schema import ExperimentConfig, StudyConfig, knobs
+from moebench.config.untrusted import read_text
+from moebench.errors import ConfigError
+
+KNOBS = {key: each for key, each, _ in knobs(ExperimentConfig())}
+# The name of a study is that of its preset.
+STUDY_KNOBS = {f"study.{key}": each for key, each, _ in knobs(StudyConfig()) if key != "name"}
+
+STUDY = "study"  # a folder of presets that is no group: a study is no part of a run's config
+DEFAULT_STUDY = "scope"
+NO_EXPERIMENT = "experiment=null"
+
+
+def shipped_conf() -> Path:
+    """The `conf/` that moebench ships: inside an installed package, else beside the checkout's."""
+    inside = Path(str(files("moebench"))) / "conf"
+    return inside if inside.is_dir() else inside.parent.parent / "conf"
+
+
+class Presets:
+    """The presets in the shipped `conf/`, or in that and an overlay of the user's own.
+
+    An overlay adds presets and never shadows one. Only what lies where a preset can lie is looked
+    at, so that a folder that holds much else costs nothing.
+
+    Raises ConfigError for an overlay that is no folder, has no presets, shadows a shipped one or
+    holds YAML that is unsafe to read.
+
+    Attributes:
+        groups: what an override can choose a preset of, in the order of `config.yaml`.
+    """
+
+    def __init__(self, overlay: Path | None = None) -> None:
+        self.conf = shipped_conf()
+        self.roots = [self.conf]
+        # An empty group is a folder that neither git nor a wheel keeps, so folders do not tell.
+        self.groups = tuple(default_presets(self.conf))
+        self._choices: dict[str, list[str]] = {}
+        if overlay is not None:
+            self._check(overlay)
+            self.roots.append(overlay.resolve())
+
+    def choices(self, group: str) -> list[str]:
+        """The presets of a group, or of STUDY, sorted."""
+        if group not in self._choices:
+            found = {path.stem for root in self.roots for path in _presets(root / group)}
+            self._choices[group] = sorted(found)
+        return self._choices[group]
+
+    def path(self, group: str, preset: str) -> Path:
+        """The file of a preset that is one of `choices`."""
+        paths = (root / group / f"{preset}.yaml" for root in self.roots)
+        return next(path for path in paths if path.is_file())
+
+    def _check(self, overlay: Path) -> None:
+        said = f"--config-dir {overlay}"
+        if not overlay.is_dir():
+            raise ConfigError(f"{said}: is not a folder; name one with presets")
+        own = [path for group in (*self.groups, STUDY) for path in _presets(overlay / group)]
+        # The schema is no file, but would be one if there were a file of its name.
+        for path in [overlay / "config.yaml", overlay / "schema.yaml", *own]:
+            name = path.relative_to(overlay)
+            if path.exists() and (len(name.parts) == 1 or (self.conf / name).exists()):
+                raise ConfigError(f"{said}: {name} would shadow the shipped preset; rename it")
+        if not own:
+            raise ConfigError(
+                f"{said}: holds no presets; put each in a folder of its group, as in "
+                f"{overlay / 'model' / 'mine.yaml'}"
+            )
+        for path in own:
+            try:
+                read_text(path)
+            except (yaml.YAMLError, OSError):
+                continue  # said when it is chosen
+            except ValueError as error:
+                name = path.relative_to(overlay)
+                raise ConfigError(f"{said}: {name} {error}; correct the preset") from None
+
+
+def default_presets(conf: Path) -> dict[str, str | None]:
+    """The groups of presets in the order of `config.yaml`, with what it chooses of each."""
+    layers: list[Any] = yaml.safe_load((conf / "config.yaml").read_bytes())["defaults"]
+    return {
+        group: each for layer in layers if isinstance(layer, dict) for group, each in layer.items()
+    }
+
+
+def opening(preset: Path) -> str:
+    """The first sentence of the comment that opens a preset."""
+    comment = []
+    for line in preset.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @"):  # a directive for Hydra
+            comment.append(line.removeprefix("#").strip())
+    text = " ".join(comment)
+    sentence = re.match(r".*?[.?!](?=\s|$)", text)
+    return sentence[0] if sentence else text
+
+
+def _presets(folder: Path) -> Iterator[Path]:
+    """The presets in a folder, sorted, without what editors leave there under hidden names."""
+    paths = sorted(folder.glob("*.yaml"))
+    yield from (path for path in paths if path.is_file() and not path.name.startswith("."))

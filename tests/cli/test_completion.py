@@ -1,0 +1,165 @@
+"""What a shell is offered when Tab is pressed, and that a real one takes it."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moebench.config.presets import KNOBS, Presets
+from moebench.report import FORMATS
+from tests.calls import Call
+
+SCOPES, STUDIES = (Presets().choices(group) for group in ("scope", "study"))
+Offered = Callable[[str], list[str]]
+
+
+@pytest.fixture
+def offered(call: Call, monkeypatch: pytest.MonkeyPatch) -> Offered:
+    """The words offered at the end of a line, as zsh and fish, which keep `key=value`, ask."""
+    monkeypatch.setenv("_MOEBENCH_COMPLETE", "complete_fish")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+
+    def made(line: str) -> list[str]:
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
+        result = call()
+        assert (result.code, result.err) == (0, "")
+        return [each.partition("\t")[0] for each in result.out.splitlines() if each]
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("moebench tr", ["train"]),
+        ("moebench data pre", ["prepare"]),
+        ("moebench train --re", ["--resume"]),
+        ("moebench train xyz", []),
+        # keys: several wait behind their =, one alone goes on to its values
+        ("moebench train train.", ["train.steps=", "train.precision=", "train.eval_every="]),
+        ("moebench train train.st", ["train.steps=", "train.steps=400"]),
+        ("moebench train sco", ["scope=", *(f"scope={each}" for each in SCOPES)]),
+        ("moebench train study", []),
+        # values
+        ("moebench train scope=", [f"scope={each}" for each in SCOPES]),
+        ("moebench train scope=mi", ["scope=micro"]),
+        ("moebench train model=tiny scope=mi", ["scope=micro"]),
+        ("moebench train --resume scope=mi", ["scope=micro"]),
+        ("moebench train train.precision=", ["train.precision=fp32", "train.precision=bf16"]),
+        ("moebench train router.renormalize=", ["router.renormalize=true"]),
+        ("moebench train run.threads=", ["run.threads=null"]),
+        ("moebench train seed=", ["seed=0"]),
+        ("moebench train scope=micro,g", []),
+        # sweeps
+        ("moebench sweep scope=micro,g", ["scope=micro,global"]),
+        ("moebench sweep scope=micro,mi", []),
+        ("moebench sweep study=", [f"study={each}" for each in STUDIES]),
+        ("moebench sweep study.size=", ["study.size=quick", "study.size=cpu", "study.size=gpu"]),
+        ("moebench sweep study=demo study.size=", ["study.size=cpu"]),
+        ("moebench sweep study=nope study.size=", []),
+        ("moebench report --format ", list(FORMATS)),
+    ],
+)
+def test_words_are_offered(offered: Offered, line: str, words: list[str]) -> None:
+    assert offered(line)[: len(words) or None] == words
+
+
+def test_every_key_and_group_is_offered(offered: Offered) -> None:
+    words = {each.removesuffix("=") for each in offered("moebench train ")}
+    assert words == {*KNOBS, *Presets().groups}
+
+
+def test_the_presets_of_an_overlay_are_offered(offered: Offered) -> None:
+    Path("mine/model").mkdir(parents=True)
+    Path("mine/model/wide.yaml").write_text("# Wide, [not] `$(so)` deep.\n")
+    Path("mine/model/$(date).yaml").touch()
+    assert offered("moebench train --config-dir mine model=w") == ["model=wide"]
+    assert not any("$" in each for each in offered("moebench train --config-dir mine model="))
+    assert offered("moebench train --config-dir nope model=w") == []
+
+
+def test_folders_runs_and_studies_are_offered(offered: Offered) -> None:
+    for name in ("micro-s0-1", "global-s0-2", ".global.old", "$(date)-s0-3"):
+        Path("runs", name).mkdir(parents=True)
+        Path("runs", name, "config.yaml").touch()
+    for name in ("demo-1a", "demo-2b", "other-3c"):
+        Path("runs/studies", name).mkdir(parents=True)
+        Path("runs/studies", name, "plan.json").touch()
+    for command in ("verify", "report"):
+        found = offered(f"moebench {command} runs/")
+        assert found == offered(f"moebench {command} ") == ["runs/global-s0-2", "runs/micro-s0-1"]
+    Path("runs").rename("elsewhere")
+    assert offered("moebench verify ") == []
+    assert offered("moebench verify --runs-dir elsewhere ") == offered("moebench verify elsewhere/")
+    found = offered("moebench report --runs-dir elsewhere --study de")
+    assert found == ["demo", "demo-1a", "demo-2b"]
+    assert offered("moebench train data.path=") == ["data.path=elsewhere"]
+
+
+def test_a_meaning_is_one_line_that_a_shell_can_evaluate(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mine/model").mkdir(parents=True)
+    Path("mine/model/it.yaml").write_text(f"# \\$(date) `date` [/x] \x1b {'long ' * 99}.\n")
+    monkeypatch.setenv("_MOEBENCH_COMPLETE", "complete_zsh")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "moebench train --config-dir mine model=it")
+    result = call()
+    assert result.err == ""
+    assert result.out.startswith("""_arguments '*: :(("model=it":"/(date) date (/x) """)
+    assert result.out.count("\n") == 1
+    assert not {"$", "`", "\x1b", "\\"} & {*result.out}
+
+
+def test_completing_imports_nothing_heavy() -> None:
+    code = (
+        "import os, sys, moebench.cli\n"
+        "os.environ |= {'_MOEBENCH_COMPLETE': 'complete_bash', 'COMP_CWORD': '2',\n"
+        "               'COMP_WORDS': 'moebench\\ntrain\\nsco'}\n"
+        "try: moebench.cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'hydra', 'omegaconf', 'rich', 'tensorboard'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["scope=", *(f"scope={each}" for each in SCOPES)]
+
+
+# bash makes three words of key=value unless COMP_WORDBREAKS lacks the =
+IN_BASH = {
+    "train scope = mi": ["micro"],
+    "train scope =": SCOPES,
+    "train scope=mi": ["scope=micro"],
+    "train model = tiny scope = mi": ["micro"],
+    "train seed = 1 train.pr": [f"train.precision={'' if n == 0 else each}" for n, each in
+                                enumerate(("", "fp32", "bf16", "fp64"))],
+    "sweep scope = micro,g": ["micro,global"],
+    "sweep study = demo study.size = ": ["cpu"],
+}  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_takes_what_it_is_offered(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("_MOEBENCH_COMPLETE", "source_bash")
+        script = call().out
+    Path("bin").mkdir()
+    command = Path("bin/moebench")
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m moebench.cli "$@"\n')
+    command.chmod(0o755)
+    lines = [script, 'PATH="$PWD/bin:$PATH"']
+    for line in IN_BASH:
+        words = ["moebench", *line.split(" ")]
+        lines += [
+            f"COMP_WORDS=({' '.join(each or '``' for each in words)}) COMP_CWORD={len(words) - 1}",
+            "_moebench_completion moebench",
+            'echo "${COMPREPLY[@]}"',
+        ]
+    done = subprocess.run(
+        ["bash", "--norc", "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert [each.split() for each in done.stdout.splitlines()] == list(IN_BASH.values())

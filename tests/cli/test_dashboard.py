@@ -1,0 +1,80 @@
+"""`moebench dashboard`: the address on stdout, all else on stderr, and a clean end."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from moebench.records import Record
+from tests.calls import Call, children, is_alive
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_the_runs_are_shown_until_a_signal(call: Call, number: signal.Signals) -> None:
+    for name in ("broken", "good"):
+        record = Record(Path("runs", name))
+        record.begin("seed: 0\n", {"arm": "micro"})
+        record.append({"step": 0, "train/loss": 5.0})
+    Path("runs/broken/manifest.json").write_text("{")
+    command = [sys.executable, "-m", "moebench.cli", "dashboard", "--rebuild", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        found = json.loads("".join(process.stdout.readline() for _ in range(4)))
+        assert found["schema_version"] == 1
+        page, _, fragment = found["url"].partition("#")
+        assert fragment == "custom_scalars"
+        assert page.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(f"{page}data/logdir") as answer:
+            assert json.load(answer)["logdir"] == "runs"
+        started = children(process.pid)
+    finally:
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, "")
+    lines = err.splitlines()
+    assert lines[0] == (
+        "left as it is: runs/broken/manifest.json: is no JSON object; the record is damaged"
+    )
+    assert lines[-1] == "Ctrl-C ends it"
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 10  # TensorBoard's own helper ends once its pipe is closed
+    while any(map(is_alive, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, started))
+    assert len(list(Path("runs/good/tensorboard").iterdir())) == 1
+    with socket.socket() as free:
+        assert free.connect_ex(("127.0.0.1", int(page.split(":")[2].strip("/"))))
+
+
+def test_a_signal_before_the_page_is_there_speaks_of_no_run(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moebench.dashboard.lacking_views", interrupted)
+    result = call("dashboard")
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
+def test_a_port_in_use_is_one_line(call: Call) -> None:
+    Record(Path("runs/one")).begin("seed: 0\n", {"arm": "micro"})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "moebench.cli", "dashboard", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(rf"^error: --port: .*{port}.*; name another$", done.stderr, re.MULTILINE)

@@ -1,0 +1,212 @@
+"""`moebench train` and `verify`: a run is trained once, continued, and made afresh."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moebench.records import Record
+from tests.calls import Call
+
+
+def test_print_config_is_yaml_or_json(call: Call) -> None:
+    text = call("train", "--print-config", "model=smoke").out
+    assert text.startswith("scope: global\nbalance_bsz: 128\n")
+    Path("config.yaml").write_text(text)
+    assert call("train", "--print-config", "--config", "config.yaml").out == text
+    shown = json.loads(call("train", "--print-config", "--json", "model=smoke").out)
+    assert shown["schema_version"] == 1
+    assert shown["config"]["model"]["d_model"] == 32
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_no_run(call: Call, small: list[str]) -> None:
+    result = call("train", "--dry-run", *small)
+    assert re.fullmatch(r"runs/global-s0-[0-9a-f]{10}: 6 steps of 8 sequences\n", result.out)
+    found = json.loads(call("train", "--dry-run", "--json", *small).out)
+    assert found["run"] == result.out.split(":")[0]
+    assert (found["steps"], found["done"]) == (6, False)
+    planned = call("sweep", "--dry-run", *small, "seed=0,1")
+    assert "global (baseline)" in planned.out
+    assert max(map(len, planned.out.splitlines()[-5:])) <= 80
+    assert planned.err == ""
+    runs = json.loads(call("sweep", "--dry-run", "--json", *small, "seed=0,1").out)["runs"]
+    assert [run["state"] for run in runs] == ["waiting", "waiting"]
+    assert list(Path().iterdir()) == []
+
+
+def test_a_run_is_trained_once_continued_and_made_afresh(call: Call, small: list[str]) -> None:
+    first = call("train", "--json", *small)
+    assert first.code == 0
+    made = json.loads(first.out)
+    record = Record(Path(made["run"]))
+    assert made == {"schema_version": 1, "run": str(record.path), "summary": record.summary()}
+    assert "step 6/6" in first.err
+    assert "0.1 per router" not in first.err
+    assert re.search(r"balance loss weight [0-9.e-]+, [0-9.e-]+ per router\n", first.err)
+
+    for option in ([], ["--resume"]):
+        again = call("train", "--json", *option, *small)
+        assert (again.code, again.out) == (0, first.out)
+        assert again.err == f"{record.path}: is done already\n"
+    dry = call("train", "--dry-run", *small)
+    assert dry.out == f"{record.path}: 6 steps of 8 sequences (is done already)\n"
+    assert call("verify").out == f"{record.path}: whole and untouched\n"
+    assert call("verify", record.path, "--json").out == (
+        json.dumps({"schema_version": 1, "damage": {str(record.path): []}}, indent=2) + "\n"
+    )
+
+    (record.path / "summary.json").unlink()
+    record.set_status("stopped", step=6)
+    unfinished = call("train", *small)
+    assert (unfinished.code, unfinished.out) == (2, "")
+    assert unfinished.err.splitlines()[-1] == (
+        f"error: {record.path}: is an unfinished run; --resume goes on with it, "
+        "--force starts afresh"
+    )
+    resumed = call("train", "--resume", *small)
+    assert resumed.code == 0
+    assert str(record.path) in resumed.out
+    rows = [row["valid/nats"] for row in record.rows() if "valid/nats" in row]
+
+    (record.path / "metrics.jsonl").write_text("{}\n")
+    Path("runs/studies/sweep-0").mkdir(parents=True)
+    found = call("verify", *Path("runs").glob("*"))  # as the shell writes out runs/*
+    assert (found.code, found.out) == (1, f"{record.path}: metrics.jsonl: was changed\n")
+    assert call("train", "--force", *small).code == 0
+    assert [row["valid/nats"] for row in record.rows() if "valid/nats" in row] == rows
+    assert call("verify").code == 0
+
+
+def test_a_run_that_began_and_never_spoke_can_be_resumed(
+    call: Call, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moebench.experiment.make_state", interrupted)
+        assert call("train", *small).code == 130
+    assert len(list(Path("runs").glob("global-*"))) == 1
+    assert call("train", *small).code == 2
+    assert call("train", "--resume", *small).code == 0
+
+
+def test_a_run_that_fails_says_step_and_term(call: Call, small: list[str]) -> None:
+    result = call("train", *small, "optim.lr=1e30")
+    assert (result.code, result.out) == (1, "")
+    error = result.err.splitlines()[-1]
+    assert re.match(
+        r"error: step \d: the (cross-entropy|gradient of \S+) is (nan|not finite)", error
+    )
+    [record] = [Record(path) for path in Path("runs").glob("global-*")]
+    status = record.status()
+    assert (status["state"], f"error: {status['reason']}") == ("failed", error)
+    assert not record.is_done()
+
+
+def test_a_summary_with_hostile_content_is_shown_without_a_trace(
+    call: Call, small: list[str]
+) -> None:
+    made = json.loads(call("train", "--json", *small).out)
+    record = Record(Path(made["run"]))
+    record.seal({"valid/nats": "[/red]\x1b", "valid/ppl": [1], "seconds": 1e300})
+    result = call("train", *small)
+    assert result.code == 0
+    assert "\x1b" not in result.out
+    (record.path / "summary.json").write_text("{")
+    broken = call("train", *small)
+    assert broken.code == 2
+    assert broken.err.splitlines()[-1].endswith("is no JSON object; the record is damaged")
+
+
+def test_runs_lie_where_they_are_told_to_whatever_the_name(call: Call, small: list[str]) -> None:
+    name = "[/red] é {a} $(x)"
+    result = call("train", *small, "--runs-dir", name)
+    assert result.code == 0
+    assert result.out.startswith(f"{name}/global-s0-")
+    assert call("verify", "--runs-dir", name).code == 0
+
+
+# Identity
+
+
+def results(record: Record) -> list[dict[str, Any]]:
+    """The rows of a run without what no two runs have in common."""
+    about = ("time", "speed/", "memory/")
+    return [{k: v for k, v in row.items() if not k.startswith(about)} for row in record.rows()]
+
+
+def test_a_records_config_run_elsewhere_gives_the_same_bits(call: Call, small: list[str]) -> None:
+    made = json.loads(call("train", "--json", *small, "scope=shuffled", "seed=3").out)
+    record = Record(Path(made["run"]))
+    words = ["--config", record.path / "config.yaml", "--runs-dir", "elsewhere"]
+    again = json.loads(call("train", "--json", *words).out)
+    assert again["run"] == f"elsewhere/{record.name}"
+    assert len(results(record)) > 1
+    assert results(Record(Path(again["run"]))) == results(record)
+    tensors = list(record.path.glob("checkpoints/step-6/*.safetensors"))
+    assert tensors
+    for path in tensors:
+        assert Path("elsewhere", path.relative_to("runs")).read_bytes() == path.read_bytes()
+    other = json.loads(call("train", "--json", *words, "seed=4").out)
+    assert other["run"] != again["run"], "what is typed wins over the file"
+
+
+def test_equal_treatments_are_one_run_which_every_study_shares(
+    call: Call, small: list[str]
+) -> None:
+    made = json.loads(call("train", "--json", *small, "scope=micro").out)
+    again = call("train", "--json", *small, "scope=global", "balance_bsz=4", "run.log_every=1")
+    assert json.loads(again.out) == made
+    assert again.err == f"{made['run']}: is done already\n"
+    for arms in ("scope=micro,global", "scope=none,micro"):
+        planned = json.loads(call("sweep", "--dry-run", "--json", *small, arms).out)["runs"]
+        assert [run["state"] for run in planned if run["arm"] == "micro"] == ["done"]
+        assert [run["state"] for run in planned if run["arm"] != "micro"] == ["waiting"]
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_run_of_another_version_is_said_to_be_of_it(call: Call, small: list[str]) -> None:
+    record = Record(Path(json.loads(call("train", "--json", *small).out)["run"]))
+    manifest = record.path / "manifest.json"
+    rewrite(manifest, moebench="0.0.9", torch="2.0.0")
+    done = call("train", *small)
+    assert (done.code, done.err) == (
+        *(0, f"{record.path}: is done already, by moebench 0.0.9 and torch 2.0.0\n"),
+    )
+    (record.path / "summary.json").unlink()
+    unfinished = call("train", *small)
+    assert (unfinished.code, unfinished.out) == (2, "")
+    assert unfinished.err.splitlines()[-1] == (
+        f"error: {record.path}: is an unfinished run of moebench 0.0.9 and torch 2.0.0; --resume "
+        "goes on with it, --force starts afresh"
+    )
+    rewrite(manifest, schema_version=2)
+    for words in ([], ["--resume"]):
+        foreign = call("train", *small, *words)
+        assert (foreign.code, foreign.out) == (2, "")
+        assert foreign.err.splitlines()[-1] == (
+            f"error: {record.path}: is a record of version 2, this moebench reads version 1; "
+            "use the moebench that made it"
+        )
+    assert call("train", *small, "--force").code == 0
+    assert record.manifest()["moebench"] != "0.0.9"
+
+
+def test_a_run_that_is_not_there_cannot_be_gone_on_with(call: Call, small: list[str]) -> None:
+    result = call("train", "--resume", *small)
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(
+        r"error: runs/global-s0-\w+: there is no such run to go on with; start it without "
+        r"--resume\n",
+        result.err,
+    )
+    assert list(Path().iterdir()) == []
+    Record(Path("runs/micro-s0-1")).begin("seed: 0\n", {})
+    result = call("train", "--resume", *small)
+    assert "to go on with; unfinished are micro-s0-1; start it without --resume\n" in result.err
