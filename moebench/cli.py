@@ -145,11 +145,12 @@ def sweep(
     from rich.console import Console
 
     from moebench.config.compose import Composer
+    from moebench.machine import usable_cores
     from moebench.progress import SweepDisplay, console, say
     from moebench.study import LocalLauncher, make_plan
 
     plan, _ = make_plan(Composer(config_dir), overrides or [], progress=say)
-    launcher = LocalLauncher(plan, runs_dir, jobs or len(os.sched_getaffinity(0)))
+    launcher = LocalLauncher(plan, runs_dir, jobs or usable_cores())
     _print_plan(plan, launcher, Console() if dry_run and not as_json else console())
     if not dry_run:
         plan.write(runs_dir)

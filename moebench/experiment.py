@@ -26,6 +26,7 @@ from moebench.config.schema import ExperimentConfig, RunConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
+from moebench.machine import usable_cores
 from moebench.metrics.load import random_max_violation
 from moebench.records import Record
 from moebench.tensorboard import View
@@ -199,7 +200,7 @@ def _execution(wanted: RunConfig, record: Record | None) -> RunConfig:
     return replace(
         wanted,
         device="cuda" if there and wanted.device != "cpu" else "cpu",
-        threads=wanted.threads or len(os.sched_getaffinity(0)),
+        threads=wanted.threads or usable_cores(),
     )
 
 
