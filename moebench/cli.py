@@ -84,6 +84,7 @@ def train(
         _print_json(to_dict(made)) if as_json else print(to_yaml(made), end="")
         return
     from moebench.config.identity import run_name
+    from moebench.data.batches import check_epochs
     from moebench.data.corpus import prepare
     from moebench.records import Record
 
@@ -91,6 +92,8 @@ def train(
     record = Record(runs_dir / run_name(made, corpus.content_hash))
     if dry_run:
         steps, done = made.train.steps, record.is_done()
+        if not done:
+            check_epochs(corpus, made)
         if as_json:
             said = {"run": str(record.path), "steps": steps, "done": done}
             _print_json({"schema_version": 1, **said})

@@ -66,14 +66,7 @@ def run_experiment(
     record = Record(runs_dir / run_name(config, corpus.content_hash))
     if record.is_done() and not force:
         return record
-    check_epochs(
-        corpus,
-        seq_len=config.seq_len,
-        micro_bsz=config.micro_bsz,
-        global_bsz=config.global_bsz,
-        steps=config.train.steps,
-        max_epochs=config.data.max_epochs,
-    )
+    check_epochs(corpus, config)
     with _lock(record):
         if record.is_done() and not force:
             return record

@@ -145,14 +145,7 @@ def make_plan(
     jobs: dict[str, Job] = {}
     for cell, config in configs:
         corpus = corpora[_data_key(config.data)]
-        check_epochs(
-            corpus,
-            seq_len=config.seq_len,
-            micro_bsz=config.micro_bsz,
-            global_bsz=config.global_bsz,
-            steps=config.train.steps,
-            max_epochs=config.data.max_epochs,
-        )
+        check_epochs(corpus, config)
         run = run_name(config, corpus.content_hash)
         if run not in jobs:  # two ways of writing one treatment are one run
             jobs[run] = Job(

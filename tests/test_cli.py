@@ -425,6 +425,17 @@ def test_a_dry_run_says_what_would_be_done_and_writes_no_run(call: Call, small: 
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["sweep", "seed=0,1"]])
+def test_text_that_would_be_read_too_often_is_refused_before_anything_begins(
+    call: Call, small: list[str], command: list[str]
+) -> None:
+    small.remove("train.steps=6")
+    result = call(*command, *small, "train.steps=100000")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines()[-1].startswith("error: data.max_epochs=4: train.steps=100000 ")
+    assert list(Path().iterdir()) == []
+
+
 def test_a_run_is_trained_once_continued_and_made_afresh(call: Call, small: list[str]) -> None:
     first = call("train", "--json", *small)
     assert first.code == 0
