@@ -563,7 +563,7 @@ def test_a_grid_is_trained_and_a_second_sweep_does_nothing(
     before = {
         path: path.stat().st_mtime_ns for record in records for path in record.path.rglob("*")
     }
-    monkeypatch.setattr("moebench.study.subprocess.Popen", refuse)
+    monkeypatch.setattr("subprocess.Popen", refuse)
     second = call(*words, "--json")
     assert second.code == 0
     assert [run["state"] for run in json.loads(second.out)["runs"]] == ["done", "done"]

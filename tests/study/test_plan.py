@@ -21,9 +21,9 @@ from moebench.study import (
     Plan,
     make_plan,
     read_plan,
-    run_job,
     state_of,
 )
+from moebench.study.__main__ import run_job
 
 Small = Callable[..., list[str]]
 STUDY = """\
@@ -340,7 +340,7 @@ def begun(launcher: LocalLauncher, looks: Iterator[None]) -> list[int]:
 def test_closing_a_launcher_ends_its_processes_and_says_so(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str
 ) -> None:
-    monkeypatch.setattr("moebench.study.PATIENCE", 0.5)
+    monkeypatch.setattr("moebench.study.plan.PATIENCE", 0.5)
     script.write(f"signal.signal(signal.SIGTERM, {handler})\nsay('running')\ntime.sleep(60)")
     plan = a_plan(3)
     plan.write(tmp_path / "runs")

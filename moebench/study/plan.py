@@ -6,7 +6,6 @@ stops when the process PARENT is gone. A second sweep over the same plan does on
 Planning imports no torch.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -14,19 +13,18 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moebench.config.compose import Composer, from_dict, to_dict
+from moebench.config.compose import Composer, to_dict
 from moebench.config.identity import arm_hash, label, run_name
 from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
-from moebench.errors import ConfigError, MoebenchError, RecordError
+from moebench.errors import ConfigError, RecordError
 from moebench.records import SCHEMA_VERSION, Record, printable, write_json
 
 DEFAULT_STUDY = "scope"
@@ -326,46 +324,3 @@ def _how_it_ended(code: int, log: Path) -> str:
         return f"killed by signal {-code} ({signal.strsignal(-code)})"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return printable(lines[-1].removeprefix("error: ")) if lines else f"exit code {code}"
-
-
-def run_job(plan_path: Path, number: int) -> int:
-    """Run one job of a plan in this process; returns its exit code.
-
-    A record that is there and unfinished is continued, one that is done is left as it is.
-    """
-    try:
-        plan = read_plan(plan_path)
-        job = plan.jobs[number]
-        config = from_dict(job.config)
-        if config.run.threads is None:
-            config = replace(config, run=replace(config.run, threads=1))
-        corpus = prepare(config.data)
-        if run_name(config, corpus.content_hash) != job.run:
-            raise RecordError(f"{job.run}: the data has changed since the plan; sweep again")
-        from moebench.experiment import run_experiment  # torch, only here
-
-        run_experiment(config, corpus, plan_path.parents[2], resume=True)
-    except MoebenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def _end_with(parent: int) -> None:
-    """Stop this process when the one that started it is gone, whatever killed it."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-if __name__ == "__main__":
-    path, number, *parent = sys.argv[1:]
-    if parent:
-        _end_with(int(parent[0]))
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(run_job(Path(path), int(number)))
-    sys.exit(130)
