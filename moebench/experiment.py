@@ -1,7 +1,9 @@
 """One config becomes one record: prepare, train, evaluate, seal."""
 
+import errno
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -10,14 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
+from safetensors import SafetensorError
 
 import moebench
 from moebench.config.compose import to_yaml
@@ -26,6 +28,7 @@ from moebench.config.schema import ExperimentConfig, RunConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
+from moebench.lock import hold
 from moebench.machine import usable_cores
 from moebench.metrics.load import random_max_violation
 from moebench.records import Record
@@ -35,6 +38,11 @@ from moebench.train.loop import SETTLED, Event, State, make_state, train
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = ("valid/", "tune/", "specialization/", "load/max_vio_global", "load/utilization/")
+# Errors that say of what is written: no room, not allowed, or a broken disk.
+UNWRITABLE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+}
 HEARTBEAT = 0.5  # seconds between updates of status.json
 
 
@@ -58,8 +66,9 @@ def run_experiment(
         on_event: called after each step.
 
     Raises:
-        RecordError: if there is an unfinished record and neither `resume` nor `force`, or if
-            another process is at it.
+        RecordError: if there is an unfinished record and neither `resume` nor `force`, or if the
+            record cannot be written.
+        LockedError: if another process trains it.
         TrainingError: if the run cannot go on; its record then says failed, and why.
         Stopped: on SIGINT, SIGTERM or SIGUSR1, after a checkpoint; the run can be resumed.
     """
@@ -67,7 +76,7 @@ def run_experiment(
     if record.is_done() and not force:
         return record
     check_epochs(corpus, config)
-    with _lock(record):
+    with hold(record):
         if record.is_done() and not force:
             return record
         if record.exists() and force:
@@ -113,12 +122,13 @@ def _run(
 
     def end(status: str, reason: str) -> None:
         if not record.is_done():  # what comes after the seal takes nothing back
-            tell(status, reason=reason)
+            with suppress(OSError):  # of a full disk, `reason` tells
+                tell(status, reason=reason)
 
     manifest = describe(config, corpus, device)
-    if not resumed:
-        record.begin(to_yaml(config), manifest)
     try:
+        if not resumed:
+            record.begin(to_yaml(config), manifest)
         with _signals() as stop:
             state = make_state(config, corpus.vocab_size, device)
             kept = steps_kept(checkpoints)
@@ -162,6 +172,11 @@ def _run(
                 f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
                 f"{device} ({str(error).splitlines()[0]}); take a smaller divisor of global_bsz, "
                 "or a smaller model"
+            )
+        elif why := _cannot_write(error, record):
+            error = TrainingError(
+                f"{record.path}: cannot be written ({why}); mend that, and --resume goes on from "
+                "the last checkpoint"
             )
         said = (
             str(error) if isinstance(error, MoebenchError) else f"{type(error).__name__}: {error}"
@@ -219,6 +234,17 @@ def _is_out_of_memory(error: Exception) -> bool:
         return True
     # torch has no type of its own for a CPU that cannot allocate
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _cannot_write(error: Exception, record: Record) -> str:
+    """Why the system let nothing more be written to a record; empty if that is not the error."""
+    if isinstance(error, SafetensorError):  # which tells of the system's error in words alone
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        return os.strerror(int(number[1])) if number else ""
+    if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
+        return ""
+    inside = error.filename is None or Path(error.filename).is_relative_to(record.path)
+    return os.strerror(error.errno) if inside else ""
 
 
 def _seal(config: ExperimentConfig, record: Record, state: State, seconds: float) -> None:
@@ -295,26 +321,6 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
         "command": shlex.join(["moebench", *sys.argv[1:]]),
         "start": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-@contextmanager
-def _lock(record: Record) -> Iterator[None]:
-    locks = record.path.parent / ".locks"
-    try:
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(locks / f"{record.name}.lock")
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise RecordError(f"{record.path}: another process is training it; wait for it") from None
-    except OSError as error:
-        raise RecordError(
-            f"{record.path.parent}: cannot be written ({error.strerror}); "
-            "name another directory with --runs-dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

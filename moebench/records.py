@@ -6,6 +6,7 @@ atomically), `metrics.jsonl` (a row a logged step), `routing/step-N.npz` (an eva
 its sha256. `tensorboard/` and the report are views of these files and can be made again.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -57,6 +58,15 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def cannot_write(path: Path, error: OSError) -> RecordError:
+    """What to tell of a directory of runs in which nothing can be kept."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free some space, or name" if full else "name"
+    return RecordError(
+        f"{path}: cannot be written ({error.strerror}); {remedy} another directory with --runs-dir"
+    )
 
 
 def sha256(path: Path) -> str:

@@ -1,21 +1,15 @@
-"""Arms x seeds become a plan, and the plan's jobs become records, each in a process of its own.
+"""Arms x seeds become a plan: every run is composed and checked before the first one starts.
 
-The plan is a file: `runs/studies/<name>-<hash>/plan.json`, a list of runs. A job needs only that
-file and its id, so any launcher can start it: `python -m moebench.study PLAN ID [PARENT]`, which
-stops when the process PARENT is gone. A second sweep over the same plan does only what is not done.
-Planning imports no torch.
+A plan is a file: `runs/studies/<name>-<hash>/plan.json`, a list of runs. A job needs only that file
+and its id, so any launcher can start it. Planning imports no torch.
 """
 
+import difflib
 import hashlib
 import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Collection, Generator, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +19,19 @@ from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, RecordError
-from moebench.records import SCHEMA_VERSION, Record, printable, write_json
+from moebench.records import SCHEMA_VERSION, cannot_write, printable, write_json
 
 DEFAULT_STUDY = "scope"
-POLL = 0.2  # seconds between looks at the processes
-PATIENCE = 10.0  # seconds that processes get to stop in
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a plan."""
+    """One run of a plan.
+
+    Attributes:
+        id: place of `run` among the names of the plan's runs, so that sweeps that list the same
+            runs in another order mean the same ones.
+    """
 
     id: int
     run: str
@@ -56,6 +53,13 @@ class Plan:
     primary: str
     jobs: tuple[Job, ...]
 
+    def job(self, number: int) -> Job:
+        """The job of an id; RecordError if there is none."""
+        for job in self.jobs:
+            if job.id == number:
+                return job
+        raise RecordError(f"{number}: no such job in the plan {self.slug}")
+
     @property
     def slug(self) -> str:
         """`<name>-<hash>`; the hash covers the runs and what they are compared for."""
@@ -73,10 +77,7 @@ class Plan:
         try:
             write_json(path, {"schema_version": SCHEMA_VERSION, **content, "runs": runs})
         except OSError as error:
-            raise RecordError(
-                f"{runs_dir}: cannot be written ({error.strerror}); "
-                "name another directory with --runs-dir"
-            ) from None
+            raise cannot_write(runs_dir, error) from None
         return path
 
 
@@ -89,6 +90,25 @@ def read_plan(path: Path) -> Plan:
         return Plan(**{key: content[key] for key in known}, jobs=tuple(jobs))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{path}: is not a plan ({type(error).__name__}: {error})") from None
+
+
+def find_plan(runs_dir: Path, name: str | None = None) -> Plan:
+    """The plan that was swept last, of those of a study or of that name; None takes any.
+
+    Raises:
+        RecordError: if there is none, naming the nearest.
+    """
+    found = {path.parent.name: path for path in runs_dir.glob("studies/*/plan.json")}
+    studies = {each: each.rpartition("-")[0] for each in found}
+    paths = [path for each, path in found.items() if name in (None, each, studies[each])]
+    if paths:
+        return read_plan(max(paths, key=lambda path: path.stat().st_mtime))
+    if not found or name is None:
+        raise RecordError(f"{runs_dir}: no sweep was started here; moebench sweep starts one")
+    known = sorted({*found, *studies.values()})
+    near = difflib.get_close_matches(name, known, n=3) or sorted(set(studies.values()))
+    there = ", ".join(near)
+    raise RecordError(printable(f"{name}: no such study in {runs_dir}; there are {there}"))
 
 
 def make_plan(
@@ -147,7 +167,7 @@ def make_plan(
         run = run_name(config, corpus.content_hash)
         if run not in jobs:  # two ways of writing one treatment are one run
             jobs[run] = Job(
-                id=len(jobs),
+                id=-1,  # given below, when all are known
                 run=run,
                 arm=label(config),
                 arm_hash=arm_hash(config, corpus.content_hash),
@@ -155,6 +175,7 @@ def make_plan(
                 overrides=tuple(cell),
                 config=to_dict(config),
             )
+    ids = {run: number for number, run in enumerate(sorted(jobs))}
     labels = [job.arm for job in jobs.values()]
     baseline = study.baseline if study else ("micro" if "micro" in labels else labels[0])
     if baseline not in labels:
@@ -168,7 +189,7 @@ def make_plan(
         size=study.size if study else "",
         baseline=baseline,
         primary=study.primary if study else "valid/nats",
-        jobs=tuple(jobs.values()),
+        jobs=tuple(replace(job, id=ids[run]) for run, job in jobs.items()),
     )
     return plan, list(corpora.values())
 
@@ -204,123 +225,3 @@ def _merge(groups: Collection[str], *layers: Iterable[str]) -> list[str]:
         }
         kept |= new
     return list(kept.values())
-
-
-def state_of(record: Record) -> dict[str, Any]:
-    """The status of a run, `waiting` if it has none that can be read."""
-    try:
-        return record.status()
-    except RecordError:
-        return {"state": "waiting", "step": 0}
-
-
-def _is_alive(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (OSError, TypeError, ValueError, OverflowError):
-        return False
-    return True
-
-
-@dataclass
-class _Running:
-    job: Job
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
-class LocalLauncher:
-    """Runs the jobs of a plan as one-thread processes on this machine, `workers` at a time.
-
-    Iterate over `run()`; it yields after each look at the processes, so that the caller can draw.
-    Closing it stops them. A job that fails, in whatever way, leaves the others.
-
-    Attributes:
-        failed: the jobs that did not finish, with the reason of each.
-    """
-
-    def __init__(self, plan: Plan, runs_dir: Path, workers: int) -> None:
-        self.plan = plan
-        self.runs_dir = runs_dir
-        self.workers = workers
-        self.path = plan.path(runs_dir)
-        self.waiting = [job for job in plan.jobs if not self.record(job).is_done()]
-        self.running: list[_Running] = []
-        self.failed: list[tuple[Job, str]] = []
-
-    def record(self, job: Job) -> Record:
-        return Record(self.runs_dir / job.run)
-
-    def run(self) -> Generator[None]:
-        try:
-            while self.waiting or self.running:
-                while self.waiting and len(self.running) < self.workers:
-                    self.running.append(self._start(self.waiting.pop(0)))
-                yield
-                time.sleep(POLL)
-                for each in list(self.running):
-                    if each.process.poll() is not None:
-                        self.running.remove(each)
-                        self._finish(each)
-            yield
-        finally:
-            self._end_all()
-
-    def _start(self, job: Job) -> _Running:
-        log = self.path.parent / "logs" / f"{job.run}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        # The same code as here: what lies in the working directory counts only if it counts here.
-        python = [sys.executable, *(["-P"] if os.getcwd() not in sys.path[:1] else [])]
-        words = [str(self.path.resolve()), str(job.id), str(os.getpid())]
-        with open(log, "wb") as output:
-            process = subprocess.Popen(
-                [*python, "-m", "moebench.study", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **threads},
-                # A group of its own: Ctrl-C reaches the sweep alone, which then ends its jobs.
-                start_new_session=True,
-            )
-        return _Running(job, process, log)
-
-    def _finish(self, each: _Running) -> None:
-        """Note a job whose process ended without finishing it, and why."""
-        if not self.record(each.job).is_done():
-            how = _how_it_ended(each.process.returncode, each.log)
-            self.failed.append((each.job, self._last_word(each, "failed", how)))
-
-    def _last_word(self, each: _Running, state: str, reason: str) -> str:
-        """Why an ended process did not finish: as it said itself, else `reason`, put on record."""
-        record = self.record(each.job)
-        status = state_of(record)
-        speaker = status.get("pid")
-        if speaker == each.process.pid and status["state"] in ("failed", "stopped"):
-            return str(status.get("reason"))
-        elsewhere = status["state"] == "running" and speaker != each.process.pid
-        if record.exists() and not (elsewhere and _is_alive(speaker)):
-            steps = each.job.config["train"]["steps"]
-            record.set_status(state, step=status["step"], steps=steps, reason=reason)
-        return reason
-
-    def _end_all(self) -> None:
-        """Ask every process to stop at its next step, and end those that do not in time."""
-        for each in self.running:
-            each.process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
-        for each in self.running:
-            try:
-                each.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                each.process.kill()
-                each.process.wait()
-            if not self.record(each.job).is_done():
-                self._last_word(each, "stopped", "ended with the sweep; sweep again to go on")
-
-
-def _how_it_ended(code: int, log: Path) -> str:
-    if code < 0:
-        return f"killed by signal {-code} ({signal.strsignal(-code)})"
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return printable(lines[-1].removeprefix("error: ")) if lines else f"exit code {code}"
