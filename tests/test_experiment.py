@@ -6,7 +6,6 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from moebench.errors import DataError, RecordError, Stopped, TrainingError
 from moebench.experiment import run_experiment
 from moebench.records import Record, find_records
 from moebench.train.loop import Event, make_model
+from tests.results import measured, results
 
 COMPOSER = Composer()
 SMALL = (
@@ -54,18 +54,6 @@ def compose(text_folder: Path) -> Compose:
 @pytest.fixture
 def corpus(compose: Compose) -> Corpus:
     return prepare(compose().data)
-
-
-def measured(record: Record) -> list[dict[str, Any]]:
-    """The rows without what depends on the clock or the process."""
-    return [
-        {
-            key: value
-            for key, value in row.items()
-            if not key.startswith(("speed/", "memory/", "time"))
-        }
-        for row in record.rows()
-    ]
 
 
 def weights(record: Record, step: int = 12) -> dict[str, torch.Tensor]:
@@ -199,9 +187,7 @@ def test_resuming_equals_never_having_stopped(
     with pytest.raises(RecordError, match="--resume goes on with it"):
         run_experiment(config, corpus, tmp_path / "cut")
     run_experiment(config, corpus, tmp_path / "cut", resume=True)
-    assert measured(record) == measured(whole)
-    assert same_weights(record, whole)
-    assert record.damage() == []
+    assert results(record) == results(whole)
 
 
 def test_rows_after_the_last_checkpoint_are_made_again(
@@ -224,8 +210,7 @@ def test_rows_after_the_last_checkpoint_are_made_again(
         file.write('{"step": 8, "train/lo')
     assert record.rows()[-1]["step"] == 7
     run_experiment(compose(), corpus, tmp_path / "cut", resume=True)
-    assert measured(record) == measured(whole)
-    assert same_weights(record, whole)
+    assert results(record) == results(whole)
 
 
 def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
