@@ -183,7 +183,7 @@ def sweep(
     from moebench.machine import usable_cores
     from moebench.progress import SweepDisplay, console, say
     from moebench.study import LocalLauncher, find_plan, make_plan
-    from moebench.study.status import look, render
+    from moebench.study.status import look, render, without_run
 
     words = overrides or []
     if status and dry_run:
@@ -212,7 +212,7 @@ def sweep(
         where = [] if runs_dir == RUNS else ["--runs-dir", str(runs_dir)]
         say(shlex.join(["moebench", "report", "--study", plan.slug, *where]) + " compares the runs")
     for job, reason in launcher.failed:
-        _say_error(f"{job.run}: {reason}")
+        _say_error(f"{job.run}: {without_run(job.run, reason)}")
     if launcher.failed:
         raise typer.Exit(3)
 

@@ -31,18 +31,14 @@ from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, Tr
 from moebench.lock import hold
 from moebench.machine import usable_cores
 from moebench.metrics.load import random_max_violation
-from moebench.records import Record
+from moebench.records import FULL, Record
 from moebench.tensorboard import View
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.loop import SETTLED, Event, State, make_state, train
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = ("valid/", "tune/", "specialization/", "load/max_vio_global", "load/utilization/")
-# Errors that say of what is written: no room, not allowed, or a broken disk.
-UNWRITABLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
-}
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # to write, by rights or a fault
 HEARTBEAT = 0.5  # seconds between updates of status.json
 
 
@@ -173,10 +169,11 @@ def _run(
                 f"{device} ({str(error).splitlines()[0]}); take a smaller divisor of global_bsz, "
                 "or a smaller model"
             )
-        elif why := _cannot_write(error, record):
+        elif number := _cannot_write(error, record):
+            remedy = "free some space" if number in FULL else "see that it can be"
             error = TrainingError(
-                f"{record.path}: cannot be written ({why}); mend that, and --resume goes on from "
-                "the last checkpoint"
+                f"{record.path}: cannot be written ({os.strerror(number)}); {remedy}, and "
+                "--resume goes on from the last checkpoint"
             )
         said = (
             str(error) if isinstance(error, MoebenchError) else f"{type(error).__name__}: {error}"
@@ -236,15 +233,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
-def _cannot_write(error: Exception, record: Record) -> str:
-    """Why the system let nothing more be written to a record; empty if that is not the error."""
-    if isinstance(error, SafetensorError):  # which tells of the system's error in words alone
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        return os.strerror(int(number[1])) if number else ""
-    if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
-        return ""
+def _cannot_write(error: Exception, record: Record) -> int:
+    """The system's number for why a record cannot be written; 0 for any other error."""
+    if isinstance(error, SafetensorError):  # has it in words alone
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        return int(found[1]) if found else 0
+    if not isinstance(error, OSError) or error.errno not in {*FULL, *FORBIDDEN}:
+        return 0
     inside = error.filename is None or Path(error.filename).is_relative_to(record.path)
-    return os.strerror(error.errno) if inside else ""
+    return error.errno if inside else 0
 
 
 def _seal(config: ExperimentConfig, record: Record, state: State, seconds: float) -> None:

@@ -23,7 +23,7 @@ from rich.table import Column
 from moebench.records import printable
 from moebench.study.launcher import LocalLauncher
 from moebench.study.plan import Job
-from moebench.study.status import last_word, state_of
+from moebench.study.status import last_word, state_of, without_run
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
@@ -129,18 +129,20 @@ class SweepDisplay(Display):
             "all runs", total=sum(self.steps.values()), completed=sum(self.done.values()), now=""
         )
         self.tasks: dict[int, TaskID] = {}
+        self.elsewhere: set[int] = set()
 
     def refresh(self) -> None:
         """Look at the status files of the jobs that run, and say which have ended."""
         here = {each.job.id for each in self.launcher.running}
         elsewhere = {each.job.id for each in self.launcher.elsewhere}
         for number in (here | elsewhere) - self.tasks.keys():
-            run = self.jobs[number].run
             self.tasks[number] = self.bars.add_task(
-                escape(run), total=self.steps[number], now="starting"
+                escape(self.jobs[number].run), total=self.steps[number], now="starting"
             )
-            if number in elsewhere:
-                say(f"elsewhere  {run}  another process trains it; waiting for it", self.console)
+        for number in elsewhere - self.elsewhere:
+            run = self.jobs[number].run
+            say(f"elsewhere  {run}  another process trains it; this sweep waits", self.console)
+        self.elsewhere = elsewhere
         said = []
         for number, task in list(self.tasks.items()):
             job = self.jobs[number]
@@ -155,13 +157,14 @@ class SweepDisplay(Display):
             if number not in here | elsewhere:
                 self.bars.remove_task(task)
                 del self.tasks[number]
-                self._ended(job, state_of(self.launcher.record(job)))
+                self._ended(job)
         finished = sum(self.launcher.record(job).is_done() for job in self.jobs.values())
         words = f"{finished} of {len(self.steps)} done"
         self.bars.update(self.total, completed=sum(self.done.values()), now=words)
         share = sum(self.done.values()) / sum(self.steps.values())
         self.tell(f"{share:.0%}  {words}  {'  '.join(said)}")
 
-    def _ended(self, job: Job, status: Mapping[str, Any]) -> None:
-        why = status.get("reason") or in_words(status)
+    def _ended(self, job: Job) -> None:
+        status = state_of(self.launcher.record(job))
+        why = without_run(job.run, str(status.get("reason") or in_words(status)))
         say(f"{status['state']}  {job.run}  {why}".rstrip(), self.console)

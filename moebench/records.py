@@ -27,6 +27,7 @@ from moebench.errors import RecordError
 SCHEMA_VERSION = 1
 STATES = ("waiting", "running", "done", "failed", "stopped")
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that takes no more
 LEFTOVERS = ".*.tmp"  # what a killed process leaves of a file or folder that it wrote aside
 
 
@@ -62,8 +63,7 @@ def _finite(value: Any) -> Any:
 
 def cannot_write(path: Path, error: OSError) -> RecordError:
     """What to tell of a directory of runs in which nothing can be kept."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free some space, or name" if full else "name"
+    remedy = "free some space, or name" if error.errno in FULL else "name"
     return RecordError(
         f"{path}: cannot be written ({error.strerror}); {remedy} another directory with --runs-dir"
     )

@@ -1,15 +1,18 @@
 """One config, one record: paired, resumable to the bit, sealed, and learning."""
 
+import errno
 import math
 import os
 import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from moebench.config.compose import Composer
@@ -211,6 +214,61 @@ def test_rows_after_the_last_checkpoint_are_made_again(
     assert record.rows()[-1]["step"] == 7
     run_experiment(compose(), corpus, tmp_path / "cut", resume=True)
     assert results(record) == results(whole)
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "said"),
+    [
+        (
+            "moebench.train.checkpoint.save_file",
+            SafetensorError("Error: I/O error: No space left on device (os error 28)"),
+            "(No space left on device); free some space, and --resume goes on",
+        ),
+        (
+            "moebench.records.Record.append",
+            OSError(errno.EFBIG, "File too large"),
+            "(File too large); free some space, and --resume goes on",
+        ),
+        (
+            "moebench.records.os.fsync",
+            OSError(errno.EIO, "Input/output error"),
+            "(Input/output error); see that it can be, and --resume goes on",
+        ),
+        (
+            "moebench.tensorboard.View.add",
+            PermissionError(errno.EACCES, "Permission denied"),
+            "(Permission denied); see that it can be, and --resume goes on",
+        ),
+    ],
+    ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",
+)
+def test_a_disk_that_takes_no_more_costs_the_steps_after_the_checkpoint_alone(
+    compose: Compose,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: Exception,
+    said: str,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    whole = run_experiment(compose(), corpus, tmp_path / "whole")
+    record = Record(tmp_path / "cut" / whole.name)
+    with monkeypatch.context() as patch, pytest.raises(TrainingError) as caught:
+        run_experiment(
+            compose(),
+            corpus,
+            tmp_path / "cut",
+            on_event=lambda event: patch.setattr(where, refuse) if event.step == 6 else None,
+        )
+    assert str(caught.value) == f"{record.path}: cannot be written {said} from the last checkpoint"
+    state = record.status()["state"]
+    assert state == ("running" if where.endswith("fsync") else "failed"), "as far as it can say"
+    run_experiment(compose(), corpus, tmp_path / "cut", resume=True)
+    assert results(record) == results(whole)
+    assert [session["step"] for session in record.manifest()["resumed"]] == [4]
 
 
 def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:

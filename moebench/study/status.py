@@ -44,6 +44,11 @@ def state_of(record: Record) -> dict[str, Any]:
     return status
 
 
+def without_run(run: str, reason: str) -> str:
+    """A reason without the path of its run, where that is told already."""
+    return reason.rpartition(f"{run}: ")[2]
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """One run of a plan.
@@ -79,6 +84,7 @@ def _look(job: Job, status: dict[str, Any]) -> RunStatus:
     state, step, steps = status["state"], status["step"], job.config["train"]["steps"]
     seconds, heard = _number(status.get("seconds")), _number(status.get("heartbeat"))
     running = state == "running"
+    reason = without_run(job.run, str(status.get("reason") or ""))
     return RunStatus(
         run=job.run,
         arm=job.arm,
@@ -89,7 +95,7 @@ def _look(job: Job, status: dict[str, Any]) -> RunStatus:
         seconds=seconds,
         seconds_left=seconds / step * (steps - step) if running and seconds and step else None,
         seconds_quiet=max(0.0, time.time() - heard) if running and heard else None,
-        reason=str(status["reason"]) if status.get("reason") and not running else None,
+        reason=reason if reason and not running else None,
     )
 
 
