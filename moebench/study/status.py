@@ -95,7 +95,7 @@ def _look(job: Job, status: dict[str, Any]) -> RunStatus:
         seconds=seconds,
         seconds_left=seconds / step * (steps - step) if running and seconds and step else None,
         seconds_quiet=max(0.0, time.time() - heard) if running and heard else None,
-        reason=reason if reason and not running else None,
+        reason=reason if state in ("failed", "stopped") and reason else None,
     )
 
 
