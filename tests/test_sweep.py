@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from moebench.records import Record
+from moebench.study.status import without_run
 from tests.results import results
 
 # Python imports `sitecustomize` when it starts; this one makes trouble in the processes of a test.
@@ -195,7 +196,8 @@ def test_whatever_befalls_runs_leaves_the_others_and_is_made_up_for(
         assert reason in told[str(seed)]
         status = record.status()
         assert (status["state"], status["steps"]) == (state, 6)
-        assert " ".join(status["reason"].split()) in told[str(seed)]
+        said = without_run(record.name, " ".join(status["reason"].split()))
+        assert told[str(seed)] == f"error: {record.name}: {said}"
 
     shown = start("sweep", seeds, "--status")
     table, _ = finish(shown)
