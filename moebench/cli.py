@@ -6,10 +6,12 @@ command needs it, so that `--help` is quick.
 
 import json
 import os
+import re
 import shlex
 import signal
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +63,17 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _duration(text: str) -> float:
+    """Seconds; from 90, 90s, 30m, 2h or 1d."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    seconds = (
+        float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]] if found else 0
+    )
+    if not 0 < seconds < 1e9:
+        raise typer.BadParameter(f"{text}: must be a time above 0, as in 90s, 30m or 2h")
+    return seconds
+
+
 @app.command()
 def train(
     overrides: Overrides = None,
@@ -92,6 +105,7 @@ def train(
             print(to_yaml(made), end="")
         return
     from moebench.config.identity import coefficients, run_name
+    from moebench.data.batches import check_epochs
     from moebench.data.corpus import prepare
     from moebench.records import Record, find_records
 
@@ -99,6 +113,8 @@ def train(
     record = Record(runs_dir / run_name(made, corpus.content_hash))
     if dry_run:
         steps, done = made.train.steps, record.is_done()
+        if not done:
+            check_epochs(corpus, made)
         if as_json:
             said = {"run": str(record.path), "steps": steps, "done": done}
             _print_json({"schema_version": 1, **said})
@@ -118,6 +134,9 @@ def train(
     else:
         from moebench.experiment import run_experiment  # torch, only here
 
+        if os.environ.get("RANK", "0") != "0":  # of torchrun; the first rank tells
+            run_experiment(made, corpus, runs_dir, resume=resume, force=force)
+            return
         weights = [f"{term}: {value:g}" for term, value in coefficients(made).items()]
         say(f"{record.path}  balance loss per router: {', '.join(weights) or 'none'}")
         with TrainDisplay(record.name, made.train.steps) as display:
@@ -148,6 +167,24 @@ def sweep(
             help="processes at a time; as many as cores by default",
         ),
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            parser=_duration,
+            metavar="TIME",
+            help="end a run that ends no step for so long, as in 90s, 30m or 2h; give more than "
+            "its start, an evaluation or a compilation takes",
+        ),
+    ] = None,
+    status: Annotated[
+        bool,
+        typer.Option(
+            "--status",
+            help="say how far the runs are and stop; of the last sweep, of a study by its name, "
+            "or of the same words as the sweep",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     print_config: PrintConfig = False,
@@ -156,19 +193,38 @@ def sweep(
 ) -> None:
     """Train every run of a study or of a grid; what is done already is left as it is.
 
-    Examples: `moebench sweep study=demo`, `moebench sweep scope=micro,shuffled,global seed=0,1,2`
+    Examples: `moebench sweep study=demo`, `moebench sweep scope=micro,shuffled,global seed=0,1,2`,
+    `moebench sweep study=demo --status`
     """
     from rich.console import Console
 
     from moebench.config.compose import Composer
+    from moebench.machine import usable_cores
     from moebench.progress import SweepDisplay, console, say
-    from moebench.study import LocalLauncher, make_plan
+    from moebench.study import LocalLauncher, find_plan, make_plan
+    from moebench.study.status import look, render, without_run
 
-    plan, _ = make_plan(Composer(config_dir), overrides or [], progress=say)
+    words = overrides or []
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError(
+            "WORLD_SIZE: a sweep starts processes of its own; start it without torchrun"
+        )
+    if status and dry_run:
+        raise ConfigError("--status --dry-run: one looks at runs, one plans them; keep one")
+    if status and len(words) < 2 and "=" not in "".join(words):
+        plan = find_plan(runs_dir, *words)
+    else:
+        plan, _ = make_plan(Composer(config_dir), words, progress=say)
+    if status:
+        if as_json:
+            _print_json(_plan_json(plan, runs_dir))
+        else:
+            render(plan, look(plan, runs_dir), Console())
+        return
     if print_config:
         _print_configs(plan, as_json)
         return
-    launcher = LocalLauncher(plan, runs_dir, jobs or len(os.sched_getaffinity(0)))
+    launcher = LocalLauncher(plan, runs_dir, jobs or usable_cores(), timeout)
     _print_plan(plan, launcher, Console() if dry_run and not as_json else console())
     if not dry_run:
         plan.write(runs_dir)
@@ -177,12 +233,12 @@ def sweep(
             for _ in looks:
                 display.refresh()
     if as_json:
-        _print_json(_plan_json(plan, launcher))
+        _print_json(_plan_json(plan, runs_dir))
     elif not dry_run:
         where = [] if runs_dir == RUNS else ["--runs-dir", str(runs_dir)]
         say(shlex.join(["moebench", "report", "--study", plan.slug, *where]) + " compares the runs")
     for job, reason in launcher.failed:
-        _say_error(f"{job.run}: {reason}")
+        _say_error(f"{job.run}: {without_run(job.run, reason)}")
     if launcher.failed:
         raise typer.Exit(3)
 
@@ -516,21 +572,15 @@ def _print_plan(plan: Any, launcher: Any, to: Any) -> None:
     to.print(table)
 
 
-def _plan_json(plan: Any, launcher: Any) -> dict[str, Any]:
-    from moebench.study import state_of
+def _plan_json(plan: Any, runs_dir: Path) -> dict[str, Any]:
+    from moebench.study.status import look, seconds_left
 
+    runs = look(plan, runs_dir)
     return {
         "schema_version": 1,
         "study": plan.slug,
-        "runs": [
-            {
-                "run": str(launcher.record(job).path),
-                "arm": job.arm,
-                "seed": job.seed,
-                "state": state_of(launcher.record(job))["state"],
-            }
-            for job in plan.jobs
-        ],
+        "seconds_left": seconds_left(runs),
+        "runs": [{**asdict(run), "run": str(runs_dir / run.run)} for run in runs],
     }
 
 

@@ -28,6 +28,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from moebench.machine import allowed_cores, control_groups, cpu_limit, lines, usable_cores, words
+
 if TYPE_CHECKING:
     from packaging.specifiers import SpecifierSet
     from torch import Tensor
@@ -40,8 +42,6 @@ LONG = 200  # characters of an error
 PATIENCE = 60  # seconds that a child process may take
 CLOSE = {"fp32": 1e-4, "bf16": 2e-2}  # error of the experts, as a share of the largest value
 GAIN = 1.1  # times the speed of fp32; less is no gain, since timings vary
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path("/proc/self/cgroup")
 STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 PYTHON = shlex.quote(sys.executable)
@@ -152,42 +152,20 @@ def _brief(text: str) -> str:
 
 
 def _cores() -> Iterator[Finding]:
-    cores, limit = _usable_cores(), _cpu_limit()
-    counted = f"{cores} of {os.cpu_count()}"
-    if limit is None or limit >= cores:
-        yield Finding("cores", counted)
-        return
-    whole = max(1, int(limit))
-    yield Finding(
-        "cores",
-        f"{counted}, but a control group allows the time of {limit:g}",
-        "note",
-        f"moebench counts {cores}: add run.threads={whole} to a run, --jobs {whole} to a sweep",
-    )
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _cpu_limit() -> float | None:
-    """Cores whose time the control groups of this process allow; None without a limit."""
-    limits = []
-    for group in _control_groups("cpu"):
-        one, two = (_words(group / f"cpu.cfs_{each}_us") for each in ("quota", "period"))
-        limit = _words(group / "cpu.max") or one + two
-        # no limit is "max" in version 2 and -1 in version 1
-        if len(limit) == 2 and all(map(str.isdigit, limit)):
-            limits.append(int(limit[0]) / int(limit[1]))
-    return min(limits, default=None)
+    cores, limit = allowed_cores(), cpu_limit()
+    value = f"{cores} of {os.cpu_count()}"
+    if limit is not None and limit < cores:
+        value += (
+            f"; a control group allows the time of {limit:g}, so moebench uses {usable_cores()}"
+        )
+    yield Finding("cores", value)
 
 
 def _memory() -> Iterator[Finding]:
     sizes = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
     total, free = (int(sizes[key]) * 1024 for key in ("MemTotal", "MemAvailable"))
-    for group in _control_groups("memory"):
-        limit = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
+    for group in control_groups("memory"):
+        limit = words(group / "memory.max") or words(group / "memory.limit_in_bytes")
         if limit and limit[0].isdigit() and int(limit[0]) < total:
             total = int(limit[0])
             free = min(free, total - _memory_in_use(group))
@@ -201,37 +179,11 @@ def _memory() -> Iterator[Finding]:
 
 def _memory_in_use(group: Path) -> int:
     """Bytes, without the file cache, which gives way when memory is needed."""
-    used = _words(group / "memory.current") or _words(group / "memory.usage_in_bytes")
-    stat = _words(group / "memory.stat")
+    used = words(group / "memory.current") or words(group / "memory.usage_in_bytes")
+    stat = words(group / "memory.stat")
     known = dict(zip(stat[::2], stat[1::2], strict=False))
     cached = known.get("total_inactive_file") or known.get("inactive_file") or 0
     return int(used[0]) - int(cached)
-
-
-def _control_groups(controller: str) -> Iterator[Path]:
-    """The control groups of this process and all above them, of versions 1 and 2.
-
-    A container may be told a path that only its host has; what is above it is there all the same.
-    """
-    for line in _lines(OWN_CGROUPS):
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        root = CGROUPS / controller if controllers else CGROUPS
-        group = root / path.strip("/")
-        yield from (each for each in (group, *group.parents) if each.is_relative_to(root))
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a file; none if it is not there or not for us."""
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _words(path: Path) -> list[str]:
-    return " ".join(_lines(path)).split()
 
 
 def _folder(name: str, path: Path, elsewhere: str) -> Iterator[Finding]:
@@ -318,7 +270,7 @@ def _device() -> Iterator[Finding]:
         memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
         yield Finding("device", f"CUDA: {name}, {memory}, compute capability {major}.{minor}")
         return
-    models = re.findall(r"^model name\s*: (.+)$", "\n".join(_lines(Path("/proc/cpuinfo"))), re.M)
+    models = re.findall(r"^model name\s*: (.+)$", "\n".join(lines(Path("/proc/cpuinfo"))), re.M)
     model = models[0] if models else platform.machine()
     value = f"CPU: {model}, {torch.backends.cpu.get_cpu_capability()}"
     get = "install the torch for your driver that pytorch.org/get-started/locally names"
@@ -340,9 +292,7 @@ def _device() -> Iterator[Finding]:
 def _threads() -> Iterator[Finding]:
     import torch
 
-    yield Finding(
-        "threads", f"a run takes {_usable_cores()}, torch alone {torch.get_num_threads()}"
-    )
+    yield Finding("threads", f"a run takes {usable_cores()}, torch alone {torch.get_num_threads()}")
 
 
 def _experts(precision: str) -> Iterator[Finding]:

@@ -37,13 +37,17 @@ class DataError(MoebenchError):
 
 
 class RecordError(MoebenchError):
-    """A run record that is missing, damaged, locked or of another kind."""
+    """A run record that is missing, damaged or of another kind."""
 
     exit_code = 2
 
 
+class LockedError(RecordError):
+    """A run that another process trains."""
+
+
 class TrainingError(MoebenchError):
-    """A run that cannot go on: a loss or gradient that is not finite, memory that ran out."""
+    """A run that cannot go on: a loss that is not finite, memory or disk that ran out."""
 
     exit_code = 1
 

@@ -1,7 +1,9 @@
 """One config becomes one record: prepare, train, evaluate, seal."""
 
+import errno
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -10,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 import moebench
 from moebench.config.compose import to_yaml
@@ -34,14 +37,17 @@ from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
 from moebench.lock import hold
+from moebench.machine import usable_cores
 from moebench.metrics.load import random_max_violation
-from moebench.records import Record
+from moebench.records import FULL, Record
 from moebench.tensorboard import View
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
+from moebench.train.distributed import Ranks, joined, world_size
 from moebench.train.loop import SETTLED, Event, State, make_state, train
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = ("valid/", "tune/", "specialization/", "load/max_vio_global", "load/utilization/")
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # to write, by rights or a fault
 HEARTBEAT = 0.5  # seconds between updates of status.json
 
 
@@ -65,22 +71,36 @@ def run_experiment(
         on_event: called after each step.
 
     Raises:
-        RecordError: if there is an unfinished record and neither `resume` nor `force`, or if
-            another process is at it.
+        RecordError: if there is an unfinished record and neither `resume` nor `force`, or if the
+            record cannot be written.
+        LockedError: if another process trains it.
         TrainingError: if the run cannot go on; its record then says failed, and why.
         Stopped: on SIGINT, SIGTERM or SIGUSR1, after a checkpoint; the run can be resumed.
     """
     record = Record(runs_dir / run_name(config, corpus.content_hash))
     if record.is_done() and not force:
         return record
-    check_epochs(
-        corpus,
-        seq_len=config.seq_len,
-        micro_bsz=config.micro_bsz,
-        global_bsz=config.global_bsz,
-        steps=config.train.steps,
-        max_epochs=config.data.max_epochs,
-    )
+    check_epochs(corpus, config)
+    _check_ranks(config)
+    with joined(_device(config.run)) as ranks:
+        if not ranks.first:
+            return _follow(config, corpus, record, ranks)
+        try:
+            return _lead(config, corpus, record, ranks, resume, force, on_event)
+        except MoebenchError:
+            ranks.give_up()
+            raise
+
+
+def _lead(
+    config: ExperimentConfig,
+    corpus: Corpus,
+    record: Record,
+    ranks: Ranks,
+    resume: bool,
+    force: bool,
+    on_event: Callable[[Event], None] | None,
+) -> Record:
     with hold(record):
         if record.is_done() and not force:
             return record
@@ -95,18 +115,44 @@ def run_experiment(
                 f"{record.path}: is an unfinished run{other and f' of {other}'}; --resume goes on "
                 "with it, --force starts afresh"
             )
-        return _run(config, corpus, record, on_event)
+        return _run(config, corpus, record, ranks, on_event)
+
+
+def _follow(config: ExperimentConfig, corpus: Corpus, record: Record, ranks: Ranks) -> Record:
+    """Train a rank's share of every step; the first rank says how, and keeps the record."""
+    begun = ranks.tell(None)
+    if begun is None:
+        raise TrainingError(f"{record.path}: rank {ranks.rank}: the first rank did not begin")
+    run, step = begun
+    config, device = replace(config, run=run), ranks.device(run.device)
+    torch.set_num_threads(run.threads)
+    state = make_state(config, corpus.vocab_size, device)
+    try:
+        if step:
+            path = record.path / "checkpoints" / f"step-{step}"
+            state.step, state.balance = load_checkpoint(path, state.model, state.optimizer, device)
+        with _signals():  # the first rank heeds them
+            for event in train(config, corpus, state, device, ranks):
+                stopping = ranks.tell(None)
+                if stopping and event.step < config.train.steps:
+                    raise Stopped(record.path, event.step, stopping)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"{record.path}: rank {ranks.rank} stopped ({str(error).splitlines()[0]})"
+        ) from None
+    return record
 
 
 def _run(
     config: ExperimentConfig,
     corpus: Corpus,
     record: Record,
+    ranks: Ranks,
     on_event: Callable[[Event], None] | None,
 ) -> Record:
     resumed = record.exists()
     config = replace(config, run=_execution(config.run, record if resumed else None))
-    device = torch.device(config.run.device)
+    device = ranks.device(config.run.device)
     torch.set_num_threads(config.run.threads or 1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -128,12 +174,13 @@ def _run(
 
     def end(status: str, reason: str) -> None:
         if not record.is_done():  # what comes after the seal takes nothing back
-            tell(status, reason=reason)
+            with suppress(OSError):  # of a full disk, `reason` tells
+                tell(status, reason=reason)
 
-    manifest = describe(config, corpus, device)
-    if not resumed:
-        record.begin(to_yaml(config), manifest)
+    manifest = {**describe(config, corpus, device), "ranks": ranks.size}
     try:
+        if not resumed:
+            record.begin(to_yaml(config), manifest)
         with _signals() as stop:
             state = make_state(config, corpus.vocab_size, device)
             kept = steps_kept(checkpoints)
@@ -146,8 +193,9 @@ def _run(
                 record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
                 record.cut(state.step if kept else -1)
             tell("running")
+            ranks.tell((config.run, state.step))
             with View(record) as view:
-                for event in train(config, corpus, state, device):
+                for event in train(config, corpus, state, device, ranks):
                     if event.row is not None:
                         row = {**event.row, "time": round(time.monotonic() - began, 3)}
                         record.append(row)
@@ -158,9 +206,8 @@ def _run(
                             latest[key] = row.get(key, latest.get(key))
                     if on_event is not None:
                         on_event(event)
-                    stopping = (
-                        stop[0] if stop else None
-                    )  # looked at once: it may come at any moment
+                    # looked at once: it may come at any moment
+                    stopping = ranks.tell(stop[0] if stop else None)
                     due = event.step % config.run.checkpoint_every == 0 or event.step == steps
                     if event.step and (due or stopping):
                         save_checkpoint(
@@ -186,6 +233,12 @@ def _run(
                 f"{device} ({str(error).splitlines()[0]}); take a smaller divisor of global_bsz, "
                 "or a smaller model"
             )
+        elif number := _cannot_write(error, record):
+            remedy = "free some space" if number in FULL else "see that it can be"
+            error = TrainingError(
+                f"{record.path}: cannot be written ({os.strerror(number)}); {remedy}, and "
+                "--resume goes on from the last checkpoint"
+            )
         said = (
             str(error) if isinstance(error, MoebenchError) else f"{type(error).__name__}: {error}"
         )
@@ -210,14 +263,29 @@ def _execution(wanted: RunConfig, record: Record | None) -> RunConfig:
             and f"run.{each.name}" in before
         }
         wanted = replace(wanted, **kept)
+    threads = wanted.threads or max(1, usable_cores() // world_size())
+    return replace(wanted, device=_device(wanted), threads=threads)
+
+
+def _device(wanted: RunConfig) -> str:
     there = torch.cuda.is_available()
     if wanted.device == "cuda" and not there:
         raise ConfigError("run.device=cuda: torch finds no CUDA device; use run.device=cpu")
-    return replace(
-        wanted,
-        device="cuda" if there and wanted.device != "cpu" else "cpu",
-        threads=wanted.threads or len(os.sched_getaffinity(0)),
-    )
+    return "cuda" if there and wanted.device != "cpu" else "cpu"
+
+
+def _check_ranks(config: ExperimentConfig) -> None:
+    """Raise ConfigError if the ranks cannot share a step evenly."""
+    size, own = world_size(), config.run.device_bsz
+    if config.global_bsz % size:
+        raise ConfigError(
+            f"WORLD_SIZE={size}: must divide global_bsz={config.global_bsz}; start fewer ranks"
+        )
+    if own is not None and config.global_bsz % (size * own):
+        raise ConfigError(
+            f"run.device_bsz={own}: must divide the {config.global_bsz // size} sequences that a "
+            f"rank of {size} has of a step"
+        )
 
 
 def _continued(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
@@ -232,6 +300,17 @@ def _is_out_of_memory(error: Exception) -> bool:
         return True
     # torch has no type of its own for a CPU that cannot allocate
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _cannot_write(error: Exception, record: Record) -> int:
+    """The system's number for why a record cannot be written; 0 for any other error."""
+    if isinstance(error, SafetensorError):  # has it in words alone
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        return int(found[1]) if found else 0
+    if not isinstance(error, OSError) or error.errno not in {*FULL, *FORBIDDEN}:
+        return 0
+    inside = error.filename is None or Path(error.filename).is_relative_to(record.path)
+    return error.errno if inside else 0
 
 
 def _seal(config: ExperimentConfig, record: Record, state: State, seconds: float) -> None:

@@ -5,8 +5,7 @@ Everything goes to stderr; stdout is for data. Rich leaves out colour where NO_C
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,7 +21,9 @@ from rich.progress import (
 from rich.table import Column
 
 from moebench.records import printable
-from moebench.study import LocalLauncher, state_of
+from moebench.study.launcher import LocalLauncher
+from moebench.study.plan import Job
+from moebench.study.status import last_word, state_of, without_run
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
@@ -39,35 +40,6 @@ def say(text: str, to: Console | None = None) -> None:
     (to or console()).print(printable(text), markup=False, soft_wrap=True)
 
 
-def _bars(to: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        # What is said last is cut first where the terminal is narrow.
-        TextColumn("{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True)),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=to,
-        expand=True,
-        disable=not to.is_terminal,
-    )
-
-
-def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Items as they come, with a bar on a terminal and a plain line now and then elsewhere."""
-    to, told = console(), time.monotonic()
-    with _bars(to) as bars:
-        task = bars.add_task(what, total=total, now="")
-        for number, item in enumerate(items, 1):
-            bars.update(task, completed=number)
-            if not to.is_terminal and time.monotonic() - told > PLAIN_EVERY:
-                told = time.monotonic()
-                say(f"{what}: {number} of {total}", to)
-            yield item
-
-
 def in_words(row: Mapping[str, Any]) -> str:
     """Losses in nats per token, load and speed of a row, as far as it has them."""
     said = []
@@ -82,29 +54,59 @@ def in_words(row: Mapping[str, Any]) -> str:
     return "  ".join(said)
 
 
-class TrainDisplay:
-    """The progress of one run; give `update` every step."""
+class Display:
+    """Bars that are there while it is entered, and lines where there is no terminal."""
 
-    def __init__(self, name: str, steps: int) -> None:
+    def __init__(self) -> None:
         self.console = console()
-        self.name = name
-        self.steps = steps
-        self.latest: dict[str, Any] = {}
-        self.told = 0.0
-        self.bars = _bars(self.console)
-        self.task: TaskID | None = None
+        self.bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            # What is said last is cut first where the terminal is narrow.
+            TextColumn("{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True)),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            expand=True,
+            disable=not self.console.is_terminal,
+        )
+        self.told = time.monotonic()
 
-    def __enter__(self) -> "TrainDisplay":
+    def __enter__(self) -> Self:
         self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bars.stop()
+
+    def tell(self, line: str, *, now: bool = False) -> None:
+        """Say a line where there is no terminal: now, or if none was said for a while."""
+        if not self.console.is_terminal and (now or time.monotonic() - self.told > PLAIN_EVERY):
+            self.told = time.monotonic()
+            say(line, self.console)
+
+
+def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+    """Items as they come, with a bar on a terminal and a plain line now and then elsewhere."""
+    with Display() as display:
+        task = display.bars.add_task(what, total=total, now="")
+        for number, item in enumerate(items, 1):
+            display.bars.update(task, completed=number)
+            display.tell(f"{what}: {number} of {total}")
+            yield item
+
+
+class TrainDisplay(Display):
+    """The progress of one run; give `update` every step."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        super().__init__()
+        self.name = name
+        self.steps = steps
+        self.latest: dict[str, Any] = {}
+        self.task: TaskID | None = None
 
     def update(self, step: int, row: Mapping[str, Any] | None) -> None:
         """Show that `step` is done, with its metrics if it has some."""
@@ -117,69 +119,64 @@ class TrainDisplay:
                     escape(self.name), total=self.steps, completed=step, now=now
                 )
             self.bars.update(self.task, completed=step, now=now)
-        elif row and ("valid/ppl" in row or time.monotonic() - self.told > PLAIN_EVERY):
-            self.told = time.monotonic()
-            say(f"{self.name}  step {step}/{self.steps}  {now}", self.console)
+        elif row:
+            line = f"{self.name}  step {step}/{self.steps}  {now}"
+            self.tell(line, now="valid/ppl" in row)
 
 
-class SweepDisplay:
+class SweepDisplay(Display):
     """The progress of a launcher's jobs, and of the whole by its steps."""
 
     def __init__(self, launcher: LocalLauncher) -> None:
+        super().__init__()
         self.launcher = launcher
-        self.console = console()
-        self.bars = _bars(self.console)
+        self.jobs = {job.id: job for job in launcher.plan.jobs}
         self.steps = {job.id: job.config["train"]["steps"] for job in launcher.plan.jobs}
         self.done = {
-            job.id: self.steps[job.id]
-            for job in launcher.plan.jobs
+            number: self.steps[number]
+            for number, job in self.jobs.items()
             if launcher.record(job).is_done()
         }
         self.total = self.bars.add_task(
             "all runs", total=sum(self.steps.values()), completed=sum(self.done.values()), now=""
         )
         self.tasks: dict[int, TaskID] = {}
-        self.told = time.monotonic()
-
-    def __enter__(self) -> "SweepDisplay":
-        self.bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.bars.stop()
+        self.elsewhere: set[int] = set()
 
     def refresh(self) -> None:
         """Look at the status files of the jobs that run, and say which have ended."""
-        at_work = {each.job.id: each.job for each in self.launcher.running}
-        for number in at_work.keys() - self.tasks.keys():
+        here = {each.job.id for each in self.launcher.running}
+        elsewhere = {each.job.id for each in self.launcher.elsewhere}
+        for number in (here | elsewhere) - self.tasks.keys():
             self.tasks[number] = self.bars.add_task(
-                escape(at_work[number].run), total=self.steps[number], now="starting"
+                escape(self.jobs[number].run), total=self.steps[number], now="starting"
             )
+        for number in elsewhere - self.elsewhere:
+            run = self.jobs[number].run
+            say(f"elsewhere  {run}  another process trains it; this sweep waits", self.console)
+        self.elsewhere = elsewhere
         said = []
         for number, task in list(self.tasks.items()):
-            job = self.launcher.plan.jobs[number]
-            status = state_of(self.launcher.record(job))
+            job = self.jobs[number]
+            status = last_word(self.launcher.record(job))
             step = int(status.get("step", 0))
             self.done[number] = step
-            self.bars.update(task, completed=step, now=in_words(status) or "starting")
+            words = in_words(status) or "starting"
+            self.bars.update(
+                task, completed=step, now=f"elsewhere  {words}" if number in elsewhere else words
+            )
             said.append(f"{job.run} {step}/{self.steps[number]}")
-            if number not in at_work:
+            if number not in here | elsewhere:
                 self.bars.remove_task(task)
                 del self.tasks[number]
-                self._ended(job.run, status)
-        finished = sum(self.launcher.record(job).is_done() for job in self.launcher.plan.jobs)
+                self._ended(job)
+        finished = sum(self.launcher.record(job).is_done() for job in self.jobs.values())
         words = f"{finished} of {len(self.steps)} done"
         self.bars.update(self.total, completed=sum(self.done.values()), now=words)
-        if not self.console.is_terminal and time.monotonic() - self.told > PLAIN_EVERY:
-            self.told = time.monotonic()
-            share = sum(self.done.values()) / sum(self.steps.values())
-            say(f"{share:.0%}  {words}  {'  '.join(said)}", self.console)
+        share = sum(self.done.values()) / sum(self.steps.values())
+        self.tell(f"{share:.0%}  {words}  {'  '.join(said)}")
 
-    def _ended(self, run: str, status: Mapping[str, Any]) -> None:
-        why = status.get("reason") or in_words(status)
-        say(f"{status['state']}  {run}  {why}".rstrip(), self.console)
+    def _ended(self, job: Job) -> None:
+        status = state_of(self.launcher.record(job))
+        why = without_run(job.run, str(status.get("reason") or in_words(status)))
+        say(f"{status['state']}  {job.run}  {why}".rstrip(), self.console)

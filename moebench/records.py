@@ -6,6 +6,7 @@ atomically), `metrics.jsonl` (a row a logged step), `routing/step-N.npz` (an eva
 its sha256. `tensorboard/` and the report are views of these files and can be made again.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -29,6 +30,7 @@ from moebench.errors import RecordError
 SCHEMA_VERSION = 1
 STATES = ("waiting", "running", "done", "failed", "stopped")
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that takes no more
 LEFTOVERS = ".*.tmp"  # what a killed process leaves of a file or folder that it wrote aside
 
 
@@ -60,6 +62,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def cannot_write(path: Path, error: OSError) -> RecordError:
+    """What to tell of a directory of runs in which nothing can be kept."""
+    remedy = "free some space, or name" if error.errno in FULL else "name"
+    return RecordError(
+        f"{path}: cannot be written ({error.strerror}); {remedy} another directory with --runs-dir"
+    )
 
 
 def sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,3 +40,21 @@ def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             lines = [json.dumps({"text": text}) + "\n" for text in texts]
             (folder / domain / f"{split}.jsonl").write_text("".join(lines))
     return folder
+
+
+@pytest.fixture
+def groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, dict[str, str]], None]:
+    """Pretend that this process is in some control groups, whose files say this."""
+
+    def make(own: str, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            path = tmp_path / "groups" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        (tmp_path / "own").write_text(own)
+        monkeypatch.setattr("moebench.machine.CGROUPS", tmp_path / "groups")
+        monkeypatch.setattr("moebench.machine.OWN_CGROUPS", tmp_path / "own")
+
+    return make

@@ -1,5 +1,6 @@
 """One config, one record: paired, resumable to the bit, sealed, and learning."""
 
+import errno
 import math
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from moebench.config.compose import Composer
@@ -21,6 +23,7 @@ from moebench.errors import DataError, RecordError, Stopped, TrainingError
 from moebench.experiment import run_experiment
 from moebench.records import Record, find_records
 from moebench.train.loop import Event, make_model
+from tests.results import measured, results
 
 COMPOSER = Composer()
 SMALL = (
@@ -54,18 +57,6 @@ def compose(text_folder: Path) -> Compose:
 @pytest.fixture
 def corpus(compose: Compose) -> Corpus:
     return prepare(compose().data)
-
-
-def measured(record: Record) -> list[dict[str, Any]]:
-    """The rows without what depends on the clock or the process."""
-    return [
-        {
-            key: value
-            for key, value in row.items()
-            if not key.startswith(("speed/", "memory/", "time"))
-        }
-        for row in record.rows()
-    ]
 
 
 def weights(record: Record, step: int = 12) -> dict[str, torch.Tensor]:
@@ -199,9 +190,7 @@ def test_resuming_equals_never_having_stopped(
     with pytest.raises(RecordError, match="--resume goes on with it"):
         run_experiment(config, corpus, tmp_path / "cut")
     run_experiment(config, corpus, tmp_path / "cut", resume=True)
-    assert measured(record) == measured(whole)
-    assert same_weights(record, whole)
-    assert record.damage() == []
+    assert results(record) == results(whole)
 
 
 def test_rows_after_the_last_checkpoint_are_made_again(
@@ -224,8 +213,62 @@ def test_rows_after_the_last_checkpoint_are_made_again(
         file.write('{"step": 8, "train/lo')
     assert record.rows()[-1]["step"] == 7
     run_experiment(compose(), corpus, tmp_path / "cut", resume=True)
-    assert measured(record) == measured(whole)
-    assert same_weights(record, whole)
+    assert results(record) == results(whole)
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "said"),
+    [
+        (
+            "moebench.train.checkpoint.save_file",
+            SafetensorError("Error: I/O error: No space left on device (os error 28)"),
+            "(No space left on device); free some space, and --resume goes on",
+        ),
+        (
+            "moebench.records.Record.append",
+            OSError(errno.EFBIG, "File too large"),
+            "(File too large); free some space, and --resume goes on",
+        ),
+        (
+            "moebench.records.os.fsync",
+            OSError(errno.EIO, "Input/output error"),
+            "(Input/output error); see that it can be, and --resume goes on",
+        ),
+        (
+            "moebench.tensorboard.View.add",
+            PermissionError(errno.EACCES, "Permission denied"),
+            "(Permission denied); see that it can be, and --resume goes on",
+        ),
+    ],
+    ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",
+)
+def test_a_disk_that_takes_no_more_costs_the_steps_after_the_checkpoint_alone(
+    compose: Compose,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: Exception,
+    said: str,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    whole = run_experiment(compose(), corpus, tmp_path / "whole")
+    record = Record(tmp_path / "cut" / whole.name)
+    with monkeypatch.context() as patch, pytest.raises(TrainingError) as caught:
+        run_experiment(
+            compose(),
+            corpus,
+            tmp_path / "cut",
+            on_event=lambda event: patch.setattr(where, refuse) if event.step == 6 else None,
+        )
+    assert str(caught.value) == f"{record.path}: cannot be written {said} from the last checkpoint"
+    state = record.status()["state"]
+    assert state == ("running" if where.endswith("fsync") else "failed"), "as far as it can say"
+    run_experiment(compose(), corpus, tmp_path / "cut", resume=True)
+    assert results(record) == results(whole)
+    assert [session["step"] for session in record.manifest()["resumed"]] == [4]
 
 
 def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:

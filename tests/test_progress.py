@@ -7,9 +7,11 @@ import pytest
 from rich.console import Console
 
 from moebench import progress
+from moebench.lock import hold
 from moebench.progress import SweepDisplay, TrainDisplay, in_words, say
 from moebench.records import Record
 from moebench.study import Job, LocalLauncher, Plan
+from moebench.study.launcher import Elsewhere
 
 ROW = {"train/loss": 5.25, "valid/nats": 5.125, "speed/tokens_per_second": 12345.6}
 WORDS = "loss 5.250  valid 5.1250  12,346 tok/s"
@@ -99,6 +101,30 @@ def test_a_sweep_says_how_each_run_ended(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == ["done  arm-s0", "failed  arm-s1  step 3: [nan]"]
+
+
+def test_a_sweep_says_once_what_it_waits_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = launcher(tmp_path)
+    made.waiting = []
+    job = made.plan.jobs[0]
+    record = Record(tmp_path / job.run)
+    with SweepDisplay(made) as display:
+        made.elsewhere = [Elsewhere(job, 0.0)]
+        with hold(record):
+            record.begin("a: 1", {})
+            record.set_status("running", step=2, **ROW)
+            display.refresh()
+            display.refresh()
+            record.set_status("done", step=4)
+            record.seal({})
+        made.elsewhere = []
+        display.refresh()
+    assert capsys.readouterr().err.splitlines() == [
+        "elsewhere  arm-s0  another process trains it; this sweep waits",
+        "done  arm-s0",
+    ]
 
 
 def test_a_sweep_has_bars_on_a_terminal(tmp_path: Path, terminal: io.StringIO) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus, Half, Tokens
 from moebench.errors import DataError
 
@@ -114,16 +115,10 @@ class Batches:
         return self._epochs[d, epoch]
 
 
-def check_epochs(
-    corpus: Corpus,
-    *,
-    seq_len: int,
-    micro_bsz: int,
-    global_bsz: int,
-    steps: int,
-    max_epochs: float,
-) -> None:
-    """Raise DataError if `steps` steps read some domain more than `max_epochs` times."""
+def check_epochs(corpus: Corpus, config: ExperimentConfig) -> None:
+    """Raise DataError if a run reads some domain more than `data.max_epochs` times."""
+    seq_len, micro_bsz, global_bsz = config.seq_len, config.micro_bsz, config.global_bsz
+    steps, max_epochs = config.train.steps, config.data.max_epochs
     domains = len(corpus.domains)
     windows = {domain: _count_windows(corpus, domain, seq_len) for domain in corpus.domains}
     smallest = min(windows, key=windows.__getitem__)

@@ -2,7 +2,7 @@
 
 Every term of the objective is a sum over a rank's own sequences divided by a count over the whole
 step, so gradients are summed over ranks and never averaged. `torchrun --nproc-per-node N -m
-moebench train ...` starts N ranks; they change a result by rounding alone.
+moebench.cli train ...` starts N ranks; they change a result by rounding alone.
 """
 
 import os
@@ -26,17 +26,30 @@ class Ranks:
     Attributes:
         rank, size: this process, and how many there are.
         bytes, seconds: that balance counts took in all-reduces so far, on this rank.
+        told: whether the first rank has said anything yet.
     """
 
     rank: int = 0
     size: int = 1
     bytes: int = 0
     seconds: float = 0.0
+    told: bool = False
 
     @property
     def first(self) -> bool:
         """Whether this is the rank that evaluates and keeps the record."""
         return self.rank == 0
+
+    def device(self, kind: str) -> torch.device:
+        """This rank's device of a kind, `cpu` or `cuda`."""
+        if kind == "cuda" and self.size > 1:
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device(kind)
+
+    def give_up(self) -> None:
+        """On the first rank: let ranks that still wait for its word know that none will come."""
+        if self.size > 1 and not self.told:
+            self.tell(None)
 
     def take(self, steps: int) -> dict[str, float]:
         """What the counts' all-reduces took a step since the last call; empty for one rank."""
@@ -53,9 +66,10 @@ class Ranks:
         """What the first rank gives, on every rank."""
         if self.size == 1:
             return value
-        told = [value]
-        dist.broadcast_object_list(told)
-        return told[0]
+        word = [value]
+        dist.broadcast_object_list(word)
+        self.told = True
+        return word[0]
 
     def share(self, first: int, length: int) -> slice:
         """This rank's part of consecutive sequences, which the ranks divide evenly."""

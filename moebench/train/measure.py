@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from moebench.balance import Global, Micro, Routing, balance_loss, join, z_loss
+from moebench.balance import Global, Micro, Routing, Scope, balance_loss, join, z_loss
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import validation
 from moebench.data.corpus import Corpus, Half
@@ -22,14 +23,19 @@ PROBE = 8  # validation sequences whose expert indices are kept
 def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
     """The `train/*`, `load/*` and `router/*` metrics of one step's batch."""
     routing = outcome.routing
-    layers, _, tokens, _ = routing.expert_index.shape
-    micro = Micro(objective.micro_bsz)
+    tokens = routing.expert_index.shape[2]
+    layers, sequences, _ = routing.counts.shape
+
+    def over(scope: Scope) -> Tensor:
+        groups = scope.groups(sequences, tokens, device=routing.counts.device)
+        return balance_loss(groups.frequency(groups.tally(routing)), routing.prob_mass)
+
     by_micro = routing.counts.view(layers, -1, objective.micro_bsz, routing.counts.shape[-1]).sum(2)
     in_batch = routing.counts.sum(1)
     found = {
         "train/loss": outcome.cross_entropy,
-        "train/balance_loss_micro": balance_loss(micro.frequency(routing), routing.prob_mass),
-        "train/balance_loss_global": balance_loss(Global().frequency(routing), routing.prob_mass),
+        "train/balance_loss_micro": over(Micro(objective.micro_bsz)),
+        "train/balance_loss_global": over(Global()),
         "train/z_loss": z_loss(routing),
         "load/max_vio_micro": load.max_violation(by_micro).mean(),
         "load/max_vio_batch": load.max_violation(in_batch).mean(),

@@ -2,12 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from moebench import cli
 from moebench.records import Record
 from tests.calls import Call
 
@@ -39,7 +42,7 @@ def test_a_grid_is_trained_and_a_second_sweep_does_nothing(
     before = {
         path: path.stat().st_mtime_ns for record in records for path in record.path.rglob("*")
     }
-    monkeypatch.setattr("moebench.study.subprocess.Popen", refuse)
+    monkeypatch.setattr("subprocess.Popen", refuse)
     second = call(*words, "--json")
     assert second.code == 0
     assert [run["state"] for run in json.loads(second.out)["runs"]] == ["done", "done"]
@@ -72,3 +75,67 @@ def test_the_config_of_every_run_is_shown(call: Call, small: list[str]) -> None:
     assert [each["scope"] for each in documents] == ["micro", "global"]
     assert re.findall("^--- # (.+)$", text, re.MULTILINE) == [run["run"] for run in shown["runs"]]
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("1.5s", 1.5), ("30m", 1800), ("2h", 7200), ("1d", 86400)],
+)
+def test_a_time_is_a_number_with_or_without_a_unit(text: str, seconds: float) -> None:
+    assert cli._duration(text) == seconds
+
+
+def test_how_far_a_sweep_is_is_said_without_a_write(call: Call, small: list[str]) -> None:
+    words = ["sweep", *small, "scope=micro,global", "seed=0,1"]
+    asked = call(*words, "--status")
+    assert (asked.code, asked.err) == (0, "")
+    assert asked.out.splitlines()[-1].endswith(": 4 waiting")
+    assert list(Path().iterdir()) == []
+
+    runs = json.loads(call(*words, "--dry-run", "--json").out)["runs"]
+    records = [Record(Path(run["run"])) for run in runs]
+    for record, state in zip(records, ("done", "running", "failed"), strict=False):
+        record.begin("a: 1", {})
+        record.set_status(state, step=3, seconds=6.0, reason="step 4: the [loss] is nan\x1b[31m")
+    records[0].seal({})
+    (Path("runs") / "studies" / "sweep-00000000").mkdir(parents=True)
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path().rglob("*"))
+    asked = call(*words, "--status")
+    rows = [" ".join(line.split()) for line in asked.out.splitlines()]
+    assert rows[0] == "run state step left"
+    assert rows[1] == f"{records[0].name} done 6/6"
+    assert rows[2].startswith(f"{records[1].name} stopped 3/6 its process is gone")
+    assert "step 4: the [loss] is nan�" in asked.out
+    assert rows[-2] == f"{records[3].name} waiting 0/6"
+    assert rows[-1].endswith(": 1 waiting, 1 done, 1 failed, 1 stopped")
+    assert max(map(len, asked.out.splitlines())) <= 80
+    told = json.loads(call(*words, "--status", "--json").out)
+    assert [run["state"] for run in told["runs"]] == ["done", "stopped", "failed", "waiting"]
+    assert [run["step"] for run in told["runs"]] == [6, 3, 3, 0]
+    assert [run["run"] for run in told["runs"]] == [str(record.path) for record in records]
+    assert told["seconds_left"] is None
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in Path().rglob("*"))
+
+
+def test_the_last_sweep_is_meant_where_none_is_named(call: Call, small: list[str]) -> None:
+    assert call("sweep", *small, "seed=0,1").code == 0
+    [plan] = Path("runs").glob("studies/*/plan.json")
+    for name in ([], ["sweep"], [plan.parent.name]):
+        asked = call("sweep", *name, "--status")
+        assert asked.code == 0
+        assert asked.out.splitlines()[-1] == f"{plan.parent.name}: 2 done"
+    wrong = call("sweep", "sweeep", "--status")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err == "error: sweeep: no such study in runs; there are sweep\n"
+
+
+def test_looking_at_a_sweep_imports_no_torch(small: list[str]) -> None:
+    code = (
+        "import sys, moebench.cli\n"
+        "sys.argv = ['moebench', 'sweep', '--status', *sys.argv[1:]]\n"
+        "try: moebench.cli.main()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'pandas', 'tensorboard'} & sys.modules.keys()"
+    )
+    command = [sys.executable, "-c", code, *small, "seed=0,1"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

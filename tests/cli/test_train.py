@@ -44,7 +44,7 @@ def test_a_run_is_trained_once_continued_and_made_afresh(call: Call, small: list
     assert made == {"schema_version": 1, "run": str(record.path), "summary": record.summary()}
     assert "step 6/6" in first.err
     assert "0.1 per router" not in first.err
-    assert re.search(r"balance loss weight [0-9.e-]+, [0-9.e-]+ per router\n", first.err)
+    assert re.search(r"balance loss per router: global: [0-9.e-]+\n", first.err)
 
     for option in ([], ["--resume"]):
         again = call("train", "--json", *option, *small)
@@ -210,3 +210,14 @@ def test_a_run_that_is_not_there_cannot_be_gone_on_with(call: Call, small: list[
     Record(Path("runs/micro-s0-1")).begin("seed: 0\n", {})
     result = call("train", "--resume", *small)
     assert "to go on with; unfinished are micro-s0-1; start it without --resume\n" in result.err
+
+
+@pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["sweep", "seed=0,1"]])
+def test_text_that_would_be_read_too_often_is_refused_before_anything_begins(
+    call: Call, small: list[str], command: list[str]
+) -> None:
+    small.remove("train.steps=6")
+    result = call(*command, *small, "train.steps=100000")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines()[-1].startswith("error: data.max_epochs=4: train.steps=100000 ")
+    assert list(Path().iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moebench.config.schema import DataConfig
+from moebench.config.schema import DataConfig, ExperimentConfig, TrainConfig
 from moebench.data.batches import Batch, Batches, batch_hash, check_epochs, validation
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import DataError
@@ -172,10 +172,19 @@ def test_text_shorter_than_a_sequence(corpus: Corpus):
 
 
 def test_check_epochs_allows_what_its_remedy_says(corpus: Corpus):
-    sizes = {"seq_len": 32, "micro_bsz": 4, "global_bsz": 16}
+    def check(steps: int, max_epochs: float) -> None:
+        config = ExperimentConfig(
+            seq_len=32,
+            micro_bsz=4,
+            global_bsz=16,
+            data=DataConfig(max_epochs=max_epochs),
+            train=TrainConfig(steps=steps),
+        )
+        check_epochs(corpus, config)
+
     windows = (len(corpus.train("beta")) - 1) // 32
     with pytest.raises(DataError) as caught:
-        check_epochs(corpus, **sizes, steps=1000, max_epochs=4.0)
+        check(steps=1000, max_epochs=4.0)
     epochs = 1334 * 4 / windows  # 4000 micro-batches of three domains
     fewer = 4 * windows // 4 * 3 // 4
     assert str(caught.value) == (
@@ -183,12 +192,12 @@ def test_check_epochs_allows_what_its_remedy_says(corpus: Corpus):
         f"({windows} sequences of seq_len=32); use at most train.steps={fewer}, or raise "
         f"data.max_epochs to {int(np.ceil(epochs))}"
     )
-    check_epochs(corpus, **sizes, steps=fewer, max_epochs=4.0)
-    check_epochs(corpus, **sizes, steps=1000, max_epochs=np.ceil(epochs))
+    check(steps=fewer, max_epochs=4.0)
+    check(steps=1000, max_epochs=np.ceil(epochs))
     with pytest.raises(DataError):
-        check_epochs(corpus, **sizes, steps=fewer + 1, max_epochs=4.0)
+        check(steps=fewer + 1, max_epochs=4.0)
     with pytest.raises(DataError, match="add text, or raise"):
-        check_epochs(corpus, **sizes, steps=1, max_epochs=0.001)
+        check(steps=1, max_epochs=0.001)
 
 
 @pytest.mark.parametrize("half", ["tune", "test"])

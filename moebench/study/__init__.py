@@ -1,0 +1,6 @@
+"""Arms x seeds become a plan, and the plan's jobs become records, each in a process of its own."""
+
+from moebench.study.launcher import LocalLauncher
+from moebench.study.plan import Job, Plan, find_plan, make_plan, read_plan
+
+__all__ = ["Job", "LocalLauncher", "Plan", "find_plan", "make_plan", "read_plan"]

@@ -1,0 +1,47 @@
+"""All of a record that two equal runs must have in common, bit for bit."""
+
+import json
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from moebench.records import Record, sha256
+
+VARIES = ("speed/", "memory/", "time", "seconds", "end", "sha256", "files")
+EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
+
+
+def _equal_in_all(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what depends on the clock or the process; hexadecimal, so that nan equals itself."""
+    return {
+        key: value.hex() if isinstance(value, float) else value
+        for key, value in values.items()
+        if not key.startswith(VARIES)
+    }
+
+
+def measured(record: Record) -> list[dict[str, Any]]:
+    return [_equal_in_all(row) for row in record.rows()]
+
+
+def scalars(record: Record) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run: tag -> (step, value)."""
+    view = EventAccumulator(str(record.path / "tensorboard"), size_guidance=EVERYTHING).Reload()
+    tags = view.Tags()["scalars"]
+    found = {tag: [(each.step, each.value) for each in view.Scalars(tag)] for tag in tags}
+    return {tag: values for tag, values in found.items() if not tag.startswith(VARIES)}
+
+
+def results(record: Record) -> dict[str, Any]:
+    """Of a finished run: checkpoints byte for byte, rows, routing, summary and TensorBoard."""
+    assert record.damage() == []
+    files = [*record.path.glob("checkpoints/*/*"), *record.path.glob("routing/*")]
+    config = json.dumps(record.config(), default=str)
+    assert files
+    return {
+        "files": {path.relative_to(record.path).as_posix(): sha256(path) for path in files},
+        "rows": measured(record),
+        "summary": _equal_in_all(record.summary()),
+        "scalars": scalars(record),
+        "config": config,
+    }

@@ -1,0 +1,104 @@
+"""One job, in this process or one of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moebench.config.compose import Composer
+from moebench.lock import hold
+from moebench.records import Record
+from moebench.study import make_plan, read_plan
+from moebench.study.__main__ import run_job
+from moebench.study.job import LOCKED
+from moebench.study.status import last_word
+
+Small = Callable[..., list[str]]
+
+
+@pytest.fixture
+def one_job(small: Small, tmp_path: Path) -> Path:
+    words = small("seed=choice(3)", "train.steps=2", "run.device=cpu")
+    return make_plan(Composer(), words)[0].write(tmp_path / "runs")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_a_job_trains_its_run_with_one_thread(one_job: Path, tmp_path: Path) -> None:
+    assert run_job(one_job, 0) == 0
+    record = Record(tmp_path / "runs" / read_plan(one_job).jobs[0].run)
+    assert record.is_done()
+    assert record.damage() == []
+    assert record.manifest()["threads"] == 1
+    assert record.manifest()["seed"] == 3
+    before = record.summary()
+    assert run_job(one_job, 0) == 0
+    assert record.summary() == before
+
+
+def test_a_job_whose_data_changed_is_refused(
+    one_job: Path, capsys: pytest.CaptureFixture[str], text_folder: Path
+) -> None:
+    content = json.loads(one_job.read_text())
+    content["runs"][0]["run"] = "global-s3-0000000000"
+    one_job.write_text(json.dumps(content))
+    assert run_job(one_job, 0) == 2
+    assert capsys.readouterr().err == (
+        "error: global-s3-0000000000: the data has changed since the plan; sweep again\n"
+    )
+    assert not (one_job.parents[2] / "global-s3-0000000000").exists()
+
+
+def test_a_job_whose_run_another_process_trains_leaves_it_alone(
+    one_job: Path, tmp_path: Path
+) -> None:
+    record = Record(tmp_path / "runs" / read_plan(one_job).jobs[0].run)
+    with hold(record):
+        command = [sys.executable, "-X", "importtime", "-m", "moebench.study", str(one_job), "0"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (LOCKED, "")
+    assert " torch\n" not in done.stderr
+    assert not record.path.exists()
+
+
+@pytest.mark.slow
+def test_a_job_ends_with_the_process_that_started_it(small: Small, tmp_path: Path) -> None:
+    words = small("seed=choice(3)", "train.steps=1000000", "data.max_epochs=1e9", "run.device=cpu")
+    path = make_plan(Composer(), words)[0].write(tmp_path / "runs")
+    code = (
+        "import os, subprocess, sys, time\n"
+        "command = [sys.executable, '-m', 'moebench.study', sys.argv[1], '0', str(os.getpid())]\n"
+        "print(subprocess.Popen(command).pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        child = int(parent.stdout.readline())
+    record = Record(path.parents[2] / read_plan(path).jobs[0].run)
+    assert until(lambda: last_word(record)["step"] > 0, 60)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert until(lambda: not is_alive(child))
+    assert record.status()["state"] == "stopped"
+    assert "stopped by SIGTERM at step" in record.status()["reason"]

@@ -1,0 +1,444 @@
+"""The processes that carry out a plan: none takes another one down."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moebench.lock import hold, is_held
+from moebench.records import Record
+from moebench.study import Job, LocalLauncher, Plan
+from moebench.study.job import LOCKED, Attempt
+from moebench.study.status import GONE, last_word, look, seconds_left, state_of
+
+
+class Script:
+    """Stands for `moebench.study` in a launcher's processes: does what the test says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, code: str) -> None:
+        package = self.folder / "fake" / "moebench"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text("")
+        (package / "study.py").write_text(
+            "import json, os, signal, sys, time\nfrom pathlib import Path\n"
+            "plan = Path(sys.argv[1]); number = int(sys.argv[2])\n"
+            "run = plan.parents[2] / json.loads(plan.read_text())['runs'][number]['run']\n"
+            "def say(state, **more):\n"
+            "    run.mkdir(exist_ok=True); (run / 'config.yaml').write_text('a: 1')\n"
+            "    more = {'step': 1, 'pid': os.getpid(), **more}\n"
+            "    (run / 'status.json').write_text(json.dumps({'state': state, **more}))\n" + code
+        )
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.chdir(tmp_path)
+    return Script(tmp_path)
+
+
+def a_plan(runs: int) -> Plan:
+    config = {"train": {"steps": 6}}
+    jobs = (Job(n, f"arm-s{n}-0", "arm", "0", n, (f"seed={n}",), config) for n in range(runs))
+    return Plan("sweep", "", "", "arm", "valid/nats", tuple(jobs))
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Callable[..., LocalLauncher]:
+    def made(plan: Plan, workers: int = 2) -> LocalLauncher:
+        plan.write(tmp_path / "runs")
+        launcher = LocalLauncher(plan, tmp_path / "runs", workers)
+        for _ in launcher.run():
+            assert len(launcher.running) <= workers
+        return launcher
+
+    return made
+
+
+Launch = Callable[..., LocalLauncher]
+DONE = "say('done'); (run / 'summary.json').write_text('{}')\n"
+
+
+def test_every_job_runs_once_and_in_order(script: Script, launch: Launch, tmp_path: Path) -> None:
+    script.write(DONE + "open(plan.parents[3] / 'order', 'a').write(f'{number} ')")
+    launcher = launch(a_plan(5), 1)
+    assert (tmp_path / "order").read_text() == "0 1 2 3 4 "
+    assert launcher.failed == launcher.running == launcher.waiting == []
+    assert launch(a_plan(5), 1).failed == []
+    assert (tmp_path / "order").read_text() == "0 1 2 3 4 ", "what is done is left as it is"
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "state"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by signal 9 (Killed)", "failed"),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 1)", "killed by signal 35 (", "failed"),
+        ("os.abort()", "killed by signal 6 (Aborted)", "failed"),
+        ("say('running'); os.kill(os.getpid(), 9)", "killed by signal 9 (Killed)", "failed"),
+        ("raise SystemError('in C')", "SystemError: in C", "failed"),
+        ("print('error: a: b; c'); sys.exit(2)", "a: b; c", "failed"),
+        ("sys.exit(5)", "exit code 5", "failed"),
+        ("pass", "exit code 0", "failed"),
+        ("print('\\x1b[31m', flush=True); os._exit(1)", "�[31m", "failed"),
+        ("say('failed', reason='step 3: nan')", "step 3: nan", "failed"),
+        ("say('stopped', reason='by SIGTERM')", "by SIGTERM", "stopped"),
+        ("say('failed', pid=1, reason='earlier'); os.kill(os.getpid(), 9)", "killed by", "failed"),
+    ],
+)
+def test_a_job_that_ends_in_whatever_way_leaves_the_others(
+    script: Script, launch: Launch, end: str, reason: str, state: str
+) -> None:
+    script.write(f"if number == 1:\n    say('waiting')\n    {end}\nelse:\n    {DONE}")
+    launcher = launch(a_plan(4))
+    [(job, said)] = launcher.failed
+    assert job.id == 1
+    assert said.startswith(reason)
+    status = launcher.record(job).status()
+    assert (status["state"], status["reason"]) == (state, said)
+    assert all(launcher.record(each).is_done() for each in launcher.plan.jobs if each.id != 1)
+
+
+def test_a_job_that_never_began_leaves_no_record(script: Script, launch: Launch) -> None:
+    script.write("os.kill(os.getpid(), signal.SIGKILL)")
+    launcher = launch(a_plan(1))
+    assert launcher.failed[0][1] == "killed by signal 9 (Killed)"
+    assert not launcher.record(launcher.plan.jobs[0]).path.exists()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def begun(launcher: LocalLauncher, looks: Iterator[None]) -> list[int]:
+    """The process ids of two jobs that run."""
+    records = [launcher.record(job) for job in launcher.plan.jobs[:2]]
+    while not all(last_word(record)["state"] == "running" for record in records):
+        next(looks)
+    return [record.status()["pid"] for record in records]
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        "lambda *_: (say('stopped', reason='at a step'), sys.exit(75))",
+        "signal.SIG_DFL",
+        "signal.SIG_IGN",
+    ],
+)
+def test_closing_a_launcher_ends_its_processes_and_says_so(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str
+) -> None:
+    monkeypatch.setattr("moebench.study.job.GRACE", 0.5)
+    script.write(f"signal.signal(signal.SIGTERM, {handler})\nsay('running')\ntime.sleep(60)")
+    plan = a_plan(3)
+    plan.write(tmp_path / "runs")
+    launcher = LocalLauncher(plan, tmp_path / "runs", 2)
+    with closing(launcher.run()) as looks:
+        pids = begun(launcher, looks)
+    assert not any(map(is_alive, pids))
+    states = [launcher.record(job).status() for job in plan.jobs]
+    assert [each["state"] for each in states] == ["stopped", "stopped", "waiting"]
+    assert all(each["reason"] for each in states[:2])
+    assert launcher.failed == []
+
+
+# Signs of life
+
+
+class Clock:
+    """Stands for `time` where a launcher looks at its processes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("moebench.study.job.time", made)
+    return made
+
+
+@pytest.fixture
+def attempt(script: Script, tmp_path: Path, clock: Clock) -> Iterator[Callable[[str], Attempt]]:
+    """Starts a job that does `code` and then nothing, with a timeout of 60 seconds."""
+    made = []
+
+    def start(code: str) -> Attempt:
+        script.write(f"{code}\nsay('running')\nwhile True: time.sleep(60)")
+        plan = a_plan(1)
+        made.append(Attempt(plan.write(tmp_path / "runs"), plan.jobs[0], timeout=60))
+        until(lambda: last_word(made[0].record)["state"] == "running")
+        return made[0]
+
+    yield start
+    for each in made:
+        each.kill()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_is_ended_when_no_step_was_for_too_long(
+    attempt: Callable[[str], Attempt], clock: Clock
+) -> None:
+    each = attempt("signal.signal(signal.SIGUSR2, lambda *_: print('asleep here', flush=True))")
+    for step in range(1, 5):
+        clock.now += 59
+        each.record.set_status("running", step=step, seconds=2.5)
+        assert not each.has_ended()
+    clock.now += 60
+    assert not each.has_ended()
+    clock.now += 1
+    assert not each.has_ended()
+    until(lambda: each.log.read_text() == "asleep here\n")
+    until(each.has_ended)
+    reason = each.why_unfinished()
+    assert reason == (
+        f"ended no step for 60 s (--timeout) after step 4; {each.log} says where it stood"
+    )
+    status = each.record.status()
+    assert (status["state"], status["reason"]) == ("failed", reason)
+    assert (status["step"], status["seconds"]) == (4, 2.5), "what it had said is kept"
+
+
+def test_a_run_that_hangs_and_ignores_signals_is_killed_with_what_it_started(
+    attempt: Callable[[str], Attempt], clock: Clock, tmp_path: Path
+) -> None:
+    each = attempt(
+        "import subprocess\n"
+        "for each in (signal.SIGTERM, signal.SIGUSR2): signal.signal(each, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "Path('child').write_text(str(child.pid))"
+    )
+    clock.now = 61
+    for _ in range(3):
+        assert not each.has_ended(), "it has time to save a checkpoint"
+        time.sleep(0.1)
+    clock.now += 31
+    until(each.has_ended)
+    assert each.process.returncode == -signal.SIGKILL
+    until(lambda: not is_running(int((tmp_path / "child").read_text())))
+    assert each.why_unfinished().startswith("ended no step for 60 s (--timeout) after step 1; ")
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and not merely waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_hung_run_leaves_the_others(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moebench.study.job.GRACE", 0.5)
+    script.write(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"if number == 1:\n    say('running')\n    time.sleep(600)\n{DONE}"
+    )
+    plan = a_plan(3)
+    plan.write(tmp_path / "runs")
+    launcher = LocalLauncher(plan, tmp_path / "runs", 1, timeout=3)
+    for _ in launcher.run():
+        pass
+    [(job, reason)] = launcher.failed
+    assert job.id == 1
+    assert reason.startswith("ended no step for 3 s (--timeout) after step 1; ")
+    assert [launcher.record(each).is_done() for each in plan.jobs] == [True, False, True]
+
+
+# Beside others
+
+
+@pytest.fixture
+def shared(script: Script, tmp_path: Path) -> LocalLauncher:
+    """A launcher of two jobs, each of which would be done at once."""
+    script.write(DONE + "open(plan.parents[3] / 'order', 'a').write(f'{number} ')")
+    plan = a_plan(2)
+    plan.write(tmp_path / "runs")
+    return LocalLauncher(plan, tmp_path / "runs", 1)
+
+
+def until_alone(launcher: LocalLauncher, looks: Iterator[None]) -> None:
+    """Go on until all but the job of another process is done."""
+    while launcher.waiting or launcher.running:
+        next(looks)
+    [each] = launcher.elsewhere
+    assert each.job.id == 0
+
+
+def test_what_another_process_trains_is_waited_for(shared: LocalLauncher, tmp_path: Path) -> None:
+    record = shared.record(shared.plan.jobs[0])
+    looks = shared.run()
+    with hold(record):
+        until_alone(shared, looks)
+        next(looks)
+        record.begin("a: 1", {})
+        record.seal({})
+    assert list(looks)
+    assert (shared.failed, shared.elsewhere) == ([], [])
+    assert (tmp_path / "order").read_text() == "1 ", "the other one was not done again"
+
+
+def test_what_another_process_left_is_taken_over(shared: LocalLauncher, tmp_path: Path) -> None:
+    record = shared.record(shared.plan.jobs[0])
+    looks = shared.run()
+    with hold(record):
+        until_alone(shared, looks)
+        record.begin("a: 1", {})
+        record.set_status("stopped", step=3, reason="stopped by SIGTERM")
+    assert list(looks)
+    assert shared.failed == []
+    assert (tmp_path / "order").read_text() == "1 0 "
+
+
+def test_what_failed_elsewhere_failed(shared: LocalLauncher, tmp_path: Path) -> None:
+    record = shared.record(shared.plan.jobs[0])
+    record.begin("a: 1", {})
+    record.set_status("failed", step=1, reason="an older failure")
+    looks = shared.run()
+    with hold(record):
+        until_alone(shared, looks)
+        record.set_status("failed", step=3, reason="step 4: the loss is nan")
+    assert list(looks)
+    assert [reason for _, reason in shared.failed] == ["step 4: the loss is nan"]
+    assert (tmp_path / "order").read_text() == "1 "
+
+
+def test_what_failed_before_it_was_seen_elsewhere_is_tried_again(
+    shared: LocalLauncher, tmp_path: Path
+) -> None:
+    record = shared.record(shared.plan.jobs[0])
+    record.begin("a: 1", {})
+    record.set_status("failed", step=1, reason="an older failure")
+    looks = shared.run()
+    with hold(record):
+        until_alone(shared, looks)
+    assert list(looks)
+    assert shared.failed == []
+    assert (tmp_path / "order").read_text() == "1 0 "
+
+
+def test_a_job_that_another_began_at_the_same_moment_is_no_failure(
+    script: Script, launch: Launch, tmp_path: Path
+) -> None:
+    script.write(
+        "first = not Path('seen').exists(); Path('seen').touch()\n"
+        f"if first: say('running', pid=1); sys.exit({LOCKED})\n{DONE}"
+    )
+    launcher = launch(a_plan(1))
+    assert (launcher.failed, launcher.elsewhere, launcher.waiting) == ([], [], [])
+    assert launcher.record(launcher.plan.jobs[0]).is_done()
+
+
+def test_the_status_of_a_run_that_another_process_took_over_is_left_alone(
+    script: Script, tmp_path: Path
+) -> None:
+    script.write("os.kill(os.getpid(), 9)")
+    plan = a_plan(1)
+    each = Attempt(plan.write(tmp_path / "runs"), plan.jobs[0])
+    until(each.has_ended)
+    each.record.begin("a: 1", {})
+    each.record.set_status("running", step=5)
+    with hold(each.record):
+        assert each.why_unfinished() == "killed by signal 9 (Killed)"
+        assert each.record.status()["state"] == "running"
+
+
+def test_a_job_that_cannot_be_started_is_a_failure(
+    script: Script, launch: Launch, tmp_path: Path
+) -> None:
+    script.write(DONE)
+    plan = a_plan(2)
+    logs = plan.path(tmp_path / "runs").parent / "logs"
+    (logs / f"{plan.jobs[0].run}.log").mkdir(parents=True)
+    launcher = launch(plan)
+    [(job, reason)] = launcher.failed
+    assert job.id == 0
+    assert reason.startswith("cannot be started ([Errno 21] Is a directory: ")
+    assert launcher.record(plan.jobs[1]).is_done()
+
+
+def test_a_status_that_cannot_be_written_is_said(
+    script: Script, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Record, "set_status", full)
+    script.write("say('running'); sys.exit(5)")
+    [(_, reason)] = launch(a_plan(1)).failed
+    assert reason == "exit code 5; its status cannot be written (No space left on device)"
+
+
+# What is said of it
+
+
+def test_a_run_is_running_while_a_process_holds_it_and_only_then(tmp_path: Path) -> None:
+    record = Record(tmp_path / "arm-s0-0")
+    assert state_of(record) == {"state": "waiting", "step": 0}
+    with hold(record):
+        assert is_held(record)
+        assert state_of(record) == {"state": "running", "step": 0}, "it has not spoken yet"
+        record.begin("a: 1", {})
+        record.set_status("running", step=3, seconds=6.0)
+        assert state_of(record)["seconds"] == 6.0
+    assert not is_held(record)
+    status = state_of(record)
+    assert (status["state"], status["step"], status["reason"]) == ("stopped", 3, GONE)
+    record.set_status("failed", step=3, reason="no")
+    assert state_of(record)["reason"] == "no"
+    with hold(record):
+        assert state_of(record) == {"state": "running", "step": 3}, "it is tried again"
+    record.seal({})
+    assert state_of(record)["state"] == "done"
+
+
+def test_looking_at_a_plan_writes_nothing(tmp_path: Path) -> None:
+    plan = a_plan(3)
+    runs = tmp_path / "runs"
+    assert {each.state for each in look(plan, runs)} == {"waiting"}
+    assert not runs.exists()
+    with hold(Record(runs / plan.jobs[0].run)):
+        before = [(path, path.stat().st_mtime_ns) for path in runs.rglob("*")]
+        assert [each.state for each in look(plan, runs)] == ["running", "waiting", "waiting"]
+        assert before == [(path, path.stat().st_mtime_ns) for path in runs.rglob("*")]
+
+
+def test_the_time_left_follows_from_the_steps_made(tmp_path: Path) -> None:
+    plan = a_plan(4)  # of six steps
+    records = [Record(tmp_path / job.run) for job in plan.jobs]
+    assert seconds_left(look(plan, tmp_path)) is None
+    with hold(records[0]), hold(records[1]):
+        for record, step, seconds in zip(records, (3, 2, 6), (30.0, 10.0, 60.0), strict=False):
+            record.begin("a: 1", {})
+            record.set_status("running" if step < 6 else "done", step=step, seconds=seconds)
+        records[2].seal({})
+        runs = look(plan, tmp_path)
+        assert [each.seconds_left for each in runs] == [30.0, 20.0, None, None]
+        # the last run at the mean speed, 25/3 seconds a step, and two runs at a time
+        assert seconds_left(runs) == pytest.approx((30 + 20 + 6 * 25 / 3) / 2)
+    records[0].seal({})
+    records[1].seal({})
+    assert seconds_left(look(plan, tmp_path)) is None, "nothing runs"

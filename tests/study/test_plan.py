@@ -1,0 +1,200 @@
+"""Plans: what typed words and a study come to, before anything starts."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moebench.config.compose import Composer
+from moebench.errors import ConfigError, DataError, RecordError
+from moebench.study import Plan, find_plan, make_plan, read_plan
+
+Small = Callable[..., list[str]]
+STUDY = """\
+question: Which?
+overrides: [loss.balance=0.5, optim=adamw, optim.lr=0.25, 'seed=0,1']
+arms: [scope=micro, scope=global balance_bsz=8, scope=global, "scope=none loss.z=0.1,0.2"]
+baseline: micro
+size: short
+sizes: {short: [train.steps=6], long: [train.steps=7, optim.lr=0.125]}
+"""
+
+
+@pytest.fixture
+def composer(tmp_path: Path) -> Composer:
+    """One with a study of its own."""
+    path = tmp_path / "presets" / "study" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(STUDY)
+    (path.parent.parent / "optim").mkdir()
+    (path.parent.parent / "optim" / "slow.yaml").write_text("lr: 0.001\n")
+    return Composer(path.parent.parent)
+
+
+def plan_of(composer: Composer, overrides: list[str]) -> Plan:
+    return make_plan(composer, overrides)[0]
+
+
+def arms(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(job.arm for job in plan.jobs))
+
+
+# Planning
+
+
+def test_a_sweep_is_exactly_its_grid(composer: Composer, small: Small) -> None:
+    plan = plan_of(composer, small("scope=micro,global", "seed=2,0,1", "train.steps=6"))
+    assert [(job.arm, job.seed) for job in plan.jobs] == [
+        (arm, seed) for seed in (0, 1, 2) for arm in ("micro", "global")
+    ]
+    assert (plan.name, plan.baseline, plan.primary) == ("sweep", "micro", "valid/nats")
+    assert len({job.arm_hash for job in plan.jobs}) == 2
+    assert len({job.run for job in plan.jobs}) == 6
+
+
+def test_a_sweep_of_one_value_is_a_sweep(composer: Composer, small: Small) -> None:
+    plan = plan_of(composer, small("scope=choice(none)", "train.steps=6"))
+    assert (plan.name, arms(plan)) == ("sweep", ["none"])
+
+
+def test_one_treatment_under_two_names_is_one_run(composer: Composer, small: Small) -> None:
+    overrides = small("scope=micro,global", "balance_bsz=4", "train.steps=6", "optim.lr=1e-3,0.001")
+    assert arms(plan_of(composer, overrides)) == ["micro"]
+    assert len(plan_of(composer, overrides).jobs) == 1
+
+
+def test_a_study_is_its_arms_with_its_overrides_and_size(composer: Composer, small: Small) -> None:
+    plan = plan_of(composer, small("study=mine"))
+    assert (plan.name, plan.question, plan.size, plan.baseline) == (
+        *("mine", "Which?", "short", "micro"),
+    )
+    assert arms(plan) == ["micro", "global", "none"]
+    assert len(plan.jobs) == 2 * 4, "global by its size and by default is one arm"
+    assert {job.config["loss"]["balance"] for job in plan.jobs} == {0.5}
+    assert {job.config["train"]["steps"] for job in plan.jobs} == {6}
+    assert {job.config["optim"]["lr"] for job in plan.jobs} == {0.25}
+    long = plan_of(composer, small("study=mine", "study.size=long"))
+    assert {job.config["train"]["steps"] for job in long.jobs} == {7}
+    assert {job.config["optim"]["lr"] for job in long.jobs} == {0.125}
+
+
+def test_what_is_typed_wins_over_a_study(composer: Composer, small: Small) -> None:
+    plan = plan_of(composer, small("study=mine", "seed=7", "train.steps=9", "optim=slow"))
+    assert {job.seed for job in plan.jobs} == {7}
+    assert {job.config["train"]["steps"] for job in plan.jobs} == {9}
+    assert {job.config["optim"]["lr"] for job in plan.jobs} == {0.001}, "a preset over its keys"
+
+
+def test_a_sweep_is_crossed_with_a_study(composer: Composer, small: Small) -> None:
+    plan = plan_of(composer, small("study=mine", "seed=0", "train.steps=6,8"))
+    assert len(plan.jobs) == 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("typed", "error"),
+    [
+        (["scope=none"], "scope=none: study=mine varies scope itself; leave it out, or sweep over"),
+        (["loss.z=1"], "loss.z=1: study=mine varies loss.z itself; leave it out"),
+        (["study=mine"], "study: is set twice (mine and mine); keep one"),
+        (["study=demo"], "study: is set twice (mine and demo); keep one"),
+        (["study.size=huge"], "study.size=huge: study=mine has no such size; it has short, long"),
+        (["study.baseline=x"], "study.baseline=x: is the label of no arm; choose one of micro, "),
+        (["study.name=x"], "study.name=x: no such key"),
+        (["study.sizes.short=[]"], "study.sizes.short=[]: no such key"),
+        (["study.arms=[]"], "study.arms=[]: is empty; give at least one"),
+        (["study.arms=[scope=micr]"], "study.arms=[scope=micr]: does not parse"),
+        (
+            ["study.arms=['scope=micr']"],
+            "study=mine: scope=micr: no such scope; did you mean micro?",
+        ),
+        (["modle=tiny"], "modle=tiny: no such key; did you mean model?"),
+        (["loss.balance=0"], "study.baseline=micro: is the label of no arm; choose one of none"),
+        (["seed=0", "seed=1"], "seed: is set twice (seed=0 and seed=1); keep one"),
+    ],
+)
+def test_what_does_not_go_with_a_study_is_one_line(
+    composer: Composer, small: Small, typed: list[str], error: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(composer, small("study=mine", *typed))
+    assert str(caught.value).startswith(error)
+
+
+def test_an_arm_of_a_study_that_sets_a_group_wins_over_no_typed_key(
+    composer: Composer, small: Small
+) -> None:
+    overrides = small("study=mine", "study.arms=['loss=paper','loss=balance']", "seed=0")
+    with pytest.raises(ConfigError, match=r"^loss\.z=1: study=mine varies loss itself"):
+        make_plan(composer, [*overrides, "loss.z=1"])
+
+
+def test_a_plan_whose_data_do_not_suffice_is_refused(composer: Composer, small: Small) -> None:
+    with pytest.raises(DataError, match=r"data\.max_epochs=4: train\.steps=100000 would read"):
+        make_plan(composer, small("seed=0,1", "train.steps=100000"))
+
+
+def test_a_plan_is_named_by_its_runs_and_what_they_are_for(
+    composer: Composer, small: Small
+) -> None:
+    plan = plan_of(composer, small("seed=0,1", "train.steps=6"))
+    again = plan_of(composer, small("train.steps=6", "seed=1,0", "scope=global"))
+    assert plan.slug == again.slug
+    ids = {job.run: job.id for job in plan.jobs}
+    assert ids == {run: number for number, run in enumerate(sorted(ids))}
+    assert ids == {job.run: job.id for job in again.jobs}, "whichever of them was written last"
+    assert [plan.job(number).run for number in range(2)] == sorted(ids)
+    with pytest.raises(RecordError, match=f"^2: no such job in the plan {plan.slug}$"):
+        plan.job(2)
+    assert plan.slug.startswith("sweep-")
+    assert plan_of(composer, small("seed=0,2", "train.steps=6")).slug != plan.slug
+    base = plan_of(composer, small("study=mine", "study.baseline=none"))
+    assert base.slug != plan_of(composer, small("study=mine")).slug
+
+
+def test_a_plan_is_read_as_it_was_written(composer: Composer, small: Small, tmp_path: Path) -> None:
+    plan = plan_of(composer, small("study=mine"))
+    path = plan.write(tmp_path / "runs")
+    assert path == tmp_path / "runs" / "studies" / plan.slug / "plan.json"
+    assert read_plan(path) == plan
+
+
+def test_a_plan_is_found_by_its_name_and_the_last_one_by_none(
+    composer: Composer, small: Small, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    with pytest.raises(RecordError, match=f"^{runs}: no sweep was started here; moebench sweep"):
+        find_plan(runs)
+    first, second, last = (
+        plan_of(composer, small(*words))
+        for words in (["study=mine"], ["study=mine", "seed=7"], ["seed=0,1", "train.steps=6"])
+    )
+    for seconds, plan in enumerate((first, second, last)):
+        os.utime(plan.write(runs), (seconds, seconds))
+    assert find_plan(runs) == find_plan(runs, "sweep") == last
+    assert find_plan(runs, "mine") == second
+    assert find_plan(runs, first.slug) == first
+    with pytest.raises(RecordError, match=f"^min: no such study in {runs}; there are mine"):
+        find_plan(runs, "min")
+    with pytest.raises(RecordError, match=r"^\.\./x: no such study in .*; there are mine, sweep$"):
+        find_plan(runs, "../x")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"runs": [{}]}', '{"runs": 1}', "\x00"])
+def test_a_broken_plan_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=f"^{path}: is not a plan"):
+        read_plan(path)
+
+
+def test_planning_needs_no_torch(small: Small) -> None:
+    code = (
+        "import sys; from moebench.config.compose import Composer\n"
+        "from moebench.study import make_plan\n"
+        "make_plan(Composer(), sys.argv[1:]); assert 'torch' not in sys.modules"
+    )
+    words = small("seed=0,1", "train.steps=6")
+    subprocess.run([sys.executable, "-c", code, *words], check=True)

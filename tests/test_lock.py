@@ -1,0 +1,63 @@
+"""A run has one process at a time, and none once that one is dead."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moebench.errors import LockedError, RecordError
+from moebench.lock import hold, is_held
+from moebench.records import Record
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from moebench.lock import hold
+from moebench.records import Record
+with hold(Record(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path: Path) -> None:
+    record = Record(tmp_path / "runs" / "a")
+    assert not is_held(record)
+    assert not record.path.parent.exists(), "looking writes nothing"
+    command = [sys.executable, "-c", HOLD, str(record.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert is_held(record)
+        assert not is_held(Record(record.path.with_name("b")))
+        with (
+            pytest.raises(LockedError, match=f"^{record.path}: another process is training it;"),
+            hold(record),
+        ):
+            raise AssertionError
+        process.kill()
+    assert not is_held(record)
+    with hold(record):
+        assert is_held(record)
+    assert not is_held(record)
+
+
+def test_a_process_that_holds_a_run_may_hold_it_again(tmp_path: Path) -> None:
+    record = Record(tmp_path / "a")
+    with hold(record):
+        with hold(record):
+            assert is_held(record)
+        assert is_held(record)
+    assert not is_held(record)
+
+
+def test_runs_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(
+            RecordError, match=r"file: cannot be written \(Not a directory\); name anoth"
+        ),
+        hold(Record(tmp_path / "file" / "a")),
+    ):
+        raise AssertionError

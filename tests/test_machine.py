@@ -1,0 +1,53 @@
+"""How many cores a process gets, whatever the system and its control groups."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from moebench.machine import allowed_cores, cpu_limit, usable_cores
+
+Groups = Callable[[str, dict[str, str]], None]
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "limit"),
+    [
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "200000 100000"}, 0.5),
+        ("0::/only/on/the/host\n", {"cpu.max": "200000 100000\n"}, 2.0),
+        (
+            "3:cpu,cpuacct:/a\n",
+            {"cpu/a/cpu.cfs_quota_us": "75000", "cpu/a/cpu.cfs_period_us": "50000"},
+            1.5,
+        ),
+        ("3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("3:cpuset:/\n", {"cpu.max": "150000 100000\n"}, None),
+    ],
+)
+def test_the_limit_of_the_control_groups(
+    groups: Groups, own: str, files: dict[str, str], limit: float | None
+) -> None:
+    groups(own, files)
+    assert cpu_limit() == limit
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("max", 8), ("1600000", 8), ("390000", 3), ("100000", 1), ("90000", 1)],
+)
+def test_a_limit_is_kept_in_whole_cores(
+    groups: Groups, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int
+) -> None:
+    monkeypatch.setattr("moebench.machine.allowed_cores", lambda: 8)
+    groups("0::/\n", {"cpu.max": f"{limit} 100000"})
+    assert usable_cores() == cores
+
+
+def test_a_system_that_pins_no_process_has_all_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1 <= allowed_cores() <= (os.cpu_count() or 1)
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert allowed_cores() == os.cpu_count()
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert allowed_cores() == 1

@@ -1,0 +1,99 @@
+"""Ranks of torchrun train the run that one process trains, but for rounding."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moebench.records import Record
+
+SMALL = [
+    *("model=smoke", "train.steps=6", "seq_len=32", "data.valid_sequences=4", "data=folder"),
+    *("run.device=cpu", "run.threads=1", "run.log_every=1"),
+]
+
+
+def train(place: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """`moebench train` on some ranks, in a folder."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "moebench.cli", "train"]
+    if not any(word.startswith("global_bsz=") for word in words):
+        words = ("global_bsz=8", *words)
+    place.mkdir(exist_ok=True)
+    return subprocess.run(
+        [*command, *SMALL, *words], cwd=place, capture_output=True, text=True, timeout=240
+    )
+
+
+def the_run(place: Path) -> Record:
+    [path] = (place / "runs").glob("*-s0-*")
+    return Record(path)
+
+
+def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> None:
+    words = [f"data.path={text_folder}", "scope=global", "loss.balance=1", "run.device_bsz=2"]
+    alone = train(tmp_path / "one", 1, *words)
+    assert alone.returncode == 0, alone.stderr
+    both = train(tmp_path / "two", 2, "--json", *words)
+    assert both.returncode == 0, both.stderr
+    told = json.loads(both.stdout)
+    assert told["summary"]["status"] == "done", "one rank speaks, and once"
+    one, two = the_run(tmp_path / "one"), the_run(tmp_path / "two")
+    assert one.name == two.name
+    assert two.damage() == []
+    assert (one.manifest()["ranks"], two.manifest()["ranks"]) == (1, 2)
+    for before, row in zip(one.rows(), two.rows(), strict=True):
+        for key in ("train/loss", "train/balance_loss", "train/grad_norm", "load/max_vio_micro"):
+            if key in before:
+                assert row[key] == pytest.approx(before[key], rel=1e-4), key
+    layers, experts, integer = 2, 8, 8
+    assert two.summary()["balance/allreduce_bytes"] == layers * experts * integer
+    assert two.summary()["balance/allreduce_seconds"] > 0
+    assert "balance/allreduce_bytes" not in one.summary()
+
+
+@pytest.mark.slow
+def test_what_the_first_rank_refuses_ends_the_others(tmp_path: Path, text_folder: Path) -> None:
+    words = [f"data.path={text_folder}"]
+    assert train(tmp_path, 1, *words).returncode == 0
+    record = the_run(tmp_path)
+    (record.path / "summary.json").unlink()
+    result = train(tmp_path, 2, *words)
+    assert result.returncode != 0
+    assert "is an unfinished run; --resume goes on with it" in result.stderr
+    assert "rank 1: the first rank did not begin" in result.stderr
+    assert train(tmp_path, 2, "--resume", *words).returncode == 0
+    assert record.is_done()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "WORLD_SIZE=3: must divide global_bsz=8; start fewer ranks"),
+        (
+            ["global_bsz=24", "run.device_bsz=6"],
+            "run.device_bsz=6: must divide the 8 sequences that a rank of 3",
+        ),
+    ],
+)
+def test_ranks_that_cannot_share_a_step_are_refused(
+    tmp_path: Path,
+    text_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    error: str,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    result = train(tmp_path, 1, f"data.path={text_folder}", *words)
+    assert result.returncode == 2
+    assert f"error: {error}" in result.stderr
+
+
+def test_a_sweep_is_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = [sys.executable, "-m", "moebench.cli", "sweep"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: WORLD_SIZE: a sweep starts processes of its own")
