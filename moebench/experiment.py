@@ -33,7 +33,10 @@ from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_ke
 from moebench.train.loop import SETTLED, Event, State, make_state, train
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
-EVALUATED = ("valid/", "tune/", "specialization/", "load/max_vio_global", "load/utilization/")
+EVALUATED = (
+    *("valid/", "tune/", "heldout/", "specialization/"),
+    *("load/max_vio_global", "load/utilization/"),
+)
 HEARTBEAT = 0.5  # seconds between updates of status.json
 
 
@@ -65,14 +68,7 @@ def run_experiment(
     record = Record(runs_dir / run_name(config, corpus.content_hash))
     if record.is_done() and not force:
         return record
-    check_epochs(
-        corpus,
-        seq_len=config.seq_len,
-        micro_bsz=config.micro_bsz,
-        global_bsz=config.global_bsz,
-        steps=config.train.steps,
-        max_epochs=config.data.max_epochs,
-    )
+    check_epochs(corpus, config)
     with _lock(record):
         if record.is_done() and not force:
             return record
@@ -274,6 +270,7 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
         "seed": config.seed,
         "science": science(config, corpus.content_hash),
         "domains": list(corpus.domains),
+        "heldout": list(corpus.heldout),
         "data": {
             "content_hash": corpus.content_hash,
             "source": config.data.source,

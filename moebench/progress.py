@@ -16,6 +16,7 @@ from rich.progress import (
     Progress,
     SpinnerColumn,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -105,6 +106,49 @@ class TrainDisplay:
         elif row and ("valid/ppl" in row or time.monotonic() - self.told > PLAIN_EVERY):
             self.told = time.monotonic()
             say(f"{self.name}  step {step}/{self.steps}  {now}", self.console)
+
+
+class DataDisplay:
+    """The progress of a preparation of data; give its `bar` what is done and the share that is.
+
+    Attributes:
+        bar: None where there is no terminal to draw it on.
+    """
+
+    def __init__(self) -> None:
+        self.console = console()
+        self.bars = Progress(
+            SpinnerColumn(),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            console=self.console,
+            transient=True,
+        )
+        self.bar = self._update if self.console.is_terminal else None
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> "DataDisplay":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.task is not None:
+            self.bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        say(text, self.console)
+
+    def _update(self, words: str, share: float) -> None:
+        if self.task is None:
+            self.bars.start()
+            self.task = self.bars.add_task("", total=1.0)
+        self.bars.update(self.task, completed=share, description=escape(words))
 
 
 class SweepDisplay:

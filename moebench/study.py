@@ -145,14 +145,7 @@ def make_plan(
     jobs: dict[str, Job] = {}
     for cell, config in configs:
         corpus = corpora[_data_key(config.data)]
-        check_epochs(
-            corpus,
-            seq_len=config.seq_len,
-            micro_bsz=config.micro_bsz,
-            global_bsz=config.global_bsz,
-            steps=config.train.steps,
-            max_epochs=config.data.max_epochs,
-        )
+        check_epochs(corpus, config)
         run = run_name(config, corpus.content_hash)
         if run not in jobs:  # two ways of writing one treatment are one run
             jobs[run] = Job(
@@ -192,7 +185,9 @@ def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Co
 
 
 def _data_key(data: DataConfig) -> str:
-    return json.dumps([data.source, data.path, data.domains])
+    """What decides which corpus it is, as far as the config tells."""
+    apart = ("homogeneity", "sampling", "temperature", "weights", "mask_documents", "max_epochs")
+    return json.dumps({key: value for key, value in asdict(data).items() if key not in apart})
 
 
 def _is_study(override: str) -> bool:

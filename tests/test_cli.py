@@ -106,7 +106,7 @@ WRONG = {
     "train model=[tiny]": "model=['tiny']: no such model; did you mean tiny?",
     "train model={_target_:os.system}": "model={'_target_': 'os.system'}: no such model; there are",
     "train model@x=tiny": "model@x=tiny: a preset stays in its group; drop @x",
-    "train experiment=x": "experiment=x: no such experiment; there are none yet",
+    "train experiment=x": "experiment=x: no such experiment; there are small-bpe, tiny-bpe",
     # values
     "train model.top_k=two": f"model.top_k=two: {WHOLE}",
     "train model.top_k=1e0": f"model.top_k=1e0: {WHOLE}",
@@ -354,21 +354,22 @@ def test_data_are_shown_in_eighty_columns(call: Call, text_folder: Path) -> None
     title, _, header, _, *rows, _ = result.out.splitlines()
     assert re.match(r"data [0-9a-f]{10} *$", title)
     cells = [cell.strip() for cell in header.strip("┃").split("┃")]
-    assert cells == ["domain", "train docs", "MB", "valid docs", "kB", "sample"]
+    assert cells == ["domain", "train docs", "MB", "valid docs", "kB", "overlap", "sample"]
     assert [row.strip("│").split("│")[0].strip() for row in rows] == ["digits", "letters", "shapes"]
     assert max(map(len, result.out.splitlines())) <= 80
     shown = json.loads(call("data", "show", "--json", *words).out)
     assert shown["content_hash"].startswith(title.split()[1])
     assert list(shown["domains"][0]) == [
-        *("domain", "train_documents", "train_mb", "valid_documents", "valid_kb", "sample"),
+        *("domain", "train_documents", "train_mb", "train_tokens", "valid_documents", "valid_kb"),
+        *("duplicates", "overlap", "licence", "sample"),
     ]
 
 
 def test_text_that_would_steer_the_terminal_is_shown_as_text(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
-    line = "\x1b[31m [bold] [/nope] \x07 words of a hostile text\n"
-    (folder / "[red].txt").write_text(line * 400)
+    line = "\x1b[31m [bold] [/nope] \x07 words of a hostile text {}\n"
+    (folder / "[red].txt").write_text("".join(line.format(i) for i in range(400)))
     result = call("data", "show", "data=folder", f"data.path={folder}")
     assert result.code == 0
     assert "[red]" in result.out
@@ -379,7 +380,7 @@ def test_text_that_would_steer_the_terminal_is_shown_as_text(call: Call, tmp_pat
 def test_data_are_prepared_checked_and_made_again(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
-    (folder / "a.txt").write_text("a line of some text\n" * 400)
+    (folder / "a.txt").write_text("".join(f"a line of some text, the {i}th\n" for i in range(400)))
     words = ["data=folder", f"data.path={folder}"]
     first = call("data", "prepare", *words)
     assert first.code == 0
@@ -388,7 +389,8 @@ def test_data_are_prepared_checked_and_made_again(call: Call, tmp_path: Path) ->
     assert len([line for line in first.err.splitlines() if "preparing" in line]) == 1
     found = json.loads(call("data", "prepare", "--json", *words).out)
     assert found == {"schema_version": 1, "content_hash": content_hash, "directory": directory}
-    assert call("data", "check", *words) == (0, f"{directory}: whole and untouched\n", "")
+    warning = "warning: all text is of one domain, a: data.homogeneity means nothing\n"
+    assert call("data", "check", *words) == (0, f"{directory}: whole and untouched\n", warning)
     tokens = Path(directory) / "a.train.bin"
     tokens.write_bytes(tokens.read_bytes()[:-1] + b"X")
     damaged = call("data", "check", *words)

@@ -20,6 +20,7 @@ from moebench.config.identity import treatment
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import Batches
 from moebench.data.corpus import Corpus
+from moebench.data.turns import shares
 from moebench.errors import TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.measure import evaluate, step_metrics
@@ -84,6 +85,7 @@ def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
         num_shared_experts=shape.num_shared_experts,
         renormalize=config.router.renormalize,
         compute=COMPUTE[config.train.precision],
+        document_end=vocab_size - 1 if config.data.mask_documents else None,
     )
     initialize(model, config.seed)
     if config.router.perturb:
@@ -130,6 +132,7 @@ def train(
         global_bsz=config.global_bsz,
         seed=config.seed,
         homogeneity=config.data.homogeneity,
+        shares=shares(corpus, config.data),
     )
     if state.step == 0:
         row, routing = evaluate(config, corpus, state.model, device)
