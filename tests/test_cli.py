@@ -395,7 +395,8 @@ def test_data_are_prepared_checked_and_made_again(call: Call, tmp_path: Path) ->
     tokens.write_bytes(tokens.read_bytes()[:-1] + b"X")
     damaged = call("data", "check", *words)
     assert (damaged.code, damaged.out) == (2, "")
-    assert damaged.err.removeprefix(warning).startswith(f"error: {tokens}: does not match its checksum")
+    said = damaged.err.removeprefix(warning)
+    assert said.startswith(f"error: {tokens}: does not match its checksum")
     assert call("data", "prepare", *words).out == first.out
     assert call("data", "check", *words).code == 0
 

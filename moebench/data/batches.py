@@ -84,12 +84,16 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 1."""
-        domain, start = self.places(step)
-        tokens = np.empty((self.global_bsz, self.seq_len + 1), np.int64)
-        for d in np.unique(domain):
-            rows = np.flatnonzero(domain == d)
-            tokens[rows] = _cut(self._streams[d], start[rows], self.seq_len)
-        return Batch(tokens, domain)
+        places = self.places(step)
+        return Batch(self.read(places), places.domain)
+
+    def read(self, places: Places) -> Ints:
+        """The tokens [sequences, seq_len + 1] that lie there."""
+        tokens = np.empty((len(places.domain), self.seq_len + 1), np.int64)
+        for d in np.unique(places.domain):
+            rows = np.flatnonzero(places.domain == d)
+            tokens[rows] = _cut(self._streams[d], places.start[rows], self.seq_len)
+        return tokens
 
     def places(self, step: int) -> Places:
         """Where the batch of a step lies."""

@@ -15,6 +15,7 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,13 +151,16 @@ def _objects(path: Path, columns: Columns) -> Iterator[Row]:
     """The lines of a .jsonl or .jsonl.gz file; blank ones are passed over."""
     offset = 0
     with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            size = len(line)
+        for number in count(1):
+            # in a list, so that whoever decodes it can let go of it: it may fill the memory
+            lines = [file.readline()]
+            size = len(lines[0])
+            if not size:
+                return
             try:
-                if line.strip():
-                    yield row_of(
-                        _object(line, path, number, offset, columns), columns, f"{path}:{number}"
-                    )
+                if lines[0].strip():
+                    place = (path, number, offset)
+                    yield row_of(_object(lines, place, columns), columns, f"{path}:{number}")
             except DataError:
                 for _ in file:  # if gzip is what broke the line, it says so by the end
                     pass
@@ -164,10 +168,12 @@ def _objects(path: Path, columns: Columns) -> Iterator[Row]:
             offset += size
 
 
-def _object(line: bytes, path: Path, number: int, offset: int, columns: Columns) -> dict[str, Any]:
+def _object(lines: list[bytes], place: tuple[Path, int, int], columns: Columns) -> dict[str, Any]:
+    """The object in the one line of a list, which is emptied; place is path, line, first byte."""
+    path, number, offset = place
     remedy = f'write one object with the key "{columns.text}" a line'
     try:
-        text = line.decode()
+        text = lines.pop().decode()
     except UnicodeDecodeError as error:
         raise _not_utf8(path, offset + error.start, error) from None
     try:

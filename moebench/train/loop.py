@@ -23,6 +23,7 @@ from moebench.data.corpus import Corpus
 from moebench.data.turns import shares
 from moebench.errors import TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
+from moebench.train.feed import Feed
 from moebench.train.measure import evaluate, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
 from moebench.train.step import Objective, Outcome, accumulate_gradients, objective_terms
@@ -134,15 +135,14 @@ def train(
         homogeneity=config.data.homogeneity,
         shares=shares(corpus, config.data),
     )
+    feed = Feed(batches, device)
     if state.step == 0:
         row, routing = evaluate(config, corpus, state.model, device)
         yield Event(0, {"step": 0, **row}, routing)
     clock = Clock()
     while state.step < steps:
         step = state.step + 1
-        batch = batches.batch(step)
-        tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True)
-        domain = torch.from_numpy(batch.domain).to(device, non_blocking=True)
+        tokens, domain = feed(step)
         state.optimizer.zero_grad()
         outcome = accumulate_gradients(
             state.model,
@@ -161,7 +161,7 @@ def train(
             group["lr"] = rate
         state.optimizer.step()
         state.step = step
-        clock.tokens += batch.tokens.shape[0] * config.seq_len
+        clock.tokens += tokens.shape[0] * config.seq_len
         clock.steps += 1
 
         event = Event(step)
