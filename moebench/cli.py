@@ -365,13 +365,21 @@ def doctor(as_json: AsJson = False, runs_dir: RunsDir = RUNS) -> None:
 
 @data_app.command("prepare")
 def data_prepare(
-    overrides: Overrides = None, as_json: AsJson = False, config_dir: ConfigDir = None
+    overrides: Overrides = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", parser=_number, metavar="N", help="processes; as many as cores by default"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
 ) -> None:
     """Prepare the data, and say under which hash and where it lies.
 
     Example: `moebench data prepare data=folder data.path=texts`
     """
-    corpus = _corpus(overrides, config_dir)
+    corpus = _corpus(overrides, config_dir, jobs)
     found = {"content_hash": corpus.content_hash, "directory": str(corpus.directory)}
     if as_json:
         _print_json({"schema_version": 1, **found})
@@ -380,14 +388,20 @@ def data_prepare(
 
 
 @data_app.command("check")
-def data_check(overrides: Overrides = None, config_dir: ConfigDir = None) -> None:
+def data_check(
+    overrides: Overrides = None, as_json: AsJson = False, config_dir: ConfigDir = None
+) -> None:
     """Check the prepared data against its checksums; damaged data is discarded.
 
     Example: `moebench data check data=folder data.path=texts`
     """
     corpus = _corpus(overrides, config_dir)
     corpus.check()
-    print(f"{corpus.directory}: whole and untouched")
+    if as_json:
+        found = {"content_hash": corpus.content_hash, "directory": str(corpus.directory)}
+        _print_json({"schema_version": 1, **found, "damage": []})
+    else:
+        print(f"{corpus.directory}: whole and untouched")
 
 
 @data_app.command("show")
@@ -412,20 +426,26 @@ def data_show(
     title = f"data {corpus.content_hash[:10]}"
     table = Table(title=title, title_justify="left", expand=True)
     table.add_column("domain")
-    for column in ("train docs", "MB", "valid docs", "kB"):
+    for column in ("train docs", "MB", "valid docs", "kB", "overlap"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("sample", no_wrap=True, ratio=1)
+    shown = ("domain", "train_documents", "train_mb", "valid_documents", "valid_kb")
     for row in rows:
-        table.add_row(*(Text(printable(_cell(value))) for value in row.values()))
+        cells = [*(_cell(row[key]) for key in shown), f"{row['overlap']:.1%}", row["sample"]]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     Console().print(table)
 
 
-def _corpus(overrides: list[str] | None, config_dir: Path | None) -> Any:
+def _corpus(
+    overrides: list[str] | None, config_dir: Path | None, processes: int | None = None
+) -> Any:
     from moebench.config.compose import Composer
     from moebench.data.corpus import prepare
-    from moebench.progress import say
+    from moebench.progress import DataDisplay
 
-    return prepare(Composer(config_dir).compose(overrides or []).data, progress=say)
+    data = Composer(config_dir).compose(overrides or []).data
+    with DataDisplay() as display:
+        return prepare(data, progress=display.say, bar=display.bar, processes=processes)
 
 
 @app.callback(invoke_without_command=True)

@@ -46,7 +46,10 @@ from moebench.train.distributed import Ranks, joined, world_size
 from moebench.train.loop import SETTLED, Event, State, make_state, train
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
-EVALUATED = ("valid/", "tune/", "specialization/", "load/max_vio_global", "load/utilization/")
+EVALUATED = (
+    *("valid/", "tune/", "heldout/", "specialization/"),
+    *("load/max_vio_global", "load/utilization/"),
+)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # to write, by rights or a fault
 HEARTBEAT = 0.5  # seconds between updates of status.json
 
@@ -359,6 +362,7 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
         "seed": config.seed,
         "science": science(config, corpus.content_hash),
         "domains": list(corpus.domains),
+        "heldout": list(corpus.heldout),
         "data": {
             "content_hash": corpus.content_hash,
             "source": config.data.source,

@@ -124,6 +124,28 @@ class TrainDisplay(Display):
             self.tell(line, now="valid/ppl" in row)
 
 
+class DataDisplay(Display):
+    """The progress of a preparation of data; give its `bar` what is done and the share that is.
+
+    Attributes:
+        bar: None where there is no terminal to draw it on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar = self._update if self.console.is_terminal else None
+        self.task: TaskID | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        say(text, self.console)
+
+    def _update(self, words: str, share: float) -> None:
+        if self.task is None:
+            self.task = self.bars.add_task("", total=100, now="")
+        self.bars.update(self.task, completed=round(100 * share), description=escape(words))
+
+
 class SweepDisplay(Display):
     """The progress of a launcher's jobs, and of the whole by its steps."""
 

@@ -68,7 +68,11 @@ def test_the_largest_model_composes() -> None:
 
 def test_every_source_of_data_composes(text_folder: Path) -> None:
     for source in COMPOSER.choices("data"):
-        more = [f"data.path={text_folder}"] if source == "folder" else []
+        more = {
+            "folder": [f"data.path={text_folder}"],
+            "huggingface": ["data.name=org/text"],
+            "mixture": [f'data.sources=["synthetic overlap=1","folder path={text_folder}"]'],
+        }.get(source, [])
         assert COMPOSER.compose([f"data={source}", *more]).data.source == source
 
 

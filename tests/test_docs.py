@@ -49,7 +49,10 @@ def shrink(words: list[str], folder: Path) -> list[str]:
     keys = {word.split("=")[0] for word in words[1:] if "=" in word}
     kept = [word for word in words if word.split("=")[0] not in small]
     kept = [f"data.path={folder}" if word.startswith("data.path=") else word for word in kept]
-    if "data.path" not in keys:
+    kept = [word.replace("path=texts", f"path={folder}") for word in kept]
+    if words[0] in TRAINS and keys & {"experiment"}:
+        kept += ["micro_bsz=4", "global_bsz=8"]
+    if "data.path" not in keys and not {"data=synthetic", "data=mixture"} & {*words}:
         kept += ["data=folder", f"data.path={folder}"]
     return [*kept, *(f"{key}={value}" for key, value in small.items())]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from moebench.config.schema import (
     LARGEST,
+    DataConfig,
     ExperimentConfig,
     StudyConfig,
     TermConfig,
@@ -104,13 +105,36 @@ def check_experiment(config: ExperimentConfig) -> None:
     _check_balance(config)
     if config.run.device_bsz is not None:
         _divides("run.device_bsz", config.run.device_bsz, "global_bsz", whole)
-    if config.data.source == "folder" and not config.data.path:
-        raise ConfigError("data.path=null: data=folder needs a folder; add data.path=DIR")
-    if config.data.source != "folder" and config.data.path:
+    check_source(config.data)
+    if config.data.temperature != 1 and config.data.sampling == "uniform":
         raise ConfigError(
-            f"data.path={config.data.path}: data={config.data.source} reads no folder; "
-            "add data=folder"
+            f"data.temperature={config.data.temperature:g}: data.sampling=uniform has no "
+            "temperature; add data.sampling=proportional"
         )
+    for name, weight in config.data.weights.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigError(
+                f"data.weights={{{name}:{weight:g}}}: must be above 0; data.heldout=[{name}] "
+                "keeps a domain from being trained on"
+            )
+
+
+def check_source(data: DataConfig) -> None:
+    """Raise ConfigError for a source that lacks what it reads from, or has what it does not use."""
+    for key, owner, what, remedy in (
+        ("path", "folder", "folder", "data.path=DIR"),
+        ("name", "huggingface", "dataset", "data.name=NAME"),
+        ("sources", "mixture", "list", "'data.sources=[installed,\"folder path=DIR\"]'"),
+    ):
+        value = getattr(data, key)
+        if data.source == owner and not value:
+            raise ConfigError(
+                f"data.{key}={value or 'null'}: data={owner} needs a {what}; add {remedy}"
+            )
+        if data.source != owner and value:
+            raise ConfigError(
+                f"data.{key}={value}: data={data.source} reads no {what}; add data={owner}"
+            )
 
 
 def _check_group(config: ExperimentConfig, where: str, scope: str, size: int | None) -> None:

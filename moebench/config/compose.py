@@ -14,7 +14,7 @@ from dataclasses import Field, asdict, replace
 from functools import partial, reduce
 from itertools import islice, product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_origin
 
 import yaml
 from hydra import compose as hydra_compose
@@ -27,9 +27,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from moebench.config.check import check_experiment, check_ranges, check_study
+from moebench.config.check import check_experiment, check_ranges, check_source, check_study
 from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS, Presets
 from moebench.config.schema import (
+    DataConfig,
     ExperimentConfig,
     StudyConfig,
     TermConfig,
@@ -44,6 +45,12 @@ from moebench.errors import ConfigError, MoebenchError, each_of, together
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 
 MOST_RUNS = 100_000  # of a sweep; more are a slip of the hand, as in seed=range(0,1e9)
+
+# What an entry of data.sources may set.
+SOURCE_KEYS = (
+    *("path", "name", "config", "split", "revision", "streaming", "max_bytes"),
+    *("text_column", "domain_column", "num_domains", "overlap", "text_seed", "domains"),
+)
 
 Values = dict[str, Any]  # dotted key -> value
 
@@ -118,6 +125,10 @@ class Composer(Presets):
         own = [each for each in typed if not self._is_group(each)]
         return _complete(values | {each.key_or_group: _value(each, KNOBS) for each in own})
 
+    def typed(self, overrides: Iterable[str]) -> list[tuple[str, Any]]:
+        """(key, value) of overrides of keys, checked one by one."""
+        return [(each.key_or_group, _value(each, KNOBS)) for each in self._checked(overrides)]
+
     def study(self, name: str, overrides: Iterable[str] = ()) -> StudyConfig:
         """A study preset, with `study.size` and other `study.*` values set."""
         if name not in self.choices(STUDY):
@@ -171,7 +182,7 @@ class Composer(Presets):
             found, known = nested.get("study", nested), STUDY_KNOBS
             found = {f"study.{key}": value for key, value in found.items()}
         else:
-            found, known = dict(flat(nested)), KNOBS
+            found, known = _leaves(nested), KNOBS
         self._composed[name, *picks] = {
             key: _typed(f"{said}: {key}={value}", key, value, known) for key, value in found.items()
         }
@@ -239,8 +250,38 @@ def from_dict(nested: Mapping[str, Any]) -> ExperimentConfig:
     Raises ConfigError for unknown keys, wrong types and values out of range.
     """
     return _complete(
-        {key: _typed(f"{key}={value}", key, value, KNOBS) for key, value in flat(nested)}
+        {key: _typed(f"{key}={value}", key, value, KNOBS) for key, value in _leaves(nested).items()}
     )
+
+
+def sources_of(data: DataConfig) -> list[DataConfig]:
+    """The sources of data=mixture: each entry of `data.sources` as a config of its own.
+
+    Raises ConfigError for an entry that cannot be, as the same keys on the command line would.
+    """
+    composer, found = Composer(), []
+    for entry in data.sources:
+        try:
+            name, *words = shlex.split(entry)
+            source, *values = composer.typed(
+                [f"data.source={name}", *(f"data.{each}" for each in words)]
+            )
+            each = DataConfig(
+                source=source[1], **{key.removeprefix("data."): value for key, value in values}
+            )
+            for key, _ in values:
+                if key.removeprefix("data.") not in SOURCE_KEYS:
+                    raise ConfigError(
+                        f"{key} is no key of a source; those are {', '.join(SOURCE_KEYS)}"
+                    )
+            if each.source == "mixture":
+                raise ConfigError("a mixture holds none; write its sources out")
+            check_ranges(each)
+            check_source(each)
+        except (ConfigError, ValueError) as error:
+            raise ConfigError(f"data.sources=[{entry!r}]: {error}") from None
+        found.append(each)
+    return found
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
@@ -265,8 +306,21 @@ def _from_file(path: Path) -> Values:
         ) from None
     return {
         str(key): _typed(f"--config {path}: {key}={value}", str(key), value, KNOBS)
-        for key, value in flat(cast(dict[str, Any], nested))
+        for key, value in _leaves(cast(dict[str, Any], nested)).items()
     }
+
+
+def _leaves(nested: Mapping[str, Any]) -> Values:
+    """Nested tables by dotted key, but the tables that are values themselves as they are."""
+    tables = [key for key, each in KNOBS.items() if get_origin(each.type) is dict]
+    found: Values = {}
+    for key, value in flat(nested):
+        owner = next((table for table in tables if key.startswith(f"{table}.")), None)
+        if owner is None:
+            found[key] = value
+        else:
+            found.setdefault(owner, {})[key.removeprefix(f"{owner}.")] = value
+    return found
 
 
 def _refuse_odd(each: Override) -> None:
@@ -320,9 +374,12 @@ def _complete(values: Values) -> ExperimentConfig:
         *path, name = key.split(".")
         setattr(reduce(getattr, path, config), name, value)
     check_experiment(config)
-    if config.data.domains:
-        # Batches take the domains in turn: without one order, one identity would be two runs.
-        config.data.domains = sorted(config.data.domains)
+    # Batches take the domains in turn: without one order, one identity would be two runs.
+    config.data.domains = config.data.domains and sorted(config.data.domains)
+    config.data.heldout = sorted(config.data.heldout)
+    config.data.weights = dict(sorted(config.data.weights.items()))
+    if config.data.source == "mixture":
+        sources_of(config.data)  # for its errors
     # what is given as null is filled in by what it means
     _, size = group_of(config, TermConfig())
     return replace(config, balance_bsz=size)

@@ -61,6 +61,7 @@ def knob(
 
 SCOPES = ("none", "sequence", "micro", "shuffled", "global", "domain")
 PRECISIONS = ("fp32", "bf16", "fp64")
+SOURCES = ("installed", "folder", "huggingface", "synthetic", "mixture")
 
 
 @dataclass
@@ -211,14 +212,95 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    source: str = knob(
-        "installed", "where the text comes from", choices=("installed", "folder"), neutral=NEVER
-    )
+    """Text, its tokens and batches; the identity of a run has the text and tokens by their hash."""
+
+    source: str = knob("installed", "where the text comes from", choices=SOURCES, neutral=NEVER)
     path: str | None = knob(
         None, "folder with one sub-folder or file per domain, for data=folder", neutral=NEVER
     )
+    name: str | None = knob(
+        None,
+        "dataset of the Hugging Face Hub, or a folder with one, for data=huggingface",
+        neutral=NEVER,
+    )
+    config: str | None = knob(
+        None, "of the dataset's configurations, for data=huggingface", neutral=NEVER
+    )
+    split: str = knob("train", "of the dataset's splits, for data=huggingface", neutral=NEVER)
+    revision: str | None = knob(
+        None, "commit of the dataset, for data=huggingface; a folder needs none", neutral=NEVER
+    )
+    streaming: bool = knob(
+        False, "read the dataset without keeping a copy, for data=huggingface", neutral=NEVER
+    )
+    max_bytes: int | None = knob(
+        None,
+        "most text to read, for data=huggingface; null reads all",
+        unit="bytes",
+        low=1,
+        neutral=NEVER,
+    )
+    text_column: str = knob(
+        "text", "where rows of JSON lines, Parquet and datasets have their text", neutral=NEVER
+    )
+    domain_column: str | None = knob(
+        None, "where such rows have their domain; null names it after folder or file", neutral=NEVER
+    )
+    num_domains: int = knob(
+        4, "Markov sources, for data=synthetic", low=1, high=1000, neutral=NEVER
+    )
+    overlap: float = knob(
+        0.0,
+        "what Markov sources share, for data=synthetic: 0 nothing, 1 everything",
+        low=0,
+        high=1,
+        neutral=NEVER,
+    )
+    text_seed: int = knob(
+        0,
+        "of Markov sources, and of the sample that BPE is trained on; not of the batches",
+        low=0,
+        high=LARGEST,
+        neutral=NEVER,
+    )
+    sources: list[str] = knob(
+        [],
+        'for data=mixture: one source each, as in "folder path=DIR domains=[a,b]", with the keys '
+        "of data.*",
+        neutral=NEVER,
+    )
     domains: list[str] | None = knob(
         None, "names of the domains to take; null takes all", neutral=NEVER
+    )
+    heldout: list[str] = knob(
+        [], "names of the domains that are validated on apart, and never trained on", neutral=[]
+    )
+    tokenizer: str = knob(
+        "bytes",
+        "bytes; bpe, trained on the text; or the path of a byte-level tokenizer.json",
+        neutral=NEVER,
+    )
+    vocab_size: int = knob(
+        4096, "tokens of data.tokenizer=bpe, with the end mark", low=258, neutral=NEVER
+    )
+    sampling: str = knob(
+        "uniform",
+        "shares of the domains: equal, or in proportion to their training tokens",
+        choices=("uniform", "proportional"),
+        neutral="uniform",
+    )
+    temperature: float = knob(
+        1.0,
+        "for data.sampling=proportional: shares in proportion to tokens ** (1 / temperature)",
+        above=0,
+        neutral=1.0,
+        source="arXiv 1907.05019, Section 4.2: 5",
+    )
+    weights: dict[str, float] = knob(
+        {}, "factors of the domains' shares, 1 where none is given, as in {law:2}", neutral={}
+    )
+    mask_documents: bool = knob(
+        False, "attention stays within a document where a sequence holds several", neutral=False
     )
     homogeneity: float = knob(
         1.0,

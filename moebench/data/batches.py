@@ -2,21 +2,25 @@
 
 A domain's tokens are cut into windows of seq_len + 1 tokens that begin seq_len apart. An epoch of a
 domain is a permutation of its windows, keyed by (seed, domain's name, epoch), and sequences take
-the windows in its order. The micro-batches of the whole run take the domains in turn, so that
-after any number of them the domains' shares differ by at most one. All randomness comes from the
-raw stream of a Philox generator under a hashed key: no state is kept, any step can be asked for
-first, and no release of numpy may change the numbers.
+the windows in its order. The micro-batches of the whole run take the domains in turn, so that after
+any number of them each domain has its share to within one (`moebench.data.turns`). All randomness
+is keyed (`moebench.data.draws`), so that any step can be asked for first.
 """
 
 import hashlib
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from moebench.config.schema import ExperimentConfig
-from moebench.data.corpus import Corpus, Half, Tokens
+from moebench.data.corpus import Corpus, Half
+from moebench.data.draws import key, permutation
+from moebench.data.tokenizer import Tokens
+from moebench.data.turns import Turns, shares
 from moebench.errors import DataError
 
 Ints = npt.NDArray[np.int64]
@@ -32,6 +36,13 @@ class Batch(NamedTuple):
     domain: Ints  # [sequences], an index into the corpus's domains
 
 
+class Places(NamedTuple):
+    """Where the sequences of a batch lie."""
+
+    domain: Ints  # [sequences], an index into the corpus's domains
+    start: Ints  # [sequences], the first token, counted in the domain's training tokens
+
+
 class Batches:
     """The training batches of one seed.
 
@@ -43,6 +54,7 @@ class Batches:
         seed: keys every draw.
         homogeneity: 1 keeps each micro-batch to one domain; h lets a random share 1 - h of a
             step's sequences change places. Which sequences a step has does not depend on it.
+        shares: turns of each domain in a period; one each by default.
 
     Raises DataError for a domain with less text than one sequence.
     """
@@ -56,6 +68,7 @@ class Batches:
         global_bsz: int,
         seed: int,
         homogeneity: float = 1.0,
+        shares: Sequence[int] | None = None,
     ):
         assert global_bsz % micro_bsz == 0, "checked by the config"
         self.corpus = corpus
@@ -63,36 +76,49 @@ class Batches:
         self.seed, self.homogeneity = seed, homogeneity
         self._streams = [corpus.train(domain) for domain in corpus.domains]
         self._windows = [_count_windows(corpus, domain, seq_len) for domain in corpus.domains]
-        self._offset = _key(seed, "offset") % len(corpus.domains)
+        self._turns = Turns(shares or (1,) * len(corpus.domains))
+        self._offset = key(seed, "offset") % self._turns.period
+        before = self._turns.domain[: self._offset]
+        self._before = np.bincount(before, minlength=len(corpus.domains))
         self._epochs: dict[tuple[int, int], Ints] = {}  # only to save time; see `_epoch`
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 1."""
+        places = self.places(step)
+        return Batch(self.read(places), places.domain)
+
+    def read(self, places: Places) -> Ints:
+        """The tokens [sequences, seq_len + 1] that lie there."""
+        tokens = np.empty((len(places.domain), self.seq_len + 1), np.int64)
+        for d in np.unique(places.domain):
+            rows = np.flatnonzero(places.domain == d)
+            tokens[rows] = _cut(self._streams[d], places.start[rows], self.seq_len)
+        return tokens
+
+    def places(self, step: int) -> Places:
+        """Where the batch of a step lies."""
         assert step >= 1
         micro_batches = self.global_bsz // self.micro_bsz
-        turns = (step - 1) * micro_batches + _permutation(micro_batches, self.seed, "order", step)
-        # Every len(domains)-th turn is the same domain's, so this turn is its (turn // len)-th.
-        turn, place = (
-            np.repeat(turns, self.micro_bsz),
-            np.tile(np.arange(self.micro_bsz), len(turns)),
-        )
-        domain = (turn + self._offset) % len(self._streams)
-        number = turn // len(self._streams) * self.micro_bsz + place  # of the domain's sequences
+        turns = (step - 1) * micro_batches + permutation(micro_batches, self.seed, "order", step)
+        domain, turn = self._turns.at(turns + self._offset)
+        turn = turn - self._before[domain]
+        domain = np.repeat(domain, self.micro_bsz)
+        place = np.tile(np.arange(self.micro_bsz), micro_batches)
+        number = np.repeat(turn, self.micro_bsz) * self.micro_bsz + place  # of the domain's own
         mixed = self._mixing(step)
         domain, number = domain[mixed], number[mixed]
-
-        tokens = np.empty((self.global_bsz, self.seq_len + 1), np.int64)
+        start = np.empty_like(number)
         for d in np.unique(domain):
             rows = np.flatnonzero(domain == d)
-            tokens[rows] = _cut(self._streams[d], self._starts(int(d), number[rows]), self.seq_len)
-        return Batch(tokens, domain)
+            start[rows] = self._starts(int(d), number[rows])
+        return Places(domain, start)
 
     def _mixing(self, step: int) -> Ints:
         """[global_bsz] which sequence of the homogeneous batch each slot gets."""
         order = np.arange(self.global_bsz)
         moved = round((1 - self.homogeneity) * self.global_bsz)
         if moved:
-            slots = _permutation(self.global_bsz, self.seed, "mixing", step)[:moved]
+            slots = permutation(self.global_bsz, self.seed, "mixing", step)[:moved]
             order[np.sort(slots)] = slots
         return order
 
@@ -110,39 +136,54 @@ class Batches:
             if len(self._epochs) >= 2 * len(self._streams):
                 del self._epochs[next(iter(self._epochs))]
             name = self.corpus.domains[d]
-            order = _permutation(self._windows[d], self.seed, "epoch", name, epoch)
+            order = permutation(self._windows[d], self.seed, "epoch", name, epoch)
             self._epochs[d, epoch] = order
         return self._epochs[d, epoch]
 
 
 def check_epochs(corpus: Corpus, config: ExperimentConfig) -> None:
     """Raise DataError if a run reads some domain more than `data.max_epochs` times."""
-    seq_len, micro_bsz, global_bsz = config.seq_len, config.micro_bsz, config.global_bsz
-    steps, max_epochs = config.train.steps, config.data.max_epochs
-    domains = len(corpus.domains)
-    windows = {domain: _count_windows(corpus, domain, seq_len) for domain in corpus.domains}
-    smallest = min(windows, key=windows.__getitem__)
-    turns = math.ceil(steps * (global_bsz // micro_bsz) / domains)  # at most, of one domain
-    epochs = turns * micro_bsz / windows[smallest]
-    if epochs > max_epochs:
-        allowed = int(max_epochs * windows[smallest]) // micro_bsz * domains
-        fewer = allowed // (global_bsz // micro_bsz)
-        remedy = f"use at most train.steps={fewer}, or raise" if fewer else "add text, or raise"
+    seq_len, micro_bsz, steps = config.seq_len, config.micro_bsz, config.train.steps
+    micro_batches, most = config.global_bsz // micro_bsz, config.data.max_epochs
+    windows = [_count_windows(corpus, domain, seq_len) for domain in corpus.domains]
+    turns = Turns(shares(corpus, config.data))
+
+    def epochs(steps: int) -> list[float]:
+        """Of each domain, at most, whatever the seed."""
+        return [
+            turns.most(d, steps * micro_batches) * micro_bsz / number
+            for d, number in enumerate(windows)
+        ]
+
+    found = epochs(steps)
+    if max(found) > most:
+        first = found.index(max(found))
+        fewer = bisect_right(range(steps), most, key=lambda each: max(epochs(each))) - 1
+        remedy = f"use at most train.steps={fewer}, or raise" if fewer > 0 else "add text, or raise"
         raise DataError(
-            f"data.max_epochs={max_epochs:g}: train.steps={steps} would read domain {smallest!r} "
-            f"{epochs:.2f} times ({windows[smallest]} sequences of seq_len={seq_len}); "
-            f"{remedy} data.max_epochs to {math.ceil(epochs)}"
+            f"data.max_epochs={most:g}: train.steps={steps} would read domain "
+            f"{corpus.domains[first]!r} {found[first]:.2f} times ({windows[first]} sequences of "
+            f"seq_len={seq_len}); {remedy} data.max_epochs to {math.ceil(found[first])}"
         )
 
 
-def validation(corpus: Corpus, half: Half, *, sequences: int, seq_len: int) -> Batch:
+def validation(
+    corpus: Corpus,
+    half: Half,
+    *,
+    sequences: int,
+    seq_len: int,
+    domains: Sequence[str] | None = None,
+) -> Batch:
     """`sequences` sequences of each domain, in the order of the domains and free of any seed.
+
+    Domains are those that are trained on, unless others are given.
 
     They lie evenly over the tokens of that half ("tune" or "test") and do not overlap. Raises
     DataError for a domain that has no room for as many.
     """
     parts = []
-    for domain in corpus.domains:
+    for domain in corpus.domains if domains is None else domains:
         stream = corpus.valid(domain, half)
         room = len(stream) // (seq_len + 1)
         if room < sequences:
@@ -177,13 +218,3 @@ def _count_windows(corpus: Corpus, domain: str, seq_len: int) -> int:
 def _cut(stream: Tokens, starts: Ints, seq_len: int) -> Ints:
     """[sequences, seq_len + 1] tokens of a stream from each start."""
     return stream[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
-
-
-def _key(*parts: int | str) -> int:
-    """128 bits that stand for what is drawn."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16])
-
-
-def _permutation(n: int, *key: int | str) -> Ints:
-    """A random order of 0 to n - 1, the same for the same key."""
-    return np.argsort(np.random.Philox(key=_key(*key)).random_raw(n), kind="stable")

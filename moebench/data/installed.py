@@ -30,7 +30,7 @@ from pydoc_data.topics import topics
 from types import CodeType
 from typing import Any
 
-from moebench.data.document import Document, Split
+from moebench.data.document import Document, Split, Unit
 
 TRAIN_BYTES = 6_000_000  # of a domain; with more, preparing it would take too long
 VALID_BYTES = 260_000
@@ -56,6 +56,7 @@ class Installed:
     """The five domains. Byte limits of a domain's splits are parameters for the sake of tests."""
 
     label = "data=installed"
+    keeps_duplicates = True  # a handful of tiny files; published figures belong to this text
 
     def __init__(self, train_bytes: int = TRAIN_BYTES, valid_bytes: int = VALID_BYTES):
         self.train_bytes = train_bytes
@@ -72,7 +73,7 @@ class Installed:
     def domains(self) -> tuple[str, ...]:
         return tuple(self._readers)
 
-    def fingerprint(self, domains: Sequence[str]) -> dict[str, Any]:
+    def fingerprint(self, domains: Sequence[str] | None) -> dict[str, Any]:
         return {
             "source": "installed",
             "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -82,7 +83,14 @@ class Installed:
             "limits": [self.train_bytes, self.valid_bytes],
         }
 
-    def documents(self, domain: str) -> Iterator[Document]:
+    def units(self, domains: Sequence[str] | None) -> list[Unit]:
+        return [
+            Unit((domain,), self.train_bytes)
+            for domain in (self.domains if domains is None else domains)
+        ]
+
+    def documents(self, unit: Unit) -> Iterator[Document]:
+        (domain,) = unit.parts
         readers = self._readers[domain]()
         reserved = RESERVED if domain in ("bytecode", "english", "python") else 0.0
         size = {"train": 0, "valid": 0}
@@ -95,9 +103,16 @@ class Installed:
                 split = "train"
             else:
                 return
-            if text := _beginning(readers[name]()):
-                size[split] += len(text.encode())
-                yield Document(name, text, split)
+            if text := _beginning(readers[name]()).encode():
+                size[split] += len(text)
+                yield Document(name, text, domain, split)
+
+    def licences(self, domains: Sequence[str]) -> dict[str, str]:
+        python = "PSF-2.0"
+        torch = importlib.metadata.metadata("torch")["License-Expression"]
+        packages = f"{python}, and those of {', '.join(PACKAGES)}"
+        own = {"cpp": f"{python}; torch: {torch}", "english": packages, "unicode": "Unicode-3.0"}
+        return {domain: own.get(domain, python) for domain in domains}
 
 
 def _rank(name: str) -> float:

@@ -1,43 +1,218 @@
-"""Byte tokens: the bytes of UTF-8 text, and one mark that ends a document.
+"""Tokenizers: bytes, or pieces of several bytes as the `tokenizers` library makes them.
 
-The vocabulary is the 256 values of a byte. No UTF-8 text contains 0xFF, so it is free to end each
-document; whatever splits text into tokens differently, nats per *text* byte stay comparable.
+The last token of every vocabulary ends a document; no text makes it. Every token stands for a fixed
+number of bytes, so that nats per *text* byte stay comparable whatever splits text into tokens.
 """
 
 import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-END = 0xFF  # ends each document
+from moebench.errors import DataError
+
+END = 0xFF  # ends each document of bytes; no UTF-8 text contains it
+BYTES = "bytes"
+FILE = "tokenizer.json"
+LONGEST = 1 << 20  # bytes that are made tokens of at a time
+
+Tokens = npt.NDArray[np.unsignedinteger]
+
+
+class Tokenizer(Protocol):
+    """How text becomes tokens 0 to vocab_size - 1, of which the last ends a document.
+
+    Attributes:
+        name: in a word.
+        hash: hex digest of all that decides how text becomes tokens.
+    """
+
+    name: str
+    vocab_size: int
+    end: int
+
+    @property
+    def hash(self) -> str: ...
+
+    def encode(self, text: bytes) -> Tokens:
+        """Tokens [n] of a text in UTF-8, without an end mark."""
+        ...
+
+    def decode(self, tokens: npt.ArrayLike) -> str:
+        """The text of tokens [n], without end marks; bytes of a cut character become U+FFFD."""
+        ...
+
+    def bytes_in(self, tokens: npt.ArrayLike) -> int:
+        """How many bytes of text tokens of any shape stand for; an end mark stands for none."""
+        ...
+
+
+def smallest_type(vocab_size: int) -> np.dtype[Any]:
+    """The smallest of uint8, uint16 and uint32 that holds a vocabulary, little-endian."""
+    return np.dtype(np.min_scalar_type(vocab_size - 1)).newbyteorder("<")
 
 
 class ByteTokenizer:
     """UTF-8 bytes as tokens 0 to 254; token 255 ends a document."""
 
-    name = "bytes"
+    name = BYTES
     vocab_size = 256
     end = END
 
     @property
     def hash(self) -> str:
-        """Hex digest of all that decides how text becomes tokens."""
         return hashlib.sha256(
             f"{self.name}: utf-8, {self.end:#x} ends a document".encode()
         ).hexdigest()
 
-    def encode(self, text: str) -> npt.NDArray[np.uint8]:
-        """Tokens [bytes] of a text, without an end mark.
-
-        Raises UnicodeEncodeError for half a surrogate pair, which has no UTF-8.
-        """
-        return np.frombuffer(text.encode(), np.uint8).copy()
+    def encode(self, text: bytes) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(text, np.uint8).copy()
 
     def decode(self, tokens: npt.ArrayLike) -> str:
-        """The text of tokens [n], without end marks; bytes of a cut character become U+FFFD."""
         array = np.asarray(tokens)
         return array[array != self.end].astype(np.uint8).tobytes().decode(errors="replace")
 
     def bytes_in(self, tokens: npt.ArrayLike) -> int:
-        """How many bytes of text tokens of any shape stand for; an end mark stands for none."""
         return int(np.count_nonzero(np.asarray(tokens) != self.end))
+
+
+class Subwords:
+    """Pieces of bytes, as a byte-level tokenizer.json has them, and an end mark after the last.
+
+    What the file calls special has no special meaning: in a text, it is text.
+
+    Args:
+        content: of the file.
+        said: the key and value that it is from, to open an error message with.
+
+    Raises DataError for a file that is broken, or whose tokens stand for no fixed bytes.
+    """
+
+    name = "subwords"
+
+    def __init__(self, content: bytes, said: str):
+        from tokenizers import Tokenizer as Backend
+
+        self.said = said
+        self.hash = hashlib.sha256(content + b"\nthe last token ends a document").hexdigest()
+        try:
+            self._backend = Backend.from_str(content.decode())
+            decoder = json.loads(content)["decoder"]
+        except Exception as error:  # the library raises no narrower type
+            raise DataError(
+                f"{said}: is no tokenizer ({str(error).splitlines()[0]}); give a tokenizer.json of "
+                "the tokenizers library"
+            ) from None
+        if "ByteLevel" not in json.dumps(decoder):
+            raise DataError(
+                f"{said}: is not byte-level, so that its tokens stand for no fixed number of bytes "
+                "and bits per byte could not be exact; give a byte-level one, as of GPT-2, Llama 3 "
+                "or Qwen"
+            )
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        added = {each.content for each in self._backend.get_added_tokens_decoder().values()}
+        self.end = max(vocabulary.values()) + 1
+        self.vocab_size = self.end + 1
+        self._pieces = [b""] * self.vocab_size
+        letters = _letters()
+        for piece, number in vocabulary.items():
+            if piece in added:
+                self._pieces[number] = piece.encode()
+            elif all(letter in letters for letter in piece):
+                self._pieces[number] = bytes(letters[letter] for letter in piece)
+        self._sizes = np.array([len(piece) for piece in self._pieces])
+        self._type = smallest_type(self.vocab_size)
+
+    def encode(self, text: bytes) -> Tokens:
+        """Tokens [n] of a text; DataError if they do not stand for exactly its bytes."""
+        return np.concatenate([self._encode(each) for each in _stretches(text)], dtype=self._type)
+
+    def _encode(self, text: bytes) -> Tokens:
+        found = self._backend.encode(text.decode(), add_special_tokens=False).ids
+        made = b"".join([self._pieces[each] for each in found])
+        if made != text:
+            pairs = enumerate(zip(text, made, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(made)))
+            lost = text[at : at + 20].decode(errors="replace")
+            raise DataError(
+                f"{self.said}: changes text, here from {lost!r} on, so that bits per byte could "
+                "not be exact; give a tokenizer without a normalizer or a prefix"
+            )
+        return np.array(found, self._type)
+
+    def decode(self, tokens: npt.ArrayLike) -> str:
+        made = b"".join([self._pieces[each] for each in np.asarray(tokens).tolist()])
+        return made.decode(errors="replace")
+
+    def bytes_in(self, tokens: npt.ArrayLike) -> int:
+        return int(self._sizes[np.asarray(tokens)].sum())
+
+
+def _stretches(text: bytes) -> Iterator[bytes]:
+    """A text, cut after line ends where it is so long that its tokens would fill the memory."""
+    begin = 0
+    while len(text) - begin > LONGEST:
+        end = text.rfind(b"\n", begin, begin + LONGEST) + 1
+        if not end:
+            end = begin + LONGEST
+            while text[end] & 0xC0 == 0x80:  # inside a character
+                end -= 1
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
+
+
+def _letters() -> dict[str, int]:
+    """The printable letter that byte-level vocabularies write for each byte (GPT-2's table)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {
+        chr(256 + number): byte for number, byte in enumerate(hidden)
+    }
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A tokenizer.json of byte pairs that are most frequent in texts; equal for equal texts.
+
+    Args:
+        vocab_size: its tokens, the end mark included.
+
+    Raises DataError if the texts do not have as many pairs.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
+    backend.decoder = decoders.ByteLevel()  # type: ignore
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    backend.train_from_iterator(texts, trainer)
+    found = backend.get_vocab_size() + 1
+    if found < vocab_size:
+        raise DataError(
+            f"data.vocab_size={vocab_size}: the text has pairs for {found} tokens only; "
+            f"use at most data.vocab_size={found}, or add text"
+        )
+    return backend.to_str().encode()
+
+
+def read_tokenizer(path: str) -> bytes:
+    """The content of a tokenizer.json; DataError if it cannot be read."""
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"data.tokenizer={path}: cannot be read ({error.strerror}); use bytes, bpe or the path "
+            "of a tokenizer.json"
+        ) from None

@@ -9,7 +9,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moebench.balance import Routing, join
@@ -53,7 +53,9 @@ class Attention(nn.Module):
         self.gain = nn.Parameter(torch.empty(d_model // num_heads))
 
     def forward(
-        self, x: Float[Tensor, "sequences tokens d_model"]
+        self,
+        x: Float[Tensor, "sequences tokens d_model"],
+        mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
     ) -> Float[Tensor, "sequences tokens d_model"]:
         sequences, tokens, d_model = x.shape
         width = d_model // self.num_heads
@@ -63,7 +65,7 @@ class Attention(nn.Module):
         # one gain for the product of query and key stands for a gain on each
         q = rotate(rms_norm(q) * self.gain.to(x.dtype), cos, sin)
         k = rotate(rms_norm(k), cos, sin)
-        mixed = causal_attention(q, k, v)
+        mixed = causal_attention(q, k, v, mask)
         return F.linear(mixed.transpose(1, 2).flatten(2), self.out.to(x.dtype))
 
 
@@ -71,18 +73,38 @@ def causal_attention(
     q: Float[Tensor, "sequences heads tokens width"],
     k: Float[Tensor, "sequences heads tokens width"],
     v: Float[Tensor, "sequences heads tokens width"],
+    mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
 ) -> Float[Tensor, "sequences heads tokens width"]:
-    """softmax(q k^T / sqrt(width)) v over earlier tokens.
+    """softmax(q k^T / sqrt(width)) v over earlier tokens, or over those that a mask lets through.
 
     On a CPU the products are written out: torch's fused kernel is no faster there in fp32, a third
     as fast in bf16, and has no vmap rule.
     """
     if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if mask is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))
     tokens, width = q.shape[-2:]
-    mask = torch.full((tokens, tokens), -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    scores = q @ k.transpose(-1, -2) * width**-0.5 + mask
+    scores = q @ k.transpose(-1, -2) * width**-0.5
+    if mask is None:
+        later = torch.full((tokens, tokens), -math.inf, dtype=q.dtype, device=q.device)
+        scores = scores + later.triu(1)
+    else:
+        scores = scores.masked_fill(~mask.unsqueeze(1), -math.inf)
     return scores.softmax(-1) @ v
+
+
+def within_documents(
+    tokens: Int[Tensor, "sequences tokens"], end: int
+) -> Bool[Tensor, "sequences tokens tokens"]:
+    """Which tokens each token may attend to: itself and the earlier ones of its document.
+
+    A document begins after the end mark of the one before it.
+    """
+    ended = (tokens == end).long()
+    document = ended.cumsum(-1) - ended  # [sequences, tokens], the end mark being of its document
+    same = document.unsqueeze(-1) == document.unsqueeze(-2)
+    return same & torch.ones_like(same).tril()
 
 
 class Block(nn.Module):
@@ -108,9 +130,12 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "sequences tokens d_model"], compute: torch.dtype
+        self,
+        x: Float[Tensor, "sequences tokens d_model"],
+        compute: torch.dtype,
+        mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
     ) -> tuple[Float[Tensor, "sequences tokens d_model"], Routing]:
-        x = x + self.attention(rms_norm(x).to(compute)).to(x.dtype)
+        x = x + self.attention(rms_norm(x).to(compute), mask).to(x.dtype)
         normed = rms_norm(x)
         expert_index, weights, routing = self.router(normed)
         normed = normed.to(compute)
@@ -132,6 +157,8 @@ class MoETransformer(nn.Module):
         vocab_size: number of tokens.
         d_model, num_layers, num_heads, num_experts, top_k, expert_dim, num_shared_experts: shape.
         renormalize: whether the weights of the selected experts are scaled to sum to 1.
+        document_end: a token after which attention sees nothing of what came before it, so that
+            documents in one sequence do not meet; None lets them.
         compute: dtype of matrix products; parameters, residual stream, norms, routers and logits
             are fp32, or fp64 if that is fp64.
     """
@@ -149,9 +176,11 @@ class MoETransformer(nn.Module):
         num_shared_experts: int = 0,
         renormalize: bool = True,
         compute: torch.dtype = torch.float32,
+        document_end: int | None = None,
     ) -> None:
         super().__init__()
         self.compute = compute
+        self.document_end = document_end
         self.embedding = nn.Parameter(torch.empty(vocab_size, d_model))
         self.blocks = nn.ModuleList(
             Block(
@@ -179,9 +208,10 @@ class MoETransformer(nn.Module):
     ) -> tuple[Float[Tensor, "sequences tokens vocab"], Routing]:
         """Logits of each next token, and the routing of every layer."""
         x = F.embedding(tokens, self.embedding)
+        mask = None if self.document_end is None else within_documents(tokens, self.document_end)
         layers = []
         for block in self.blocks:
-            x, routing = block(x, self.compute)
+            x, routing = block(x, self.compute, mask)
             layers.append(routing)
         logits = F.linear(rms_norm(x).to(self.compute), self.head.to(self.compute))
         return logits.to(x.dtype), join(layers, along="layers")

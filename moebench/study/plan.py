@@ -201,7 +201,9 @@ def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Co
 
 
 def _data_key(data: DataConfig) -> str:
-    return json.dumps([data.source, data.path, data.domains])
+    """What decides which corpus it is, as far as the config tells."""
+    apart = ("homogeneity", "sampling", "temperature", "weights", "mask_documents", "max_epochs")
+    return json.dumps({key: value for key, value in asdict(data).items() if key not in apart})
 
 
 def _is_study(override: str) -> bool:

@@ -20,9 +20,11 @@ from moebench.config.identity import estimator, treatment
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import Batches
 from moebench.data.corpus import Corpus
+from moebench.data.turns import shares
 from moebench.errors import ConfigError, TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.distributed import Ranks
+from moebench.train.feed import Feed
 from moebench.train.measure import evaluate, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
 from moebench.train.step import (
@@ -97,6 +99,7 @@ def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
         num_shared_experts=shape.num_shared_experts,
         renormalize=config.router.renormalize,
         compute=COMPUTE[config.train.precision],
+        document_end=vocab_size - 1 if config.data.mask_documents else None,
     )
     initialize(model, config.seed)
     if config.router.perturb:
@@ -186,21 +189,22 @@ def train(
         global_bsz=config.global_bsz,
         seed=config.seed,
         homogeneity=config.data.homogeneity,
+        shares=shares(corpus, config.data),
     )
+    feed = Feed(batches, device)
     if state.step == 0:
         row, routing = evaluate(config, corpus, state.model, device) if ranks.first else ({}, None)
         yield Event(0, {"step": 0, **row}, routing)
     clock = Clock()
     while state.step < steps:
         step = state.step + 1
-        batch = batches.batch(step)
-        tokens = torch.from_numpy(batch.tokens).to(device, non_blocking=True)
+        tokens, domain = feed(step)
         logged = step % config.run.log_every == 0 or step > steps * (1 - SETTLED)
         one = Step(
             tokens,
             device_bsz,
             number=step,
-            domain=torch.from_numpy(batch.domain),
+            domain=domain,
             seed=_draw_key(config.seed, step),
             ranks=ranks,
         )
@@ -210,9 +214,7 @@ def train(
         if logged and config.balance.estimator_error:
             began = time.perf_counter()
             found = estimator_error(state.model, objective, one, state.balance)
-            error = dict(
-                zip(("balance/gradient_error", "balance/gradient_cosine"), found, strict=True)
-            )
+            error = {f"balance/gradient_{name}": each for name, each in found._asdict().items()}
             clock.skip(time.perf_counter() - began)
         state.optimizer.zero_grad()
         outcome = accumulate_gradients(state.model, objective, one, state.balance)
@@ -225,7 +227,7 @@ def train(
             group["lr"] = rate
         state.optimizer.step()
         state.step, state.balance = step, outcome.states
-        clock.tokens += batch.tokens.shape[0] * config.seq_len
+        clock.tokens += tokens.shape[0] * config.seq_len
         clock.steps += 1
 
         event = Event(step)

@@ -1,5 +1,6 @@
 """What a step and an evaluation measure, as rows of metrics and arrays of counts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from moebench.balance import Global, Micro, Routing, Scope, balance_loss, join, 
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import validation
 from moebench.data.corpus import Corpus, Half
+from moebench.data.turns import shares
 from moebench.metrics import load
 from moebench.metrics.quality import quality
 from moebench.metrics.specialization import coactivation, domain_counts, domain_specialization
@@ -72,18 +74,25 @@ def evaluate(
         tune: whether to add the quality on the other half.
 
     Returns:
-        A row of `valid/*` (and `tune/*`), `load/*` over the validation set and `specialization/*`;
-        and arrays: `counts` [layers, domains, experts], `coactivation` [layers, experts, experts],
-        `probe_index` [layers, sequences, tokens, top_k] on the same few sequences of every run.
+        A row of `valid/*` (and `heldout/*`, `tune/*`), `load/*` over the validation set and
+        `specialization/*`; and arrays: `counts` [layers, domains, experts], `coactivation`
+        [layers, experts, experts], `probe_index` [layers, sequences, tokens, top_k] on the same few
+        sequences of every run.
     """
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    halves: list[tuple[str, Half]] = [("valid", "test")]
+    halves: list[tuple[str, Half, Sequence[str]]] = [("valid", "test", corpus.domains)]
+    if corpus.heldout:
+        halves.append(("heldout", "test", corpus.heldout))
     if tune:
-        halves.append(("tune", "tune"))
-    for prefix, half in halves:
+        halves.append(("tune", "tune", corpus.domains))
+    for prefix, half, domains in halves:
         batch = validation(
-            corpus, half, sequences=config.data.valid_sequences, seq_len=config.seq_len
+            corpus,
+            half,
+            sequences=config.data.valid_sequences,
+            seq_len=config.seq_len,
+            domains=domains,
         )
         device_bsz = config.run.device_bsz or config.global_bsz
         nats, parts = [], []
@@ -100,23 +109,26 @@ def evaluate(
             config.seq_len,
             np.array([corpus.tokenizer.bytes_in(each) for each in batch.tokens[:, 1:]]),
             batch.domain,
-            corpus.domains,
+            domains,
         )
-        if half == "test":
+        if prefix == "valid":
             routing = join(parts, along="sequences")
-            load_row, arrays = _routing_metrics(config, routing, batch.domain, len(corpus.domains))
+            mixture = torch.tensor(shares(corpus, config.data), dtype=torch.float64)
+            load_row, arrays = _routing_metrics(config, routing, batch.domain, mixture)
             row |= load_row
     return row, arrays
 
 
 def _routing_metrics(
-    config: ExperimentConfig, routing: Routing, domain: np.ndarray, num_domains: int
+    config: ExperimentConfig, routing: Routing, domain: np.ndarray, mixture: Tensor
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    num_domains = len(mixture)
     counts = routing.counts.cpu()
     labels = torch.from_numpy(domain)
     by_domain = domain_counts(counts, labels, num_domains)
     # every domain has its share of the training mixture, whatever its share of the validation set
-    mixed = (by_domain / by_domain.sum(-1, keepdim=True)).mean(1)
+    of_each = by_domain / by_domain.sum(-1, keepdim=True)  # [layers, domains, experts]
+    mixed = torch.einsum("ldx,d->lx", of_each, (mixture / mixture.sum()).to(of_each.dtype))
     row: dict[str, Any] = {
         "load/max_vio_global": load.max_violation(mixed).mean().item(),
         "specialization/domain": domain_specialization(counts, labels, num_domains),

@@ -14,21 +14,22 @@ def test_data_are_shown_in_eighty_columns(call: Call, text_folder: Path) -> None
     title, _, header, _, *rows, _ = result.out.splitlines()
     assert re.match(r"data [0-9a-f]{10} *$", title)
     cells = [cell.strip() for cell in header.strip("┃").split("┃")]
-    assert cells == ["domain", "train docs", "MB", "valid docs", "kB", "sample"]
+    assert cells == ["domain", "train docs", "MB", "valid docs", "kB", "overlap", "sample"]
     assert [row.strip("│").split("│")[0].strip() for row in rows] == ["digits", "letters", "shapes"]
     assert max(map(len, result.out.splitlines())) <= 80
     shown = json.loads(call("data", "show", "--json", *words).out)
     assert shown["content_hash"].startswith(title.split()[1])
     assert list(shown["domains"][0]) == [
-        *("domain", "train_documents", "train_mb", "valid_documents", "valid_kb", "sample"),
+        *("domain", "train_documents", "train_mb", "train_tokens", "valid_documents", "valid_kb"),
+        *("duplicates", "overlap", "licence", "sample"),
     ]
 
 
 def test_text_that_would_steer_the_terminal_is_shown_as_text(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
-    line = "\x1b[31m [bold] [/nope] \x07 words of a hostile text\n"
-    (folder / "[red].txt").write_text(line * 400)
+    line = "\x1b[31m [bold] [/nope] \x07 words of a hostile text {}\n"
+    (folder / "[red].txt").write_text("".join(line.format(i) for i in range(400)))
     result = call("data", "show", "data=folder", f"data.path={folder}")
     assert result.code == 0
     assert "[red]" in result.out
@@ -39,7 +40,7 @@ def test_text_that_would_steer_the_terminal_is_shown_as_text(call: Call, tmp_pat
 def test_data_are_prepared_checked_and_made_again(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
-    (folder / "a.txt").write_text("a line of some text\n" * 400)
+    (folder / "a.txt").write_text("".join(f"a line of some text, the {i}th\n" for i in range(400)))
     words = ["data=folder", f"data.path={folder}"]
     first = call("data", "prepare", *words)
     assert first.code == 0
@@ -48,11 +49,15 @@ def test_data_are_prepared_checked_and_made_again(call: Call, tmp_path: Path) ->
     assert len([line for line in first.err.splitlines() if "preparing" in line]) == 1
     found = json.loads(call("data", "prepare", "--json", *words).out)
     assert found == {"schema_version": 1, "content_hash": content_hash, "directory": directory}
-    assert call("data", "check", *words) == (0, f"{directory}: whole and untouched\n", "")
+    warning = "warning: all text is of one domain, a: data.homogeneity means nothing\n"
+    assert call("data", "check", *words) == (0, f"{directory}: whole and untouched\n", warning)
+    told = json.loads(call("data", "check", "--json", *words).out)
+    assert told == {**found, "damage": []}
     tokens = Path(directory) / "a.train.bin"
     tokens.write_bytes(tokens.read_bytes()[:-1] + b"X")
     damaged = call("data", "check", *words)
     assert (damaged.code, damaged.out) == (2, "")
-    assert damaged.err.startswith(f"error: {tokens}: does not match its checksum")
+    said = damaged.err.removeprefix(warning)
+    assert said.startswith(f"error: {tokens}: does not match its checksum")
     assert call("data", "prepare", *words).out == first.out
     assert call("data", "check", *words).code == 0

@@ -77,6 +77,8 @@ def with_knob(key: str, value: Any) -> ExperimentConfig:
     inner = reduce(dict.__getitem__, path, nested)
     assert name in inner
     inner[name] = value
+    if key == "data.temperature":
+        inner["sampling"] = "proportional"  # the other has none
     return from_dict(nested)
 
 
@@ -86,6 +88,8 @@ def another(value: Any, known: Mapping[str, Any]) -> Any:
         return next(each for each in known["choices"] if each != value)
     if isinstance(value, bool):
         return not value
+    if isinstance(value, list | dict):
+        return ["a"] if isinstance(value, list) else {"a": 2.0}
     return type(value)(value / 2) or 2 * value if value else 1
 
 

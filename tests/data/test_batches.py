@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moebench.config.schema import DataConfig, ExperimentConfig, TrainConfig
+from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import Batch, Batches, batch_hash, check_epochs, validation
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import DataError
@@ -172,19 +172,14 @@ def test_text_shorter_than_a_sequence(corpus: Corpus):
 
 
 def test_check_epochs_allows_what_its_remedy_says(corpus: Corpus):
-    def check(steps: int, max_epochs: float) -> None:
-        config = ExperimentConfig(
-            seq_len=32,
-            micro_bsz=4,
-            global_bsz=16,
-            data=DataConfig(max_epochs=max_epochs),
-            train=TrainConfig(steps=steps),
-        )
+    def check(steps: int, most: float) -> None:
+        config = ExperimentConfig(seq_len=32, micro_bsz=4, global_bsz=16)
+        config.train.steps, config.data.max_epochs = steps, most
         check_epochs(corpus, config)
 
     windows = (len(corpus.train("beta")) - 1) // 32
     with pytest.raises(DataError) as caught:
-        check(steps=1000, max_epochs=4.0)
+        check(1000, 4.0)
     epochs = 1334 * 4 / windows  # 4000 micro-batches of three domains
     fewer = 4 * windows // 4 * 3 // 4
     assert str(caught.value) == (
@@ -192,12 +187,12 @@ def test_check_epochs_allows_what_its_remedy_says(corpus: Corpus):
         f"({windows} sequences of seq_len=32); use at most train.steps={fewer}, or raise "
         f"data.max_epochs to {int(np.ceil(epochs))}"
     )
-    check(steps=fewer, max_epochs=4.0)
-    check(steps=1000, max_epochs=np.ceil(epochs))
+    check(fewer, 4.0)
+    check(1000, np.ceil(epochs))
     with pytest.raises(DataError):
-        check(steps=fewer + 1, max_epochs=4.0)
+        check(fewer + 1, 4.0)
     with pytest.raises(DataError, match="add text, or raise"):
-        check(steps=1, max_epochs=0.001)
+        check(1, 0.001)
 
 
 @pytest.mark.parametrize("half", ["tune", "test"])

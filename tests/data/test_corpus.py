@@ -14,6 +14,7 @@ from moebench.data.corpus import Corpus, prepare
 from moebench.data.folder import Folder
 from moebench.data.tokenizer import END
 from moebench.errors import DataError
+from tests.data.reading import documents
 
 
 def split_documents(tokens: np.ndarray) -> list[bytes]:
@@ -38,8 +39,8 @@ def test_it_holds_the_documents_in_the_order_of_their_content(corpus: Corpus, fo
     assert corpus.vocab_size == 256
     for domain in corpus.domains:
         written: dict[str, list[bytes]] = {"train": [], "valid": []}
-        for document in Folder(str(folder)).documents(domain):
-            written[document.split].append(document.text.encode())
+        for document in documents(Folder(str(folder)), domain):
+            written[document.split or "train"].append(document.text)
         known = corpus.manifest["domains"][domain]
         assert split_documents(corpus.train(domain)) == sorted(written["train"], key=rank)
         halves = [split_documents(corpus.valid(domain, half)) for half in ("tune", "test")]
@@ -59,6 +60,23 @@ def test_halves_share_no_document_and_are_near_equal(corpus: Corpus):
         assert not set(tune) & set(test)
         longest = max(map(len, tune + test)) + 1
         assert abs(len(corpus.valid(domain, "tune")) - len(corpus.valid(domain, "test"))) <= longest
+
+
+@pytest.mark.parametrize("number", [3, 10, 100, 1000])
+def test_a_missing_valid_split_is_made_by_document(tmp_path: Path, number: int):
+    split = []
+    for place, order in (("one", 1), ("other", -1)):
+        lines = [json.dumps({"text": f"document {i}"}) + "\n" for i in range(number)][::order]
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "x.jsonl").write_text("".join(lines))
+        corpus = prepare(DataConfig(source="folder", path=str(tmp_path / place)))
+        halves = [split_documents(corpus.valid("x", half)) for half in ("tune", "test")]
+        assert all(halves)
+        split.append((split_documents(corpus.train("x")), halves[0] + halves[1]))
+    train, valid = split[0]
+    assert sorted(train + valid) == sorted(f"document {i}".encode() for i in range(number))
+    assert 2 <= len(valid) <= max(2, number // 10)
+    assert split[1] == split[0]  # content decides, not the order in which it comes
 
 
 def test_offsets_say_where_documents_begin(corpus: Corpus):

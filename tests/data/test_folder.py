@@ -9,26 +9,29 @@ import pytest
 
 from moebench.config.schema import DataConfig
 from moebench.data.folder import Folder
-from moebench.data.sources import Document, choose_domains, open_source
+from moebench.data.sources import Document, choose_domains, choose_heldout
 from moebench.errors import DataError
+from tests.data.reading import documents
+
+AVAILABLE = ("alpha", "beta", "gamma")
 
 
 def lines(*texts: str) -> str:
     return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
 
 
-def read(root: Path, domain: str) -> dict[str, list[str]]:
-    documents = list(Folder(str(root)).documents(domain))
-    return {
-        split: [document.text for document in documents if document.split == split]
-        for split in ("train", "valid")
-    }
+def read(root: Path, domain: str) -> dict[str | None, list[str]]:
+    """Texts by split; None where content decides."""
+    found: dict[str | None, list[str]] = {None: [], "train": [], "valid": []}
+    for document in documents(Folder(str(root)), domain):
+        found[document.split].append(document.text.decode())
+    return found
 
 
 def refused(root: Path, domain: str = "x") -> str:
     """What is said when a domain is read to its end; one line."""
     with pytest.raises(DataError) as caught:
-        list(Folder(str(root)).documents(domain))
+        documents(Folder(str(root)), domain)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -38,22 +41,24 @@ def test_every_layout(tmp_path: Path):
     (tmp_path / "a" / "train.jsonl").write_text(lines("one", "zwölf", "") + "\n")
     (tmp_path / "a" / "more.txt").write_text("three\n")
     (tmp_path / "a" / "valid.jsonl.gz").write_bytes(gzip.compress(lines("four").encode()))
-    (tmp_path / "a" / "notes.md").write_text("not read")
+    (tmp_path / "a" / "notes.md").write_text("five\n\nand six\n")
+    (tmp_path / "a" / "README.md").write_text("not read")
+    (tmp_path / "a" / "readme.txt").write_text("not read")
     (tmp_path / "a" / ".hidden.txt").write_text("not read")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines(*map(str, range(200))).encode()))
     (tmp_path / "c.d.txt").write_text("line\n" * 100)
-    (tmp_path / "README.md").write_text("not read")
+    (tmp_path / "ABOUT.md").write_text("not read")
     (tmp_path / ".git").mkdir()
 
     assert Folder(str(tmp_path)).domains == ("a", "b", "c.d")
-    assert read(tmp_path, "a") == {"train": ["three\n", "one", "zwölf"], "valid": ["four"]}
-    b = read(tmp_path, "b")
-    assert sorted(b["train"] + b["valid"], key=int) == [str(i) for i in range(200)]
-    assert 2 <= len(b["valid"]) <= 25
-    assert read(tmp_path, "b") == b
-    assert Document(f"{tmp_path}/b.jsonl.gz:1", "0", "train") in list(
-        Folder(str(tmp_path)).documents("b")
-    )
+    assert read(tmp_path, "a") == {
+        None: ["three\n", "five\n\nand six\n", "one", "zwölf"],
+        "train": [],
+        "valid": ["four"],
+    }
+    assert read(tmp_path, "b")[None] == [str(i) for i in range(200)]
+    first = documents(Folder(str(tmp_path)), "b")[0]
+    assert first == Document(f"{tmp_path}/b.jsonl.gz:1", b"0", "b")
 
 
 def test_text_is_cut_at_line_ends(tmp_path: Path):
@@ -62,11 +67,9 @@ def test_text_is_cut_at_line_ends(tmp_path: Path):
     (tmp_path / "x" / "train.txt").write_text(content)
     (tmp_path / "x" / "valid.txt").write_text("one line without an end")
     read_back = read(tmp_path, "x")
-    assert "".join(read_back["train"]) == content
-    assert all(piece.endswith("\n") for piece in read_back["train"])
-    assert all(
-        abs(len(p.encode()) - len(content.encode()) / 40) < 20 for p in read_back["train"][:-1]
-    )
+    assert "".join(read_back[None]) == content
+    assert all(piece.endswith("\n") for piece in read_back[None])
+    assert all(abs(len(p.encode()) - len(content.encode()) / 40) < 20 for p in read_back[None][:-1])
     assert read_back["valid"] == ["one line without an end"]
 
 
@@ -75,21 +78,6 @@ def test_large_text_is_cut_into_pieces_of_16_kb(tmp_path: Path):
     sizes = [len(text) for texts in read(tmp_path, "x").values() for text in texts]
     assert max(sizes) < 16_384 + 15
     assert sorted(sizes)[1] >= 16_384
-
-
-@pytest.mark.parametrize("number", [3, 10, 100, 1000])
-def test_a_missing_valid_split_is_made_by_document(tmp_path: Path, number: int):
-    (tmp_path / "x.jsonl").write_text(lines(*(f"document {i}" for i in range(number))))
-    (tmp_path / "same").mkdir()
-    (tmp_path / "same" / "train.jsonl").write_text(
-        lines(*(f"document {i}" for i in reversed(range(number))))
-    )
-    split = read(tmp_path, "x")
-    assert not set(split["train"]) & set(split["valid"])
-    assert len(split["train"]) + len(split["valid"]) == number
-    assert 2 <= len(split["valid"]) <= max(2, number // 10)
-    # Content decides, not the order in which it comes.
-    assert set(read(tmp_path, "same")["valid"]) == set(split["valid"])
 
 
 def test_fingerprint_follows_the_files_of_its_domains(folder: Path):
@@ -115,13 +103,11 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path):
         (
             "empty",
             "holds no domain; put text in DIR/<domain>/train.txt or DIR/<domain>.txt "
-            "(endings: .txt, .jsonl, .jsonl.gz)",
+            "(endings: .txt, .md, .jsonl, .jsonl.gz, .parquet)",
         ),
     ):
         with pytest.raises(DataError, match=re.escape(f"data.path={tmp_path / path}: {said}")):
             Folder(str(tmp_path / path))
-    with pytest.raises(DataError, match=r"data\.path=null: data=folder needs a folder"):
-        open_source(DataConfig(source="folder"))
 
 
 def test_a_domain_is_not_taken_for_the_folder_of_domains(tmp_path: Path):
@@ -136,8 +122,8 @@ def test_a_sub_folder_without_text(tmp_path: Path):
     (tmp_path / "x" / "train.csv").write_text("a,b")
     (tmp_path / "y.txt").write_text("text")
     assert refused(tmp_path) == (
-        f"{tmp_path}/x: holds no text (endings: .txt, .jsonl, .jsonl.gz); add some, remove the "
-        "folder, or pick others by data.domains"
+        f"{tmp_path}/x: holds no text (endings: .txt, .md, .jsonl, .jsonl.gz, .parquet); add some, "
+        "remove the folder, or pick others by data.domains"
     )
 
 
@@ -205,21 +191,28 @@ def test_a_path_that_cannot_be_read(tmp_path: Path):
     [
         (
             ["alpha", "gama"],
-            "data.domains=[alpha,gama]: data.path={} has no domain 'gama'; did you mean 'gamma'? "
-            "It has alpha, beta, gamma",
+            "data.domains=[alpha,gama]: the data have no domain 'gama'; did you mean 'gamma'? "
+            "They have alpha, beta, gamma",
         ),
         ([], "data.domains=[]: picks no domain; leave it out to take all"),
         (["beta", "beta"], "data.domains=[beta,beta]: names 'beta' twice; name it once"),
     ],
 )
-def test_domains_that_are_not_there(folder: Path, domains: list[str], said: str):
-    config = DataConfig(source="folder", path=str(folder), domains=domains)
+def test_domains_that_are_not_there(domains: list[str], said: str):
     with pytest.raises(DataError) as caught:
-        choose_domains(config, open_source(config))
-    assert str(caught.value) == said.format(folder)
+        choose_domains(DataConfig(domains=domains), AVAILABLE)
+    assert str(caught.value) == said
 
 
-def test_domains_are_sorted_however_they_are_picked(folder: Path):
+def test_domains_are_sorted_however_they_are_picked():
     """One content hash must mean one sequence of batches."""
-    config = DataConfig(source="folder", path=str(folder), domains=["gamma", "alpha"])
-    assert choose_domains(config, open_source(config)) == ("alpha", "gamma")
+    assert choose_domains(DataConfig(domains=["gamma", "alpha"]), AVAILABLE) == ("alpha", "gamma")
+
+
+def test_held_out_domains_leave_some_to_train_on():
+    assert choose_heldout(DataConfig(), AVAILABLE) == ()
+    assert choose_heldout(DataConfig(heldout=["gamma", "beta"]), AVAILABLE) == ("beta", "gamma")
+    with pytest.raises(DataError, match=r"data\.heldout=\[x\]: the data have no domain 'x'"):
+        choose_heldout(DataConfig(heldout=["x"]), AVAILABLE)
+    with pytest.raises(DataError, match=r"data\.heldout=\[alpha,beta,gamma\]: leaves no domain"):
+        choose_heldout(DataConfig(heldout=[*AVAILABLE]), AVAILABLE)

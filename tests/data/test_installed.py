@@ -14,6 +14,7 @@ from moebench.config.schema import DataConfig
 from moebench.data import installed
 from moebench.data.corpus import prepare
 from moebench.data.installed import Installed
+from tests.data.reading import documents, texts
 
 SMALL = Installed(train_bytes=150_000, valid_bytes=40_000)
 
@@ -22,8 +23,8 @@ import hashlib
 from moebench.data.installed import Installed
 source = Installed(train_bytes=150_000, valid_bytes=40_000)
 print([
-    hashlib.sha256(repr(list(source.documents(domain))).encode()).hexdigest()
-    for domain in source.domains
+    hashlib.sha256(repr(list(source.documents(unit))).encode()).hexdigest()
+    for unit in source.units(None)
 ])
 """
 
@@ -32,7 +33,7 @@ import sys
 from moebench.data import batches, corpus, document, folder, installed, sources, tokenizer
 source = sources.Installed(train_bytes=1000, valid_bytes=1000)
 source.fingerprint(source.domains)
-assert list(source.documents("cpp"))
+assert list(source.documents(source.units(["cpp"])[0]))
 assert not {"torch", "pandas", "matplotlib", "scipy"} & set(sys.modules)
 """
 
@@ -79,20 +80,19 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_five_domains_each_with_both_splits():
     assert SMALL.domains == ("bytecode", "cpp", "english", "python", "unicode")
     for domain in SMALL.domains:
-        documents = list(SMALL.documents(domain))
+        found = documents(SMALL, domain)
         for split, least in (("train", 150_000), ("valid", 40_000)):
-            texts = [document.text for document in documents if document.split == split]
-            longest = max(len(text.encode()) for text in texts)
-            assert least <= sum(len(text.encode()) for text in texts) < least + longest
-        names = [document.name for document in documents]
+            sizes = [len(document.text) for document in found if document.split == split]
+            assert least <= sum(sizes) < least + max(sizes)
+        names = [document.name for document in found]
         assert len(set(names)) == len(names)
-        assert documents == list(SMALL.documents(domain))
+        assert found == documents(SMALL, domain)
 
 
 def test_no_domain_trains_on_a_module_that_another_validates_on():
-    names: dict[str, set[str]] = {"train": set(), "valid": set()}
+    names: dict[str | None, set[str]] = {"train": set(), "valid": set()}
     for domain in ("bytecode", "english", "python"):
-        for document in SMALL.documents(domain):
+        for document in documents(SMALL, domain):
             names[document.split].add(document.name)
     assert names["train"]
     assert not names["train"] & names["valid"]
@@ -109,16 +109,15 @@ def test_nothing_heavy_is_imported():
 def test_only_readable_modules_of_the_library_count(library: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        texts = {document.name: document.text for document in Installed().documents("python")}
-        disassembled = {document.name for document in Installed().documents("bytecode")}
-    assert set(texts) == {"latin.py", "deep/good.py", "bad_syntax.py"}  # any text may be learned
-    assert texts["latin.py"].endswith("'é'\n")
+        python = texts(Installed(), "python")
+        disassembled = {document.name for document in documents(Installed(), "bytecode")}
+    assert set(python) == {"latin.py", "deep/good.py", "bad_syntax.py"}  # any text may be learned
+    assert python["latin.py"].endswith("'é'\n")
     assert disassembled == {"latin.py", "deep/good.py"}
 
 
 def test_disassembly_says_nothing_of_this_process(library: Path):
-    documents = {document.name: document.text for document in Installed().documents("bytecode")}
-    text = documents["deep/good.py"]
+    text = texts(Installed(), "bytecode")["deep/good.py"]
     assert "find.<locals>.<lambda>:" in text
     assert "frozenset({'vole', 'wolf', 'xerus', 'yak', 'zebra', ('b', 2), 3, None})" in text
     assert "<code object find>" in text
@@ -133,17 +132,17 @@ def test_docstrings_are_kept_once(library: Path):
         warnings.simplefilter("error")
         kept = [
             document
-            for document in SMALL.documents("english")
-            if "belongs to English and not to bytecode" in document.text
+            for document in documents(SMALL, "english")
+            if b"belongs to English and not to bytecode" in document.text
         ]
         everything = installed._english()
-        texts = [everything[name]() for name in ("deep/good.py", "deep/copy.py")]
+        both = [everything[name]() for name in ("deep/good.py", "deep/copy.py")]
     assert len(kept) <= 1
-    assert sorted(map(bool, texts)) == [False, True]
+    assert sorted(map(bool, both)) == [False, True]
 
 
 def test_every_character_is_there_with_its_name():
-    text = "".join(document.text for document in Installed().documents("unicode"))
+    text = "".join(texts(Installed(), "unicode").values())
     lines = set(text.split("\n"))
     points = [point for point in range(sys.maxunicode + 1) if unicodedata.name(chr(point), "")]
     assert len(points) > 130_000
@@ -154,8 +153,8 @@ def test_every_character_is_there_with_its_name():
 def test_a_long_file_is_cut_at_a_line_end(library: Path):
     line = "x = 1\n"
     (library / "long.py").write_text(line * 10_000)
-    texts = {document.name: document.text for document in Installed().documents("python")}
-    assert texts["long.py"] == line * (installed.FILE_CHARACTERS // len(line))
+    python = texts(Installed(), "python")
+    assert python["long.py"] == line * (installed.FILE_CHARACTERS // len(line))
 
 
 def test_fingerprint_names_versions():
@@ -180,8 +179,8 @@ def test_everything_is_enough_and_quick():
         assert float(row["train_mb"]) >= 3, row
         assert float(row["valid_kb"]) >= 200, row
         assert 0.03 < float(row["valid_kb"]) / float(row["train_mb"]) / 1e3 < 0.06, row
-    modules: dict[str, set[str]] = {"train": set(), "valid": set()}
+    modules: dict[str | None, set[str]] = {"train": set(), "valid": set()}
     for domain in ("bytecode", "python"):
-        for document in Installed().documents(domain):
+        for document in documents(Installed(), domain):
             modules[document.split].add(document.name)
     assert not modules["train"] & modules["valid"]

@@ -1,0 +1,154 @@
+"""Folders of the cache: made aside, whole or not at all, by one process at a time.
+
+The cache lies in $MOEBENCH_CACHE, else in $XDG_CACHE_HOME/moebench or ~/.cache/moebench. It has a
+folder for each thing that was made, named after a hash of all that it was made from, with a
+manifest.json that names every file with its size and sha256.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from moebench.errors import DataError
+
+FORMAT = 2  # raised when the same source would make other files
+MANIFEST = "manifest.json"
+
+Manifest = dict[str, Any]
+
+
+def cache_root() -> Path:
+    if given := os.environ.get("MOEBENCH_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebench"
+
+
+def folder_of(name: str, made_from: Any) -> Path:
+    """Where that which is made from these JSON values lies."""
+    digest = hashlib.sha256(to_json([FORMAT, made_from])).hexdigest()
+    return cache_root() / f"{name}-{digest[:16]}"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest, if it is there, of this format, and every file has the size that it says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+        right = manifest["format"] == FORMAT and all(
+            sizes[name] == known["bytes"] for name, known in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if right else None
+
+
+def make_folder(
+    folder: Path, build: Callable[[Path], Manifest], say: Callable[[str], None]
+) -> Manifest:
+    """The manifest of a folder of the cache, which `build` makes where it is not there.
+
+    Args:
+        build: fills a folder aside, and returns the manifest without `format` and `files`. What a
+            process that was killed or interrupted left in that folder is still there, for it to
+            go on from; after an error nothing is.
+        say: told if another process is at it.
+
+    Raises DataError if the cache cannot be written.
+    """
+    if manifest := read_manifest(folder):
+        return manifest
+    with locked(folder, say):
+        if manifest := read_manifest(folder):  # another process made it while this one waited
+            return manifest
+        aside = folder.with_name(folder.name + ".partial")
+        aside.mkdir(exist_ok=True)
+        try:
+            known = build(aside)
+            names = sorted(path.name for path in aside.iterdir() if path.name != MANIFEST)
+            manifest = {**known, "format": FORMAT, "files": _files(aside, names, known)}
+            write(aside / MANIFEST, to_json(manifest, indent=1))
+            shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been used
+            aside.rename(folder)
+            _sync_folder(folder.parent)
+        except Exception:  # not KeyboardInterrupt: the next call goes on from there
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    return manifest
+
+
+def _files(folder: Path, names: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        for name in names
+    }
+
+
+@contextmanager
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Alone with a folder of the cache; DataError if the cache cannot be written."""
+    lock = FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say("waiting for another process that prepares the same data")
+            lock.acquire()
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or folder}: the cache cannot be written ({error.strerror}); set "
+            "MOEBENCH_CACHE to a folder that can be"
+        ) from None
+    finally:
+        lock.release()
+
+
+def discard(folder: Path) -> None:
+    """Make sure that a damaged folder is made again."""
+    with locked(folder, lambda _: None):
+        (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file that is there as a whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its name when it is whole and on the disk."""
+    aside = path.with_name(path.name + ".half")
+    with aside.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+    _sync_folder(path.parent)
+
+
+def to_json(value: Any, indent: int | None = None) -> bytes:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent).encode()
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a power cut, where the system can."""
+    with suppress(OSError):  # Windows opens no folder
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -1,0 +1,17 @@
+"""What a source says of a domain, read to its end."""
+
+from moebench.data.document import Document, Source
+
+
+def documents(source: Source, domain: str) -> list[Document]:
+    return [
+        document
+        for unit in source.units([domain])
+        for document in source.documents(unit)
+        if document.domain == domain
+    ]
+
+
+def texts(source: Source, domain: str) -> dict[str, str]:
+    """The text of each document by its name."""
+    return {each.name: each.text.decode() for each in documents(source, domain)}

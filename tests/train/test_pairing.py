@@ -1,0 +1,116 @@
+"""What arms of one seed share: batches and initial weights, whatever the treatment."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moebench.config.compose import Composer
+from moebench.data.batches import Batches, batch_hash
+from moebench.data.corpus import prepare
+from moebench.experiment import run_experiment
+from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.feed import Feed
+from moebench.train.loop import make_model, make_objective
+from moebench.train.step import Step, accumulate_gradients
+
+COMPOSER = Composer()
+SIZES = ("model=smoke", "global_bsz=16", "seq_len=32", "data.valid_sequences=4", "run.device=cpu")
+
+
+def compose(folder: Path, *overrides: str):
+    more = ("train.steps=4", "run.threads=1", "data=folder", f"data.path={folder}")
+    return COMPOSER.compose([*SIZES, *more, *overrides])
+
+
+ARMS = [
+    *(["scope=none"], ["scope=micro"], ["scope=domain"], ["scope=shuffled", "balance_bsz=8"]),
+    *(["loss.balance=1"], ["loss.z=0.1"], ["router=softmax_raw"], ["router.perturb=1e-6"]),
+    *(["train.eval_every=1"], ["run.log_every=1"], ["run.device_bsz=4"], ["optim.lr=1e-4"]),
+]
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=" ".join)
+def test_an_arm_leaves_batches_and_shared_weights_as_they_are(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: list[str]
+):
+    seen: list[str] = []
+
+    def spy(feed: Feed, step: int):
+        tokens, domain = original(feed, step)
+        seen.append(hashlib.sha256(tokens.numpy().tobytes() + domain.numpy().tobytes()).hexdigest())
+        return tokens, domain
+
+    original = Feed.__call__
+    monkeypatch.setattr(Feed, "__call__", spy)
+    weights = []
+    for number, overrides in enumerate(([], arm)):
+        config = compose(text_folder, *overrides)
+        run_experiment(config, prepare(config.data), tmp_path / str(number))
+        weights.append(make_model(config, 256).state_dict())
+    assert seen[:4] == seen[4:]
+    assert len(set(seen)) == 4
+    for name, value in weights[0].items():
+        if not (name.endswith("router.weight") and "perturb" in arm[0]):
+            assert torch.equal(value, weights[1][name]), name
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp64", 1e-10)])
+def test_homogeneity_changes_nothing_of_a_global_loss(
+    text_folder: Path, precision: str, bound: float
+):
+    found = []
+    for homogeneity in (1.0, 0.5, 0.0):
+        overrides = (f"train.precision={precision}", f"data.homogeneity={homogeneity}")
+        config = compose(text_folder, "loss.balance=1", *overrides)
+        corpus = prepare(config.data)
+        model = make_model(config, corpus.vocab_size)
+        batches = Batches(
+            corpus, seq_len=32, micro_bsz=4, global_bsz=16, seed=0, homogeneity=homogeneity
+        )
+        tokens, domain = Feed(batches, torch.device("cpu"))(1)
+        objective = make_objective(config, corpus.domains)
+        outcome = accumulate_gradients(model, objective, Step(tokens, 16, domain=domain))
+        gradient = torch.cat(
+            [each.grad.flatten() for each in model.parameters() if each.grad is not None]
+        )
+        found.append((tokens, outcome.cross_entropy, gradient))
+    for tokens, loss, gradient in found[1:]:
+        assert not torch.equal(tokens, found[0][0])
+        assert abs(loss - found[0][1]) < bound
+        assert (gradient - found[0][2]).abs().max() < bound
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_resident_tokens_make_the_same_batches(text_folder: Path, tokenizer: str):
+    overrides = (f"data.tokenizer={tokenizer}", "data.vocab_size=300")
+    corpus = prepare(compose(text_folder, *overrides).data)
+    batches = Batches(corpus, seq_len=32, micro_bsz=4, global_bsz=16, seed=1, homogeneity=0.5)
+    for step in (1, 9):
+        tokens, domain = Feed(batches, torch.device("cpu"), resident=True)(step)
+        batch = batches.batch(step)
+        assert tokens.dtype == torch.int64
+        assert batch_hash(batch) == batch_hash(batch._replace(tokens=tokens.numpy()))
+        assert (domain.numpy() == batch.domain).all()
+
+
+def test_masked_documents_do_not_meet():
+    shape: dict[str, Any] = {"d_model": 16, "num_layers": 2, "num_heads": 2, "num_experts": 4}
+    models = []
+    for end in (None, 31):
+        model = MoETransformer(
+            vocab_size=32, top_k=2, expert_dim=16, compute=torch.float64, document_end=end, **shape
+        )
+        initialize(model, 0)
+        models.append(model)
+    open_one, masked = models
+    draw = np.random.default_rng(0)
+    tokens = torch.from_numpy(draw.integers(31, size=(3, 12)))
+    tokens[:, 5] = 31
+    alone = open_one(tokens[:, 6:])[0]
+    assert torch.allclose(masked(tokens)[0][:, 6:], alone, atol=1e-12)
+    assert not torch.allclose(open_one(tokens)[0][:, 6:], alone, atol=1e-3)
+    assert torch.allclose(masked(tokens)[0][:, :6], open_one(tokens[:, :6])[0], atol=1e-12)
