@@ -10,6 +10,7 @@ beside them.
 
 import argparse
 import statistics
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -109,6 +110,7 @@ def main() -> None:
         with torch.no_grad():
             counts = model(step.tokens[:, :-1])[1].counts.sum(1, keepdim=True)
         if after is not None:
+            print(f"measuring before step {step.number}", file=sys.stderr)
             found.setdefault((MICRO, after), []).append(scope_error(model, step, Micro(MICRO_BSZ)))
         for name, estimator in ESTIMATORS.items():
             state = states.setdefault(name, estimator.begin(layers, 1, experts))
