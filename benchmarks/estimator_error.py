@@ -1,0 +1,134 @@
+"""How far the router's balance gradient is from the exact one, by estimator, on text.
+
+A model trains with exact global balance; on the way, in the steps after some points, each estimator
+says which gradient it would have given for the same weights and the same step. Nothing of that is
+trained on, so all of them are compared along one run. Micro balance, which is no estimator, stands
+beside them.
+
+    python benchmarks/estimator_error.py [DATA] [--after N ...] [--steps N] [--threads N]
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from moebench.balance import BalanceState, Estimator, Global, Micro, Scope, balance_loss
+from moebench.config.compose import Composer
+from moebench.data.batches import Batches
+from moebench.data.corpus import Corpus, prepare
+from moebench.model.transformer import MoETransformer
+from moebench.train.loop import make_objective, make_state, train
+from moebench.train.step import Distance, Objective, Step, estimator_error
+
+MICRO_BSZ, GLOBAL_BSZ = 4, 32
+ESTIMATORS = {
+    **{
+        f"buffer, {passes} passes": Estimator("buffer", pass_bsz=GLOBAL_BSZ // passes)
+        for passes in (2, 4, 8)
+    },
+    "window of 4 steps": Estimator(window_steps=4),
+    "stale": Estimator("stale"),
+    "ema 0.9": Estimator("ema", decay=0.9),
+}
+MICRO = "(micro)"
+
+
+def overrides(path: str | None) -> list[str]:
+    return [
+        *("model=tiny", "scope=global", "loss.balance=0.1", "train.steps=400"),
+        *(f"global_bsz={GLOBAL_BSZ}", f"micro_bsz={MICRO_BSZ}", "data.valid_sequences=1"),
+        *(["data=folder", f"data.path={path}"] if path else []),
+    ]
+
+
+def to_come(
+    words: list[str], corpus: Corpus, last: int
+) -> Iterator[tuple[MoETransformer, Objective, Step]]:
+    """The model before each of the first steps of a run, its objective, and the step."""
+    config = Composer().compose(words)
+    device = torch.device("cpu")
+    state = make_state(config, corpus.vocab_size, device)
+    objective = make_objective(config, corpus.domains)
+    batches = Batches(
+        corpus,
+        seq_len=config.seq_len,
+        micro_bsz=config.micro_bsz,
+        global_bsz=config.global_bsz,
+        seed=config.seed,
+        homogeneity=config.data.homogeneity,
+    )
+    for event in train(config, corpus, state, device):
+        if event.step == last:
+            return
+        batch = batches.batch(event.step + 1)
+        tokens, domain = torch.from_numpy(batch.tokens), torch.from_numpy(batch.domain)
+        yield state.model, objective, Step(tokens, len(tokens), event.step + 1, domain)
+
+
+def scope_error(model: MoETransformer, step: Step, scope: Scope) -> Distance:
+    """How far the balance gradient of a scope is from that of the whole step, as for estimators."""
+    routing = model(step.tokens[:, :-1])[1]
+    weights = [each for name, each in model.named_parameters() if name.endswith("router.weight")]
+
+    def gradient(over: Scope) -> Tensor:
+        loss = balance_loss(over.frequency(routing), routing.prob_mass)
+        found = torch.autograd.grad(loss, weights, retain_graph=True)
+        return torch.cat([each.flatten() for each in found]).double()
+
+    g, best = gradient(scope), gradient(Global())
+    size = best.norm()
+    return Distance(float((g - best).norm() / size), float(g @ best / (g.norm() * size)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The error of each estimator's router gradient.")
+    parser.add_argument("data", nargs="?", help="a folder, as data.path; else data=installed")
+    parser.add_argument("--after", type=int, nargs="+", default=[1, 50, 200], help="steps trained")
+    parser.add_argument("--steps", type=int, default=6, help="measured after each of them")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    if min(asked.after) < 1:
+        parser.error("--after: must be at least 1, for stale to have a step to look back on")
+    torch.set_num_threads(asked.threads)
+    words = overrides(asked.data)
+    corpus = prepare(Composer().compose(words).data)
+    known = f"{len(corpus.domains)} domains, content {corpus.content_hash[:10]}"
+    print(f"torch {torch.__version__}, {known}")
+    print(f"{GLOBAL_BSZ} sequences a step, micro-batches of {MICRO_BSZ}; error and cosine,")
+    print(f"means over {asked.steps} steps\n")
+
+    states: dict[str, BalanceState] = {}
+    found: dict[tuple[str, int], list[Distance]] = {}
+    for model, objective, step in to_come(words, corpus, max(asked.after) + asked.steps):
+        layers, experts = model.router_shape
+        done = step.number - 1
+        [after] = [each for each in asked.after if each <= done < each + asked.steps] or [None]
+        with torch.no_grad():
+            counts = model(step.tokens[:, :-1])[1].counts.sum(1, keepdim=True)
+        if after is not None:
+            print(f"measuring before step {step.number}", file=sys.stderr)
+            found.setdefault((MICRO, after), []).append(scope_error(model, step, Micro(MICRO_BSZ)))
+        for name, estimator in ESTIMATORS.items():
+            state = states.setdefault(name, estimator.begin(layers, 1, experts))
+            if after is not None:
+                one = Objective(objective.terms, MICRO_BSZ, estimator=estimator)
+                carried = [state if estimator.carries else None]
+                error = estimator_error(model, one, step, carried)
+                found.setdefault((name, after), []).append(error)
+            states[name] = estimator.update(state, counts)
+
+    print(f"{'steps trained':20}" + "".join(f"{after:>16}" for after in asked.after))
+    for name in (*ESTIMATORS, MICRO):
+        cells = [
+            [statistics.mean(each) for each in zip(*found[name, after], strict=True)]
+            for after in asked.after
+        ]
+        print(f"{name:20}" + "".join(f"{error:9.3f}{cosine:7.3f}" for error, cosine in cells))
+
+
+if __name__ == "__main__":
+    main()
