@@ -25,7 +25,7 @@ app = typer.Typer(
     help="Over which tokens should a Mixture-of-Experts router be balanced, and what does it cost "
     "and buy? Trains small MoE language models that differ in nothing else, and compares them.",
     epilog="Exit codes: 0 done, 1 failed, 2 a wrong word, key, value or file, 3 a sweep of which "
-    "some runs failed, 75 stopped by SIGTERM, 130 by Ctrl-C.",
+    "some runs failed, 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

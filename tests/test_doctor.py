@@ -13,8 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from moebench import doctor
-from moebench.doctor import Finding, examine, exit_code, render
+from moebench.doctor import Finding, device, examine, exit_code, machine, render
+from moebench.doctor.finding import Look, gather
 from moebench.model import grouped
 
 Patch = pytest.MonkeyPatch
@@ -34,8 +34,8 @@ def findings(place: Path) -> dict[str, Finding]:
     return {each.name: each for each in found}
 
 
-def only(*looks: doctor.Look) -> Finding:
-    (found,) = doctor._all(*looks)
+def only(*looks: Look) -> Finding:
+    (found,) = gather(*looks)
     return found
 
 
@@ -45,6 +45,7 @@ def test_this_machine_can_train_and_is_left_as_it_was(
     assert {"cores", "memory", "runs", "data cache", "python", "device", "threads"} <= set(findings)
     assert findings["experts in fp32"].value.startswith("right, forward and backward")
     assert findings["child process"].state == "ok"
+    assert findings["launchers"].value.startswith("local works; ")
     assert findings["torch"].value == metadata.version("torch")
     assert "can be written" in findings["runs"].value
     assert list(place.iterdir()) == []
@@ -66,7 +67,7 @@ def test_everything_that_moebench_needs_is_held_against_its_range(
 def test_a_version_outside_its_range_is_a_problem_with_the_command(monkeypatch: Patch) -> None:
     needs = ["numpy<1,>=0.5", "no-such-thing>=2", "pytest>=999; extra == 'dev'"]
     monkeypatch.setattr(metadata, "requires", lambda name: needs)
-    found = {each.name: each for each in doctor._all(doctor.Look("versions", doctor._versions))}
+    found = {each.name: each for each in gather(Look("versions", machine.versions))}
     assert set(found) == {"moebench", "python", "numpy", "no-such-thing"}
     assert found["numpy"].state == "problem"
     assert found["numpy"].value == f"{metadata.version('numpy')}, but moebench needs <1,>=0.5"
@@ -98,7 +99,7 @@ def test_findings_are_text_and_not_markup() -> None:
 
 def test_torch_that_does_not_load_is_one_problem(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(doctor, "CHILD", "pass")
+    monkeypatch.setattr(machine, "CHILD", "pass")
     found = {each.name: each for each in examine(tmp_path)}
     assert [each.name for each in found.values() if each.state == "problem"] == ["import torch"]
     assert "pip install --force-reinstall torch" in found["import torch"].remedy
@@ -116,7 +117,7 @@ def test_wrong_experts_are_found_out(monkeypatch: Patch) -> None:
         return product * known[:, None]
 
     monkeypatch.setattr(grouped, "grouped_mm", careless)
-    found = only(doctor.Look("experts", lambda: doctor._experts("fp32")))
+    found = only(Look("experts", lambda: device.experts("fp32")))
     assert found.state == "problem"
     assert found.value.startswith("wrong by 1 of the largest value")
 
@@ -126,15 +127,15 @@ def test_a_look_that_raises_is_a_finding(monkeypatch: Patch) -> None:
         raise NotImplementedError("no kernel\nfor this device")
 
     monkeypatch.setattr(grouped, "grouped_mm", broken)
-    found = only(doctor.Look("it", lambda: doctor._experts("bf16"), "note", "leave it"))
+    found = only(Look("it", lambda: device.experts("bf16"), "note", "leave it"))
     words = "does not work: NotImplementedError: no kernel for this device"
     assert found == Finding("it", words, "note", "leave it")
 
 
 def test_bf16_that_is_slower_is_no_gain(monkeypatch: Patch) -> None:
     times = iter([[0.5, 1.0], [2.0, 1.0]])
-    monkeypatch.setattr(doctor.timeit, "repeat", lambda *_, **__: next(times))
-    found = only(doctor.Look("it", doctor._bf16_on_cpu))
+    monkeypatch.setattr(device.timeit, "repeat", lambda *_, **__: next(times))
+    found = only(Look("it", device.bf16_on_cpu))
     assert found.state == "note"
     assert found.value.startswith("no gain: 0.5 times the speed")
 
@@ -142,7 +143,7 @@ def test_bf16_that_is_slower_is_no_gain(monkeypatch: Patch) -> None:
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = only(
-        doctor.Look("it", lambda: doctor._folder("it", tmp_path / "file" / "runs", "go elsewhere"))
+        Look("it", lambda: machine.folder("it", tmp_path / "file" / "runs", "go elsewhere"))
     )
     assert (found.state, found.remedy) == ("problem", "go elsewhere")
     assert found.value.endswith("file/runs: cannot be written (Not a directory)")
@@ -152,8 +153,8 @@ def test_a_disk_that_is_nearly_full_is_noted(monkeypatch: Patch, tmp_path: Path)
     class Usage:
         free = 2**30
 
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage)
-    found = only(doctor.Look("it", lambda: doctor._folder("it", tmp_path, "go elsewhere")))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage)
+    found = only(Look("it", lambda: machine.folder("it", tmp_path, "go elsewhere")))
     assert found.state == "note"
     assert found.value.endswith("1.0 GiB free")
 
@@ -161,15 +162,44 @@ def test_a_disk_that_is_nearly_full_is_noted(monkeypatch: Patch, tmp_path: Path)
 def test_without_a_compiler_only_compiling_is_missed(monkeypatch: Patch) -> None:
     for command in ("/no/such/compiler", "false"):
         monkeypatch.setenv("CXX", command)
-        found = only(doctor.Look("it", doctor._compiler, "note", doctor.COMPILER))
-        assert (found.state, found.remedy) == ("note", doctor.COMPILER)
+        found = only(Look("it", machine.compiler, "note", machine.COMPILER))
+        assert (found.state, found.remedy) == ("note", machine.COMPILER)
 
 
 def test_a_child_process_that_fails_says_why(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(doctor, "CHILD", "import no_such_module")
-    found = only(doctor.Look("it", doctor._child))
+    monkeypatch.setattr(machine, "CHILD", "import no_such_module")
+    found = only(Look("it", machine.child))
     assert found.state == "problem"
     assert "No module named 'no_such_module'" in found.value
+
+
+def test_the_launcher_that_works_is_told_from_those_that_are_only_there(
+    monkeypatch: Patch,
+) -> None:
+    there = {"hydra-joblib-launcher": "1.2.0"}
+
+    def version(name: str) -> str:
+        if name not in there:
+            raise metadata.PackageNotFoundError(name)
+        return there[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    others = (
+        "Hydra's, which a sweep cannot use: joblib 1.2.0, submitit not installed, ray not installed"
+    )
+    found = only(Look("it", lambda: machine.launchers(True)))
+    assert found == Finding("launchers", f"local works; {others}")
+    found = only(Look("it", lambda: machine.launchers(False)))
+    assert found.state == "problem"
+    assert found.value == f"local does not work, for want of a child process; {others}"
+
+
+def test_without_a_child_process_no_launcher_works(monkeypatch: Patch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # quicker
+    monkeypatch.setattr(machine, "CHILD", "import no_such_module")
+    found = {each.name: each for each in examine(tmp_path)}
+    assert found["launchers"].state == "problem"
+    assert found["launchers"].value.startswith("local does not work")
 
 
 # Control groups
@@ -177,11 +207,11 @@ def test_a_child_process_that_fails_says_why(monkeypatch: Patch) -> None:
 
 def test_a_limit_below_the_cores_is_said(groups: Groups) -> None:
     groups("0::/\n", {"cpu.max": "90000 100000"})
-    found = only(doctor.Look("cores", doctor._cores))
+    found = only(Look("cores", machine.cores))
     assert found.state == "ok"
     assert found.value.endswith("a control group allows the time of 0.9, so moebench uses 1")
     groups("0::/\n", {"cpu.max": f"{os.cpu_count()}00000 100000"})
-    assert "control group" not in only(doctor.Look("cores", doctor._cores)).value
+    assert "control group" not in only(Look("cores", machine.cores)).value
 
 
 @pytest.mark.parametrize(
@@ -200,21 +230,21 @@ def test_memory_is_that_of_the_control_group_less_what_is_used(
     mib = 2**20
     files = {limit: 512 * mib, used: 384 * mib, "memory.stat": f"anon 1\n{cached} {128 * mib}\n"}
     groups(own, {folder + name: str(text) for name, text in files.items()})
-    found = only(doctor.Look("memory", doctor._memory))
+    found = only(Look("memory", machine.memory))
     assert (found.value, found.state) == ("0.2 of 0.5 GiB free", "note")
 
 
 # Devices
 
 
-def device(monkeypatch: Patch, **about: Any) -> Finding:
+def found_device(monkeypatch: Patch, **about: Any) -> Finding:
     for name, value in about.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    return only(doctor.Look("device", doctor._device))
+    return only(Look("device", device.device))
 
 
 def test_a_gpu_is_named(monkeypatch: Patch) -> None:
-    found = device(
+    found = found_device(
         monkeypatch,
         is_available=True,
         mem_get_info=(3 * 2**29, 2**31),
@@ -238,20 +268,20 @@ def test_a_gpu_is_named(monkeypatch: Patch) -> None:
 def test_a_gpu_that_torch_cannot_use_is_said(
     monkeypatch: Patch, built_for: str | None, visible: str | None, state: str, words: str
 ) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(device.shutil, "which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(torch.version, "cuda", built_for)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = device(monkeypatch, is_available=False)
+    found = found_device(monkeypatch, is_available=False)
     assert found.state == state
     assert found.value.startswith("CPU: ")
     assert words in found.value
 
 
 def test_without_a_gpu_the_cpu_is_fine(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert device(monkeypatch, is_available=False).state == "ok"
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    assert found_device(monkeypatch, is_available=False).state == "ok"
 
 
 def test_torch_is_not_loaded_before_it_is_looked_at() -> None:

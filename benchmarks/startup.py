@@ -1,0 +1,109 @@
+"""Seconds from Return to the end of commands that train nothing, as whole processes.
+
+Commands take turns, so that a machine that slows down slows all of them. `nothing` is Python
+itself, which no command can undercut. The data is a folder of random letters, prepared before.
+
+    python benchmarks/startup.py [--rounds N]
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+MOEBENCH = ("-m", "moebench.cli")
+ARMS = 1000
+COMPLETION = {
+    "_MOEBENCH_COMPLETE": "complete_fish",
+    "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    "_TYPER_COMPLETE_ARGS": "moebench train scope=",
+}
+
+
+class Command(NamedTuple):
+    """One process: Python with these words; what it says has to hold `says`."""
+
+    name: str
+    words: tuple[str, ...]
+    says: str
+    env: dict[str, str] | None = None
+
+    def seconds(self, env: dict[str, str], place: Path) -> float:
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *self.words],
+            env={**env, **(self.env or {})},
+            cwd=place,
+            capture_output=True,
+            text=True,
+        )
+        took = time.perf_counter() - began
+        if done.returncode != 0 or self.says not in done.stdout:
+            raise SystemExit(f"{self.name}: exit code {done.returncode}\n{done.stderr}")
+        return took
+
+
+def commands() -> list[Command]:
+    data = ("data=folder", "data.path=text", "data.valid_sequences=1", "train.steps=1")
+    arms = (f"loss.balance=range(0,{ARMS})", "scope=micro", *data)
+    return [
+        Command("nothing", ("-c", "pass"), ""),
+        Command("--version", (*MOEBENCH, "--version"), "moebench "),
+        Command("--help", (*MOEBENCH, "--help"), "train"),
+        Command("completion of scope=", MOEBENCH, "scope=global", COMPLETION),
+        Command("train --print-config", (*MOEBENCH, "train", "--print-config"), "scope: global"),
+        Command(
+            f"sweep --dry-run, {ARMS:,} arms",
+            (*MOEBENCH, "sweep", "--dry-run", "--json", *arms),
+            '"study"',
+        ),
+        Command("sweep --status, 9 runs", (*MOEBENCH, "sweep", "--status", "demo"), "9 waiting"),
+    ]
+
+
+def prepare(place: Path, env: dict[str, str]) -> None:
+    """Text, and the plan of a study of which no run was started."""
+    draw = random.Random(0)
+    documents = ["".join(draw.choices("abcdefgh ", k=1000)) for _ in range(400)]
+    (place / "text").mkdir()
+    (place / "text" / "letters.jsonl").write_text(
+        "".join(json.dumps({"text": each}) + "\n" for each in documents)
+    )
+    write = (
+        "from pathlib import Path\n"
+        "from moebench.config.compose import Composer\n"
+        "from moebench.study import make_plan\n"
+        "words = ['study=demo', 'data=folder', 'data.path=text', 'data.valid_sequences=1',\n"
+        "         'train.steps=1']\n"
+        "make_plan(Composer(), words)[0].write(Path('runs'))\n"
+    )
+    subprocess.run([sys.executable, "-c", write], cwd=place, env=env, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Seconds that commands which train nothing take.")
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        env = {**os.environ, "MOEBENCH_CACHE": str(place / "cache"), "COLUMNS": "120"}
+        prepare(place, env)
+        each = commands()
+        times = [[one.seconds(env, place) for one in each] for _ in range(rounds)]
+    where = f"Python {platform.python_version()}, {os.cpu_count()} cores"
+    print(f"{where}, load {os.getloadavg()[0]:.1f}, {rounds} rounds; seconds")
+    print(f"{'command':28} {'median':>7} {'fastest':>8} {'slowest':>8}")
+    for one, took in zip(each, zip(*times, strict=True), strict=True):
+        print(f"{one.name:28} {statistics.median(took):7.2f} {min(took):8.2f} {max(took):8.2f}")
+
+
+if __name__ == "__main__":
+    main()

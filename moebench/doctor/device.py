@@ -1,0 +1,125 @@
+"""torch: whether it loads, the device that it finds, and what moebench does with it there.
+
+It may not load, so it is imported within the looks alone.
+"""
+
+import os
+import platform
+import re
+import shutil
+import timeit
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moebench.doctor.finding import GIB, PIP, Finding, brief
+from moebench.machine import lines, usable_cores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLOSE = {"fp32": 1e-4, "bf16": 2e-2}  # error of the experts, as a share of the largest value
+GAIN = 1.1  # times the speed of fp32; less is no gain, since timings vary
+
+TORCH_AGAIN = f"install torch again: {PIP} --force-reinstall torch"
+WITHOUT_GPU = f"on a GPU, try run.device=cpu; else {TORCH_AGAIN}"
+STAY_FP32 = "leave train.precision at fp32, its default"
+
+
+def import_torch() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("import torch", f"{torch.__version__} loads")
+
+
+def device() -> Iterator[Finding]:
+    """The GPU that a run takes, else the CPU, and why there is no GPU although one is there."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        gpu = torch.cuda.is_available()
+    if gpu:
+        free, total = torch.cuda.mem_get_info()
+        major, minor = torch.cuda.get_device_capability()
+        name = f"{torch.cuda.get_device_name()} (1 of {torch.cuda.device_count()})"
+        memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        yield Finding("device", f"CUDA: {name}, {memory}, compute capability {major}.{minor}")
+        return
+    models = re.findall(r"^model name\s*: (.+)$", "\n".join(lines(Path("/proc/cpuinfo"))), re.M)
+    model = models[0] if models else platform.machine()
+    value = f"CPU: {model}, {torch.backends.cpu.get_cpu_capability()}"
+    get = "install the torch for your driver that pytorch.org/get-started/locally names"
+    if shutil.which("nvidia-smi") is None:
+        yield Finding("device", value)
+    elif torch.version.cuda is None:
+        yield Finding(
+            "device", f"{value}; torch is built without CUDA", "note", f"for a GPU, {get}"
+        )
+    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        hidden = "CUDA_VISIBLE_DEVICES hides the GPU"
+        yield Finding("device", f"{value}; {hidden}", "note", "for a GPU, unset that variable")
+    else:
+        why = brief(str(told[0].message)) if told else "torch finds no GPU"
+        remedy = f"update the driver, or {get}; run.device=cpu does without"
+        yield Finding("device", f"{value}; {why}", "problem", remedy)
+
+
+def threads() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("threads", f"a run takes {usable_cores()}, torch alone {torch.get_num_threads()}")
+
+
+def experts(precision: str) -> Iterator[Finding]:
+    """Grouped products and their gradients against those that a plain loop in fp64 gives."""
+    import torch
+
+    from moebench.model.grouped import grouped_mm
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    draw = torch.Generator().manual_seed(0)
+    rows, matrices, upstream = (
+        torch.randn(*shape, generator=draw).to(device, dtype)
+        for shape in ((48, 32), (4, 32, 16), (48, 16))
+    )
+    ends = torch.tensor([16, 16, 40, 48], dtype=torch.int32, device=device)  # one group is empty
+
+    def results(*operands: "Tensor") -> list["Tensor"]:
+        *inputs, gradient = operands
+        inputs = [each.clone().requires_grad_() for each in inputs]
+        product = grouped_mm(inputs[0], inputs[1], ends)
+        return [product, *torch.autograd.grad(product, inputs, gradient)]
+
+    found = results(rows, matrices, upstream)
+    wanted = results(rows.double(), matrices.double(), upstream.double())
+    error = max(
+        float((one.double() - two).abs().max() / two.abs().max())
+        for one, two in zip(found, wanted, strict=True)
+    )
+    name = f"experts in {precision}"
+    if error < CLOSE[precision]:
+        yield Finding(name, f"right, forward and backward, on {device.type}")
+    else:
+        value = f"wrong by {error:.1g} of the largest value on {device.type}"
+        yield Finding(name, value, "problem", WITHOUT_GPU)
+
+
+def bf16_on_cpu() -> Iterator[Finding]:
+    """The speed of a product of the default model's size, against fp32."""
+    import torch
+
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        rows, matrix = torch.ones(4096, 128, dtype=dtype), torch.ones(128, 128, dtype=dtype)
+        times = timeit.repeat(partial(torch.mm, rows, matrix), number=1, repeat=20)
+        seconds[dtype] = min(times)  # others disturb, and never help
+    gain = seconds[torch.float32] / seconds[torch.bfloat16]
+    value = f"{gain:.1f} times the speed of fp32 in a matrix product"
+    if gain >= GAIN:
+        yield Finding("bf16 on the CPU", value)
+    else:
+        yield Finding("bf16 on the CPU", f"no gain: {value}", "note", STAY_FP32)
