@@ -43,7 +43,7 @@ from moebench.records import FULL, Record
 from moebench.tensorboard import View
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.distributed import Ranks, joined, world_size
-from moebench.train.loop import SETTLED, Event, State, make_state, train
+from moebench.train.loop import SETTLED, Event, State, make_objective, make_state, train
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = (
@@ -84,6 +84,7 @@ def run_experiment(
     if record.is_done() and not force:
         return record
     check_epochs(corpus, config)
+    make_objective(config, corpus.domains)  # for its errors
     _check_ranks(config)
     with joined(_device(config.run)) as ranks:
         if not ranks.first:
@@ -393,7 +394,8 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
 
 
 def _group_size(config: ExperimentConfig) -> int | None:
-    """Sequences whose counts are summed by the heaviest of the terms that act at the end."""
+    """Sequences whose counts are summed (for `shuffled`, the pool that is drawn from) by the
+    heaviest of the terms that do not stop."""
     terms = [term for term in treatment(config) if "stop" not in term]
     heaviest = max(terms, key=lambda term: term["weight"], default={})
     return heaviest.get("balance_bsz")

@@ -67,6 +67,6 @@ def z_loss(routing: Routing, *, total: int | None = None) -> Float[Tensor, ""]:
         routing: its `logsumexp_sq` carries the gradient.
         total: as in `balance_loss`.
     """
-    _, sequences, tokens, _ = routing.expert_index.shape
+    sequences, tokens = routing.logsumexp_sq.shape[1], routing.expert_index.shape[2]
     real = sequences * tokens if routing.tokens is None else routing.tokens.sum()
     return (routing.logsumexp_sq.sum(1) / (total or real)).mean()

@@ -150,14 +150,17 @@ class Scope:
             ConfigError: for a group size that does not divide the number of sequences, and a
                 domain scope without domains.
         """
-        label, number = self.labels(sequences, domain=domain, device=device)
         if pass_bsz is None:
+            label, number = self.labels(sequences, domain=domain, device=device)
             return Groups(label, torch.arange(number, device=label.device), number)
+        label, number = self.labels(sequences, domain=domain)
         passes = sequences // _divisor("logical pass", pass_bsz, sequences)
-        key = label * passes + torch.arange(sequences, device=label.device) // pass_bsz
+        # on the CPU, since a GPU would be waited for
+        key = label.cpu() * passes + torch.arange(sequences) // pass_bsz
         keys, row = key.unique(return_inverse=True)
         group = keys // passes
-        return Groups(row, group, number, first=torch.searchsorted(group, group))
+        first = torch.searchsorted(group, group)
+        return Groups(row.to(device), group.to(device), number, first=first.to(device))
 
     def frequency(
         self,

@@ -16,6 +16,7 @@ from moebench.config.schema import (
     ExperimentConfig,
     StudyConfig,
     TermConfig,
+    canonical_group,
     group_of,
     in_steps,
     knobs,
@@ -167,6 +168,11 @@ def _check_group(config: ExperimentConfig, where: str, scope: str, size: int | N
 
 def _check_balance(config: ExperimentConfig) -> None:
     balance, size = config.balance, config.balance.pass_bsz
+    if balance.window_steps > config.train.steps:
+        raise ConfigError(
+            f"balance.window_steps={balance.window_steps}: must be at most "
+            f"train.steps={config.train.steps}, which is all steps there are"
+        )
     if size is not None:
         if balance.estimator != "buffer":
             raise ConfigError(
@@ -227,7 +233,10 @@ def _check_term(config: ExperimentConfig, number: int, term: TermConfig) -> None
         if not (math.isfinite(weight) and weight >= 0):
             raise ConfigError(f"{where}domains.{name}={weight}: must be a finite number, 0 or more")
     for other, earlier in enumerate(config.balance.terms[:number]):
-        if group_of(config, earlier) == (scope, size) and _overlap(term, earlier, steps):
+        same = canonical_group(config, *group_of(config, earlier)) == canonical_group(
+            config, scope, size
+        )
+        if same and _overlap(term, earlier, steps):
             raise ConfigError(
                 f"{where}scope={scope}: acts at the same time as balance.terms[{other}] over the "
                 "same groups; say one weight in one term"

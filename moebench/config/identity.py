@@ -16,6 +16,7 @@ from moebench.config.schema import (
     NEVER,
     ExperimentConfig,
     TermConfig,
+    canonical_group,
     group_of,
     in_steps,
     knobs,
@@ -35,27 +36,38 @@ def treatment(config: ExperimentConfig) -> list[dict[str, Any]]:
     """What is balanced over what, how strongly and when, in one canonical form.
 
     Returns:
-        A table for each term that ever acts: `scope` (`group`, `shuffled` or `domain`), the
-        `balance_bsz` of a scope with groups of a fixed size, its `weight` in the objective and,
-        where it has them, `start`, `stop`, `ramp` (in steps) and `domains`.
+        A table for each term that ever acts, in one order: `scope` (`group`, `shuffled` or
+        `domain`), the `balance_bsz` of a scope with groups of a fixed size, its `weight` in the
+        objective and, where it has them, `start`, `stop`, `ramp` (in steps) and `domains`.
     """
     if config.scope == "none":
         return []
-    terms = config.balance.terms or [TermConfig()]
-    if config.loss.local:
-        terms = [*terms, TermConfig(scope="micro", weight=config.loss.local)]
-    return [found for term in terms if (found := _canonical(config, term))["weight"]]
+    terms, local = config.balance.terms or [TermConfig()], config.loss.local
+    found = [_canonical(config, term) for term in terms]
+    if local:  # where there are no terms
+        micro = _canonical(config, TermConfig(scope="micro", weight=local))
+        if micro | {"weight": 0} == found[0] | {"weight": 0}:
+            found = [_canonical(config, TermConfig(weight=1 + local))]
+        else:
+            found.append(micro)
+    acting = [
+        term for term in found if term["weight"] and (term.get("stop") != 0 or "ramp" in term)
+    ]
+    return sorted(acting, key=_place)
+
+
+def _place(term: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Terms that begin earlier come first, of those the heaviest."""
+    size = term.get("balance_bsz") or 0
+    return term.get("start", 0), -term["weight"], term["scope"], size, json.dumps(term)
 
 
 def _canonical(config: ExperimentConfig, term: TermConfig) -> dict[str, Any]:
-    scope, size = group_of(config, term)
-    kind = scope if scope in ("domain", "shuffled") else "group"
-    if scope == "shuffled" and size == config.micro_bsz:
-        kind = "group"
+    kind, size = canonical_group(config, *group_of(config, term))
     steps = config.train.steps
     start, stop = in_steps(term.start, steps), in_steps(term.stop, steps)
     schedule = {
-        "start": start if start or term.ramp else None,
+        "start": start if start or term.ramp > 1 else None,
         "stop": stop if stop is not None and stop < steps else None,
     }
     moments = {key: value for key, value in schedule.items() if value is not None}

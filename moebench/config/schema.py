@@ -421,6 +421,15 @@ def group_of(config: ExperimentConfig, term: TermConfig) -> tuple[str, int | Non
     return scope, own.get(scope) if size is None else size
 
 
+def canonical_group(
+    config: ExperimentConfig, scope: str, size: int | None
+) -> tuple[str, int | None]:
+    """What a scope and size are, whatever they are called: `group`, `shuffled` or `domain`."""
+    if scope == "domain" or (scope == "shuffled" and size != config.micro_bsz):
+        return scope, size
+    return "group", size
+
+
 def in_steps(value: float | None, steps: int) -> int | None:
     """A moment of training in steps done; below 1 it is a share of all `steps`."""
     if value is None:

@@ -17,6 +17,7 @@ from moebench.metrics import load
 from moebench.metrics.quality import quality
 from moebench.metrics.specialization import coactivation, domain_counts, domain_specialization
 from moebench.model.transformer import MoETransformer
+from moebench.train.distributed import world_size
 from moebench.train.step import Objective, Outcome
 
 PROBE = 8  # validation sequences whose expert indices are kept
@@ -94,7 +95,7 @@ def evaluate(
             seq_len=config.seq_len,
             domains=domains,
         )
-        device_bsz = config.run.device_bsz or config.global_bsz
+        device_bsz = config.run.device_bsz or config.global_bsz // world_size()
         nats, parts = [], []
         for part in torch.from_numpy(batch.tokens).split(device_bsz):
             tokens = part.to(device)

@@ -7,7 +7,7 @@ then simply add.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -135,7 +135,9 @@ def begin_states(
     if not estimator.carries:
         return [None for _ in objective.terms]
     return [
-        estimator.begin(shape[0], _groups(term, objective, step).num_groups, shape[1])
+        estimator.begin(
+            shape[0], _groups(term, objective, step).num_groups, shape[1], step.tokens.device
+        )
         for term in objective.terms
     ]
 
@@ -226,11 +228,14 @@ def estimator_error(
         Of the gradient of all acting terms in the weights of all routers; nan where the exact one,
         with the f of whole groups, is 0.
     """
+    step = replace(step, ranks=replace(step.ranks))  # whose all-reduces are not the step's
     live = [each for each in _live(objective, step, states) if each.weight]
     exact = [
         each._replace(groups=_groups(each.term, objective, step, prefix=None)) for each in live
     ]
-    tallies, wholes = _count(model, live, step), _count(model, exact, step)
+    wholes = _count(model, exact, step)
+    looks_back = objective.estimator.looks_back
+    tallies = [None for _ in live] if looks_back else _count(model, live, step)
     weights = [each for name, each in model.named_parameters() if name.endswith("router.weight")]
     sums = [[torch.zeros_like(each) for each in weights] for _ in range(2)]
     for own in step.passes():
@@ -355,6 +360,7 @@ def _whole(seen: Sequence[Routing], step: Step) -> Routing:
     if step.order is None:
         return routing
     place = torch.cat([torch.arange(each.start, each.stop) for each in passes]).argsort()
+    place = place.to(routing.counts.device)
     return Routing(
         *(None if each is None else each.index_select(1, place) for each in routing)  # pyright: ignore
     )

@@ -56,6 +56,9 @@ WRONG = {
     "balance.terms=[{},{}]": "balance.terms[1].scope=global: acts at the same time as "
     "balance.terms[0] over the same groups; say one weight in one term",
     "balance.terms=[{stop:9,ramp:5},{start:9}]": "balance.terms[1].scope=global: acts at the same ",
+    "balance.terms=[{},{scope:micro},{balance_bsz:4}]": "balance.terms[2].scope=global: "
+    "acts at the same time as balance.terms[1] over the same groups",
+    "balance.window_steps=401": "balance.window_steps=401: must be at most train.steps=400, which",
     "balance.terms=[{}] loss.local=0.1": "loss.local=0.1: does not go with balance.terms; add the "
     "term {scope:micro,weight:0.1}",
     "balance.terms=[{}] scope=none": "scope=none: contradicts balance.terms; say the scope of one",

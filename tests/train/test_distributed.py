@@ -15,6 +15,9 @@ SMALL = [
 ]
 
 
+VARIES = {"time", "speed/tokens_per_second", "speed/step_seconds", "memory/peak_bytes"}
+
+
 def train(place: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
     """`moebench train` on some ranks, in a folder."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
@@ -34,6 +37,7 @@ def the_run(place: Path) -> Record:
 
 def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> None:
     words = [f"data.path={text_folder}", "scope=global", "loss.balance=1", "run.device_bsz=2"]
+    words += ["loss.z=0.01", "balance.estimator_error=true"]
     alone = train(tmp_path / "one", 1, *words)
     assert alone.returncode == 0, alone.stderr
     both = train(tmp_path / "two", 2, "--json", *words)
@@ -45,9 +49,8 @@ def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> No
     assert two.damage() == []
     assert (one.manifest()["ranks"], two.manifest()["ranks"]) == (1, 2)
     for before, row in zip(one.rows(), two.rows(), strict=True):
-        for key in ("train/loss", "train/balance_loss", "train/grad_norm", "load/max_vio_micro"):
-            if key in before:
-                assert row[key] == pytest.approx(before[key], rel=1e-4), key
+        for key in before.keys() - VARIES:
+            assert row[key] == pytest.approx(before[key], rel=1e-4, abs=1e-6), key
     layers, experts, integer = 2, 8, 8
     assert two.summary()["balance/allreduce_bytes"] == layers * experts * integer
     assert two.summary()["balance/allreduce_seconds"] > 0
