@@ -1,5 +1,6 @@
 """Global means global: a step's loss and gradients do not depend on how it is gone through."""
 
+import copy
 import math
 
 import pytest
@@ -230,3 +231,23 @@ def test_an_expert_that_no_token_selects_gets_exactly_no_gradient() -> None:
         assert grad is not None
         assert (grad[unused] == 0).all()
         assert (grad[~unused] != 0).flatten(1).any(1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_gpu_agrees_with_the_cpu(scope: str, estimator: str) -> None:
+    what, found = objective(scope, estimator), []
+    for kind in ("cpu", "cuda"):
+        model = copy.deepcopy(model_of(torch.float32)).to(kind)
+        model.zero_grad()
+        states = None
+        for number in (1, 2):
+            step = first_step(2, number)
+            step = Step(step.tokens.to(kind), 2, number=number, domain=step.domain, seed=step.seed)
+            states = accumulate_gradients(model, what, step, states).states
+        grad = model.get_parameter(ROUTER).grad
+        assert grad is not None
+        found.append(grad.cpu())
+    assert (found[1] - found[0]).norm() < 1e-3 * found[0].norm()
