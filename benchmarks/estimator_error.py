@@ -18,7 +18,7 @@ from torch import Tensor
 
 from moebench.balance import BalanceState, Estimator, Global, Micro, Scope, balance_loss
 from moebench.config.compose import Composer
-from moebench.data.batches import Batches
+from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus, prepare
 from moebench.model.transformer import MoETransformer
 from moebench.train.loop import make_objective, make_state, train
@@ -53,14 +53,7 @@ def to_come(
     device = torch.device("cpu")
     state = make_state(config, corpus.vocab_size, device)
     objective = make_objective(config, corpus.domains)
-    batches = Batches(
-        corpus,
-        seq_len=config.seq_len,
-        micro_bsz=config.micro_bsz,
-        global_bsz=config.global_bsz,
-        seed=config.seed,
-        homogeneity=config.data.homogeneity,
-    )
+    batches = make_batches(corpus, config)
     for event in train(config, corpus, state, device):
         if event.step == last:
             return

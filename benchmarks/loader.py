@@ -16,9 +16,8 @@ from functools import partial
 import torch
 
 from moebench.config.compose import Composer
-from moebench.data.batches import Batches
+from moebench.data.batches import make_batches
 from moebench.data.corpus import prepare
-from moebench.data.turns import shares
 from moebench.train.feed import Feed
 from moebench.train.loop import make_objective, make_state
 from moebench.train.step import Step, accumulate_gradients
@@ -44,15 +43,7 @@ def main() -> None:
     config = Composer().compose(asked.overrides)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     corpus = prepare(config.data)
-    batches = Batches(
-        corpus,
-        seq_len=config.seq_len,
-        micro_bsz=config.micro_bsz,
-        global_bsz=config.global_bsz,
-        seed=config.seed,
-        homogeneity=config.data.homogeneity,
-        shares=shares(corpus, config.data),
-    )
+    batches = make_batches(corpus, config)
     state = make_state(config, corpus.vocab_size, device)
     objective = make_objective(config, corpus.domains)
     device_bsz = config.run.device_bsz or config.global_bsz

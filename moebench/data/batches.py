@@ -141,6 +141,19 @@ class Batches:
         return self._epochs[d, epoch]
 
 
+def make_batches(corpus: Corpus, config: ExperimentConfig) -> Batches:
+    """The training batches of a run."""
+    return Batches(
+        corpus,
+        seq_len=config.seq_len,
+        micro_bsz=config.micro_bsz,
+        global_bsz=config.global_bsz,
+        seed=config.seed,
+        homogeneity=config.data.homogeneity,
+        shares=shares(corpus, config.data),
+    )
+
+
 def check_epochs(corpus: Corpus, config: ExperimentConfig) -> None:
     """Raise DataError if a run reads some domain more than `data.max_epochs` times."""
     seq_len, micro_bsz, steps = config.seq_len, config.micro_bsz, config.train.steps

@@ -18,9 +18,8 @@ from torch import Tensor
 from moebench.balance import BalanceState, Estimator, Scope, Term, make_scope
 from moebench.config.identity import estimator, treatment
 from moebench.config.schema import ExperimentConfig
-from moebench.data.batches import Batches
+from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
-from moebench.data.turns import shares
 from moebench.errors import ConfigError, TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.distributed import Ranks
@@ -182,15 +181,7 @@ def train(
     steps, ranks = config.train.steps, ranks or Ranks()
     objective = make_objective(config, corpus.domains)
     device_bsz = config.run.device_bsz or config.global_bsz // ranks.size
-    batches = Batches(
-        corpus,
-        seq_len=config.seq_len,
-        micro_bsz=config.micro_bsz,
-        global_bsz=config.global_bsz,
-        seed=config.seed,
-        homogeneity=config.data.homogeneity,
-        shares=shares(corpus, config.data),
-    )
+    batches = make_batches(corpus, config)
     feed = Feed(batches, device)
     if state.step == 0:
         row, routing = evaluate(config, corpus, state.model, device) if ranks.first else ({}, None)
