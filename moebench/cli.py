@@ -426,13 +426,15 @@ def data_show(
     title = f"data {corpus.content_hash[:10]}"
     table = Table(title=title, title_justify="left", expand=True)
     table.add_column("domain")
-    for column in ("train docs", "MB", "valid docs", "kB", "overlap"):
+    for column in ("docs", "MB", "Mtokens", "valid docs", "kB", "overlap"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("sample", no_wrap=True, ratio=1)
-    shown = ("domain", "train_documents", "train_mb", "valid_documents", "valid_kb")
     for row in rows:
-        cells = [*(_cell(row[key]) for key in shown), f"{row['overlap']:.1%}", row["sample"]]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        cells = [
+            *(row["domain"], row["train_documents"], row["train_mb"], row["train_tokens"] / 1e6),
+            *(row["valid_documents"], row["valid_kb"], f"{row['overlap']:.1%}", row["sample"]),
+        ]
+        table.add_row(*(Text(printable(_cell(cell))) for cell in cells))
     Console().print(table)
 
 

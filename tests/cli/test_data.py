@@ -14,7 +14,7 @@ def test_data_are_shown_in_eighty_columns(call: Call, text_folder: Path) -> None
     title, _, header, _, *rows, _ = result.out.splitlines()
     assert re.match(r"data [0-9a-f]{10} *$", title)
     cells = [cell.strip() for cell in header.strip("┃").split("┃")]
-    assert cells == ["domain", "train docs", "MB", "valid docs", "kB", "overlap", "sample"]
+    assert cells == ["domain", "docs", "MB", "Mtokens", "valid docs", "kB", "overlap", "sample"]
     assert [row.strip("│").split("│")[0].strip() for row in rows] == ["digits", "letters", "shapes"]
     assert max(map(len, result.out.splitlines())) <= 80
     shown = json.loads(call("data", "show", "--json", *words).out)

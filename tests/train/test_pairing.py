@@ -1,6 +1,10 @@
 """What arms of one seed share: batches and initial weights, whatever the treatment."""
 
-import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +15,13 @@ import torch
 from moebench.config.compose import Composer
 from moebench.data.batches import Batches, batch_hash
 from moebench.data.corpus import prepare
+from moebench.errors import Stopped
 from moebench.experiment import run_experiment
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.feed import Feed
-from moebench.train.loop import make_model, make_objective
+from moebench.train.loop import Event, make_model, make_objective
 from moebench.train.step import Step, accumulate_gradients
+from tests.train.batches_seen import watched
 
 COMPOSER = Composer()
 SIZES = ("model=smoke", "global_bsz=16", "seq_len=32", "data.valid_sequences=4", "run.device=cpu")
@@ -28,24 +34,25 @@ def compose(folder: Path, *overrides: str):
 
 ARMS = [
     *(["scope=none"], ["scope=micro"], ["scope=domain"], ["scope=shuffled", "balance_bsz=8"]),
-    *(["loss.balance=1"], ["loss.z=0.1"], ["router=softmax_raw"], ["router.perturb=1e-6"]),
-    *(["train.eval_every=1"], ["run.log_every=1"], ["run.device_bsz=4"], ["optim.lr=1e-4"]),
+    *(["loss.balance=1"], ["loss.z=0.1"], ["balance.estimator=ema"], ["balance.window_steps=2"]),
+    *(["router=softmax_raw"], ["router.perturb=1e-6"], ["optim.lr=1e-4"]),
+    *(["train.eval_every=1"], ["run.log_every=1"], ["run.checkpoint_every=1"]),
+    *(["run.device_bsz=4"], ["run.device_bsz=1"], ["data.mask_documents=true"]),
 ]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hash of each batch that a run of this process trains on, and its step."""
+    found: list[str] = []
+    monkeypatch.setattr(Feed, "__call__", watched(found))
+    return found
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=" ".join)
 def test_an_arm_leaves_batches_and_shared_weights_as_they_are(
-    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: list[str]
+    text_folder: Path, tmp_path: Path, seen: list[str], arm: list[str]
 ):
-    seen: list[str] = []
-
-    def spy(feed: Feed, step: int):
-        tokens, domain = original(feed, step)
-        seen.append(hashlib.sha256(tokens.numpy().tobytes() + domain.numpy().tobytes()).hexdigest())
-        return tokens, domain
-
-    original = Feed.__call__
-    monkeypatch.setattr(Feed, "__call__", spy)
     weights = []
     for number, overrides in enumerate(([], arm)):
         config = compose(text_folder, *overrides)
@@ -56,6 +63,46 @@ def test_an_arm_leaves_batches_and_shared_weights_as_they_are(
     for name, value in weights[0].items():
         if not (name.endswith("router.weight") and "perturb" in arm[0]):
             assert torch.equal(value, weights[1][name]), name
+
+
+def test_a_resumed_run_goes_on_with_the_batches_it_would_have_had(
+    text_folder: Path, tmp_path: Path, seen: list[str]
+):
+    def stop(event: Event) -> None:
+        if event.step == 2 and cut:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = compose(text_folder, "run.checkpoint_every=1")
+    corpus = prepare(config.data)
+    cut = False
+    run_experiment(config, corpus, tmp_path / "whole", on_event=stop)
+    cut = True
+    with pytest.raises(Stopped):
+        run_experiment(config, corpus, tmp_path / "cut", on_event=stop)
+    cut = False
+    run_experiment(config, corpus, tmp_path / "cut", resume=True, on_event=stop)
+    assert len(seen) == 4 + 2 + 2
+    assert seen[:4] == seen[4:]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_rank_knows_the_whole_batch(
+    text_folder: Path, tmp_path: Path, seen: list[str], ranks: int
+):
+    config = compose(text_folder)
+    run_experiment(config, prepare(config.data), tmp_path / "runs")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    arm = [*SIZES, "train.steps=4", "run.threads=1", "data=folder", f"data.path={text_folder}"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "tests.train.batches_seen", str(tmp_path), *arm],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in range(ranks):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == seen
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp64", 1e-10)])
