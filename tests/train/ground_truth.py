@@ -2,8 +2,8 @@
 
 No model can be expected to do better than the source of a text that it has not seen: on the same
 tokens, its loss is at least the source's negative log-likelihood, up to the noise of the sample.
-One that fell below would leak (a target among its inputs, say). `python -m tests.train.ground_truth`
-prints the gap as training goes on.
+One that fell below would leak, a target among its inputs say. The gap as training goes on is
+printed by `python -m tests.train.ground_truth`.
 """
 
 import sys
@@ -55,8 +55,8 @@ def source_nats(source: Synthetic, corpus: Corpus, domain: str) -> np.ndarray:
 
 def gap(config: ExperimentConfig, source: Synthetic, corpus: Corpus, model: MoETransformer) -> Gap:
     """The gap on the validation sequences of all domains."""
-    size = {"sequences": config.data.valid_sequences, "seq_len": config.seq_len}
-    batch = validation(corpus, HALF, **size)
+    sequences, seq_len = config.data.valid_sequences, config.seq_len
+    batch = validation(corpus, HALF, sequences=sequences, seq_len=seq_len)
     tokens = torch.from_numpy(batch.tokens)
     with torch.no_grad():
         logits = model(tokens[:, :-1])[0]
@@ -64,8 +64,8 @@ def gap(config: ExperimentConfig, source: Synthetic, corpus: Corpus, model: MoET
     truth = []
     for domain in corpus.domains:
         found = source_nats(source, corpus, domain)
-        starts = np.arange(size["sequences"]) * len(found) // size["sequences"]
-        truth += [found[start + 1 : start + config.seq_len + 1] for start in starts]
+        starts = np.arange(sequences) * len(found) // sequences
+        truth += [found[start + 1 : start + seq_len + 1] for start in starts]
     model_means, source_means = nats.mean(1).numpy(), np.stack(truth).mean(1)
     apart = model_means - source_means
     error = apart.std(ddof=1) / np.sqrt(len(apart))
