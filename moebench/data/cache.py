@@ -37,13 +37,26 @@ def folder_of(name: str, made_from: Any) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest, if it is there, of this format, and every file has the size that it says."""
+    """The manifest, if it is there, of this format, and every file is as it says.
+
+    A file that was written after the manifest is hashed again; the size of any is compared.
+    """
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+        manifest = json.loads(path.read_bytes())
+        files = {name: (folder / name).stat() for name in manifest["files"]}
+        written = path.stat().st_mtime_ns
         right = manifest["format"] == FORMAT and all(
-            sizes[name] == known["bytes"] for name, known in manifest["files"].items()
+            files[name].st_size == known["bytes"] for name, known in manifest["files"].items()
         )
+        later = [name for name, file in files.items() if file.st_mtime_ns > written]
+        if right and later:
+            right = all(
+                sha256_of(folder / name) == manifest["files"][name]["sha256"] for name in later
+            )
+            if right:
+                with suppress(OSError):
+                    path.touch()  # so that they are not hashed each time
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return manifest if right else None

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 Split = Literal["train", "valid"]
+Text = bytes | bytearray  # in UTF-8
 
 
 class Document(NamedTuple):
@@ -11,13 +12,13 @@ class Document(NamedTuple):
 
     Attributes:
         name: where it comes from, to open an error message with.
-        text: its UTF-8; checked, without NUL, never empty.
+        text: checked, without NUL, never empty.
         domain: its label.
         split: None leaves it to its content: see `moebench.data.shards`.
     """
 
     name: str
-    text: bytes
+    text: Text
     domain: str
     split: Split | None = None
 

@@ -13,18 +13,22 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moebench.data import long_json
+from moebench.data.document import Text
+from moebench.data.long_json import LongString
 from moebench.errors import DataError
 
 ENDINGS = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 PIECE_BYTES = 16_384  # of a .txt file
 PIECES = 40  # at least, of a small .txt file with enough lines
 BLOCK = 1 << 20  # bytes that are read or checked at a time
+LONG_LINE = 1 << 24  # bytes from which a line of JSON is parsed in its place
 ROWS = 256  # of a Parquet file that are in memory at a time
 
 
@@ -35,7 +39,7 @@ class Columns(NamedTuple):
     domain: str | None = None
 
 
-Row = tuple[str, bytes, str | None]  # name, text in UTF-8, domain if the file says it
+Row = tuple[str, Text, str | None]  # name, text in UTF-8, domain if the file says it
 
 
 def rows(path: Path, columns: Columns) -> Iterator[Row]:
@@ -68,15 +72,19 @@ def row_of(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
         domain = _string(values, columns.domain, where)
         if not domain:
             raise DataError(f'{where}: "{columns.domain}" is empty; give each document a domain')
+    return _row(text.encode, domain, columns, where)
+
+
+def _row(encode: Callable[[], Text], domain: str | None, columns: Columns, where: str) -> Row:
     try:
-        encoded = text.encode()
+        text = encode()
     except UnicodeEncodeError:
         raise DataError(
             f'{where}: "{columns.text}" holds half a surrogate pair (\\ud800 to \\udfff); remove it'
         ) from None
-    if 0 in encoded:
+    if 0 in text:
         raise DataError(f'{where}: "{columns.text}" holds a NUL character; remove it')
-    return where, encoded, domain
+    return where, text, domain
 
 
 def check_columns(names: Sequence[str], columns: Columns, where: str) -> None:
@@ -109,8 +117,14 @@ def _pieces(path: Path, columns: Columns) -> Iterator[Row]:
             held += block
             begin = 0
             while (cut := held.find(b"\n", max(begin + size, looked))) >= 0:
-                yield _checked(held[begin : cut + 1], path, offset + begin)
-                begin = cut + 1
+                if cut > BLOCK:  # it may fill the memory: no copy of it is made
+                    rest = held[cut + 1 :]
+                    del held[cut + 1 :]
+                    yield _checked(held, path, offset)
+                    held, begin, offset, looked = rest, 0, offset + cut + 1, 0
+                else:
+                    yield _checked(held[begin : cut + 1], path, offset + begin)
+                    begin = cut + 1
             del held[:begin]
             offset += begin
             looked = len(held)
@@ -123,21 +137,26 @@ def _whole(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _checked(text: bytearray, path: Path, offset: int) -> Row:
-    """A row of text whose bytes are good; they are decoded block by block, to save memory."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for begin in range(0, len(text), BLOCK):
-        block = bytes(text[begin : begin + BLOCK])
-        pending = len(decoder.getstate()[0])
-        try:
-            decoder.decode(block, final=begin + BLOCK >= len(text))
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, offset + begin - pending + error.start, error) from None
+    """A row of text whose bytes are good."""
+    _check_utf8(text, path, offset)
     if (nul := text.find(b"\0")) >= 0:
         raise DataError(
             f"{path}: byte {offset + nul} is NUL, which no text has; convert the file to UTF-8, or "
             "remove it"
         )
-    return f"{path}@{offset}", bytes(text), None
+    return f"{path}@{offset}", text, None
+
+
+def _check_utf8(text: bytearray, path: Path, offset: int) -> None:
+    """Decode it block by block, to save memory; DataError where that fails."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for begin in range(0, len(text), BLOCK):
+        block = text[begin : begin + BLOCK]
+        pending = len(decoder.getstate()[0])
+        try:
+            decoder.decode(block, final=begin + BLOCK >= len(text))
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, offset + begin - pending + error.start, error) from None
 
 
 def _not_utf8(path: Path, place: int, error: UnicodeDecodeError) -> DataError:
@@ -152,39 +171,48 @@ def _objects(path: Path, columns: Columns) -> Iterator[Row]:
     offset = 0
     with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
         for number in count(1):
-            # in a list, so that whoever decodes it can let go of it: it may fill the memory
-            lines = [file.readline()]
-            size = len(lines[0])
+            line: Text = file.readline(LONG_LINE)
+            if len(line) == LONG_LINE:
+                line = bytearray(line)
+                while not line.endswith(b"\n") and (more := file.readline(BLOCK)):
+                    line += more
+            size = len(line)
             if not size:
                 return
             try:
-                if lines[0].strip():
-                    place = (path, number, offset)
-                    yield row_of(_object(lines, place, columns), columns, f"{path}:{number}")
+                if not line.isspace():
+                    yield _object(line, (path, number, offset), columns)
             except DataError:
                 for _ in file:  # if gzip is what broke the line, it says so by the end
                     pass
                 raise
             offset += size
+            del line  # it may fill the memory
 
 
-def _object(lines: list[bytes], place: tuple[Path, int, int], columns: Columns) -> dict[str, Any]:
-    """The object in the one line of a list, which is emptied; place is path, line, first byte."""
+def _object(line: Text, place: tuple[Path, int, int], columns: Columns) -> Row:
+    """The row that a line is, of which a bytearray is used up; place is path, line, first byte."""
     path, number, offset = place
-    remedy = f'write one object with the key "{columns.text}" a line'
+    where, remedy = f"{path}:{number}", f'write one object with the key "{columns.text}" a line'
     try:
-        text = lines.pop().decode()
+        if isinstance(line, bytearray):
+            _check_utf8(line, path, offset)
+            value = long_json.loads(line)
+        else:
+            value = json.loads(line.decode())
+        for name in filter(None, columns):
+            if not isinstance(value, dict) or name not in value:
+                raise DataError(f'{where}: has no key "{name}"; {remedy}')
+        text = value[columns.text]
+        if isinstance(line, bytearray) and isinstance(text, LongString):
+            _, _, domain = row_of(value | {columns.text: ""}, columns, where)
+            return _row(lambda: long_json.decode(line, text), domain, columns, where)
+        return row_of(value, columns, where)
     except UnicodeDecodeError as error:
         raise _not_utf8(path, offset + error.start, error) from None
-    try:
-        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise DataError(f"{path}:{number}: is not JSON ({reason}); {remedy}") from None
-    for name in filter(None, columns):
-        if not isinstance(value, dict) or name not in value:
-            raise DataError(f'{path}:{number}: has no key "{name}"; {remedy}')
-    return value
+        raise DataError(f"{where}: is not JSON ({reason}); {remedy}") from None
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Row]:

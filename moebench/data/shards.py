@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moebench.data.cache import Manifest, replacing, to_json, write
-from moebench.data.document import Document, Source, Unit
+from moebench.data.document import Document, Source, Text, Unit
 from moebench.data.overlap import overlap
 from moebench.data.tokenizer import END, ByteTokenizer
 from moebench.data.workers import Teller, in_processes
@@ -146,7 +146,7 @@ def _spool_part(documents: Iterator[Document], path: Path) -> bool:
 
 
 def _spool_one(
-    document: Document | None, domains: dict[str, int], put: Callable[[bytes], Any]
+    document: Document | None, domains: dict[str, int], put: Callable[[Text], Any]
 ) -> tuple[int, int, int, int, npt.NDArray[np.uint8]] | None:
     if document is None:
         return None

@@ -1,6 +1,8 @@
 """Sources beside folders, tokenizers beside bytes, and a preparation that is cut short."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -241,3 +243,51 @@ def test_held_out_domains_are_apart(config: DataConfig):
     held = prepare(config)
     assert (held.domains, held.heldout) == (("alpha", "gamma"), ("beta",))
     assert held.content_hash == everything.content_hash
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["big.jsonl", "big.txt"])
+def test_a_document_that_fills_the_memory_is_there_once(tmp_path: Path, name: str):
+    size, piece = 300_000_000, 'a "long" wörd ' * 1000
+    text = tmp_path / "text"
+    text.mkdir()
+    with (text / name).open("w", encoding="utf-8") as file:
+        written = json.dumps(piece, ensure_ascii=False)[1:-1] if "json" in name else piece
+        file.write('{"text": "' if "json" in name else "")
+        for _ in range(size // len(piece.encode())):
+            file.write(written)
+        file.write('"}\n' if "json" in name else "\n")
+        for number in range(200):
+            file.write(f'{{"text": "{number}"}}\n' if "json" in name else f"{number}\n" * 200)
+    script = (
+        "import resource, sys; from moebench.config.schema import DataConfig;"
+        "from moebench.data.corpus import prepare;"
+        "prepare(DataConfig(source='folder', path=sys.argv[1]), processes=1);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    command = [sys.executable, "-c", script, str(text)]
+    peak = int(subprocess.run(command, capture_output=True, check=True, timeout=500).stdout)
+    assert peak - size < 0.8 * size, "no second copy of it was made"
+
+
+@pytest.mark.slow
+def test_a_million_documents_of_one_byte(tmp_path: Path):
+    letters = "abcdefgh"
+    (tmp_path / "x.jsonl").write_text(
+        "".join(f'{{"text": "{each}"}}\n' for each in letters) * (1_000_000 // len(letters))
+    )
+    known = prepare(DataConfig(source="folder", path=str(tmp_path))).manifest["domains"]["x"]
+    assert known["duplicates"] == 1_000_000 - len(letters)
+    assert known["train"]["documents"] + known["valid"]["documents"] == len(letters)
+
+
+def test_text_of_two_encodings_says_where_the_second_begins(tmp_path: Path):
+    first = "Grüße\n".encode()
+    for encoding, wrong in (
+        ("latin-1", "byte 10 (0xfc) is not UTF-8"),
+        ("utf-16-le", "byte 9 is NUL"),
+    ):
+        (tmp_path / "x.txt").write_bytes(first + "Grüße\n".encode(encoding))
+        with pytest.raises(DataError) as caught:
+            prepare(DataConfig(source="folder", path=str(tmp_path)))
+        assert f"x.txt: {wrong}" in str(caught.value)

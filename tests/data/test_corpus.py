@@ -3,7 +3,9 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -155,13 +157,18 @@ def test_a_broken_domain_can_be_left_out(folder: Path):
     prepare(DataConfig(source="folder", path=str(folder), domains=["alpha", "gamma"]))
 
 
-@pytest.mark.parametrize("damage", ["no manifest", "half a manifest", "cut", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["no manifest", "half a manifest", "manifest of another version", "cut", "gone"]
+)
 def test_a_half_cache_is_made_again(config: DataConfig, damage: str):
     corpus = prepare(config)
     content = {path.name: path.read_bytes() for path in corpus.directory.iterdir()}
     target = corpus.directory / ("manifest.json" if "manifest" in damage else "alpha.valid.idx.npy")
     if damage in ("no manifest", "gone"):
         target.unlink()
+    elif "version" in damage:
+        manifest = json.loads(target.read_bytes())
+        target.write_text(json.dumps(manifest | {"format": manifest["format"] - 1}))
     else:
         target.write_bytes(target.read_bytes()[:-10])
     assert made(config)
@@ -172,10 +179,8 @@ def test_a_half_cache_is_made_again(config: DataConfig, damage: str):
 def test_check_finds_a_flipped_byte(config: DataConfig, name: str):
     corpus = prepare(config)
     path = corpus.directory / name
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    assert not made(config)  # of the right size: found by hashing only
+    changed(path, like=corpus.directory / "manifest.json")
+    assert not made(config)  # of the right size and age: found by hashing only
     with pytest.raises(DataError) as caught:
         corpus.check()
     assert str(caught.value) == (
@@ -184,6 +189,27 @@ def test_check_finds_a_flipped_byte(config: DataConfig, name: str):
     )
     assert made(config)
     prepare(config).check()
+
+
+def test_a_file_that_was_written_to_is_hashed_before_it_is_used(config: DataConfig):
+    corpus = prepare(config)
+    path, manifest = corpus.directory / "alpha.train.bin", corpus.directory / "manifest.json"
+    later = manifest.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(later, later))
+    assert not made(config)
+    assert manifest.stat().st_mtime_ns > later - 10**9
+    changed(path)
+    assert made(config)
+    prepare(config).check()
+
+
+def changed(path: Path, like: Path | None = None) -> None:
+    """Flip a bit; the file looks as old as another, or a second younger than any."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    when = like.stat().st_mtime_ns if like else time.time_ns() + 10**9
+    os.utime(path, ns=(when, when))
 
 
 def test_a_preparation_that_fails_or_was_killed_leaves_nothing(folder: Path, cache: Path):
