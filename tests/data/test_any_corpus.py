@@ -134,10 +134,10 @@ def test_synthetic_text_has_the_likelihood_of_its_source(overlap: float):
     source = Synthetic(2, overlap, 0, train_bytes=60_000, valid_bytes=20_000)
     own, other = [], []
     for document in documents(source, "markov0"):
-        found = source.log_likelihood("markov0", document.text)
+        found = source.log_likelihood("markov0", bytes(document.text))
         assert found.shape == (len(document.text) + 1,)
         own.append(found.sum())
-        other.append(source.log_likelihood("markov1", document.text).sum())
+        other.append(source.log_likelihood("markov1", bytes(document.text)).sum())
     first, after = source.table("markov0")
     assert np.allclose([first.sum(), *after.sum(1)], 1)
     assert (sum(own) > 1.2 * sum(other)) if overlap == 0 else own == other
@@ -283,11 +283,12 @@ def test_a_million_documents_of_one_byte(tmp_path: Path):
 
 def test_text_of_two_encodings_says_where_the_second_begins(tmp_path: Path):
     first = "Grüße\n".encode()
-    for encoding, wrong in (
-        ("latin-1", "byte 10 (0xfc) is not UTF-8"),
-        ("utf-16-le", "byte 9 is NUL"),
+    for second, wrong in (
+        ("Grüße\n".encode("latin-1"), "byte 10 (0xfc) is not UTF-8"),
+        ("Ciao\n".encode("utf-16-le"), "byte 9 is NUL"),
     ):
-        (tmp_path / "x.txt").write_bytes(first + "Grüße\n".encode(encoding))
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / "x.txt").write_bytes(first + second)
         with pytest.raises(DataError) as caught:
-            prepare(DataConfig(source="folder", path=str(tmp_path)))
+            prepare(DataConfig(source="folder", path=str(tmp_path / "text")))
         assert f"x.txt: {wrong}" in str(caught.value)

@@ -42,7 +42,7 @@ def test_it_holds_the_documents_in_the_order_of_their_content(corpus: Corpus, fo
     for domain in corpus.domains:
         written: dict[str, list[bytes]] = {"train": [], "valid": []}
         for document in documents(Folder(str(folder)), domain):
-            written[document.split or "train"].append(document.text)
+            written[document.split or "train"].append(bytes(document.text))
         known = corpus.manifest["domains"][domain]
         assert split_documents(corpus.train(domain)) == sorted(written["train"], key=rank)
         halves = [split_documents(corpus.valid(domain, half)) for half in ("tune", "test")]
