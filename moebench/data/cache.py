@@ -37,29 +37,43 @@ def folder_of(name: str, made_from: Any) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest, if it is there, of this format, and every file is as it says.
-
-    A file that was written after the manifest is hashed again; the size of any is compared.
-    """
-    path = folder / MANIFEST
+    """The manifest, if it is there, of this format, and every file has the size that it says."""
     try:
-        manifest = json.loads(path.read_bytes())
-        files = {name: (folder / name).stat() for name in manifest["files"]}
-        written = path.stat().st_mtime_ns
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
         right = manifest["format"] == FORMAT and all(
-            files[name].st_size == known["bytes"] for name, known in manifest["files"].items()
+            sizes[name] == known["bytes"] for name, known in manifest["files"].items()
         )
-        later = [name for name, file in files.items() if file.st_mtime_ns > written]
-        if right and later:
-            right = all(
-                sha256_of(folder / name) == manifest["files"][name]["sha256"] for name in later
-            )
-            if right:
-                with suppress(OSError):
-                    path.touch()  # so that they are not hashed each time
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return manifest if right else None
+
+
+def check(folder: Path, manifest: Manifest, *, since_made: bool = False) -> None:
+    """Hash files again; where one is damaged, discard the folder and raise DataError.
+
+    Args:
+        folder, manifest: the files and what is known of them.
+        since_made: only those that were written to after the manifest was.
+    """
+    path = folder / MANIFEST
+    made = path.stat().st_mtime_ns
+    names = [
+        name
+        for name in manifest["files"]
+        if not (since_made and (folder / name).stat().st_mtime_ns <= made)
+    ]
+    for name in names:
+        file = folder / name
+        if not file.is_file() or sha256_of(file) != manifest["files"][name]["sha256"]:
+            discard(folder)
+            raise DataError(
+                f"{file}: does not match its checksum; the cache is discarded, make it again "
+                "with `moebench data prepare`"
+            )
+    if names:
+        with suppress(OSError):
+            path.touch()  # so that they are not hashed each time
 
 
 def make_folder(
@@ -73,9 +87,10 @@ def make_folder(
             go on from; after an error nothing is.
         say: told if another process is at it.
 
-    Raises DataError if the cache cannot be written.
+    Raises DataError if the cache cannot be written, or was written to.
     """
     if manifest := read_manifest(folder):
+        check(folder, manifest, since_made=True)
         return manifest
     with locked(folder, say):
         if manifest := read_manifest(folder):  # another process made it while this one waited

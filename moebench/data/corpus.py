@@ -22,11 +22,11 @@ from moebench.data import retokenize, shards
 from moebench.data.cache import (
     Manifest,
     cache_root,
+    check,
     discard,
     folder_of,
     make_folder,
     read_manifest,
-    sha256_of,
     to_json,
 )
 from moebench.data.shards import stem
@@ -120,14 +120,7 @@ class Corpus:
 
     def check(self) -> None:
         """Hash every file again; where one is damaged, discard the cache and raise DataError."""
-        for name, known in self.manifest["files"].items():
-            path = self.directory / name
-            if not path.is_file() or sha256_of(path) != known["sha256"]:
-                discard(self.directory)
-                raise DataError(
-                    f"{path}: does not match its checksum; the cache is discarded, make it again "
-                    "with `moebench data prepare`"
-                )
+        check(self.directory, self.manifest)
 
     def _tokens(self, name: str) -> Tokens:
         if name not in self._mapped:
