@@ -12,10 +12,12 @@ from moebench.balance.routing import (
     Routing,
     detached,
     join,
+    no_routing,
     observe,
     of_own_scores,
     selected_mass,
 )
+from moebench.balance.schedule import Schedule
 from moebench.balance.scope import (
     Domain,
     Global,
@@ -38,6 +40,7 @@ __all__ = [
     "Method",
     "Micro",
     "Routing",
+    "Schedule",
     "Scope",
     "Sequence",
     "Shuffled",
@@ -49,6 +52,7 @@ __all__ = [
     "make_method",
     "make_scope",
     "merged",
+    "no_routing",
     "observe",
     "of_own_scores",
     "selected_mass",

@@ -76,7 +76,7 @@ class Method:
     Class attributes:
         State: the NamedTuple of tensors that it carries; None: nothing.
         observes: which optional fields of `Routing` it reads, beside those that are always there:
-            `scores` (see there), `outputs`.
+            `logits`, `scores`, `outputs`.
     """
 
     State: ClassVar[type | None] = None
@@ -94,6 +94,10 @@ class Method:
         """The most experts a token may get from `assign`; None: there is no `assign`."""
         return None
 
+    def assignments(self, tokens: int, top_k: int, experts: int) -> int:
+        """The most that `assign` makes in a group of so many tokens."""
+        return tokens * top_k
+
     def assign(
         self,
         logits: Float[Tensor, "groups tokens experts"],
@@ -102,8 +106,8 @@ class Method:
     ) -> Bool[Tensor, "groups tokens experts"]:
         """True where an expert gets a token, in place of each token's top-k, in training alone.
 
-        A group is `router.group_bsz` consecutive sequences. There must be `top_k` assignments a
-        token on average. Evaluation takes each token's own top-k of the scores.
+        A group is `router.group_bsz` consecutive sequences. Evaluation takes each token's own
+        top-k of the scores.
 
         Args:
             logits: the routers'; without gradient.
@@ -119,7 +123,8 @@ class Method:
 
         Args:
             state: after the last step.
-            routing: of this pass, with gradients in `prob_mass`, `weights`, `scores`, `outputs`.
+            routing: of this pass, with gradients in `prob_mass`, `weights` and what it
+                observes.
             total: tokens of the whole step.
         """
         return None

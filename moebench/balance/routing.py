@@ -19,7 +19,7 @@ class Routing(NamedTuple):
 
     Attributes:
         expert_index: [layers, sequences, tokens, top_k] int, the experts that were selected; -1
-            where a token is padding.
+            where a token is padding, and where it gets fewer experts.
         counts: [layers, sequences, experts] assignments, detached.
         prob_mass: [layers, sequences, experts] sum over tokens of the full router distribution; it
             carries the gradient.
@@ -31,8 +31,10 @@ class Routing(NamedTuple):
         tokens: [sequences] tokens that are no padding; None where none is.
         own_index, own_counts: as `expert_index` and `counts`, of each token's highest scores, where
             a bias or factor moved the selection away from them; else None.
-        scores: [layers, sequences, tokens, experts] what the gate made of the logits, before any
-            bias; with the gradient. None unless a method reads it.
+        dropped: [layers, sequences] assignments over an expert's capacity, which are in `counts`
+            and have no weight; None where nothing is dropped.
+        logits, scores: [layers, sequences, tokens, experts] of the router, and what the gate made
+            of them, before any bias; with the gradient. None unless a method reads it.
         outputs: [layers, sequences, tokens, top_k, d_model] of each selected expert, not weighted;
             with the gradient. None unless a method reads it.
     """
@@ -46,6 +48,8 @@ class Routing(NamedTuple):
     tokens: Int[Tensor, " sequences"] | None = None
     own_index: Int[Tensor, "layers sequences tokens top_k"] | None = None
     own_counts: Tensor | None = None
+    dropped: Int[Tensor, "layers sequences"] | None = None
+    logits: Float[Tensor, "layers sequences tokens experts"] | None = None
     scores: Float[Tensor, "layers sequences tokens experts"] | None = None
     outputs: Float[Tensor, "layers sequences tokens top_k d_model"] | None = None
 
@@ -57,6 +61,7 @@ def observe(
     *,
     top_k: int | None = None,
     mask: Bool[Tensor, "sequences tokens"] | None = None,
+    selected: Bool[Tensor, "sequences tokens top_k"] | None = None,
 ) -> Routing:
     """The routing of one layer, with a leading layer axis of length 1.
 
@@ -66,6 +71,7 @@ def observe(
         expert_index: the experts that each token was sent to; None: the `top_k` most probable.
         top_k: needed where `expert_index` is None.
         mask: False where a token is padding, which then counts nowhere.
+        selected: False where an entry of `expert_index` is none; None: all are experts.
     """
     wide = torch.promote_types(router_logits.dtype, torch.float32)
     router_logits = router_logits.to(wide)
@@ -78,7 +84,11 @@ def observe(
     square = router_logits.logsumexp(-1).square()
     flat = expert_index.reshape(sequences, -1)
     ones, tokens, marked = torch.ones_like(flat), None, expert_index
+    if selected is not None:
+        weights, ones = weights * selected, selected.reshape(sequences, -1).to(flat.dtype)
+        marked = expert_index.where(selected, PADDING)
     if mask is not None:
+        assert selected is None, "padding of tokens with fewer experts"
         real, tokens = mask[..., None], mask.sum(1)
         router_probs, weights, square = router_probs * real, weights * real, square * mask
         ones = real.expand_as(expert_index).reshape(sequences, -1).to(flat.dtype)
@@ -93,6 +103,19 @@ def observe(
         topk_mass=weights.detach().sum((1, 2))[None],
         weights=weights[None],
         tokens=tokens,
+    )
+
+
+def no_routing(sequences: int, tokens: int, experts: int, *, like: Tensor) -> Routing:
+    """The routing of a model without routers: of no layer."""
+    none = like.new_zeros(0, sequences, tokens, 0)
+    return Routing(
+        expert_index=none.long(),
+        counts=like.new_zeros(0, sequences, experts, dtype=torch.int64),
+        prob_mass=like.new_zeros(0, sequences, experts),
+        logsumexp_sq=like.new_zeros(0, sequences),
+        topk_mass=like.new_zeros(0, sequences),
+        weights=none,
     )
 
 

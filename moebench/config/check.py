@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from moebench.config.check_method import check_method
+from moebench.config.check_method import check_method, check_router
 from moebench.config.schema import (
     LARGEST,
     DataConfig,
@@ -106,6 +106,7 @@ def check_experiment(config: ExperimentConfig) -> None:
     _check_group(config, "", scope, size)
     _check_balance(config)
     check_method(config)
+    check_router(config)
     if config.run.device_bsz is not None:
         _divides("run.device_bsz", config.run.device_bsz, "global_bsz", whole)
     check_source(config.data)

@@ -17,10 +17,13 @@ from moebench.config.schema import (
     NEVER,
     ExperimentConfig,
     TermConfig,
+    assigns,
     canonical_group,
     group_of,
     in_steps,
     knobs,
+    moe_layers,
+    router_groups,
 )
 from moebench.methods import LOSS, declared
 
@@ -32,6 +35,8 @@ SAID = (
     *("scope", "balance_bsz", "loss.balance", "loss.local"),
     *("balance.pass_bsz", "balance.decay", "balance.terms"),
     *("method.options", "method.plugin"),
+    *("router.gate", "router.renormalize", "router.group_bsz", "router.full_at"),
+    "router.prune_every",
 )
 
 
@@ -43,7 +48,7 @@ def treatment(config: ExperimentConfig) -> list[dict[str, Any]]:
         `domain`), the `balance_bsz` of a scope with groups of a fixed size, its `weight` in the
         objective and, where it has them, `start`, `stop`, `ramp` (in steps) and `domains`.
     """
-    if config.scope == "none":
+    if config.scope == "none" or not config.model.moe:
         return []
     terms, local = config.balance.terms or [TermConfig()], config.loss.local
     found = [_canonical(config, term) for term in terms]
@@ -106,6 +111,42 @@ def estimator(config: ExperimentConfig) -> dict[str, Any]:
     return found
 
 
+def gate(config: ExperimentConfig) -> tuple[str, bool]:
+    """The gate, and whether it renormalises, in a canonical form.
+
+    The softmax over the selected logits is the renormalised one over all, and where nothing looks
+    at more than the order of the scores, both select the same experts.
+    """
+    router, name = config.router, config.method.name
+    ordered = not (
+        assigns(config)
+        or (name != LOSS and declared(name).offsets)
+        or router.expert_groups > 1
+        or router.capacity_factor is not None
+    )
+    if router.gate == "topk_softmax":
+        return ("softmax" if ordered else router.gate), True
+    return router.gate, router.renormalize
+
+
+def _of_router(config: ExperimentConfig) -> dict[str, Any]:
+    """What the router's keys come to that others decide on."""
+    router = config.router
+    name, renormalize = gate(config)
+    found: dict[str, Any] = {}
+    if name != "softmax":
+        found["router.gate"] = name
+    if not renormalize:
+        found["router.renormalize"] = False
+    if size := router_groups(config):
+        found["router.group_bsz"] = size
+    if router.start_experts is not None:
+        found["router.full_at"] = in_steps(router.full_at, config.train.steps)
+    if router.prune_below:
+        found["router.prune_every"] = router.prune_every
+    return found
+
+
 def method_options(config: ExperimentConfig) -> dict[str, float]:
     """The options of the method that are not what they are where nothing sets them."""
     options = config.method.options
@@ -128,6 +169,10 @@ def science(config: ExperimentConfig, content_hash: str) -> dict[str, Any]:
         and each.metadata["neutral"] is not NEVER
         and (each.metadata["neutral"] is ALWAYS or value != each.metadata["neutral"])
     }
+    keys |= _of_router(config)
+    if not moe_layers(config):
+        keys = {key: value for key, value in keys.items() if not key.startswith("router.")}
+        keys.pop("model.dense_layers", None)
     if options := method_options(config):
         keys["method.options"] = options
     if config.method.plugin:
@@ -189,11 +234,23 @@ def label(config: ExperimentConfig) -> str:
         own = [f"{key}={value:g}" for key, value in method_options(config).items()]
         name = " ".join([f"{name} +" * bool(name), config.method.name, *own]).strip()
     name = name or ("z-loss" if config.loss.z else "none")
+    name = (name + _router_label(config)) if config.model.moe else "dense"
     if config.data.homogeneity != 1:
         name += f" homogeneity={config.data.homogeneity:g}"
     if config.router.perturb:
         name += f" perturb={config.router.perturb:g}"
     return name
+
+
+def _router_label(config: ExperimentConfig) -> str:
+    words = [gate(config)[0]] if gate(config)[0] != "softmax" else []
+    for key, each, value in knobs(config.router):
+        shown = key not in ("gate", "renormalize", "perturb") and value != each.metadata["neutral"]
+        if shown and each.metadata["neutral"] is not ALWAYS:
+            words.append(key if value is True else f"{key}={value}")
+    if config.model.dense_layers:
+        words.append(f"dense_layers={config.model.dense_layers}")
+    return "".join(f" {word}" for word in words)
 
 
 def term_label(config: ExperimentConfig, term: Mapping[str, Any]) -> str:
@@ -222,7 +279,7 @@ def coefficients(config: ExperimentConfig) -> dict[str, float]:
     """
     balance, model = config.balance, config.model
     uniform = model.top_k if balance.uniform == "k" else 1
-    layers = 1 if balance.layers == "sum" else model.num_layers
+    layers = 1 if balance.layers == "sum" else moe_layers(config)
     return {
         term_label(config, term): term["weight"] * uniform / layers for term in treatment(config)
     }

@@ -10,6 +10,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from moebench.methods import LOSS, declared
+
 ALWAYS = object()  # neutral value of a key that is always part of a run's identity
 NEVER = object()  # neutral value of a key that never is: it changes no result
 
@@ -61,6 +63,7 @@ def knob(
 
 SCOPES = ("none", "sequence", "micro", "shuffled", "global", "domain")
 PRECISIONS = ("fp32", "bf16", "fp64")
+GATES = ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax", "relu")
 SOURCES = ("installed", "folder", "huggingface", "synthetic", "mixture")
 
 
@@ -190,10 +193,92 @@ class MethodConfig:
 @dataclass
 class RouterConfig:
     gate: str = knob(
-        "softmax", "how router logits become probabilities", choices=("softmax",), neutral="softmax"
+        "softmax",
+        "how router logits become scores; topk_softmax selects by logits, sparsemax and relu leave "
+        "experts without a score unselected, relu selects all that have one",
+        choices=GATES,
+        neutral="softmax",
+        source="sigmoid: DeepSeek-V3; sqrt_softplus: Megatron-LM; relu: arXiv 2412.14711",
     )
+    form: str = knob(
+        "linear",
+        "how logits are computed: linear; cosine of a projection and a vector an expert; or mlp, "
+        "with a hidden layer of model.d_model",
+        choices=("linear", "cosine", "mlp"),
+        neutral="linear",
+        source="cosine: arXiv 2204.09179",
+    )
+    bias: bool = knob(False, "add a learned bias to the logits", neutral=False)
     renormalize: bool = knob(
         True, "scale the weights of the selected experts to sum to 1", neutral=True
+    )
+    jitter: float = knob(
+        0.0,
+        "in training, multiply the router's input by a draw from 1 - jitter to 1 + jitter",
+        low=0,
+        below=1,
+        neutral=0.0,
+        source="Switch, DeepSpeed: 0.01",
+    )
+    noise: float = knob(
+        0.0,
+        "in training, add noise of a learned deviation, times this, to the logits",
+        low=0,
+        neutral=0.0,
+        source="arXiv 1701.06538, Eq. 4: 1",
+    )
+    random: bool = knob(
+        False, "draw each token's experts evenly; the gate weighs them", neutral=False
+    )
+    expert_groups: int = knob(
+        1, "groups of experts, of which each token takes some", low=1, neutral=1
+    )
+    top_groups: int = knob(
+        1,
+        "groups that a token's experts come from, those of the highest two scores",
+        low=1,
+        neutral=1,
+        source="DeepSeek-V3: 4 of 8",
+    )
+    capacity_factor: float | None = knob(
+        None,
+        "an expert takes at most so many times its even share of a logical group's assignments and "
+        "the others are dropped; null drops none",
+        above=0,
+        neutral=None,
+        source="Switch: 1.25",
+    )
+    drop: str = knob(
+        "probability",
+        "what a full expert keeps: the assignments of the highest score, or the first",
+        choices=("probability", "position"),
+        neutral="probability",
+    )
+    group_bsz: int | None = knob(
+        None,
+        "sequences in a logical group, within which experts have a capacity or are assigned; null "
+        "is micro_bsz",
+        unit="sequences",
+        low=1,
+    )
+    start_experts: int | None = knob(
+        None, "experts that are there at first; null is all", unit="experts", low=1, neutral=None
+    )
+    full_at: float = knob(
+        0.5,
+        "with router.start_experts: all are there after so many steps, or (below 1) after that "
+        "share of train.steps; they come one by one",
+        unit="steps",
+        above=0,
+    )
+    prune_below: float = knob(
+        0.0,
+        "an expert retires for good whose load falls below so many times its even share",
+        low=0,
+        neutral=0.0,
+    )
+    prune_every: int = knob(
+        50, "with router.prune_below: steps over which the load is taken", unit="steps", low=1
     )
     perturb: float = knob(
         0.0,
@@ -206,6 +291,19 @@ class RouterConfig:
 
 @dataclass
 class ModelConfig:
+    moe: bool = knob(
+        True,
+        "experts; false is a dense model of as many active parameters, but for routers",
+        neutral=True,
+    )
+    dense_layers: int = knob(
+        0,
+        "first layers that are dense, as wide as all experts that a token passes",
+        unit="layers",
+        low=0,
+        neutral=0,
+        source="DeepSeek-V3: 3 of 61",
+    )
     d_model: int = knob(128, "width of the residual stream", low=8)
     num_layers: int = knob(3, "transformer layers, each with experts", low=1)
     num_heads: int = knob(4, "attention heads; must divide model.d_model", low=1)
@@ -426,6 +524,23 @@ def group_of(config: ExperimentConfig, term: TermConfig) -> tuple[str, int | Non
         "global": config.global_bsz,
     }
     return scope, own.get(scope) if size is None else size
+
+
+def moe_layers(config: ExperimentConfig) -> int:
+    """How many layers have a router."""
+    return config.model.num_layers - config.model.dense_layers if config.model.moe else 0
+
+
+def router_groups(config: ExperimentConfig) -> int | None:
+    """Sequences in a logical group of the router; None where each token is by itself."""
+    if config.router.capacity_factor is None and not assigns(config):
+        return None
+    return config.router.group_bsz or config.micro_bsz
+
+
+def assigns(config: ExperimentConfig) -> bool:
+    """Whether the method selects experts itself."""
+    return config.method.name != LOSS and declared(config.method.name).assigns
 
 
 def canonical_group(

@@ -1,70 +1,262 @@
-"""From hidden states to experts: logits, a distribution, a selection."""
+"""From hidden states to experts: logits, scores, a selection, and what it says for balancing."""
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moebench.balance import Routing, Steering, observe
+from moebench.balance import Method, Routing, Steering, observe
+from moebench.model import noise
+from moebench.model.gate import Gated, Name, gated
+from moebench.model.selection import capacity, of_mask, within_capacity, within_top_groups
+
+Form = Literal["linear", "cosine", "mlp"]
+Drop = Literal["probability", "position"]
+
+HOTTEST = math.log(100)  # of a cosine router's temperature, as Tutel bounds it
+
+
+@dataclass(frozen=True)
+class Gating:
+    """How routers choose, the same in all layers.
+
+    Attributes:
+        gate: from logits to scores, see `gated`.
+        form: of the logits: `linear`, W x (arXiv 2501.11873); `cosine`, exp(t) cos(P x, w_i)
+            (X-MoE, arXiv 2204.09179; t as in Tutel); `mlp`, W relu(H x).
+        bias: whether a learned bias is added to the logits; it begins at 0.
+        renormalize: whether the weights of the selected experts are scaled to sum to 1.
+        jitter: in training, the router's input is multiplied by U(1 - jitter, 1 + jitter) (Switch).
+        noise: in training, noise * N(0, 1) * softplus(V x) is added to logits (arXiv 1701.06538,
+            Eq. 4, with noise 1).
+        expert_groups, top_groups: experts are in so many groups, of which each token's come from
+            so many (DeepSeek-V3).
+        random: experts are drawn evenly, and weighted by the gate.
+        capacity_factor: an expert takes no more than so many times its even share of a logical
+            group's assignments, the others are dropped; None: nothing is.
+        drop: which are kept: those of the highest scores, or the first.
+        group_bsz: sequences in a logical group, in which experts are assigned and dropped.
+        method: one that assigns experts, in training; None: top-k.
+        observes: further fields of `Routing` that are wanted.
+    """
+
+    gate: Name = "softmax"
+    form: Form = "linear"
+    bias: bool = False
+    renormalize: bool = True
+    jitter: float = 0.0
+    noise: float = 0.0
+    expert_groups: int = 1
+    top_groups: int = 1
+    random: bool = False
+    capacity_factor: float | None = None
+    drop: Drop = "probability"
+    group_bsz: int = 1
+    method: Method | None = None
+    observes: frozenset[str] = frozenset()
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn in training."""
+        return self.random or self.jitter > 0 or self.noise > 0
+
+    @property
+    def groups(self) -> bool:
+        """Whether the selection of a token depends on others of its logical group."""
+        return self.method is not None or self.capacity_factor is not None
 
 
 class Selection(NamedTuple):
     """The experts of each token and their weights, and what that says for balancing.
 
     Attributes:
-        expert_index: [sequences, tokens, top_k].
-        weights: [sequences, tokens, top_k], what each selected expert's output is scaled by.
+        expert_index: [sequences, tokens, slots], always an expert: `weights` is 0 where a slot is
+            empty, because nothing was selected or it was dropped.
+        weights: [sequences, tokens, slots], what each selected expert's output is scaled by.
         routing: of this layer, with a layer axis of length 1.
+        selected: which slots are not empty; None: all.
+        assignments: most slots that are not empty, of all tokens; None: all may be.
     """
 
-    expert_index: Int[Tensor, "sequences tokens top_k"]
-    weights: Float[Tensor, "sequences tokens top_k"]
+    expert_index: Int[Tensor, "sequences tokens slots"]
+    weights: Float[Tensor, "sequences tokens slots"]
     routing: Routing
+    selected: Bool[Tensor, "sequences tokens slots"] | None = None
+    assignments: int | None = None
 
 
 class Router(nn.Module):
-    """One linear gate, softmax over all experts, then top-k (arXiv 2501.11873, Eq. 1).
+    """One gate over all experts, and the selection of some for each token.
 
     Args:
         d_model: width of the hidden states.
         num_experts: experts to choose from.
         top_k: experts that each token gets.
-        renormalize: whether the selected weights are scaled to sum to 1.
+        gating: how it chooses.
+        layer: its number, which keeps its draws apart from those of others.
     """
 
-    def __init__(self, d_model: int, num_experts: int, top_k: int, *, renormalize: bool) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        num_experts: int,
+        top_k: int,
+        gating: Gating | None = None,
+        layer: int = 0,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_experts, d_model))
-        self.top_k = top_k
-        self.renormalize = renormalize
+        self.top_k, self.layer = top_k, layer
+        self.gating = gating = gating or Gating()
+        width = max(1, num_experts // 2) if gating.form == "cosine" else d_model
+        self.weight = nn.Parameter(torch.empty(num_experts, width))
+        if gating.form != "linear":
+            self.hidden = nn.Parameter(torch.empty(width, d_model))
+        if gating.form == "cosine":
+            self.temperature = nn.Parameter(torch.empty(1))
+        if gating.bias:
+            self.bias = nn.Parameter(torch.empty(num_experts))
+        if gating.noise:
+            self.spread = nn.Parameter(torch.empty(num_experts, d_model))
 
     def forward(
-        self, x: Float[Tensor, "sequences tokens d_model"], steering: Steering | None = None
+        self,
+        x: Float[Tensor, "sequences tokens d_model"],
+        steering: Steering | None = None,
+        *,
+        training: bool = False,
     ) -> Selection:
-        """Select experts. Logits, distribution and sums are fp32, or fp64 in an fp64 model.
+        """Select experts. Logits, scores and sums are fp32, or fp64 in an fp64 model.
 
         Args:
             steering: of this layer; None: nothing steers.
+            training: whether jitter and noise act, and a method assigns.
         """
-        wide = torch.promote_types(x.dtype, torch.float32)
-        router_logits = F.linear(x.to(wide), self.weight.to(wide))
-        router_probs = router_logits.softmax(-1)
-        steering = steering or Steering()
-        if steering.bias is None and steering.factor is None:
-            weights, expert_index = router_probs.topk(self.top_k, dim=-1)
-            routing = observe(router_logits, router_probs, expert_index)
+        steering, gating = steering or Steering(), self.gating
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        logits = self._logits(x, steering.noise if training else None)
+        found = gated(gating.gate, logits, steering.mask)
+        if training and gating.method is not None:
+            return self._assigned(gating.method, logits, found)
+        scores = self._drawn(x, steering.noise) if gating.random else found.scores
+        slots = logits.shape[-1] if gating.gate == "relu" else self.top_k
+        expert_index = self._top(steered(scores, steering), steering, slots)
+        own = None
+        if steering.bias is not None or steering.factor is not None:
+            own = self._top(scores.detach(), steering, slots)
+        return self._weighed(logits, found, expert_index, own, steering)
+
+    def _logits(self, x: Tensor, key: Tensor | None) -> Tensor:
+        gating, weight = self.gating, self.weight.to(x.dtype)
+        if key is not None and gating.jitter:
+            drawn = noise.uniform(key, 3 * self.layer, *x.shape[1:]).to(x.dtype)
+            x = x * (1 - gating.jitter + 2 * gating.jitter * drawn)
+        bias = self.bias.to(x.dtype) if gating.bias else None
+        if gating.form == "linear":
+            logits = F.linear(x, weight, bias)
+        elif gating.form == "mlp":
+            logits = F.linear(F.linear(x, self.hidden.to(x.dtype)).relu(), weight, bias)
         else:
-            moved = router_probs.detach()
-            moved = moved if steering.factor is None else moved * steering.factor
-            moved = moved if steering.bias is None else moved + steering.bias
-            expert_index = moved.topk(self.top_k, dim=-1).indices
-            weights = router_probs.gather(-1, expert_index)
-            own = router_probs.detach().topk(self.top_k, dim=-1).indices
-            routing = observe(router_logits, router_probs, expert_index)
-            of_own = observe(router_logits, router_probs, own)
+            low = F.normalize(F.linear(x, self.hidden.to(x.dtype)), dim=-1)
+            scale = self.temperature.to(x.dtype).clamp(max=HOTTEST).exp()
+            logits = scale * F.linear(low, F.normalize(weight, dim=-1))
+            logits = logits if bias is None else logits + bias
+        if key is not None and gating.noise:
+            drawn = noise.normal(key, 3 * self.layer + 1, *logits.shape[1:]).to(x.dtype)
+            spread = F.softplus(F.linear(x, self.spread.to(x.dtype)))
+            logits = logits + gating.noise * drawn * spread
+        return logits
+
+    def _drawn(self, x: Tensor, key: Tensor | None) -> Tensor:
+        assert key is not None, "a random router needs keys to draw by"
+        experts = self.weight.shape[0]
+        return noise.uniform(key, 3 * self.layer + 2, x.shape[1], experts).to(x.dtype)
+
+    def _top(self, scores: Tensor, steering: Steering, slots: int) -> Tensor:
+        """The experts of the highest scores, within what there is to choose from."""
+        if steering.mask is not None:
+            scores = scores.masked_fill(~steering.mask, -math.inf)
+        if self.gating.expert_groups > 1:
+            groups = self.gating.expert_groups, self.gating.top_groups
+            scores = within_top_groups(scores, *groups)
+        return scores.topk(slots, dim=-1).indices
+
+    def _assigned(self, method: Method, logits: Tensor, found: Gated) -> Selection:
+        sequences, tokens, experts = logits.shape
+        size = self.gating.group_bsz * tokens
+        grouped = [each.detach().reshape(-1, size, experts) for each in (logits, found.scores)]
+        mask = method.assign(*grouped, self.top_k).view(sequences, tokens, experts)
+        most = method.most(self.top_k, experts) or self.top_k
+        expert_index, selected = of_mask(mask, found.scores.detach(), most)
+        number = method.assignments(size, self.top_k, experts) * (
+            sequences // self.gating.group_bsz
+        )
+        own = found.scores.detach().topk(self.top_k, dim=-1).indices
+        made = self._weighed(logits, found, expert_index, None, Steering(), selected)
+        of_own = observe(logits, found.probs, own)
+        routing = made.routing._replace(own_index=of_own.expert_index, own_counts=of_own.counts)
+        return made._replace(routing=routing, assignments=number)
+
+    def _weighed(
+        self,
+        logits: Tensor,
+        found: Gated,
+        expert_index: Tensor,
+        own: Tensor | None,
+        steering: Steering,
+        selected: Tensor | None = None,
+    ) -> Selection:
+        gating, experts = self.gating, logits.shape[-1]
+        if gating.gate in ("sparsemax", "relu"):
+            some = found.values.detach().gather(-1, expert_index) > 0
+            selected = some if selected is None else selected & some
+        if steering.mask is not None:
+            logits = logits.masked_fill(~steering.mask, -math.inf)
+        routing = observe(logits, found.probs, expert_index, selected=selected)
+        if own is not None:
+            of_own = observe(logits, found.probs, own)
             routing = routing._replace(own_index=of_own.expert_index, own_counts=of_own.counts)
-        if self.renormalize:
-            weights = weights / weights.sum(-1, keepdim=True)
-        return Selection(expert_index, weights, routing)
+        weights = found.values.gather(-1, expert_index)
+        weights = weights if selected is None else weights * selected
+        if gating.renormalize or gating.gate == "topk_softmax":
+            whole = weights.sum(-1, keepdim=True)
+            weights = weights / (whole if selected is None else whole.where(whole > 0, 1))
+        if gating.capacity_factor is not None:
+            kept = self._kept(expert_index, selected, found.scores.detach(), experts)
+            there = torch.ones_like(kept) if selected is None else selected
+            dropped = (there & ~kept).sum((1, 2))[None]
+            weights, routing = weights * kept, routing._replace(dropped=dropped)
+        told = {"logits": logits, "scores": found.scores}
+        routing = routing._replace(
+            **{name: each[None] for name, each in told.items() if name in gating.observes}
+        )
+        assignments = expert_index.numel() if gating.gate == "relu" else None
+        return Selection(expert_index, weights, routing, selected, assignments)
+
+    def _kept(
+        self, expert_index: Tensor, selected: Tensor | None, scores: Tensor, experts: int
+    ) -> Tensor:
+        gating, (sequences, tokens, slots) = self.gating, expert_index.shape
+        assert gating.capacity_factor is not None
+        size = gating.group_bsz * tokens
+        grouped = expert_index.reshape(-1, size, slots)
+        there = torch.ones_like(grouped, dtype=torch.bool)
+        there = there if selected is None else selected.view_as(grouped)
+        priority = None
+        if gating.drop == "probability":
+            priority = scores.gather(-1, expert_index).view_as(grouped)
+        most = capacity(gating.capacity_factor, size, self.top_k, experts)
+        kept = within_capacity(grouped, there, priority, experts, most)
+        return kept.view(sequences, tokens, slots)
+
+
+def steered(
+    scores: Float[Tensor, "sequences tokens experts"], steering: Steering
+) -> Float[Tensor, "sequences tokens experts"]:
+    """What experts are selected by: scores * factor + bias, without gradient."""
+    moved = scores.detach()
+    moved = moved if steering.factor is None else moved * steering.factor
+    return moved if steering.bias is None else moved + steering.bias

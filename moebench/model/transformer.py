@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moebench.balance import Routing, Steering, join
+from moebench.balance import Routing, Steering, join, no_routing
 from moebench.model.experts import Experts, SharedExpert
-from moebench.model.router import Router
+from moebench.model.router import Gating, Router, Selection
 
 EPS = 1e-6
 ROPE_BASE = 10_000.0
@@ -108,7 +108,13 @@ def within_documents(
 
 
 class Block(nn.Module):
-    """One layer: attention, then experts, each on the normalised residual stream."""
+    """One layer: attention, then experts, each on the normalised residual stream.
+
+    Args:
+        number: of the layer.
+        gating: how its router chooses; None: it has none, and in place of experts a dense SwiGLU
+            as wide as all that a token passes.
+    """
 
     def __init__(
         self,
@@ -119,11 +125,16 @@ class Block(nn.Module):
         expert_dim: int,
         num_shared_experts: int,
         *,
-        renormalize: bool,
+        number: int = 0,
+        gating: Gating | None = None,
     ) -> None:
         super().__init__()
         self.attention = Attention(d_model, num_heads)
-        self.router = Router(d_model, num_experts, top_k, renormalize=renormalize)
+        self.gating = gating
+        if gating is None:
+            self.dense = SharedExpert(d_model, (top_k + num_shared_experts) * expert_dim)
+            return
+        self.router = Router(d_model, num_experts, top_k, gating, number)
         self.experts = Experts(num_experts, d_model, expert_dim)
         self.shared = (
             SharedExpert(d_model, num_shared_experts * expert_dim) if num_shared_experts else None
@@ -135,20 +146,62 @@ class Block(nn.Module):
         compute: torch.dtype,
         mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
         steering: Steering | None = None,
-    ) -> tuple[Float[Tensor, "sequences tokens d_model"], Routing]:
+        *,
+        training: bool = False,
+    ) -> tuple[Float[Tensor, "sequences tokens d_model"], Routing | None]:
         x = x + self.attention(rms_norm(x).to(compute), mask).to(x.dtype)
         normed = rms_norm(x)
-        expert_index, weights, routing = self.router(normed, steering)
-        normed = normed.to(compute)
-        mixed = self.experts(
-            normed.flatten(0, 1),
-            expert_index.flatten(0, 1),
-            weights.flatten(0, 1),
-            routing.counts.sum((0, 1)),
-        ).view_as(normed)
+        if self.gating is None:
+            return x + self.dense(normed.to(compute)).to(x.dtype), None
+        chosen: Selection = self.router(normed, steering, training=training)
+        normed, routing = normed.to(compute), chosen.routing
+        if "outputs" in self.gating.observes:
+            mixed, outputs = self._apart(normed, chosen)
+            routing = routing._replace(outputs=outputs[None])
+        elif chosen.assignments is not None:
+            mixed = self._of_some(normed, chosen, training)
+        else:
+            counts = routing.counts.sum((0, 1)) if chosen.selected is None else None
+            mixed = self._mixed(normed, chosen.expert_index, chosen.weights, counts)
         if self.shared is not None:
             mixed = mixed + self.shared(normed)
         return x + mixed.to(x.dtype), routing
+
+    def _mixed(
+        self, x: Tensor, expert_index: Tensor, weights: Tensor, counts: Tensor | None = None
+    ) -> Tensor:
+        if counts is None:
+            flat = expert_index.flatten()
+            empty = torch.zeros(self.experts.up.shape[0], dtype=flat.dtype, device=flat.device)
+            counts = empty.scatter_add(0, flat, torch.ones_like(flat))
+        rows = x.flatten(0, -2), expert_index.flatten(0, -2), weights.flatten(0, -2)
+        return self.experts(*rows, counts).view_as(x)
+
+    def _apart(self, x: Tensor, chosen: Selection) -> tuple[Tensor, Tensor]:
+        """The sum over experts, and the output of each: [sequences, tokens, slots, d_model]."""
+        slots = chosen.expert_index.shape[-1]
+        copies = x.unsqueeze(2).expand(-1, -1, slots, -1)
+        one = torch.ones_like(chosen.weights).unsqueeze(-1)
+        outputs = self._mixed(copies, chosen.expert_index.unsqueeze(-1), one)
+        return (chosen.weights.unsqueeze(-1).to(outputs.dtype) * outputs).sum(2), outputs
+
+    def _of_some(self, x: Tensor, chosen: Selection, training: bool) -> Tensor:
+        """The sum over experts where many slots are empty, without computing those.
+
+        In training, the number that is computed may not depend on the data.
+        """
+        assert chosen.selected is not None
+        assert chosen.assignments is not None
+        there, slots = chosen.selected.flatten(), chosen.expert_index.shape[-1]
+        number = chosen.assignments if training else int(there.sum())
+        first = there.logical_not().int().argsort(stable=True)[:number]
+        rows = x.flatten(0, 1)
+        outputs = self._mixed(
+            rows.index_select(0, first // slots),
+            chosen.expert_index.flatten()[first].unsqueeze(-1),
+            chosen.weights.flatten()[first].unsqueeze(-1),
+        )
+        return torch.zeros_like(rows).index_add(0, first // slots, outputs).view_as(x)
 
 
 class MoETransformer(nn.Module):
@@ -157,7 +210,8 @@ class MoETransformer(nn.Module):
     Args:
         vocab_size: number of tokens.
         d_model, num_layers, num_heads, num_experts, top_k, expert_dim, num_shared_experts: shape.
-        renormalize: whether the weights of the selected experts are scaled to sum to 1.
+        gating: how its routers choose.
+        dense_layers: how many of the first layers have no experts.
         document_end: a token after which attention sees nothing of what came before it, so that
             documents in one sequence do not meet; None lets them.
         compute: dtype of matrix products; parameters, residual stream, norms, routers and logits
@@ -175,11 +229,14 @@ class MoETransformer(nn.Module):
         top_k: int,
         expert_dim: int,
         num_shared_experts: int = 0,
-        renormalize: bool = True,
+        gating: Gating | None = None,
+        dense_layers: int = 0,
         compute: torch.dtype = torch.float32,
         document_end: int | None = None,
     ) -> None:
         super().__init__()
+        self.gating = gating = gating or Gating()
+        self.num_experts = num_experts
         self.compute = compute
         self.document_end = document_end
         self.embedding = nn.Parameter(torch.empty(vocab_size, d_model))
@@ -191,9 +248,10 @@ class MoETransformer(nn.Module):
                 top_k,
                 expert_dim,
                 num_shared_experts,
-                renormalize=renormalize,
+                number=number,
+                gating=gating if number >= dense_layers else None,
             )
-            for _ in range(num_layers)
+            for number in range(num_layers)
         )
         self.head = nn.Parameter(torch.empty(vocab_size, d_model))
         if compute == torch.float64:
@@ -202,7 +260,7 @@ class MoETransformer(nn.Module):
     @property
     def router_shape(self) -> tuple[int, int]:
         """(layers, experts) of its routing."""
-        return len(self.blocks), self.router_weights[0].shape[0]
+        return len(self.router_weights), self.num_experts
 
     @property
     def router_weights(self) -> list[nn.Parameter]:
@@ -210,22 +268,34 @@ class MoETransformer(nn.Module):
         return [each for name, each in self.named_parameters() if name.endswith("router.weight")]
 
     def forward(
-        self, tokens: Int[Tensor, "sequences tokens"], steering: Steering | None = None
+        self,
+        tokens: Int[Tensor, "sequences tokens"],
+        steering: Steering | None = None,
+        *,
+        training: bool = False,
     ) -> tuple[Float[Tensor, "sequences tokens vocab"], Routing]:
-        """Logits of each next token, and the routing of every layer.
+        """Logits of each next token, and the routing of every layer that has a router.
 
         Args:
             steering: of the selection of experts; None: nothing steers.
+            training: whether jitter and noise act, and a method assigns experts; what is selected
+                then may depend on later tokens.
         """
         x = F.embedding(tokens, self.embedding)
         mask = None if self.document_end is None else within_documents(tokens, self.document_end)
-        layers = []
-        for number, block in enumerate(self.blocks):
-            own = None if steering is None else steering.layer(number)
-            x, routing = block(x, self.compute, mask, own)
-            layers.append(routing)
+        layers: list[Routing] = []
+        for block in self.blocks:
+            own = None if steering is None else steering.layer(len(layers))
+            x, routing = block(x, self.compute, mask, own, training=training)
+            if routing is not None:
+                layers.append(routing)
         logits = F.linear(rms_norm(x).to(self.compute), self.head.to(self.compute))
+        if not layers:
+            layers = [no_routing(*tokens.shape, self.num_experts, like=x)]
         return logits.to(x.dtype), join(layers, along="layers")
+
+
+CONSTANT = {"gain": 3.0, "router.temperature": math.log(2), "router.bias": 0.0}
 
 
 def keyed_normal(parameter: Tensor, key: str) -> Tensor:
@@ -242,19 +312,21 @@ def initialize(model: MoETransformer, seed: int) -> None:
     Arms that differ in a gate or method thus agree bit for bit in every weight they share. Matrices
     have a standard deviation of 1 / sqrt(inputs), those that write into the residual stream
     1 / sqrt(2 * layers) of that; the embedding 1, the head and routers 0.02. Gains are 3: the
-    scores of normalised queries and keys are too alike for attention to choose by at 1.
+    scores of normalised queries and keys are too alike for attention to choose by at 1. A cosine
+    router's temperature begins at log 2 (Tutel), with vectors of any length; a router's bias at 0.
     """
     layers = len(model.blocks)
     for name, parameter in model.named_parameters():
-        if name.endswith("gain"):
-            parameter.fill_(3.0)
+        constant = next((each for end, each in CONSTANT.items() if name.endswith(end)), None)
+        if constant is not None:
+            parameter.fill_(constant)
             continue
         # a matrix [outputs, inputs], but stacked experts are [experts, inputs, outputs]
         inputs = parameter.shape[1]
         deviation = inputs**-0.5
         if name == "embedding":
             deviation = 1.0
-        elif name == "head" or name.endswith("router.weight"):
+        elif name == "head" or name.endswith(("router.weight", "router.spread")):
             deviation = 0.02
         elif name.endswith((".out", ".down")):
             deviation *= (2 * layers) ** -0.5

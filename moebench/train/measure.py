@@ -26,6 +26,7 @@ from moebench.data.turns import shares
 from moebench.metrics import load
 from moebench.metrics.quality import quality
 from moebench.metrics.specialization import coactivation, domain_counts, domain_specialization
+from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
 from moebench.train.distributed import world_size
 from moebench.train.step import Objective, Outcome
@@ -68,6 +69,8 @@ def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
         found |= {f"method/{name}": value for name, value in method.metrics(state).items()}
     if any(each.penalizes for each in objective.methods):
         found["train/penalty"] = outcome.penalty
+    if routing.dropped is not None:
+        found["load/drop_rate"] = routing.dropped.sum() / routing.counts.sum()
     if routing.own_index is not None:
         found["router/intervention"] = load.intervention(routing.expert_index, routing.own_index)
     if routing.topk_mass is not None:
@@ -100,7 +103,7 @@ def evaluate(
         A row of `valid/*` (and `heldout/*`, `tune/*`), `load/*` over the validation set and
         `specialization/*`; and arrays: `counts` [layers, domains, experts], `coactivation`
         [layers, experts, experts], `probe_index` [layers, sequences, tokens, top_k] on the same few
-        sequences of every run.
+        sequences of every run, and `active` [layers, experts] where experts come and go.
     """
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -119,9 +122,12 @@ def evaluate(
         )
         device_bsz = config.run.device_bsz or config.global_bsz // world_size()
         nats, parts = [], []
-        for part in torch.from_numpy(batch.tokens).split(device_bsz):
-            tokens = part.to(device)
-            logits, routing = model(tokens[:, :-1], steering)
+        if model.gating.random:  # by keys that are the same in every evaluation
+            steering = (steering or Steering())._replace(noise=keys(0, len(batch.tokens), device))
+        for start in range(0, len(batch.tokens), device_bsz):
+            own = slice(start, start + device_bsz)
+            tokens = torch.from_numpy(batch.tokens[own]).to(device)
+            logits, routing = model(tokens[:, :-1], None if steering is None else steering.of(own))
             nats.append(
                 F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
             )
@@ -139,6 +145,8 @@ def evaluate(
             mixture = torch.tensor(shares(corpus, config.data), dtype=torch.float64)
             load_row, arrays = _routing_metrics(config, routing, batch.domain, mixture)
             row |= load_row
+            if steering is not None and steering.mask is not None:
+                arrays["active"] = steering.mask.cpu().numpy()
     return row, arrays
 
 

@@ -6,8 +6,9 @@ seen, a counting pass without gradient comes first. The losses and gradients of 
 then simply add.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from moebench.balance import (
     z_loss,
 )
 from moebench.balance.losses import Layers
+from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
 from moebench.train.distributed import Ranks
 
@@ -80,8 +82,8 @@ class Outcome(NamedTuple):
     states: list[Any]
 
 
-# of `Routing`: what all ranks of a step know of all its sequences
-WHOLE = ("counts", "prob_mass", "logsumexp_sq", "topk_mass", "own_counts", "scores")
+# of `Routing`: what every rank of a step knows of all its sequences
+WHOLE = ("counts", "prob_mass", "logsumexp_sq", "topk_mass", "own_counts", "dropped", "scores")
 
 
 class _Live(NamedTuple):
@@ -104,7 +106,8 @@ class Step:
         device_bsz: sequences in a physical pass of a rank.
         number: of the step, counted from 1; the weights of terms depend on it.
         domain: [sequences] of the whole step, on the CPU, for terms that ask for it.
-        seed: keyed by (seed, step), of what scopes draw.
+        seed: keyed by (seed, step), of what scopes and routers draw.
+        draws: whether routers draw anything, by a key for each sequence.
         ranks: the processes that share the step. Each round of consecutive sequences is divided
             among them, so that a round is on all ranks what a pass is on one.
         order: in which the rounds are made; None: in the order of the data.
@@ -115,6 +118,7 @@ class Step:
     number: int = 1
     domain: Tensor | None = None
     seed: int = 0
+    draws: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     order: Sequence[int] | None = None
 
@@ -165,21 +169,28 @@ def state_kinds(objective: Objective) -> list[type | None]:
 def steering_after(
     objective: Objective, model: MoETransformer, states: Sequence[Any] | None
 ) -> Steering | None:
-    """What steers an evaluation after a step, from its states; None: nothing does.
+    """What steers the forward passes after a step, from its states; None: nothing does.
 
     Args:
         states: None: before the first step.
     """
-    if not objective.methods:
-        return None
-    layers, experts = model.router_shape
-    own = (
-        [each.begin(layers, experts, model.embedding.device) for each in objective.methods]
-        if states is None
-        else states[len(objective.terms) :]
-    )
-    pairs = zip(objective.methods, own, strict=True)
-    return merged([method.steering(state) for method, state in pairs])
+    if states is None:
+        shape, device = model.router_shape, model.embedding.device
+        states = [
+            *(None for _ in objective.terms),
+            *(each.begin(*shape, device) for each in objective.methods),
+        ]
+    return _steering(objective, states)
+
+
+def _steering(
+    objective: Objective, states: Sequence[Any], step: Step | None = None
+) -> Steering | None:
+    pairs = list(zip(objective.methods, states[len(objective.terms) :], strict=True))
+    found = merged([method.steering(state) for method, state in pairs])
+    if step is not None and step.draws:
+        found = found._replace(noise=keys(step.seed, step.sequences, step.tokens.device))
+    return found if pairs or found.noise is not None else None
 
 
 def accumulate_gradients(
@@ -195,74 +206,160 @@ def accumulate_gradients(
     Args:
         states: of each term and method before this step; None before the first.
     """
-    estimator, ranks, total = objective.estimator, step.ranks, step.total
-    states = states or begin_states(objective, model, step)
-    live = _live(objective, step, states)
-    methods = list(zip(objective.methods, states[len(objective.terms) :], strict=True))
-    steering = steering_after(objective, model, states)
-    asking = [] if estimator.looks_back else [each.term for each in live if each.weight]
-    counting = not _seen_in_time(asking, objective, step, [Ranks(0, ranks.size)], together=True)
-    everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
-    sharing = (
-        ranks.size > 1 and not counting and not _seen_in_time(asking, objective, step, everyone)
-    )
-    tallies = _count(model, live, step, steering) if counting else []
+    own = Share(objective, step, states or begin_states(objective, model, step))
+    own.penalize(model)
+    [outcome] = accumulate_together(lambda inputs: [model(*inputs[0], training=True)], [own])
+    step.ranks.sum_gradients(model)
+    return outcome
 
-    nats_sum = torch.zeros((), device=step.tokens.device)
-    penalty = torch.zeros_like(nats_sum)
-    for method, state in methods:  # each rank adds its share of what is no sum over tokens
-        value = method.weight_penalty(state, model.router_weights)
-        if value is not None:
-            (value / ranks.size).backward()
-            penalty = penalty + value.detach() / ranks.size
-    losses = {each.number: torch.zeros_like(nats_sum) for each in live}
-    seen: list[Routing] = []
-    for own in step.passes():
-        logits, routing = _forward(model, step, own, steering)
-        targets = step.tokens[own, 1:].flatten()
+
+class Inputs(NamedTuple):
+    """Of a forward pass: tokens [sequences, seq_len], and what steers the selection of experts."""
+
+    tokens: Tensor
+    steering: Steering | None
+
+
+Forward = Callable[[list[Inputs]], Sequence[tuple[Tensor, Routing]]]
+
+
+def accumulate_together(forward: Forward, shares: Sequence["Share"]) -> list[Outcome]:
+    """Go through the steps of several arms of equal shape side by side, with one backward a pass.
+
+    Args:
+        forward: from the inputs of each arm to its logits and routing.
+        shares: of each arm, of equally many sequences in equally large passes.
+    """
+    passes = shares[0].step.passes()
+
+    def inputs(own: slice) -> list[Inputs]:
+        return [each.inputs(own) for each in shares]
+
+    if any(each.counting for each in shares):
+        with torch.no_grad():
+            for own in passes:
+                for each, (_, routing) in zip(shares, forward(inputs(own)), strict=True):
+                    each.count(routing, own)
+        for each in shares:
+            each.share_counts()
+    for own in passes:
+        found = zip(shares, forward(inputs(own)), strict=True)
+        losses = [each.loss(*outputs, own) for each, outputs in found]
+        reduce(torch.add, losses).backward()
+    return [each.outcome() for each in shares]
+
+
+class Share:
+    """One arm's part of a step, while it is gone through."""
+
+    def __init__(self, objective: Objective, step: Step, states: Sequence[Any]) -> None:
+        self.objective, self.step = objective, step
+        self.methods = list(zip(objective.methods, states[len(objective.terms) :], strict=True))
+        self.steering = _steering(objective, states, step)
+        self.live = _live(objective, step, states)
+        ranks = step.ranks
+        looks_back = objective.estimator.looks_back
+        asking = [] if looks_back else [each.term for each in self.live if each.weight]
+        alone = [Ranks(0, ranks.size)]
+        self.counting = not _seen_in_time(asking, objective, step, alone, together=True)
+        everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
+        self.sharing = (
+            ranks.size > 1
+            and not self.counting
+            and not _seen_in_time(asking, objective, step, everyone)
+        )
+        self.tallies: list[Tensor] = []
+        self.nats = torch.zeros((), device=step.tokens.device)
+        self.penalty = torch.zeros_like(self.nats)
+        self.losses = {each.number: torch.zeros_like(self.nats) for each in self.live}
+        self.seen: list[Routing] = []
+
+    def inputs(self, own: slice) -> Inputs:
+        """Of a pass."""
+        return _inputs(self.step, own, self.steering)
+
+    def penalize(self, model: MoETransformer) -> None:
+        """Go backward from the penalties of the routers' weights, which no pass has a part in."""
+        for method, state in self.methods:
+            value = method.weight_penalty(state, model.router_weights)
+            if value is not None:
+                value = value / self.step.ranks.size  # the ranks add theirs up
+                value.backward()
+                self.penalty = self.penalty + value.detach()
+
+    def count(self, routing: Routing, own: slice) -> None:
+        """Count a pass before any is trained on."""
+        self.tallies = _added(self.tallies, _tallies(self.live, routing, own))
+
+    def share_counts(self) -> None:
+        """Add what the other ranks have counted."""
+        self.tallies = self.step.ranks.sum_counts(self.tallies)
+        self.counting = True  # with others in a stack, an arm may be counted that need not be
+
+    def loss(self, logits: Tensor, routing: Routing, own: slice) -> Tensor:
+        """What a pass adds to the objective, to go backward from."""
+        objective, estimator, total = self.objective, self.objective.estimator, self.step.total
+        targets = self.step.tokens[own, 1:].flatten()
         nats = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / total
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
-        if not counting:
-            new = _tallies(live, routing, own)
-            new = ranks.sum_counts(new) if sharing else new
-            tallies = [a + b for a, b in zip(tallies, new, strict=True)] if seen else new
-        for each, tally in zip(live, tallies, strict=True):
+        if not self.counting:
+            new = _tallies(self.live, routing, own)
+            new = self.step.ranks.sum_counts(new) if self.sharing else new
+            self.tallies = _added(self.tallies, new)
+        for each, tally in zip(self.live, self.tallies, strict=True):
             if each.weight:
                 f = estimator.frequency(each.groups, tally, each.state)
                 value = _unscaled(objective, each, f, routing, own, total)
                 loss = loss + each.weight * objective.uniform * value
-                losses[each.number] = losses[each.number] + value.detach()
-        for method, state in methods:
+                self.losses[each.number] = self.losses[each.number] + value.detach()
+        for method, state in self.methods:
             value = method.penalty(state, routing, total)
             if value is not None:
                 loss = loss + value
-                penalty = penalty + value.detach()
-        loss.backward()
-        nats_sum = nats_sum + nats.detach()
-        seen.append(detached(routing._replace(outputs=None)))
+                self.penalty = self.penalty + value.detach()
+        self.nats = self.nats + nats.detach()
+        self.seen.append(detached(routing._replace(outputs=None)))
+        return loss
 
-    if estimator.carries and not (counting or sharing):
-        tallies = ranks.sum_counts(tallies)
-    ranks.sum_gradients(model)
-    nats_sum, penalty, *values = ranks.sum(torch.stack([nats_sum, penalty, *losses.values()]))
-    found = dict(zip(losses, values, strict=True))
-    routing = _whole(seen, step)
-    after: list[Any] = [None for _ in objective.terms]
-    for each, tally in zip(live, tallies, strict=True):
-        if each.state is not None:
-            after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
-    mask = None if steering is None else steering.mask
-    after += [method.update(state, routing, mask) for method, state in methods]
-    return Outcome(
-        cross_entropy=nats_sum,
-        balance=[
-            (term.weight_at(step.number), found.get(number, torch.zeros_like(nats_sum)))
-            for number, term in enumerate(objective.terms)
-        ],
-        penalty=penalty,
-        routing=routing,
-        states=after,
-    )
+    def outcome(self) -> Outcome:
+        """What the whole step came to."""
+        objective, estimator, ranks = self.objective, self.objective.estimator, self.step.ranks
+        tallies = self.tallies
+        if estimator.carries and not (self.counting or self.sharing):
+            tallies = ranks.sum_counts(tallies)
+        sums = torch.stack([self.nats, self.penalty, *self.losses.values()])
+        nats, penalty, *values = ranks.sum(sums)
+        found = dict(zip(self.losses, values, strict=True))
+        after: list[Any] = [None for _ in objective.terms]
+        for each, tally in zip(self.live, tallies, strict=True):
+            if each.state is not None:
+                after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
+        routing = _whole(self.seen, self.step)
+        mask = None if self.steering is None else self.steering.mask
+        after += [method.update(state, routing, mask) for method, state in self.methods]
+        return Outcome(
+            cross_entropy=nats,
+            balance=[
+                (term.weight_at(self.step.number), found.get(number, torch.zeros_like(nats)))
+                for number, term in enumerate(objective.terms)
+            ],
+            penalty=penalty,
+            routing=routing,
+            states=after,
+        )
+
+
+def _inputs(step: Step, own: slice, steering: Steering | None) -> Inputs:
+    return Inputs(step.tokens[own, :-1], None if steering is None else steering.of(own))
+
+
+def _tallies(live: Sequence["_Live"], routing: Routing, own: slice) -> list[Tensor]:
+    routing = of_own_scores(routing)
+    return [each.groups.tally(routing, own.start) for each in live]
+
+
+def _added(before: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(before, new, strict=True)] if before else new
 
 
 class Distance(NamedTuple):
@@ -291,14 +388,14 @@ def estimator_error(
     exact = [
         each._replace(groups=_groups(each.term, objective, step, prefix=None)) for each in live
     ]
-    steering = steering_after(objective, model, states)
+    steering = _steering(objective, states, step)
     wholes = _count(model, exact, step, steering)
     looks_back = objective.estimator.looks_back
     tallies = [None for _ in live] if looks_back else _count(model, live, step, steering)
     weights = model.router_weights
     sums = [[torch.zeros_like(each) for each in weights] for _ in range(2)]
     for own in step.passes():
-        routing = _forward(model, step, own, steering)[1]
+        routing = model(*_inputs(step, own, steering), training=True)[1]
         for into, groups, counts, estimator in (
             (sums[0], live, tallies, objective.estimator),
             (sums[1], exact, wholes, Estimator()),
@@ -326,17 +423,6 @@ def objective_terms(objective: Objective, outcome: Outcome) -> dict[str, float]:
     if any(each.penalizes for each in objective.methods):
         found["penalty of the method"] = outcome.penalty
     return {term: value.item() for term, value in found.items()}
-
-
-def _forward(
-    model: MoETransformer, step: Step, own: slice, steering: Steering | None
-) -> tuple[Tensor, Routing]:
-    return model(step.tokens[own, :-1], None if steering is None else steering.of(own))
-
-
-def _tallies(live: Sequence[_Live], routing: Routing, own: slice) -> list[Tensor]:
-    routing = of_own_scores(routing)
-    return [each.groups.tally(routing, own.start) for each in live]
 
 
 def _live(objective: Objective, step: Step, states: Sequence[Any]) -> list[_Live]:
@@ -403,7 +489,7 @@ def _count(
     """The tallies of the whole step, over all passes and ranks."""
     tallies: list[Tensor] = []
     for own in step.passes():
-        new = _tallies(live, _forward(model, step, own, steering)[1], own)
+        new = _tallies(live, model(*_inputs(step, own, steering), training=True)[1], own)
         tallies = [a + b for a, b in zip(tallies, new, strict=True)] if tallies else new
     return step.ranks.sum_counts(tallies)
 

@@ -156,9 +156,9 @@ class Counted:
         self.model = model_of(FP64)
         self.calls = {True: 0, False: 0}
 
-    def __call__(self, tokens: Tensor) -> object:
+    def __call__(self, *inputs: Tensor, **more: bool) -> object:
         self.calls[torch.is_grad_enabled()] += 1
-        return self.model(tokens)
+        return self.model(*inputs, **more)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.model, name)
