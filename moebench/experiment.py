@@ -44,6 +44,7 @@ from moebench.tensorboard import View
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.distributed import Ranks, joined, world_size
 from moebench.train.loop import SETTLED, Event, State, make_objective, make_state, train
+from moebench.train.step import state_kinds
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = (
@@ -134,7 +135,10 @@ def _follow(config: ExperimentConfig, corpus: Corpus, record: Record, ranks: Ran
     try:
         if step:
             path = record.path / "checkpoints" / f"step-{step}"
-            state.step, state.balance = load_checkpoint(path, state.model, state.optimizer, device)
+            kinds = state_kinds(make_objective(config, corpus.domains))
+            state.step, state.balance = load_checkpoint(
+                path, state.model, state.optimizer, device, kinds
+            )
         with _signals():  # the first rank heeds them
             for event in train(config, corpus, state, device, ranks):
                 stopping = ranks.tell(None)
@@ -190,8 +194,9 @@ def _run(
             kept = steps_kept(checkpoints)
             if kept:
                 path = checkpoints / f"step-{kept[-1]}"
+                kinds = state_kinds(make_objective(config, corpus.domains))
                 state.step, state.balance = load_checkpoint(
-                    path, state.model, state.optimizer, device
+                    path, state.model, state.optimizer, device, kinds
                 )
             if resumed:
                 record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))

@@ -7,7 +7,15 @@ to step is a value.
 """
 
 from moebench.balance.losses import balance_loss, z_loss
-from moebench.balance.routing import Routing, detached, join, observe, selected_mass
+from moebench.balance.method import Method, Steering, make_method, merged
+from moebench.balance.routing import (
+    Routing,
+    detached,
+    join,
+    observe,
+    of_own_scores,
+    selected_mass,
+)
 from moebench.balance.scope import (
     Domain,
     Global,
@@ -27,17 +35,22 @@ __all__ = [
     "Estimator",
     "Global",
     "Groups",
+    "Method",
     "Micro",
     "Routing",
     "Scope",
     "Sequence",
     "Shuffled",
+    "Steering",
     "Term",
     "balance_loss",
     "detached",
     "join",
+    "make_method",
     "make_scope",
+    "merged",
     "observe",
+    "of_own_scores",
     "selected_mass",
     "z_loss",
 ]

@@ -29,6 +29,12 @@ class Routing(NamedTuple):
         weights: [layers, sequences, tokens, top_k] probability of each selected expert, with the
             gradient and 0 for padding; None where a model does not say it.
         tokens: [sequences] tokens that are no padding; None where none is.
+        own_index, own_counts: as `expert_index` and `counts`, of each token's highest scores, where
+            a bias or factor moved the selection away from them; else None.
+        scores: [layers, sequences, tokens, experts] what the gate made of the logits, before any
+            bias; with the gradient. None unless a method reads it.
+        outputs: [layers, sequences, tokens, top_k, d_model] of each selected expert, not weighted;
+            with the gradient. None unless a method reads it.
     """
 
     expert_index: Int[Tensor, "layers sequences tokens top_k"]
@@ -38,6 +44,10 @@ class Routing(NamedTuple):
     topk_mass: Float[Tensor, "layers sequences"] | None = None
     weights: Float[Tensor, "layers sequences tokens top_k"] | None = None
     tokens: Int[Tensor, " sequences"] | None = None
+    own_index: Int[Tensor, "layers sequences tokens top_k"] | None = None
+    own_counts: Tensor | None = None
+    scores: Float[Tensor, "layers sequences tokens experts"] | None = None
+    outputs: Float[Tensor, "layers sequences tokens top_k d_model"] | None = None
 
 
 def observe(
@@ -84,6 +94,18 @@ def observe(
         weights=weights[None],
         tokens=tokens,
     )
+
+
+def of_own_scores(routing: Routing) -> Routing:
+    """The routing with the selection that the scores alone would have made.
+
+    That is what the f of a balance loss counts (DeepSeek-V3, Eq. 18; Megatron-LM): a loss evens out
+    the scores, whatever a bias makes of them, and would have nothing to do once a bias has evened
+    out the load. The load that is measured, and that moves a bias, is that of the actual selection.
+    """
+    if routing.own_index is None or routing.own_counts is None:
+        return routing
+    return routing._replace(expert_index=routing.own_index, counts=routing.own_counts)
 
 
 def selected_mass(routing: Routing) -> Float[Tensor, "layers sequences experts"]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
+from moebench.config.check_method import check_method
 from moebench.config.schema import (
     LARGEST,
     DataConfig,
@@ -104,6 +105,7 @@ def check_experiment(config: ExperimentConfig) -> None:
     _divides("micro_bsz", micro, "global_bsz", whole)
     _check_group(config, "", scope, size)
     _check_balance(config)
+    check_method(config)
     if config.run.device_bsz is not None:
         _divides("run.device_bsz", config.run.device_bsz, "global_bsz", whole)
     check_source(config.data)

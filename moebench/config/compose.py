@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moebench.config.check import check_experiment, check_ranges, check_source, check_study
+from moebench.config.check_method import complete_method
 from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS, Presets
 from moebench.config.schema import (
     DataConfig,
@@ -123,7 +124,12 @@ class Composer(Presets):
         for pick in again:
             values = values | self._preset(pick.replace("=", "/", 1))
         own = [each for each in typed if not self._is_group(each)]
-        return _complete(values | {each.key_or_group: _value(each, KNOBS) for each in own})
+        entries = [each for each in own if each.key_or_group not in KNOBS]
+        values |= {each.key_or_group: _value(each, KNOBS) for each in own if each not in entries}
+        for each in entries:
+            table, _, name = each.key_or_group.rpartition(".")
+            values[table] = {**values.get(table, {}), name: _value(each, KNOBS)}
+        return _complete(values)
 
     def typed(self, overrides: Iterable[str]) -> list[tuple[str, Any]]:
         """(key, value) of overrides of keys, checked one by one."""
@@ -204,7 +210,7 @@ class Composer(Presets):
             if known is KNOBS and self._is_group(each):
                 picks = _sweep(each) if each.is_sweep_override() else [_word(each)]
                 each_of(partial(self._check_pick, key), picks)
-            elif key not in known:
+            elif key not in known and not _is_entry(key, known):
                 if known is KNOBS and key.split(".")[0] == STUDY:
                     raise ConfigError(f"{each.input_line}: is for moebench sweep; leave it out")
                 words = [*(self.groups if known is KNOBS else ()), *known]
@@ -313,7 +319,7 @@ def _from_file(path: Path) -> Values:
 def _leaves(nested: Mapping[str, Any]) -> Values:
     """Nested tables by dotted key, but the tables that are values themselves as they are."""
     tables = [key for key, each in KNOBS.items() if get_origin(each.type) is dict]
-    found: Values = {}
+    found: Values = {key: {} for key in tables if _inner(nested, key) == {}}
     for key, value in flat(nested):
         owner = next((table for table in tables if key.startswith(f"{table}.")), None)
         if owner is None:
@@ -321,6 +327,13 @@ def _leaves(nested: Mapping[str, Any]) -> Values:
         else:
             found.setdefault(owner, {})[key.removeprefix(f"{owner}.")] = value
     return found
+
+
+def _inner(nested: Mapping[str, Any], key: str) -> Any:
+    """What nested tables hold under a dotted key; None where they hold nothing."""
+    for name in key.split("."):
+        nested = nested.get(name) if isinstance(nested, Mapping) else None  # pyright: ignore
+    return nested
 
 
 def _refuse_odd(each: Override) -> None:
@@ -357,15 +370,23 @@ def _value(each: Override, known: Mapping[str, Field]) -> Any:
 
 def _typed(said: str, key: str, value: Any, known: Mapping[str, Field]) -> Any:
     """A value as its knob has it; ConfigError for an unknown key or a wrong type."""
-    if key not in known:
+    kind: Any = float if _is_entry(key, known) else None
+    if kind is None and key not in known:
         raise ConfigError(_unknown(said, "key", key, list(known)))
+    kind = kind or known[key].type
     try:
-        return as_type(value, known[key].type)
+        return as_type(value, kind)
     except OverflowError:
         why = ""
     except TypeError as error:
         why = str(error)
-    raise ConfigError(f"{said}: {why or 'must be ' + type_words(known[key].type)}")
+    raise ConfigError(f"{said}: {why or 'must be ' + type_words(kind)}")
+
+
+def _is_entry(key: str, known: Mapping[str, Field]) -> bool:
+    """Whether a key is one of a table of numbers, as `method.options.rate` is."""
+    table, _, name = key.rpartition(".")
+    return bool(name) and table in known and known[table].type == dict[str, float]
 
 
 def _complete(values: Values) -> ExperimentConfig:
@@ -382,7 +403,7 @@ def _complete(values: Values) -> ExperimentConfig:
         sources_of(config.data)  # for its errors
     # what is given as null is filled in by what it means
     _, size = group_of(config, TermConfig())
-    return replace(config, balance_bsz=size)
+    return complete_method(replace(config, balance_bsz=size))
 
 
 def _word(each: Override) -> str:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from moebench.config.check_method import default_of
 from moebench.config.schema import (
     ALWAYS,
     NEVER,
@@ -21,6 +22,7 @@ from moebench.config.schema import (
     in_steps,
     knobs,
 )
+from moebench.methods import LOSS, declared
 
 LONGEST = 80  # characters of the label in the name of a run
 
@@ -29,6 +31,7 @@ LONGEST = 80  # characters of the label in the name of a run
 SAID = (
     *("scope", "balance_bsz", "loss.balance", "loss.local"),
     *("balance.pass_bsz", "balance.decay", "balance.terms"),
+    *("method.options", "method.plugin"),
 )
 
 
@@ -103,6 +106,13 @@ def estimator(config: ExperimentConfig) -> dict[str, Any]:
     return found
 
 
+def method_options(config: ExperimentConfig) -> dict[str, float]:
+    """The options of the method that are not what they are where nothing sets them."""
+    options = config.method.options
+    known = declared(config.method.name).options if options else {}
+    return {key: value for key, value in options.items() if value != default_of(config, known[key])}
+
+
 def science(config: ExperimentConfig, content_hash: str) -> dict[str, Any]:
     """Every key that can change a result and is not at its neutral value, sorted by key.
 
@@ -118,6 +128,10 @@ def science(config: ExperimentConfig, content_hash: str) -> dict[str, Any]:
         and each.metadata["neutral"] is not NEVER
         and (each.metadata["neutral"] is ALWAYS or value != each.metadata["neutral"])
     }
+    if options := method_options(config):
+        keys["method.options"] = options
+    if config.method.plugin:
+        keys["method.plugin"] = config.method.plugin.rpartition("@")[2]  # its content, not its name
     terms = treatment(config)
     if not terms:
         keys = {key: value for key, value in keys.items() if not key.startswith("balance.")}
@@ -156,7 +170,7 @@ def label(config: ExperimentConfig) -> str:
     switched on. Two arms may share a label (they differ in a weight, say); their hashes differ.
     """
     terms, balance = treatment(config), config.balance
-    name = " + ".join(term_label(config, term) for term in terms) or "none"
+    name = " + ".join(term_label(config, term) for term in terms)
     if terms:
         found = estimator(config)
         if found["balance.estimator"] != "exact":
@@ -171,6 +185,10 @@ def label(config: ExperimentConfig) -> str:
         ):
             if value != neutral:
                 name += f" {key}={value}"
+    if config.method.name != LOSS:
+        own = [f"{key}={value:g}" for key, value in method_options(config).items()]
+        name = " ".join([f"{name} +" * bool(name), config.method.name, *own]).strip()
+    name = name or ("z-loss" if config.loss.z else "none")
     if config.data.homogeneity != 1:
         name += f" homogeneity={config.data.homogeneity:g}"
     if config.router.perturb:

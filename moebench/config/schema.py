@@ -172,11 +172,18 @@ class BalanceConfig:
 
 @dataclass
 class MethodConfig:
+    """What balances the router beside the losses, or, if their weights are 0, instead of them."""
+
     name: str = knob(
-        "loss",
-        "what balances the router beside or instead of the loss",
-        choices=("loss",),
-        neutral="loss",
+        "loss", "loss: nothing but the losses; or one of the methods below", neutral="loss"
+    )
+    options: dict[str, float] = knob(
+        {}, "of the method, by name; method.options.NAME sets one of them", neutral={}
+    )
+    plugin: str | None = knob(
+        None,
+        "module and hash of a method that is not shipped; filled in, and never loaded from here",
+        neutral=None,
     )
 
 

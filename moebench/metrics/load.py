@@ -7,7 +7,7 @@ layer, and pooling layers first hides it.
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
@@ -36,6 +36,14 @@ def load_entropy(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*ba
 def dead_experts(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch"]:
     """Share of the experts that no token of the window chose."""
     return (counts == 0).double().mean(-1)
+
+
+def intervention(
+    expert_index: Int[Tensor, "*batch top_k"], own_index: Int[Tensor, "*batch top_k"]
+) -> Float[Tensor, ""]:
+    """Share of the selected experts that are not those of the highest scores: 0 without a bias."""
+    same = (expert_index[..., :, None] == own_index[..., None, :]).any(-1)
+    return 1 - same.double().mean()
 
 
 def random_max_violation(num_experts: int, top_k: int, tokens: int) -> float:

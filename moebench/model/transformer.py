@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moebench.balance import Routing, join
+from moebench.balance import Routing, Steering, join
 from moebench.model.experts import Experts, SharedExpert
 from moebench.model.router import Router
 
@@ -134,10 +134,11 @@ class Block(nn.Module):
         x: Float[Tensor, "sequences tokens d_model"],
         compute: torch.dtype,
         mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
+        steering: Steering | None = None,
     ) -> tuple[Float[Tensor, "sequences tokens d_model"], Routing]:
         x = x + self.attention(rms_norm(x).to(compute), mask).to(x.dtype)
         normed = rms_norm(x)
-        expert_index, weights, routing = self.router(normed)
+        expert_index, weights, routing = self.router(normed, steering)
         normed = normed.to(compute)
         mixed = self.experts(
             normed.flatten(0, 1),
@@ -201,17 +202,27 @@ class MoETransformer(nn.Module):
     @property
     def router_shape(self) -> tuple[int, int]:
         """(layers, experts) of its routing."""
-        return len(self.blocks), self.get_parameter("blocks.0.router.weight").shape[0]
+        return len(self.blocks), self.router_weights[0].shape[0]
+
+    @property
+    def router_weights(self) -> list[nn.Parameter]:
+        """The matrix of each router that makes its logits."""
+        return [each for name, each in self.named_parameters() if name.endswith("router.weight")]
 
     def forward(
-        self, tokens: Int[Tensor, "sequences tokens"]
+        self, tokens: Int[Tensor, "sequences tokens"], steering: Steering | None = None
     ) -> tuple[Float[Tensor, "sequences tokens vocab"], Routing]:
-        """Logits of each next token, and the routing of every layer."""
+        """Logits of each next token, and the routing of every layer.
+
+        Args:
+            steering: of the selection of experts; None: nothing steers.
+        """
         x = F.embedding(tokens, self.embedding)
         mask = None if self.document_end is None else within_documents(tokens, self.document_end)
         layers = []
-        for block in self.blocks:
-            x, routing = block(x, self.compute, mask)
+        for number, block in enumerate(self.blocks):
+            own = None if steering is None else steering.layer(number)
+            x, routing = block(x, self.compute, mask, own)
             layers.append(routing)
         logits = F.linear(rms_norm(x).to(self.compute), self.head.to(self.compute))
         return logits.to(x.dtype), join(layers, along="layers")

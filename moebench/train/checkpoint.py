@@ -1,8 +1,8 @@
 """A run's state at a step, on disk: safetensors and JSON, checksummed, written aside and renamed.
 
-`checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` if a
-balance term carries something, and `state.json`, which names the sha256 of each. A directory with a
-whole `state.json` is a whole checkpoint.
+`checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` if
+a balance term or method carries something, and `state.json`, which names the sha256 of each. A
+directory with a whole `state.json` is a whole checkpoint.
 """
 
 import json
@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moebench.balance import BalanceState
 from moebench.errors import RecordError
 from moebench.records import sha256
 
@@ -28,7 +27,7 @@ def save_checkpoint(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    balance: Sequence[BalanceState | None] = (),
+    balance: Sequence[Any] = (),
 ) -> Path:
     """Write `directory/step-<step>` and remove all but the last two checkpoints."""
     final = directory / f"step-{step}"
@@ -46,7 +45,6 @@ def save_checkpoint(
             save_file(_contiguous(tensors), aside / name)
         state = {
             "step": step,
-            "terms": len(balance),
             "sha256": {name: sha256(aside / name) for name in files},
         }
         (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
@@ -70,10 +68,10 @@ def steps_kept(directory: Path) -> list[int]:
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint says beside the weights: its step, and the state of each balance term."""
+    """What a checkpoint says beside the weights: its step, and what terms and methods carry."""
 
     step: int
-    balance: list[BalanceState | None]
+    balance: list[Any]
 
 
 def load_checkpoint(
@@ -81,14 +79,17 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     device: torch.device | None = None,
+    kinds: Sequence[type | None] = (),
 ) -> Loaded:
     """Put a checkpoint's state into a model, and an optimizer if given.
 
     Args:
-        device: of the balance terms' state.
+        device: of what is carried.
+        kinds: the NamedTuple of each balance term and method that carries something.
 
     Raises:
-        RecordError: if a file is missing, does not match its checksum or does not fit the model.
+        RecordError: if a file is missing, does not match its checksum or does not fit the model or
+            what is to be carried.
     """
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
@@ -99,12 +100,13 @@ def load_checkpoint(
         if optimizer is not None:
             _restore(load_file(path / "optimizer.safetensors"), model, optimizer)
         step = int(state["step"])
-        balance: list[BalanceState | None] = [None] * int(state.get("terms", 0))
-        if "balance.safetensors" in state["sha256"]:
+        balance: list[Any] = [None] * len(kinds)
+        if any(kinds):
             found = load_file(path / "balance.safetensors", device=str(device or "cpu"))
-            for number in {int(name.split("/")[0]) for name in found}:
-                fields = {each: found[f"{number}/{each}"] for each in BalanceState._fields}
-                balance[number] = BalanceState(**fields)
+            for number, kind in enumerate(kinds):
+                if kind is not None:
+                    names: tuple[str, ...] = kind._fields  # pyright: ignore
+                    balance[number] = kind(**{each: found[f"{number}/{each}"] for each in names})
         if path.name != f"step-{step}":
             raise RecordError(f"{path}: holds the state of step {step}; remove it")
     except torch.OutOfMemoryError:
@@ -115,7 +117,7 @@ def load_checkpoint(
     return Loaded(step, balance)
 
 
-def _carried(balance: Sequence[BalanceState | None]) -> dict[str, Tensor]:
+def _carried(balance: Sequence[Any]) -> dict[str, Tensor]:
     return {
         f"{number}/{name}": value
         for number, state in enumerate(balance)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moebench.balance import BalanceState, Estimator, Scope, Term, make_scope
+from moebench.balance import Estimator, Scope, Term, make_method, make_scope
 from moebench.config.identity import estimator, treatment
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import make_batches
@@ -34,6 +34,7 @@ from moebench.train.step import (
     begin_states,
     estimator_error,
     objective_terms,
+    steering_after,
 )
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -44,13 +45,13 @@ SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are
 class State:
     """What a run carries from step to step.
 
-    `balance` holds the state of each balance term; it is None before the first step.
+    `balance` holds the state of each balance term and method; it is None before the first step.
     """
 
     model: MoETransformer
     optimizer: torch.optim.AdamW
     step: int = 0
-    balance: list[BalanceState | None] | None = None
+    balance: list[Any] | None = None
 
 
 @dataclass
@@ -112,6 +113,7 @@ def make_objective(config: ExperimentConfig, domains: Sequence[str]) -> Objectiv
     Raises ConfigError for a weight of a domain that the data has not.
     """
     balance, how = config.balance, estimator(config)
+    method = make_method(config.method.name, config.method.options)
     return Objective(
         terms=tuple(make_term(config, each, domains) for each in treatment(config)),
         micro_bsz=config.micro_bsz,
@@ -125,6 +127,7 @@ def make_objective(config: ExperimentConfig, domains: Sequence[str]) -> Objectiv
         layers=cast(Any, balance.layers),
         uniform=config.model.top_k if balance.uniform == "k" else 1.0,
         probs=cast(Any, balance.probs),
+        methods=() if method is None else (method,),
     )
 
 
@@ -184,7 +187,10 @@ def train(
     batches = make_batches(corpus, config)
     feed = Feed(batches, device)
     if state.step == 0:
-        row, routing = evaluate(config, corpus, state.model, device) if ranks.first else ({}, None)
+        row, routing = {}, None
+        if ranks.first:
+            steering = steering_after(objective, state.model, state.balance)
+            row, routing = evaluate(config, corpus, state.model, device, steering)
         yield Event(0, {"step": 0, **row}, routing)
     clock = Clock()
     while state.step < steps:
@@ -237,7 +243,10 @@ def train(
         every = config.train.eval_every
         if ranks.first and (step == steps or (every and step % every == 0)):
             began = time.perf_counter()
-            row, event.routing = evaluate(config, corpus, state.model, device, tune=step == steps)
+            steering = steering_after(objective, state.model, state.balance)
+            row, event.routing = evaluate(
+                config, corpus, state.model, device, steering, tune=step == steps
+            )
             event.row = {"step": step, **(event.row or {}), **row}
             clock.skip(time.perf_counter() - began)
         paused = time.perf_counter()

@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebench.balance import Global, Micro, Routing, Scope, balance_loss, join, z_loss
+from moebench.balance import (
+    Global,
+    Micro,
+    Routing,
+    Scope,
+    Steering,
+    balance_loss,
+    join,
+    of_own_scores,
+    z_loss,
+)
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import validation
 from moebench.data.corpus import Corpus, Half
@@ -29,9 +39,11 @@ def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
     tokens = routing.expert_index.shape[2]
     layers, sequences, _ = routing.counts.shape
 
+    by_scores = of_own_scores(routing)
+
     def over(scope: Scope) -> Tensor:
         groups = scope.groups(sequences, tokens, device=routing.counts.device)
-        return balance_loss(groups.frequency(groups.tally(routing)), routing.prob_mass)
+        return balance_loss(groups.frequency(groups.tally(by_scores)), routing.prob_mass)
 
     by_micro = routing.counts.view(layers, -1, objective.micro_bsz, routing.counts.shape[-1]).sum(2)
     in_batch = routing.counts.sum(1)
@@ -50,6 +62,14 @@ def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
     if weight:
         whole = torch.stack([each * value for each, value in outcome.balance]).sum()
         found["train/balance_loss"] = whole / weight
+    for method, state in zip(
+        objective.methods, outcome.states[len(objective.terms) :], strict=True
+    ):
+        found |= {f"method/{name}": value for name, value in method.metrics(state).items()}
+    if any(each.penalizes for each in objective.methods):
+        found["train/penalty"] = outcome.penalty
+    if routing.own_index is not None:
+        found["router/intervention"] = load.intervention(routing.expert_index, routing.own_index)
     if routing.topk_mass is not None:
         found["router/topk_mass"] = routing.topk_mass.mean() / tokens
     # one transfer for all
@@ -66,12 +86,14 @@ def evaluate(
     corpus: Corpus,
     model: MoETransformer,
     device: torch.device,
+    steering: Steering | None = None,
     *,
     tune: bool = False,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metrics of the `test` half of the validation set, and what the routers did there.
 
     Args:
+        steering: of the selection of experts, as training left it; frozen here.
         tune: whether to add the quality on the other half.
 
     Returns:
@@ -99,7 +121,7 @@ def evaluate(
         nats, parts = [], []
         for part in torch.from_numpy(batch.tokens).split(device_bsz):
             tokens = part.to(device)
-            logits, routing = model(tokens[:, :-1])
+            logits, routing = model(tokens[:, :-1], steering)
             nats.append(
                 F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
             )

@@ -8,7 +8,7 @@ then simply add.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,15 @@ from moebench.balance import (
     BalanceState,
     Estimator,
     Groups,
+    Method,
     Routing,
+    Steering,
     Term,
     balance_loss,
     detached,
     join,
+    merged,
+    of_own_scores,
     selected_mass,
     z_loss,
 )
@@ -33,7 +37,7 @@ from moebench.train.distributed import Ranks
 
 @dataclass(frozen=True)
 class Objective:
-    """mean cross-entropy + sum over terms of weight * uniform * LBL + z * z-loss.
+    """mean cross-entropy + sum over terms of weight * uniform * LBL + z * z-loss + penalties.
 
     Attributes:
         terms: over which scopes the router is balanced, how strongly and when.
@@ -43,6 +47,7 @@ class Objective:
         layers: how layers are put together, see `balance_loss`.
         uniform: value of a term at uniform routing: 1, or top_k.
         probs: whether f meets the router's full distribution, or that over the selected experts.
+        methods: what acts beside the losses, see `balance/method.py`.
     """
 
     terms: tuple[Term, ...]
@@ -52,6 +57,7 @@ class Objective:
     layers: Layers = "mean"
     uniform: float = 1.0
     probs: Literal["full", "top_k"] = "full"
+    methods: tuple[Method, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -61,15 +67,21 @@ class Outcome(NamedTuple):
         cross_entropy: mean over all target tokens, in nats.
         balance: of each term of the objective, its weight in this step and its unscaled loss; 0
             for one that does not act.
+        penalty: of the methods, weighted.
         routing: of the whole step, detached; with several ranks, all but what it says of single
             tokens (`expert_index`, `weights`), which is of this rank's.
-        states: of each term, after this step; None where nothing is carried.
+        states: of each term, then of each method, after this step; None where nothing is carried.
     """
 
     cross_entropy: Tensor
     balance: list[tuple[float, Tensor]]
+    penalty: Tensor
     routing: Routing
-    states: list[BalanceState | None]
+    states: list[Any]
+
+
+# of `Routing`: what all ranks of a step know of all its sequences
+WHOLE = ("counts", "prob_mass", "logsumexp_sq", "topk_mass", "own_counts", "scores")
 
 
 class _Live(NamedTuple):
@@ -127,54 +139,91 @@ class Step:
         return [own for own, _ in self.rounds(self.ranks)]
 
 
-def begin_states(
-    objective: Objective, model: MoETransformer, step: Step
-) -> list[BalanceState | None]:
-    """The state of each term before the first step; None where nothing is carried."""
-    estimator, shape = objective.estimator, model.router_shape
-    if not estimator.carries:
-        return [None for _ in objective.terms]
-    return [
-        estimator.begin(
-            shape[0], _groups(term, objective, step).num_groups, shape[1], step.tokens.device
-        )
+def begin_states(objective: Objective, model: MoETransformer, step: Step) -> list[Any]:
+    """The state of each term, then of each method, before the first step; None where nothing is
+    carried."""
+    estimator, (layers, experts), device = (
+        objective.estimator,
+        model.router_shape,
+        step.tokens.device,
+    )
+    of_terms = [
+        estimator.begin(layers, _groups(term, objective, step).num_groups, experts, device)
+        if estimator.carries
+        else None
         for term in objective.terms
     ]
+    return [*of_terms, *(each.begin(layers, experts, device) for each in objective.methods)]
+
+
+def state_kinds(objective: Objective) -> list[type | None]:
+    """The NamedTuple of each state, in the order of `begin_states`; None where there is none."""
+    of_terms = [BalanceState if objective.estimator.carries else None for _ in objective.terms]
+    return [*of_terms, *(each.State for each in objective.methods)]
+
+
+def steering_after(
+    objective: Objective, model: MoETransformer, states: Sequence[Any] | None
+) -> Steering | None:
+    """What steers an evaluation after a step, from its states; None: nothing does.
+
+    Args:
+        states: None: before the first step.
+    """
+    if not objective.methods:
+        return None
+    layers, experts = model.router_shape
+    own = (
+        [each.begin(layers, experts, model.embedding.device) for each in objective.methods]
+        if states is None
+        else states[len(objective.terms) :]
+    )
+    pairs = zip(objective.methods, own, strict=True)
+    return merged([method.steering(state) for method, state in pairs])
 
 
 def accumulate_gradients(
     model: MoETransformer,
     objective: Objective,
     step: Step,
-    states: Sequence[BalanceState | None] | None = None,
+    states: Sequence[Any] | None = None,
 ) -> Outcome:
     """Add the gradient of one step's objective to the parameters, summed over ranks.
 
     `step.device_bsz`, `step.order` and `step.ranks` change the result by rounding alone.
 
     Args:
-        states: of each term before this step; None before the first.
+        states: of each term and method before this step; None before the first.
     """
     estimator, ranks, total = objective.estimator, step.ranks, step.total
-    live = _live(objective, step, states or begin_states(objective, model, step))
+    states = states or begin_states(objective, model, step)
+    live = _live(objective, step, states)
+    methods = list(zip(objective.methods, states[len(objective.terms) :], strict=True))
+    steering = steering_after(objective, model, states)
     asking = [] if estimator.looks_back else [each.term for each in live if each.weight]
     counting = not _seen_in_time(asking, objective, step, [Ranks(0, ranks.size)], together=True)
     everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
     sharing = (
         ranks.size > 1 and not counting and not _seen_in_time(asking, objective, step, everyone)
     )
-    tallies = _count(model, live, step) if counting else []
+    tallies = _count(model, live, step, steering) if counting else []
 
     nats_sum = torch.zeros((), device=step.tokens.device)
+    penalty = torch.zeros_like(nats_sum)
+    for method, state in methods:  # each rank adds its share of what is no sum over tokens
+        value = method.weight_penalty(state, model.router_weights)
+        if value is not None:
+            (value / ranks.size).backward()
+            penalty = penalty + value.detach() / ranks.size
     losses = {each.number: torch.zeros_like(nats_sum) for each in live}
     seen: list[Routing] = []
     for own in step.passes():
-        logits, routing = model(step.tokens[own, :-1])
+        logits, routing = _forward(model, step, own, steering)
         targets = step.tokens[own, 1:].flatten()
         nats = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / total
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
         if not counting:
-            new = [each.groups.tally(routing, own.start) for each in live]
+            new = _tallies(live, routing, own)
             new = ranks.sum_counts(new) if sharing else new
             tallies = [a + b for a, b in zip(tallies, new, strict=True)] if seen else new
         for each, tally in zip(live, tallies, strict=True):
@@ -183,26 +232,35 @@ def accumulate_gradients(
                 value = _unscaled(objective, each, f, routing, own, total)
                 loss = loss + each.weight * objective.uniform * value
                 losses[each.number] = losses[each.number] + value.detach()
+        for method, state in methods:
+            value = method.penalty(state, routing, total)
+            if value is not None:
+                loss = loss + value
+                penalty = penalty + value.detach()
         loss.backward()
         nats_sum = nats_sum + nats.detach()
-        seen.append(detached(routing))
+        seen.append(detached(routing._replace(outputs=None)))
 
     if estimator.carries and not (counting or sharing):
         tallies = ranks.sum_counts(tallies)
     ranks.sum_gradients(model)
-    nats_sum, *values = ranks.sum(torch.stack([nats_sum, *losses.values()]))
+    nats_sum, penalty, *values = ranks.sum(torch.stack([nats_sum, penalty, *losses.values()]))
     found = dict(zip(losses, values, strict=True))
-    after: list[BalanceState | None] = [None for _ in objective.terms]
+    routing = _whole(seen, step)
+    after: list[Any] = [None for _ in objective.terms]
     for each, tally in zip(live, tallies, strict=True):
         if each.state is not None:
             after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
+    mask = None if steering is None else steering.mask
+    after += [method.update(state, routing, mask) for method, state in methods]
     return Outcome(
         cross_entropy=nats_sum,
         balance=[
             (term.weight_at(step.number), found.get(number, torch.zeros_like(nats_sum)))
             for number, term in enumerate(objective.terms)
         ],
-        routing=_whole(seen, step),
+        penalty=penalty,
+        routing=routing,
         states=after,
     )
 
@@ -218,7 +276,7 @@ def estimator_error(
     model: MoETransformer,
     objective: Objective,
     step: Step,
-    states: Sequence[BalanceState | None],
+    states: Sequence[Any],
 ) -> Distance:
     """How far the estimator's balance gradient of the routers is from the exact one.
 
@@ -233,13 +291,14 @@ def estimator_error(
     exact = [
         each._replace(groups=_groups(each.term, objective, step, prefix=None)) for each in live
     ]
-    wholes = _count(model, exact, step)
+    steering = steering_after(objective, model, states)
+    wholes = _count(model, exact, step, steering)
     looks_back = objective.estimator.looks_back
-    tallies = [None for _ in live] if looks_back else _count(model, live, step)
-    weights = [each for name, each in model.named_parameters() if name.endswith("router.weight")]
+    tallies = [None for _ in live] if looks_back else _count(model, live, step, steering)
+    weights = model.router_weights
     sums = [[torch.zeros_like(each) for each in weights] for _ in range(2)]
     for own in step.passes():
-        routing = model(step.tokens[own, :-1])[1]
+        routing = _forward(model, step, own, steering)[1]
         for into, groups, counts, estimator in (
             (sums[0], live, tallies, objective.estimator),
             (sums[1], exact, wholes, Estimator()),
@@ -264,12 +323,25 @@ def objective_terms(objective: Objective, outcome: Outcome) -> dict[str, float]:
     for term, (weight, value) in zip(objective.terms, outcome.balance, strict=True):
         found[f"balance loss over {term.scope}"] = weight * objective.uniform * value
     found["z-loss"] = objective.z * z_loss(outcome.routing)
+    if any(each.penalizes for each in objective.methods):
+        found["penalty of the method"] = outcome.penalty
     return {term: value.item() for term, value in found.items()}
 
 
-def _live(objective: Objective, step: Step, states: Sequence[BalanceState | None]) -> list[_Live]:
+def _forward(
+    model: MoETransformer, step: Step, own: slice, steering: Steering | None
+) -> tuple[Tensor, Routing]:
+    return model(step.tokens[own, :-1], None if steering is None else steering.of(own))
+
+
+def _tallies(live: Sequence[_Live], routing: Routing, own: slice) -> list[Tensor]:
+    routing = of_own_scores(routing)
+    return [each.groups.tally(routing, own.start) for each in live]
+
+
+def _live(objective: Objective, step: Step, states: Sequence[Any]) -> list[_Live]:
     found = []
-    for number, (term, state) in enumerate(zip(objective.terms, states, strict=True)):
+    for number, (term, state) in enumerate(zip(objective.terms, states, strict=False)):
         weight = term.weight_at(step.number)
         if not weight and state is None:
             continue
@@ -325,12 +397,13 @@ def _seen_in_time(
 
 
 @torch.no_grad()
-def _count(model: MoETransformer, live: Sequence[_Live], step: Step) -> list[Tensor]:
+def _count(
+    model: MoETransformer, live: Sequence[_Live], step: Step, steering: Steering | None
+) -> list[Tensor]:
     """The tallies of the whole step, over all passes and ranks."""
     tallies: list[Tensor] = []
     for own in step.passes():
-        routing = model(step.tokens[own, :-1])[1]
-        new = [each.groups.tally(routing, own.start) for each in live]
+        new = _tallies(live, _forward(model, step, own, steering)[1], own)
         tallies = [a + b for a, b in zip(tallies, new, strict=True)] if tallies else new
     return step.ranks.sum_counts(tallies)
 
@@ -354,7 +427,8 @@ def _whole(seen: Sequence[Routing], step: Step) -> Routing:
         return routing._replace(
             **{
                 name: step.ranks.whole(getattr(routing, name), passes, step.sequences, axis=1)
-                for name in ("counts", "prob_mass", "logsumexp_sq", "topk_mass")
+                for name in WHOLE
+                if getattr(routing, name) is not None
             }
         )
     if step.order is None:

@@ -1,0 +1,85 @@
+"""Loss-free balancing: experts are selected by their scores plus a bias that follows the load.
+
+Notation: c_i assignments to expert i in a group of tokens, c their mean, e_i = c - c_i.
+
+    select by s_i + b_i, weight by s_i;  b_i <- b_i + u * sign(e_i)          (arXiv 2408.15664)
+
+once per optimizer step, from the counts of all passes and ranks. The source has b_i + u * e_i and
+a multiplicative bias s_i * b_i as variants without saying the unit of e_i: here the proportional
+step is u * e_i / c, which does not depend on how many tokens a group has.
+
+With groups of less than the whole step, the move is the mean over them of the move of each: our
+reading of arXiv 2501.11873, Table 1, where a bias has a balance batch size. Where not all groups
+agree, their signs then cancel in part.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from moebench.balance.method import Method, Steering
+from moebench.balance.routing import Routing
+
+
+class BiasState(NamedTuple):
+    """Attributes: expert_bias: [layers, experts] fp32."""
+
+    expert_bias: Float[Tensor, "layers experts"]
+
+
+@dataclass(frozen=True)
+class Bias(Method):
+    """The bias of loss-free balancing (arXiv 2408.15664), and its variants.
+
+    Attributes:
+        rate: u.
+        balance_bsz: sequences in a group.
+        proportional: move by u * e_i / c in place of u * sign(e_i).
+        multiplicative: select by s_i * b_i, with b_i beginning at 1.
+        centred: take the mean over experts from each move (torchtitan), so that the biases keep
+            their sum; what is selected does not change by that, since a shift of all is none.
+    """
+
+    rate: float = 1e-3
+    balance_bsz: int | None = None
+    proportional: int = 0
+    multiplicative: int = 0
+    centred: int = 0
+
+    State: ClassVar[type] = BiasState
+
+    def begin(self, layers: int, experts: int, device: torch.device | None = None) -> BiasState:
+        start = 1.0 if self.multiplicative else 0.0
+        return BiasState(torch.full((layers, experts), start, device=device))
+
+    def steering(self, state: BiasState) -> Steering:
+        if self.multiplicative:
+            return Steering(factor=state.expert_bias)
+        return Steering(bias=state.expert_bias)
+
+    def update(
+        self,
+        state: BiasState,
+        routing: Routing,
+        mask: Bool[Tensor, "layers experts"] | None = None,
+    ) -> BiasState:
+        layers, sequences, experts = routing.counts.shape
+        size = sequences if self.balance_bsz is None else self.balance_bsz
+        counts = routing.counts.view(layers, sequences // size, size, experts).sum(2)
+        there = torch.ones_like(counts[:, :1]) if mask is None else mask[:, None].to(counts.dtype)
+        number = there.sum(-1, keepdim=True)
+        whole = counts.sum(-1, keepdim=True)
+        gap = whole - number * counts  # E e_i: whole numbers, so that no rounding makes a sign
+        move = gap / whole if self.proportional else gap.sign().float()
+        move = (self.rate * move * there).mean(1)  # an expert that is not there keeps its bias
+        if self.centred:
+            move = (move - move.sum(-1, keepdim=True) / number[:, 0]) * there[:, 0]
+        return BiasState(state.expert_bias + move.float())
+
+    def metrics(self, state: BiasState) -> dict[str, Tensor]:
+        """The spread of the bias: the largest less the smallest, mean over layers."""
+        bias = state.expert_bias
+        return {"bias_range": (bias.amax(-1) - bias.amin(-1)).mean()}

@@ -1,0 +1,166 @@
+"""What a method of balancing is: where it may act, and what it carries from step to step.
+
+A method is a frozen dataclass whose fields are its options. It may act at four places, and what it
+leaves out it does not do:
+
+    selection   `steering`: a bias, a factor and a mask for the scores that experts are selected by;
+                `assign`: the selection itself, for a whole logical group of tokens
+    objective   `penalty`: a term of the loss from what routers did in a pass;
+                `weight_penalty`: a term from the routers' weights alone
+    after       `update`: the state for the next step, from the routing of the whole step
+
+What is carried is a NamedTuple of tensors. The loop owns it: it calls `begin` once, `update` after
+each optimizer step, and keeps it in checkpoints; evaluation reads it and never changes it, and a
+counting pass or a skipped step never touches it. Everything is a pure function of its arguments.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from moebench.balance.routing import Routing
+from moebench.methods import LOSS, declared
+
+
+class Steering(NamedTuple):
+    """What enters the forward pass beside the tokens, so that the model itself has no state.
+
+    Experts are selected by `scores * factor + bias`, and weighted by the scores alone.
+
+    Attributes:
+        bias, factor: [layers, experts] fp32; None: 0 and 1.
+        mask: [layers, experts] False for an expert that is not there: it has no probability and
+            takes no token; None: all are.
+        noise: [sequences] keys of the step's draws for each sequence; None: nothing is drawn.
+    """
+
+    bias: Float[Tensor, "layers experts"] | None = None
+    factor: Float[Tensor, "layers experts"] | None = None
+    mask: Bool[Tensor, "layers experts"] | None = None
+    noise: Int[Tensor, " sequences"] | None = None
+
+    def of(self, own: slice) -> "Steering":
+        """That of some of the step's sequences."""
+        return self if self.noise is None else self._replace(noise=self.noise[own])
+
+    def layer(self, number: int) -> "Steering":
+        """That of one layer: `bias`, `factor` and `mask` are [experts]."""
+        return self._replace(
+            **{
+                name: value[number]
+                for name in ("bias", "factor", "mask")
+                if (value := getattr(self, name)) is not None
+            }
+        )
+
+
+def merged(parts: Sequence[Steering]) -> Steering:
+    """The steering of several methods: biases add, factors multiply, and masks all hold."""
+    found = Steering()
+    for part in parts:
+        for name, join in (("bias", torch.add), ("factor", torch.mul), ("mask", torch.logical_and)):
+            one, other = getattr(found, name), getattr(part, name)
+            if other is not None:
+                found = found._replace(**{name: other if one is None else join(one, other)})
+    return found
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to balance that does nothing; a method overrides the places where it acts.
+
+    Class attributes:
+        State: the NamedTuple of tensors that it carries; None: nothing.
+        observes: which optional fields of `Routing` it reads, beside those that are always there:
+            `scores` (see there), `outputs`.
+    """
+
+    State: ClassVar[type | None] = None
+    observes: ClassVar[frozenset[str]] = frozenset()
+
+    def begin(self, layers: int, experts: int, device: torch.device | None = None) -> Any:
+        """The state before the first step; None where nothing is carried."""
+        return None
+
+    def steering(self, state: Any) -> Steering:
+        """What steers the forward passes of a step, and of evaluations after the last one."""
+        return Steering()
+
+    def most(self, top_k: int, experts: int) -> int | None:
+        """The most experts a token may get from `assign`; None: there is no `assign`."""
+        return None
+
+    def assign(
+        self,
+        logits: Float[Tensor, "groups tokens experts"],
+        scores: Float[Tensor, "groups tokens experts"],
+        top_k: int,
+    ) -> Bool[Tensor, "groups tokens experts"]:
+        """True where an expert gets a token, in place of each token's top-k, in training alone.
+
+        A group is `router.group_bsz` consecutive sequences. There must be `top_k` assignments a
+        token on average. Evaluation takes each token's own top-k of the scores.
+
+        Args:
+            logits: the routers'; without gradient.
+            scores: what the gate makes of them, in the range of the gate.
+        """
+        raise NotImplementedError
+
+    def penalty(self, state: Any, routing: Routing, total: int) -> Tensor | None:
+        """What a pass adds to the objective, weighted; None: nothing.
+
+        The penalties of passes and ranks are added up, so it must be a sum over own tokens (or over
+        logical groups, which no pass splits) divided by a count of the whole step.
+
+        Args:
+            state: after the last step.
+            routing: of this pass, with gradients in `prob_mass`, `weights`, `scores`, `outputs`.
+            total: tokens of the whole step.
+        """
+        return None
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether it adds anything to the objective."""
+        own = type(self)
+        return (own.penalty, own.weight_penalty) != (Method.penalty, Method.weight_penalty)
+
+    def weight_penalty(
+        self, state: Any, routers: Sequence[Float[Tensor, "experts d_model"]]
+    ) -> Tensor | None:
+        """What the routers' weights add to the objective of a step, weighted; None: nothing."""
+        return None
+
+    def update(
+        self, state: Any, routing: Routing, mask: Bool[Tensor, "layers experts"] | None
+    ) -> Any:
+        """The state after a step.
+
+        Args:
+            state: before it.
+            routing: of the whole step, over all passes and ranks, detached: `counts` are [layers,
+                sequences, experts] in the order of the data.
+            mask: as it steered the step.
+        """
+        return state
+
+    def metrics(self, state: Any) -> dict[str, Tensor]:
+        """What to log of the state after a step, as `method/NAME`."""
+        return {}
+
+
+def make_method(name: str, options: Mapping[str, float]) -> Method | None:
+    """The method that a config names, its options being complete; None for `loss`.
+
+    Raises ConfigError for a name that nothing declared.
+    """
+    if name == LOSS:
+        return None
+    found = declared(name)
+    whole = {key for key, each in found.options.items() if each.whole}
+    return found.load()(**{k: int(v) if k in whole else v for k, v in options.items()})
