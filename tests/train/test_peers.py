@@ -36,7 +36,7 @@ def minimind_v1(probs: Probs) -> float:
 
 
 def minimind_v2(probs: Probs) -> float:
-    """`MoEGate`, seq_aux: counts over T k / E, times the sequence's mean score, summed over layers."""
+    """`MoEGate`, seq_aux: counts over T k / E times mean scores, summed over layers."""
     total = 0.0
     for layer in probs:
         for sequence in layer:
@@ -152,9 +152,12 @@ def balance_part(
     experiment: str, step: int = 1, logits: Tensor | None = None
 ) -> tuple[float, Tensor]:
     """The balance terms of a preset's objective on some routing, and its probabilities."""
+    shape = {"top_k": K, "num_experts": EXPERTS, "num_layers": LAYERS}
     config = COMPOSER.compose(
-        [f"experiment={experiment}", f"micro_bsz={MICRO}", f"global_bsz={SEQUENCES}"]
-        + [f"model.top_k={K}", f"model.num_experts={EXPERTS}", f"model.num_layers={LAYERS}"]
+        [
+            *(f"experiment={experiment}", f"micro_bsz={MICRO}", f"global_bsz={SEQUENCES}"),
+            *(f"model.{key}={value}" for key, value in shape.items()),
+        ]
     )
     objective = make_objective(config, ["one"])
     if logits is None:
