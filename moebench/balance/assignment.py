@@ -1,0 +1,170 @@
+"""Balanced assignments: which expert gets which token, chosen for a whole group of tokens at once.
+
+Each takes scores [groups, tokens, experts] and gives a mask of that shape, true where the expert
+gets the token. A group is a number of whole sequences that the caller decides on, and never a
+physical pass, so that no mask depends on how a step is split. Masks carry no gradient: how a
+token's experts are weighted is the router's business.
+
+All of them let a token's experts depend on the tokens after it, so none can generate text:
+evaluation takes each token's `top_k_mask` instead.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from moebench.errors import ConfigError
+
+BASE_LIMIT = 2**26  # entries of a group's cost matrix in BASE: 512 MiB in the solver's fp64
+
+
+@torch.no_grad()
+def top_k_mask(scores: Float[Tensor, "*rows experts"], top_k: int) -> Bool[Tensor, "*rows experts"]:
+    """Each token takes its `top_k` experts of the highest score, of equal ones the first."""
+    return _highest(scores, top_k, -1)
+
+
+@torch.no_grad()
+def expert_choice(
+    scores: Float[Tensor, "groups tokens experts"], top_k: int, *, capacity_factor: float = 1.0
+) -> Bool[Tensor, "groups tokens experts"]:
+    """Expert Choice: each expert takes the c tokens of the group that it scores highest.
+
+        c = ceil(capacity_factor * tokens * top_k / experts)                    (arXiv 2202.09368)
+
+    The load is even by construction. A token gets between none and all of the experts, `top_k` of
+    them on average at a factor of 1; the source's own factor is `capacity_factor * top_k`, 2 by
+    default. What a token gets tells it of later ones, see `leaked_bits`.
+
+    Args:
+        scores: the router's distribution over the experts.
+
+    Raises:
+        ConfigError: where an expert would take no token, or more than there are.
+    """
+    tokens, experts = scores.shape[-2:]
+    # rounded first, since 1.1 * 160 is a little more than 176 in floating point
+    capacity = math.ceil(round(capacity_factor * tokens * top_k / experts, 9))
+    if not 1 <= capacity <= tokens:
+        raise ConfigError(
+            f"a capacity of {capacity} tokens an expert: must be between 1 and the {tokens} of a "
+            "group; change the capacity factor"
+        )
+    return _highest(scores, capacity, -2)
+
+
+def leaked_bits(layers: int, experts: int, top_k: int) -> float:
+    """How many bits of the future Expert Choice can tell each token; it is more than that.
+
+        layers * top_k * log2((1 - R) / R),  R = top_k / experts                (arXiv 2408.15664)
+
+    More than 50 bits for 9 layers of 16 experts with 2 a token, where the next token has a few.
+    """
+    if not 0 < top_k < experts:
+        raise ConfigError(f"top_k={top_k}: must be between 1 and {experts - 1}, below experts")
+    share = top_k / experts
+    return layers * top_k * math.log2((1 - share) / share)
+
+
+@torch.no_grad()
+def base_assignment(
+    scores: Float[Tensor, "groups tokens experts"], top_k: int
+) -> Bool[Tensor, "groups tokens experts"]:
+    """BASE: the even assignment of the largest total score, `top_k` times over.
+
+        max sum_t s_{t, a(t)},  no expert in more than ceil(tokens / experts) of a(1) .. a(tokens)
+                                                                                (arXiv 2103.16716)
+
+    The source has `top_k` = 1, and approximates by auction (fairseq `modules/base_layer.py`) what
+    is solved exactly here, by scipy's `linear_sum_assignment` on the CPU, in time that grows with
+    the cube of the group. For `top_k` above 1, each further round is the best even assignment
+    without the pairs of the rounds before; over r rounds no expert has more than
+    ceil(r * tokens / experts) tokens.
+
+    Raises:
+        ConfigError: for a group whose cost matrix would be too large for memory, and for scores
+            that are not finite.
+    """
+    groups, tokens, experts = scores.shape
+    entries = tokens * experts * -(-tokens // experts)
+    if entries > BASE_LIMIT:
+        raise ConfigError(
+            f"a group of {tokens} tokens: BASE needs a matrix of {entries} entries, and at most "
+            f"{BASE_LIMIT} are allowed; make the groups smaller"
+        )
+    if not scores.isfinite().all():
+        raise ConfigError("scores that are not finite: BASE needs numbers to assign by")
+    cost = scores.double().cpu()
+    mask = torch.zeros(cost.shape, dtype=torch.bool)
+    for group in range(groups):
+        for number in range(1, top_k + 1):
+            room = -(-number * tokens // experts) - mask[group].sum(0)
+            mask[group] |= _even_round(cost[group], mask[group], room)
+    return mask.to(scores.device)
+
+
+def _even_round(cost: Tensor, taken: Tensor, room: Tensor) -> Tensor:
+    """One expert a token, of those it has not taken, each with room for so many tokens."""
+    from scipy.optimize import linear_sum_assignment  # which nothing else here needs
+
+    tokens, experts = cost.shape
+    # one taken pair costs more than all the others could gain
+    span = float(cost.max() - cost.min()) + 1
+    allowed = cost.masked_fill(taken, float(cost.min()) - tokens * span)
+    expert = torch.arange(experts).repeat_interleave(room)
+    row, place = linear_sum_assignment(allowed[:, expert].numpy(), maximize=True)
+    found = torch.zeros_like(taken)
+    found[torch.from_numpy(row), expert[torch.from_numpy(place)]] = True
+    assert not (found & taken).any()
+    return found
+
+
+@torch.no_grad()
+def sinkhorn(
+    logits: Float[Tensor, "groups tokens experts"],
+    *,
+    tolerance: float = 1e-4,
+    max_iterations: int = 100,
+) -> Float[Tensor, "groups tokens experts"]:
+    """S-BASE: the joint distribution of tokens and experts nearest to the router's, evened out.
+
+        pi_te = exp(z_te + u_t + v_e),  sum_e pi_te = 1 / tokens,  sum_t pi_te = 1 / experts
+                                                                                (arXiv 2202.01169)
+
+    `top_k_mask` of it is the assignment, which is near balance and not exactly there. In the log
+    domain, where logsumexp takes out the largest term: a peer takes exp(z), which overflows, and
+    goes on until it has converged (Megatron-LM, `moe_utils.py`: `sinkhorn`; tolerance 1e-4).
+
+    Args:
+        tolerance: a group is done when no v has moved by more.
+        max_iterations: after which a group is done all the same.
+
+    Returns:
+        log pi, since pi itself is 0 for experts of which one may still be a token's second; rows of
+        pi have their sum, and columns theirs up to the tolerance.
+    """
+    tokens, experts = logits.shape[-2:]
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    v = z.new_zeros(z.shape[0], 1, experts)
+    moving = torch.ones_like(v[..., :1], dtype=torch.bool)  # each group by itself, or the groups
+    for _ in range(max_iterations):  # of a pass would change one another
+        new = -math.log(experts) - (z + _of_tokens(z, v)).logsumexp(-2, keepdim=True)
+        change = (new - v).abs().amax(-1, keepdim=True)
+        v = new.where(moving, v)
+        moving = moving & (change > tolerance)
+        if not moving.any():
+            break
+    return (z + v).log_softmax(-1) - math.log(tokens)
+
+
+def _of_tokens(z: Tensor, v: Tensor) -> Tensor:
+    """u, given v."""
+    return -math.log(z.shape[-2]) - (z + v).logsumexp(-1, keepdim=True)
+
+
+def _highest(scores: Tensor, number: int, dim: int) -> Tensor:
+    # a stable sort, since what topk takes of equal scores depends on the device
+    order = scores.argsort(dim=dim, descending=True, stable=True).narrow(dim, 0, number)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(dim, order, True)

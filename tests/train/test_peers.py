@@ -1,0 +1,222 @@
+"""Each peer's preset against what that system computes, written down literally, on equal logits.
+
+The literal forms follow the named functions step by step, with their own normalisations, and know
+nothing of scopes, estimators or conventions.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from moebench.balance import balance_loss, selected_mass
+from moebench.config.compose import Composer
+from moebench.train.loop import make_objective
+from tests.routings import random_routing, route
+
+LAYERS, SEQUENCES, TOKENS, EXPERTS, K, MICRO = 3, 8, 5, 6, 2, 2
+COMPOSER = Composer()
+
+Probs = Tensor  # [layers, sequences, tokens, experts]
+
+
+def one_hot(probs: Tensor) -> Tensor:
+    """[..., k, experts] of each token's top-k."""
+    return torch.nn.functional.one_hot(probs.topk(K, -1).indices, EXPERTS).double()
+
+
+def micro_batches(layer: Tensor) -> list[Tensor]:
+    """[tokens, experts] of each micro-batch of a layer."""
+    return [each.flatten(0, 1) for each in layer.split(MICRO)]
+
+
+def minimind_v1(probs: Probs) -> float:
+    return 0.0
+
+
+def minimind_v2(probs: Probs) -> float:
+    """`MoEGate`, seq_aux: counts over T k / E times mean scores, summed over layers."""
+    total = 0.0
+    for layer in probs:
+        for sequence in layer:
+            ce = one_hot(sequence).sum((0, 1)) / (TOKENS * K / EXPERTS)
+            total += 0.1 * (ce * sequence.mean(0)).sum().item() / SEQUENCES
+    return total
+
+
+def minimind_3(probs: Probs) -> float:
+    """`MOEFeedForward.forward`, summed over layers, mean over accumulated micro-batches."""
+    total = 0.0
+    for layer in probs:
+        for scores in micro_batches(layer):
+            load = one_hot(scores).mean(0)  # [k, experts]
+            loss = (load * scores.mean(0)).sum() * EXPERTS * 5e-4
+            total += loss.item() / (SEQUENCES / MICRO)
+    return total
+
+
+def maxtext(probs: Probs, mass: Probs | None = None) -> float:
+    """`load_balance_loss`: mean(density * density_prob) * E^2 * weight, mean over layers."""
+    total = 0.0
+    for layer, met in zip(probs, probs if mass is None else mass, strict=True):
+        density = one_hot(layer).sum(2).mean(1)  # [batch, experts]
+        density_prob = met.mean(1)
+        total += (density * density_prob).mean().item() * EXPERTS**2 * 0.01
+    return total / LAYERS
+
+
+def maxtext_before(probs: Probs) -> float:
+    """As it was: the probabilities are the softmax over the top-k logits, 0 elsewhere."""
+    top = probs.topk(K, -1)
+    mass = torch.zeros_like(probs).scatter(-1, top.indices, top.values.log().softmax(-1))
+    return maxtext(probs, mass)
+
+
+def switch_loss(probs: Tensor, counts: Tensor, tokens: int) -> float:
+    """`switch_load_balancing_loss_func`: sum(sum of P * counts) * E * coeff / (k T^2)."""
+    return (probs.sum(0) * counts).sum().item() * EXPERTS * 0.01 / (K * tokens**2)
+
+
+def megatron_micro(probs: Probs) -> float:
+    total = 0.0
+    for layer in probs:
+        for each in micro_batches(layer):
+            loss = switch_loss(each, one_hot(each).sum((0, 1)), MICRO * TOKENS)
+            total += loss / (SEQUENCES / MICRO)
+    return total
+
+
+def megatron_sequence(probs: Probs) -> float:
+    total = 0.0
+    for layer in probs:
+        for each in layer:
+            total += switch_loss(each, one_hot(each).sum((0, 1)), TOKENS) / SEQUENCES
+    return total
+
+
+def megatron_global(probs: Probs) -> float:
+    """Counts and `ga_steps` grow over the micro-batches; f is their quotient."""
+    total = 0.0
+    for layer in probs:
+        seen, ga_steps = torch.zeros(EXPERTS).double(), 0
+        for each in micro_batches(layer):
+            seen, ga_steps = seen + one_hot(each).sum((0, 1)), ga_steps + 1
+            total += switch_loss(each, seen / ga_steps, MICRO * TOKENS) / (SEQUENCES / MICRO)
+    return total
+
+
+def huggingface(probs: Probs) -> float:
+    """Its own function, called with each micro-batch."""
+    transformers = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
+    total = 0.0
+    for number in range(SEQUENCES // MICRO):
+        part = probs[:, number * MICRO : (number + 1) * MICRO]
+        logits = tuple(layer.flatten(0, 1).log() for layer in part)
+        loss = transformers.load_balancing_loss_func(logits, EXPERTS, K)
+        total += 0.001 * loss.item() / (SEQUENCES / MICRO)
+    return total
+
+
+def qwen(probs: Probs, seen: Callable[[int], range]) -> float:
+    """N_E sum_i f_i P_i, where `seen` says whose counts a micro-batch's f has in it."""
+    total = 0.0
+    for layer in probs:
+        parts = micro_batches(layer)
+        for number, each in enumerate(parts):
+            counts = torch.stack([one_hot(parts[other]).sum((0, 1)) for other in seen(number)])
+            f = counts.sum(0) / counts.sum()
+            loss = EXPERTS * (f * each.mean(0)).sum().item()
+            total += 0.008 * loss / len(parts) / LAYERS
+    return total
+
+
+EVERY = range(SEQUENCES // MICRO)
+LITERAL: dict[str, Callable[[Probs], float]] = {
+    "minimind-v1": minimind_v1,
+    "minimind-v2": minimind_v2,
+    "minimind-3": minimind_3,
+    "maxtext-before": maxtext_before,
+    "maxtext": maxtext,
+    "megatron-micro": megatron_micro,
+    "megatron-sequence": megatron_sequence,
+    "megatron-global": megatron_global,
+    "huggingface": huggingface,
+    "qwen-micro": lambda probs: qwen(probs, lambda number: range(number, number + 1)),
+    "qwen-sync": lambda probs: qwen(probs, lambda number: EVERY),
+    "qwen-buffer": lambda probs: qwen(probs, lambda number: range(number + 1)),
+}
+
+
+def balance_part(
+    experiment: str, step: int = 1, logits: Tensor | None = None
+) -> tuple[float, Tensor]:
+    """The balance terms of a preset's objective on some routing, and its probabilities."""
+    shape = {"top_k": K, "num_experts": EXPERTS, "num_layers": LAYERS}
+    config = COMPOSER.compose(
+        [
+            *(f"experiment={experiment}", f"micro_bsz={MICRO}", f"global_bsz={SEQUENCES}"),
+            *(f"model.{key}={value}" for key, value in shape.items()),
+        ]
+    )
+    objective = make_objective(config, ["one"])
+    if logits is None:
+        logits = random_routing(LAYERS, SEQUENCES, TOKENS, EXPERTS, K)[0].detach()
+    routing = route(logits, K)
+    routing = routing._replace(counts=routing.counts.double())
+    mass = routing.prob_mass if objective.probs == "full" else selected_mass(routing)
+    total = 0.0
+    for term in objective.terms:
+        groups = term.scope.groups(
+            SEQUENCES,
+            TOKENS,
+            generator=torch.Generator().manual_seed(0),
+            pass_bsz=objective.estimator.prefix,
+        )
+        f = objective.estimator.frequency(groups, groups.tally(routing), None)
+        value = balance_loss(f, mass, total=SEQUENCES * TOKENS, layers=objective.layers)
+        total += term.weight_at(step) * objective.uniform * value.item()
+    return total, logits.softmax(-1)
+
+
+@pytest.mark.parametrize("experiment", LITERAL)
+def test_a_preset_computes_what_the_system_does(experiment: str) -> None:
+    found, probs = balance_part(experiment)
+    rel = 1e-7 if experiment == "huggingface" else 1e-12  # which takes its softmax in fp32
+    assert found == pytest.approx(LITERAL[experiment](probs), rel=rel)
+
+
+def test_shuffled_meets_draws_of_the_step_in_expectation_as_many_as_a_micro_batch() -> None:
+    """qwen-shuffle draws, so its value is between those of the scopes and not one of them."""
+    shuffled, micro, sync = (
+        balance_part(f"qwen-{each}")[0] for each in ("shuffle", "micro", "sync")
+    )
+    assert shuffled != sync
+    assert abs(shuffled - sync) < abs(micro - sync)
+
+
+def test_one_percent_of_micro_begins_after_a_third() -> None:
+    sync, micro = (balance_part(f"qwen-{each}")[0] for each in ("sync", "micro"))
+    assert balance_part("qwen-sync-micro", step=133)[0] == pytest.approx(sync, rel=1e-12)
+    both = balance_part("qwen-sync-micro", step=134)[0]
+    assert both == pytest.approx(sync + 0.01 * micro, rel=1e-12)
+
+
+UNIFORM = {
+    "minimind-v2": 0.1 * LAYERS,
+    "minimind-3": 5e-4 * LAYERS * K,
+    "maxtext": 0.01 * K,
+    "megatron-micro": 0.01 * LAYERS,
+    "megatron-sequence": 0.01 * LAYERS,
+    "megatron-global": 0.01 * LAYERS,
+    "huggingface": 0.001 * K,
+    "qwen-sync": 0.008,
+}
+
+
+@pytest.mark.parametrize("experiment", UNIFORM)
+def test_the_value_at_uniform_routing_is_the_published_convention(experiment: str) -> None:
+    logits = torch.zeros(LAYERS, SEQUENCES, TOKENS, EXPERTS, dtype=torch.float64)
+    found, probs = balance_part(experiment, logits=logits)
+    assert found == pytest.approx(UNIFORM[experiment], rel=1e-6)
+    assert LITERAL[experiment](probs) == pytest.approx(UNIFORM[experiment], rel=1e-6)
