@@ -31,7 +31,7 @@ def uniform(
         purpose: what it is for; another one gives other numbers.
     """
     place = torch.arange(tokens * width, device=key.device).view(tokens, width)
-    z = _mixed(key + purpose * GOLDEN)[:, None, None] + place * GOLDEN
+    z = _mixed(key + purpose)[:, None, None] + place * GOLDEN
     return ((_mixed(z) >> (64 - BITS)) & (2**BITS - 1)).float() * 2.0**-BITS + 2.0 ** -(BITS + 1)
 
 

@@ -152,7 +152,7 @@ class Router(nn.Module):
     def _logits(self, x: Tensor, key: Tensor | None) -> Tensor:
         gating, weight = self.gating, self.weight.to(x.dtype)
         if key is not None and gating.jitter:
-            drawn = noise.uniform(key, 3 * self.layer, *x.shape[1:]).to(x.dtype)
+            drawn = noise.uniform(key, 3 * self.layer, x.shape[1], x.shape[2]).to(x.dtype)
             x = x * (1 - gating.jitter + 2 * gating.jitter * drawn)
         bias = self.bias.to(x.dtype) if gating.bias else None
         if gating.form == "linear":
@@ -165,7 +165,9 @@ class Router(nn.Module):
             logits = scale * F.linear(low, F.normalize(weight, dim=-1))
             logits = logits if bias is None else logits + bias
         if key is not None and gating.noise:
-            drawn = noise.normal(key, 3 * self.layer + 1, *logits.shape[1:]).to(x.dtype)
+            drawn = noise.normal(key, 3 * self.layer + 1, logits.shape[1], logits.shape[2]).to(
+                x.dtype
+            )
             spread = F.softplus(F.linear(x, self.spread.to(x.dtype)))
             logits = logits + gating.noise * drawn * spread
         return logits
@@ -187,8 +189,11 @@ class Router(nn.Module):
     def _assigned(self, method: Method, logits: Tensor, found: Gated) -> Selection:
         sequences, tokens, experts = logits.shape
         size = self.gating.group_bsz * tokens
-        grouped = [each.detach().reshape(-1, size, experts) for each in (logits, found.scores)]
-        mask = method.assign(*grouped, self.top_k).view(sequences, tokens, experts)
+        mask = method.assign(
+            logits.detach().reshape(-1, size, experts),
+            found.scores.detach().reshape(-1, size, experts),
+            self.top_k,
+        ).view(sequences, tokens, experts)
         most = method.most(self.top_k, experts) or self.top_k
         expert_index, selected = of_mask(mask, found.scores.detach(), most)
         number = method.assignments(size, self.top_k, experts) * (

@@ -291,7 +291,7 @@ class MoETransformer(nn.Module):
                 layers.append(routing)
         logits = F.linear(rms_norm(x).to(self.compute), self.head.to(self.compute))
         if not layers:
-            layers = [no_routing(*tokens.shape, self.num_experts, like=x)]
+            layers = [no_routing(tokens.shape[0], tokens.shape[1], self.num_experts, like=x)]
         return logits.to(x.dtype), join(layers, along="layers")
 
 

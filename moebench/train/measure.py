@@ -40,6 +40,8 @@ def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
     tokens = routing.expert_index.shape[2]
     layers, sequences, _ = routing.counts.shape
 
+    if not layers:  # a dense model
+        return {"train/loss": outcome.cross_entropy.item()}
     by_scores = of_own_scores(routing)
 
     def over(scope: Scope) -> Tensor:
@@ -140,7 +142,7 @@ def evaluate(
             batch.domain,
             domains,
         )
-        if prefix == "valid":
+        if prefix == "valid" and parts[0].counts.shape[0]:
             routing = join(parts, along="sequences")
             mixture = torch.tensor(shares(corpus, config.data), dtype=torch.float64)
             load_row, arrays = _routing_metrics(config, routing, batch.domain, mixture)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from moebench.balance import Routing, of_own_scores
 from moebench.balance.bias import Bias, BiasState
-from moebench.model.router import Router
+from moebench.model.router import Gating, Router
 
 
 def routing_of(counts: list[list[int]]) -> Routing:
@@ -68,7 +68,7 @@ def test_a_masked_expert_keeps_its_bias_and_counts_in_no_mean() -> None:
 @pytest.mark.parametrize("multiplicative", [0, 1])
 def test_it_moves_the_selection_and_neither_weights_nor_probabilities(multiplicative: int) -> None:
     torch.manual_seed(0)
-    router, x = Router(8, 4, 2, renormalize=False), torch.randn(2, 5, 8)
+    router, x = Router(8, 4, 2, Gating(renormalize=False)), torch.randn(2, 5, 8)
     torch.nn.init.normal_(router.weight)
     bias = torch.rand(4)
     steering = Bias(multiplicative=multiplicative).steering(BiasState(bias[None])).layer(0)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from moebench.model.experts import Experts
 from moebench.model.grouped import grouped_mm
-from moebench.model.router import Router
+from moebench.model.router import Gating, Router
 from moebench.model.transformer import MoETransformer, causal_attention, initialize, rms_norm
 
 
@@ -72,7 +72,7 @@ def test_experts_equal_a_loop_over_tokens() -> None:
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_router_selects_the_most_probable_experts(renormalize: bool) -> None:
     torch.manual_seed(0)
-    router = Router(16, 6, 2, renormalize=renormalize)
+    router = Router(16, 6, 2, Gating(renormalize=renormalize))
     torch.nn.init.normal_(router.weight)
     x = torch.randn(3, 5, 16)
     selection = router(x)
