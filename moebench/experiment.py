@@ -50,7 +50,6 @@ from moebench.records import FULL, Record
 from moebench.tensorboard import View
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.distributed import Ranks, joined, world_size
-from moebench.train.kernels import compiled, kernels
 from moebench.train.loop import (
     SETTLED,
     Arm,
@@ -59,7 +58,6 @@ from moebench.train.loop import (
     make_objective,
     make_state,
     peak_bytes,
-    plain_model,
     train,
 )
 from moebench.train.stack import train_together
@@ -326,12 +324,6 @@ class _Recording:
         torch.set_num_threads(config.run.threads or 1)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        with torch.device("meta"):
-            shapes = plain_model(config, self.corpus.vocab_size)
-        found = kernels(config, record.path.parent, device, shapes)
-        self._manifest["kernels"] = found._asdict()
-        if config.run.compile == "true" and not found.compiler:
-            print("run.compile=true: no compiler was found; going on without", file=sys.stderr)
         if not self.resumed:
             record.begin(to_yaml(config), self._manifest)
         state = make_state(config, self.corpus.vocab_size, device)
@@ -342,15 +334,7 @@ class _Recording:
         if self.resumed:
             record.begin(to_yaml(config), _continued(record.manifest(), self._manifest, state.step))
             record.cut(state.step if kept else -1)
-        self.arm = Arm(
-            config,
-            self.corpus,
-            state,
-            device,
-            self.ranks,
-            forward=compiled(state.model) if found.compile and self.stack == 1 else None,
-            peak_flops=found.peak_flops,
-        )
+        self.arm = Arm(config, self.corpus, state, device, self.ranks)
         self.tell("running")
         self._view = View(record)
 

@@ -360,12 +360,6 @@ class RunConfig:
     threads: int | None = knob(
         None, "CPU threads; null takes all cores, 1 in a sweep", unit="threads", low=1
     )
-    compile: str = knob(
-        "auto",
-        "compile the forward; auto: where a compiler is there and the run is long enough to earn "
-        "it; a stack is never compiled",
-        choices=("auto", "true", "false"),
-    )
     stack: str = knob(
         "auto",
         "runs of equal shape that a sweep trains in one process; auto: 1 on a CPU, on a GPU as "

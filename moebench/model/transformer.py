@@ -179,7 +179,7 @@ class MoETransformer(nn.Module):
         document_end: int | None = None,
     ) -> None:
         super().__init__()
-        self.compute, self.top_k = compute, top_k
+        self.compute = compute
         self.document_end = document_end
         self.embedding = nn.Parameter(torch.empty(vocab_size, d_model))
         self.blocks = nn.ModuleList(

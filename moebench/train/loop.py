@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moebench.balance import BalanceState, Estimator, Scope, Term, make_scope
 from moebench.config.identity import estimator, treatment
@@ -22,7 +22,6 @@ from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, TrainingError
-from moebench.model.flops import step_flops
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.distributed import Ranks
 from moebench.train.feed import Feed
@@ -91,17 +90,8 @@ class Clock:
 
 def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
     """The model of a config, with its initial weights."""
-    model = plain_model(config, vocab_size)
-    initialize(model, config.seed)
-    if config.router.perturb:
-        perturb_routers(model, config.seed, config.router.perturb)
-    return model
-
-
-def plain_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
-    """The model of a config, its weights not yet set."""
     shape = config.model
-    return MoETransformer(
+    model = MoETransformer(
         vocab_size=vocab_size,
         d_model=shape.d_model,
         num_layers=shape.num_layers,
@@ -114,6 +104,10 @@ def plain_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
         compute=COMPUTE[config.train.precision],
         document_end=vocab_size - 1 if config.data.mask_documents else None,
     )
+    initialize(model, config.seed)
+    if config.router.perturb:
+        perturb_routers(model, config.seed, config.router.perturb)
+    return model
 
 
 def make_objective(config: ExperimentConfig, domains: Sequence[str]) -> Objective:
@@ -195,11 +189,6 @@ class Arm:
     """One run that is being trained: its batches, its state, and what it tells of each step.
 
     It knows nothing of how gradients come about, or of the arms beside it.
-
-    Args:
-        config, corpus, state, device, ranks: as for `train`.
-        forward: the model in another form, compiled say; by default the model of `state`.
-        peak_flops: operations a second of the device, for its utilisation; None tells none.
     """
 
     def __init__(
@@ -209,19 +198,9 @@ class Arm:
         state: State,
         device: torch.device,
         ranks: Ranks | None = None,
-        *,
-        forward: nn.Module | None = None,
-        peak_flops: float | None = None,
     ) -> None:
         self.config, self.corpus, self.state, self.device = config, corpus, state, device
         self.ranks = ranks or Ranks()
-        self.forward = forward or state.model
-        self._utilization = (
-            step_flops(state.model, config.global_bsz, config.seq_len)
-            / (peak_flops * self.ranks.size)
-            if peak_flops
-            else None
-        )
         self.objective = make_objective(config, corpus.domains)
         self.device_bsz = config.run.device_bsz or config.global_bsz // self.ranks.size
         self.clock = Clock()
@@ -240,7 +219,7 @@ class Arm:
         while not self.done:
             step = self.next_step()
             outcome = accumulate_gradients(
-                self.state.model, self.objective, step, self.state.balance, self.forward
+                self.state.model, self.objective, step, self.state.balance
             )
             event = self.finish(step, outcome)
             with self.clock.paused():  # what the caller does with it is no training
@@ -306,8 +285,7 @@ class Arm:
                 **self.ranks.take(self.clock.steps),
                 "train/grad_norm": norm.item(),
                 "train/lr": rate,
-                **(speed := self.clock.read()),
-                **self._mfu(speed["speed/step_seconds"]),
+                **self.clock.read(),
                 "memory/peak_bytes": peak_bytes(self.device),
             }
             self.clock = Clock()
@@ -319,11 +297,6 @@ class Arm:
                 )
             event.row = {"step": number, **(event.row or {}), **row}
         return event
-
-    def _mfu(self, seconds: float) -> dict[str, float]:
-        if self._utilization is None:
-            return {}
-        return {"speed/mfu": self._utilization / seconds}
 
     def _is_logged(self, number: int) -> bool:
         steps = self.config.train.steps

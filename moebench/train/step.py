@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moebench.balance import (
     BalanceState,
@@ -148,7 +148,6 @@ def accumulate_gradients(
     objective: Objective,
     step: Step,
     states: Sequence[BalanceState | None] | None = None,
-    forward: nn.Module | None = None,
 ) -> Outcome:
     """Add the gradient of one step's objective to the parameters, summed over ranks.
 
@@ -156,10 +155,9 @@ def accumulate_gradients(
 
     Args:
         states: of each term before this step; None before the first.
-        forward: the model in another form, compiled say.
     """
     own = Share(objective, step, states or begin_states(objective, model, step))
-    [outcome] = accumulate_together(lambda tokens: [(forward or model)(tokens[0])], [own])
+    [outcome] = accumulate_together(lambda tokens: [model(tokens[0])], [own])
     step.ranks.sum_gradients(model)
     return outcome
 
