@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,14 +35,7 @@ from moebench.config.identity import (
 from moebench.config.schema import ExperimentConfig, RunConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
-from moebench.errors import (
-    ConfigError,
-    LockedError,
-    MoebenchError,
-    RecordError,
-    Stopped,
-    TrainingError,
-)
+from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
 from moebench.lock import hold
 from moebench.machine import usable_cores
 from moebench.metrics.load import random_max_violation
@@ -50,17 +43,7 @@ from moebench.records import FULL, Record
 from moebench.tensorboard import View
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.distributed import Ranks, joined, world_size
-from moebench.train.loop import (
-    SETTLED,
-    Arm,
-    Event,
-    State,
-    make_objective,
-    make_state,
-    peak_bytes,
-    train,
-)
-from moebench.train.stack import train_together
+from moebench.train.loop import SETTLED, Event, State, make_objective, make_state, train
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = (
@@ -111,87 +94,6 @@ def run_experiment(
         except MoebenchError:
             ranks.give_up()
             raise
-
-
-def run_stack(
-    runs: Sequence[tuple[ExperimentConfig, Corpus]],
-    runs_dir: Path,
-    *,
-    on_event: Callable[[int, Event], None] | None = None,
-) -> list[Exception | None]:
-    """Train runs of equal shape side by side; unfinished records are gone on with.
-
-    Args:
-        runs: config and data of each; `moebench.config.stacking` says what may differ.
-        runs_dir: where records lie.
-        on_event: called with the number of the run after each of its steps.
-
-    Returns:
-        For each run None if its record is sealed, else why it is not: LockedError if another
-        process trains it, TrainingError or RecordError if it failed. A run that fails leaves the
-        others as they would be without it.
-
-    Raises:
-        Stopped: on SIGINT, SIGTERM or SIGUSR1, after a checkpoint of each.
-    """
-    ended: dict[int, Exception | None] = {}
-    with ExitStack() as held, _signals() as stop:
-        made: dict[int, _Recording] = {}
-        for number, (config, corpus) in enumerate(runs):
-            record = Record(runs_dir / run_name(config, corpus.content_hash))
-            try:
-                held.enter_context(hold(record))
-            except LockedError as error:
-                ended[number] = error
-                continue
-            if record.is_done():
-                ended[number] = None
-                continue
-            made[number] = _Recording(config, corpus, record, stack=len(runs))
-        try:
-            for number, each in list(made.items()):
-                try:
-                    each.begin()
-                except MoebenchError as error:
-                    ended[number] = each.failed(error)
-                    del made[number]
-            numbers = [*made]
-            for step in train_together([each.arm for each in made.values()]) if made else ():
-                for arm, event, error in step:
-                    number = numbers[arm]
-                    if number in ended:  # its record cannot be written
-                        continue
-                    try:
-                        if error is not None or event is None:
-                            raise error or TrainingError("no event")
-                        made[number].take(event)
-                        if on_event is not None:
-                            on_event(number, event)
-                        made[number].keep(stop[0] if stop else None)
-                        if made[number].arm.done:
-                            made[number].seal()
-                            ended[number] = None
-                    except (MoebenchError, OSError, SafetensorError) as why:
-                        ended[number] = made[number].failed(why)
-                running = [each for number, each in made.items() if number not in ended]
-                if not running:
-                    break
-                if stop:
-                    first = running[0]
-                    raise Stopped(first.record.path, first.state.step, stop[0])
-        except (Stopped, KeyboardInterrupt) as stopped:
-            for number, each in made.items():
-                if number not in ended:
-                    each.end("stopped", str(stopped) or "interrupted twice")
-            raise
-        except Exception as error:
-            # of all of them: out of memory, say
-            found = [each.failed(error) for number, each in made.items() if number not in ended]
-            raise found[0] from None
-        finally:
-            for each in made.values():
-                each.close()
-    return [ended[number] for number in range(len(runs))]
 
 
 def _lead(
@@ -252,153 +154,87 @@ def _run(
     ranks: Ranks,
     on_event: Callable[[Event], None] | None,
 ) -> Record:
-    made = _Recording(config, corpus, record, ranks)
-    try:
-        with _signals() as stop:
-            made.begin()
-            ranks.tell((made.config.run, made.state.step))
-            for event in made.arm.train():
-                made.take(event)
-                if on_event is not None:
-                    on_event(event)
-                # looked at once: it may come at any moment
-                made.keep(stopping := ranks.tell(stop[0] if stop else None))
-                if stopping and not made.arm.done:
-                    raise Stopped(record.path, event.step, stopping)
-            made.seal()
-    except (Stopped, KeyboardInterrupt) as stopped:
-        made.end("stopped", str(stopped) or "interrupted twice")
-        raise
-    except Exception as error:
-        raise made.failed(error) from None
-    finally:
-        made.close()
-    return record
+    resumed = record.exists()
+    config = replace(config, run=_execution(config.run, record if resumed else None))
+    device = ranks.device(config.run.device)
+    torch.set_num_threads(config.run.threads or 1)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    steps, checkpoints = config.train.steps, record.path / "checkpoints"
+    state: State | None = None
+    latest: dict[str, Any] = {}
+    began = time.monotonic() - (record.status().get("seconds", 0.0) if resumed else 0.0)
+    told = 0.0
 
-
-class _Recording:
-    """A run while it is trained: what its record is told, and when.
-
-    Attributes:
-        arm: what is trained; there once it has begun.
-    """
-
-    arm: Arm
-
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        corpus: Corpus,
-        record: Record,
-        ranks: Ranks | None = None,
-        *,
-        stack: int = 1,
-    ) -> None:
-        self.resumed = record.exists()
-        self.config = replace(config, run=_execution(config.run, record if self.resumed else None))
-        self.corpus, self.record, self.stack = corpus, record, stack
-        self.ranks = ranks or Ranks()
-        self.device = self.ranks.device(self.config.run.device)
-        self._latest: dict[str, Any] = {}
-        before = record.status().get("seconds", 0.0) if self.resumed else 0.0
-        self._began = time.monotonic() - before
-        self._told = 0.0
-        self._view: View | None = None
-        self._manifest = {
-            **describe(self.config, corpus, self.device),
-            "ranks": self.ranks.size,
-            "stack": stack,
-        }
-
-    @property
-    def state(self) -> State:
-        return self.arm.state
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._began
-
-    def begin(self) -> None:
-        """Make the record, or go on with it from its last checkpoint."""
-        record, config, device = self.record, self.config, self.device
-        torch.set_num_threads(config.run.threads or 1)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        if not self.resumed:
-            record.begin(to_yaml(config), self._manifest)
-        state = make_state(config, self.corpus.vocab_size, device)
-        kept = steps_kept(self._checkpoints)
-        if kept:
-            path = self._checkpoints / f"step-{kept[-1]}"
-            state.step, state.balance = load_checkpoint(path, state.model, state.optimizer, device)
-        if self.resumed:
-            record.begin(to_yaml(config), _continued(record.manifest(), self._manifest, state.step))
-            record.cut(state.step if kept else -1)
-        self.arm = Arm(config, self.corpus, state, device, self.ranks)
-        self.tell("running")
-        self._view = View(record)
-
-    def take(self, event: Event) -> None:
-        """Write down what a step tells."""
-        assert self._view is not None
-        if event.row is None:
-            return
-        row = {**event.row, "time": round(self.seconds, 3)}
-        self.record.append(row)
-        if event.routing is not None:
-            self.record.save_routing(event.step, event.routing)
-        self._view.add(row, event.routing)
-        for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
-            self._latest[key] = row.get(key, self._latest.get(key))
-
-    def keep(self, stopping: int | None = None) -> None:
-        """Save a checkpoint where one is due, and give a sign of life."""
-        step, every = self.state.step, self.config.run.checkpoint_every
-        if step and (step % every == 0 or self.arm.done or stopping):
-            state = self.state
-            save_checkpoint(
-                self._checkpoints, step, state.model, state.optimizer, state.balance or ()
-            )
-        if time.monotonic() - self._told > HEARTBEAT:
-            self._told = time.monotonic()
-            self.tell("running")
-
-    def seal(self) -> None:
-        _seal(self.config, self.record, self.state, self.seconds)
-        self.close()
-        self.tell("done")
-
-    def close(self) -> None:
-        view, self._view = self._view, None
-        if view is not None:
-            view.close()
-
-    def tell(self, status: str, **more: Any) -> None:
-        self.record.set_status(
+    def tell(status: str, **more: Any) -> None:
+        record.set_status(
             status,
-            step=self.state.step if hasattr(self, "arm") else 0,
-            steps=self.config.train.steps,
-            seconds=round(self.seconds, 3),
-            **self._latest,
+            step=state.step if state else 0,
+            steps=steps,
+            seconds=round(time.monotonic() - began, 3),
+            **latest,
             **more,
         )
 
-    def end(self, status: str, reason: str) -> None:
-        """Say why the run goes on no more; what comes after its seal takes nothing back."""
-        if not self.record.is_done():
+    def end(status: str, reason: str) -> None:
+        if not record.is_done():  # what comes after the seal takes nothing back
             with suppress(OSError):  # of a full disk, `reason` tells
-                self.tell(status, reason=reason)
+                tell(status, reason=reason)
 
-    def failed(self, error: Exception) -> Exception:
-        """Put on record why the run failed; returns that in words for the user."""
-        config, record = self.config, self.record
+    manifest = {**describe(config, corpus, device), "ranks": ranks.size}
+    try:
+        if not resumed:
+            record.begin(to_yaml(config), manifest)
+        with _signals() as stop:
+            state = make_state(config, corpus.vocab_size, device)
+            kept = steps_kept(checkpoints)
+            if kept:
+                path = checkpoints / f"step-{kept[-1]}"
+                state.step, state.balance = load_checkpoint(
+                    path, state.model, state.optimizer, device
+                )
+            if resumed:
+                record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
+                record.cut(state.step if kept else -1)
+            tell("running")
+            ranks.tell((config.run, state.step))
+            with View(record) as view:
+                for event in train(config, corpus, state, device, ranks):
+                    if event.row is not None:
+                        row = {**event.row, "time": round(time.monotonic() - began, 3)}
+                        record.append(row)
+                        if event.routing is not None:
+                            record.save_routing(event.step, event.routing)
+                        view.add(row, event.routing)
+                        for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
+                            latest[key] = row.get(key, latest.get(key))
+                    if on_event is not None:
+                        on_event(event)
+                    # looked at once: it may come at any moment
+                    stopping = ranks.tell(stop[0] if stop else None)
+                    due = event.step % config.run.checkpoint_every == 0 or event.step == steps
+                    if event.step and (due or stopping):
+                        save_checkpoint(
+                            checkpoints,
+                            event.step,
+                            state.model,
+                            state.optimizer,
+                            state.balance or (),
+                        )
+                    if time.monotonic() - told > HEARTBEAT:
+                        told = time.monotonic()
+                        tell("running")
+                    if stopping and event.step < steps:
+                        raise Stopped(record.path, event.step, stopping)
+                _seal(config, record, state, time.monotonic() - began)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        end("stopped", str(stopped) or "interrupted twice")
+        raise
+    except Exception as error:
         if _is_out_of_memory(error):
-            stack = f" for a stack of {self.stack}" if self.stack > 1 else ""
-            smaller = ", a smaller run.stack" if self.stack > 1 else ""
             error = TrainingError(
-                f"run.device_bsz={config.run.device_bsz or config.global_bsz}{stack}: out of "
-                f"memory on {self.device} at a peak of {peak_bytes(self.device) / 2**30:.1f} GiB "
-                f"({str(error).splitlines()[0]}); take a smaller divisor of global_bsz{smaller}, "
+                f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
+                f"{device} ({str(error).splitlines()[0]}); take a smaller divisor of global_bsz, "
                 "or a smaller model"
             )
         elif number := _cannot_write(error, record):
@@ -410,12 +246,10 @@ class _Recording:
         said = (
             str(error) if isinstance(error, MoebenchError) else f"{type(error).__name__}: {error}"
         )
-        self.end("failed", said)
-        return error
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.record.path / "checkpoints"
+        end("failed", said)
+        raise error from None
+    tell("done")
+    return record
 
 
 def _execution(wanted: RunConfig, record: Record | None) -> RunConfig:

@@ -71,7 +71,7 @@ def launcher(folder: Path) -> LocalLauncher:
 
 class Running:
     def __init__(self, job: Job) -> None:
-        self.jobs = (job,)
+        self.job = job
 
 
 def watch(folder: Path) -> None:

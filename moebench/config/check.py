@@ -22,7 +22,6 @@ from moebench.config.schema import (
     knobs,
     range_words,
 )
-from moebench.config.stacking import AUTO, CUDA_GROUPS
 from moebench.errors import ConfigError
 
 
@@ -107,7 +106,6 @@ def check_experiment(config: ExperimentConfig) -> None:
     _check_balance(config)
     if config.run.device_bsz is not None:
         _divides("run.device_bsz", config.run.device_bsz, "global_bsz", whole)
-    _check_stack(config)
     check_source(config.data)
     if config.data.temperature != 1 and config.data.sampling == "uniform":
         raise ConfigError(
@@ -120,20 +118,6 @@ def check_experiment(config: ExperimentConfig) -> None:
                 f"data.weights={{{name}:{weight:g}}}: must be above 0; data.heldout=[{name}] "
                 "keeps a domain from being trained on"
             )
-
-
-def _check_stack(config: ExperimentConfig) -> None:
-    stack, experts = config.run.stack, config.model.num_experts
-    if stack == AUTO:
-        return
-    if not (stack.isascii() and stack.isdigit() and int(stack) > 0):
-        raise ConfigError(f"run.stack={stack}: must be auto, or a number of runs from 1 on")
-    if config.run.device != "cpu" and int(stack) * experts > CUDA_GROUPS:
-        raise ConfigError(
-            f"run.stack={stack}: makes {int(stack) * experts} expert matrices, and one grouped "
-            f"product on a GPU takes {CUDA_GROUPS}; use at most "
-            f"run.stack={max(1, CUDA_GROUPS // experts)}, or run.device=cpu"
-        )
 
 
 def check_source(data: DataConfig) -> None:

@@ -360,12 +360,6 @@ class RunConfig:
     threads: int | None = knob(
         None, "CPU threads; null takes all cores, 1 in a sweep", unit="threads", low=1
     )
-    stack: str = knob(
-        "auto",
-        "runs of equal shape that a sweep trains in one process; auto: 1 on a CPU, on a GPU as "
-        "many as memory allows",
-        unit="runs",
-    )
     log_every: int = knob(10, "steps between rows of metrics", unit="steps", low=1)
     checkpoint_every: int = knob(100, "steps between checkpoints", unit="steps", low=1)
 

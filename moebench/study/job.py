@@ -1,7 +1,7 @@
-"""Jobs in a process of its own, watched from outside: signs of life, and how it ends.
+"""One job in a process of its own, watched from outside: signs of life, and how it ends.
 
-The process is `python -m moebench.study PLAN IDS PARENT`: one job, or several that it trains side
-by side. Whatever it does, it takes nobody else with it, and why a job did not finish is on record.
+The process is `python -m moebench.study PLAN ID PARENT`. Whatever it does, it takes nobody with it,
+and why it did not finish is on record.
 """
 
 import math
@@ -10,9 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from moebench.lock import is_held
 from moebench.records import Record, printable
@@ -25,26 +23,26 @@ DUMP = signal.SIGUSR2  # makes a job write to its log where each thread stands
 
 
 class Attempt:
-    """Jobs that were started in one process; ask `has_ended` from time to time.
+    """A job that was started; ask `has_ended` from time to time.
 
     Args:
         plan_path: a plan among the runs, as `Plan.write` leaves it.
-        jobs: which of its jobs; several are a stack.
+        job: which of its jobs.
         timeout: seconds without the end of a step after which it is ended; None waits for ever.
 
     Raises:
         OSError: if it cannot be started.
     """
 
-    def __init__(self, plan_path: Path, jobs: Sequence[Job], timeout: float | None = None) -> None:
-        self.jobs = tuple(jobs)
-        self.runs_dir = plan_path.parents[2]
+    def __init__(self, plan_path: Path, job: Job, timeout: float | None = None) -> None:
+        self.job = job
+        self.record = Record(plan_path.parents[2] / job.run)
         self.timeout = timeout
-        self.log = plan_path.parent / "logs" / f"{jobs[0].run}.log"
+        self.log = plan_path.parent / "logs" / f"{job.run}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         # The same code as here: what lies in the working directory counts only if it counts here.
         python = [sys.executable, *(["-P"] if os.getcwd() not in sys.path[:1] else [])]
-        words = [str(plan_path.resolve()), ",".join(str(job.id) for job in jobs), str(os.getpid())]
+        words = [str(plan_path.resolve()), str(job.id), str(os.getpid())]
         with open(self.log, "ab") as output:
             self._log_start = output.tell()
             self.process = subprocess.Popen(
@@ -56,7 +54,7 @@ class Attempt:
                 # A group of its own: Ctrl-C reaches the sweep alone, which then ends its jobs.
                 start_new_session=True,
             )
-        self._heartbeats = self._beats()
+        self._heartbeat = last_word(self.record).get("heartbeat")
         self._heard = time.monotonic()
         self._kill_at = math.inf
         self._hung = ""
@@ -71,19 +69,16 @@ class Attempt:
         elif self._hung and self._kill_at == math.inf:
             self.end()  # a look later, so that it has written where it stands
         elif self.timeout is not None and not self._hung:
-            beats = self._beats()
-            if beats != self._heartbeats:
-                self._heartbeats, self._heard = beats, now
+            status = last_word(self.record)
+            if status.get("heartbeat") != self._heartbeat:
+                self._heartbeat, self._heard = status.get("heartbeat"), now
             elif now - self._heard > self.timeout:
-                self._hung = f"ended no step for {self.timeout:g} s (--timeout)"
+                self._hung = (
+                    f"ended no step for {self.timeout:g} s (--timeout) after step "
+                    f"{status['step']}; {self.log} says where it stood"
+                )
                 self.process.send_signal(DUMP)
         return False
-
-    def record(self, job: Job) -> Record:
-        return Record(self.runs_dir / job.run)
-
-    def _beats(self) -> list[Any]:
-        return [last_word(self.record(job)).get("heartbeat") for job in self.jobs]
 
     def end(self) -> None:
         """Ask the process to stop at its next step; `has_ended` kills it if it does not in time."""
@@ -96,24 +91,20 @@ class Attempt:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def why_unfinished(self, job: Job) -> str:
-        """Why the process, which has ended, left a run unfinished; put on record, too."""
-        record = self.record(job)
-        status = last_word(record)
+    def why_unfinished(self) -> str:
+        """Why the process, which has ended, left its run unfinished; put on record, too."""
+        status = last_word(self.record)
         own = status.get("pid") == self.process.pid and status["state"] in ("failed", "stopped")
         if own and not self._hung:
             return str(status.get("reason"))
-        state, reason = "failed", self._how_it_ended()
-        if self._hung:
-            step = status.get("step", 0)
-            reason = f"{self._hung} after step {step}; {self.log} says where it stood"
+        state, reason = "failed", self._hung or self._how_it_ended()
         if not self._hung and self._kill_at < math.inf:
             state, reason = "stopped", "ended with the sweep; the same sweep goes on with it"
-        if record.exists() and not is_held(record):  # else it is another's by now
+        if self.record.exists() and not is_held(self.record):  # else it is another's by now
             kept = {key: status[key] for key in status.keys() - {"state", "pid", "heartbeat"}}
             try:
-                record.set_status(
-                    state, **{**kept, "steps": job.config["train"]["steps"], "reason": reason}
+                self.record.set_status(
+                    state, **{**kept, "steps": self.job.config["train"]["steps"], "reason": reason}
                 )
             except OSError as error:
                 reason += f"; its status cannot be written ({error.strerror})"

@@ -9,7 +9,6 @@ from moebench.lock import is_held
 from moebench.records import Record
 from moebench.study.job import LOCKED, Attempt
 from moebench.study.plan import Job, Plan
-from moebench.study.stacking import take_stack
 from moebench.study.status import last_word
 
 POLL = 0.2  # seconds between looks at the processes
@@ -23,9 +22,7 @@ class Elsewhere(NamedTuple):
 
 
 class LocalLauncher:
-    """Runs the jobs of a plan as processes on this machine, `workers` at a time.
-
-    Each process trains one run, or a stack of runs of equal shape (`moebench.study.stacking`).
+    """Runs the jobs of a plan as one-thread processes on this machine, `workers` at a time.
 
     Iterate over `run()`; it yields after each look at the processes, so that the caller can draw.
     Closing it stops them. A job that fails, in whatever way, leaves the others. What another
@@ -74,31 +71,25 @@ class LocalLauncher:
     def _start(self) -> None:
         """Begin what waits, as long as there is room."""
         while self.waiting and len(self.running) < self.workers:
-            jobs = []
-            for job in take_stack(self.waiting):
-                self.waiting.remove(job)
-                record = self.record(job)
-                if is_held(record):
-                    self.elsewhere.append(Elsewhere(job, time.time()))
-                elif not record.is_done():  # another sweep was faster
-                    jobs.append(job)
-            if not jobs:
+            job = self.waiting.pop(0)
+            record = self.record(job)
+            if record.is_done():  # another sweep was faster
+                continue
+            if is_held(record):
+                self.elsewhere.append(Elsewhere(job, time.time()))
                 continue
             try:
-                self.running.append(Attempt(self.plan.path(self.runs_dir), jobs, self.timeout))
+                self.running.append(Attempt(self.plan.path(self.runs_dir), job, self.timeout))
             except OSError as error:
-                self.failed += [(job, f"cannot be started ({error})") for job in jobs]
+                self.failed.append((job, f"cannot be started ({error})"))
 
     def _finish(self, each: Attempt) -> None:
-        for job in each.jobs:
-            record = self.record(job)
-            if record.is_done():
-                continue
-            # another one began it at the same time
-            if each.process.returncode == LOCKED or is_held(record):
-                self.waiting.insert(0, job)
-            else:
-                self.failed.append((job, each.why_unfinished(job)))
+        if each.record.is_done():
+            return
+        if each.process.returncode == LOCKED:  # another one began it at the same time
+            self.waiting.insert(0, each.job)
+        else:
+            self.failed.append((each.job, each.why_unfinished()))
 
     def _look_elsewhere(self) -> None:
         """Take back what others have left, unless it failed: it would fail here, too."""
@@ -124,6 +115,5 @@ class LocalLauncher:
         finally:  # a second Ctrl-C kills at once
             for each in ending:
                 each.kill()
-                for job in each.jobs:
-                    if not self.record(job).is_done():
-                        each.why_unfinished(job)
+                if not each.record.is_done():
+                    each.why_unfinished()

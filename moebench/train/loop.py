@@ -182,7 +182,15 @@ def train(
     Raises:
         TrainingError: before the update of a step whose loss or gradient is not finite.
     """
-    return Arm(config, corpus, state, device, ranks).train()
+    arm = Arm(config, corpus, state, device, ranks)
+    if state.step == 0:
+        yield arm.begin()
+    while not arm.done:
+        step = arm.next_step()
+        outcome = accumulate_gradients(state.model, arm.objective, step, state.balance)
+        event = arm.finish(step, outcome)
+        with arm.clock.paused():  # what the caller does with it is no training
+            yield event
 
 
 class Arm:
@@ -210,20 +218,6 @@ class Arm:
     @property
     def done(self) -> bool:
         return self.state.step >= self.config.train.steps
-
-    def train(self) -> Iterator[Event]:
-        """All by itself; see `train`."""
-        if self.state.step == 0:
-            yield self.begin()
-            self.clock = Clock()
-        while not self.done:
-            step = self.next_step()
-            outcome = accumulate_gradients(
-                self.state.model, self.objective, step, self.state.balance
-            )
-            event = self.finish(step, outcome)
-            with self.clock.paused():  # what the caller does with it is no training
-                yield event
 
     def begin(self) -> Event:
         """Step 0, with an evaluation."""
@@ -286,7 +280,7 @@ class Arm:
                 "train/grad_norm": norm.item(),
                 "train/lr": rate,
                 **self.clock.read(),
-                "memory/peak_bytes": peak_bytes(self.device),
+                "memory/peak_bytes": _peak_bytes(self.device),
             }
             self.clock = Clock()
         every = config.train.eval_every
@@ -322,7 +316,7 @@ def _refuse_non_finite(
     raise TrainingError(f"step {step}: the norm of the gradient is too large for its precision")
 
 
-def peak_bytes(device: torch.device) -> int:
+def _peak_bytes(device: torch.device) -> int:
     """Most memory so far: of this run on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

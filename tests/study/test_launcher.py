@@ -182,8 +182,8 @@ def attempt(script: Script, tmp_path: Path, clock: Clock) -> Iterator[Callable[[
     def start(code: str) -> Attempt:
         script.write(f"{code}\nsay('running')\nwhile True: time.sleep(60)")
         plan = a_plan(1)
-        made.append(Attempt(plan.write(tmp_path / "runs"), plan.jobs[:1], timeout=60))
-        until(lambda: last_word(made[0].record(made[0].jobs[0]))["state"] == "running")
+        made.append(Attempt(plan.write(tmp_path / "runs"), plan.jobs[0], timeout=60))
+        until(lambda: last_word(made[0].record)["state"] == "running")
         return made[0]
 
     yield start
@@ -204,7 +204,7 @@ def test_a_run_is_ended_when_no_step_was_for_too_long(
     each = attempt("signal.signal(signal.SIGUSR2, lambda *_: print('asleep here', flush=True))")
     for step in range(1, 5):
         clock.now += 59
-        each.record(each.jobs[0]).set_status("running", step=step, seconds=2.5)
+        each.record.set_status("running", step=step, seconds=2.5)
         assert not each.has_ended()
     clock.now += 60
     assert not each.has_ended()
@@ -212,11 +212,11 @@ def test_a_run_is_ended_when_no_step_was_for_too_long(
     assert not each.has_ended()
     until(lambda: each.log.read_text() == "asleep here\n")
     until(each.has_ended)
-    reason = each.why_unfinished(each.jobs[0])
+    reason = each.why_unfinished()
     assert reason == (
         f"ended no step for 60 s (--timeout) after step 4; {each.log} says where it stood"
     )
-    status = each.record(each.jobs[0]).status()
+    status = each.record.status()
     assert (status["state"], status["reason"]) == ("failed", reason)
     assert (status["step"], status["seconds"]) == (4, 2.5), "what it had said is kept"
 
@@ -238,9 +238,7 @@ def test_a_run_that_hangs_and_ignores_signals_is_killed_with_what_it_started(
     until(each.has_ended)
     assert each.process.returncode == -signal.SIGKILL
     until(lambda: not is_running(int((tmp_path / "child").read_text())))
-    assert each.why_unfinished(each.jobs[0]).startswith(
-        "ended no step for 60 s (--timeout) after step 1; "
-    )
+    assert each.why_unfinished().startswith("ended no step for 60 s (--timeout) after step 1; ")
 
 
 def is_running(pid: int) -> bool:
@@ -359,13 +357,13 @@ def test_the_status_of_a_run_that_another_process_took_over_is_left_alone(
 ) -> None:
     script.write("os.kill(os.getpid(), 9)")
     plan = a_plan(1)
-    each = Attempt(plan.write(tmp_path / "runs"), plan.jobs[:1])
+    each = Attempt(plan.write(tmp_path / "runs"), plan.jobs[0])
     until(each.has_ended)
-    each.record(each.jobs[0]).begin("a: 1", {})
-    each.record(each.jobs[0]).set_status("running", step=5)
-    with hold(each.record(each.jobs[0])):
-        assert each.why_unfinished(each.jobs[0]) == "killed by signal 9 (Killed)"
-        assert each.record(each.jobs[0]).status()["state"] == "running"
+    each.record.begin("a: 1", {})
+    each.record.set_status("running", step=5)
+    with hold(each.record):
+        assert each.why_unfinished() == "killed by signal 9 (Killed)"
+        assert each.record.status()["state"] == "running"
 
 
 def test_a_job_that_cannot_be_started_is_a_failure(
