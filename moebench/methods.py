@@ -116,6 +116,99 @@ SHIPPED = (
         },
         offsets=True,
     ),
+    Declaration(
+        "quantile",
+        "select by scores plus the bias that would have evened the last step (Megatron-LM)",
+        "moebench.balance.quantile:Quantile",
+        {"decay": Option(0, "of a moving average of the bias", low=0, below=1, source="0")},
+        offsets=True,
+    ),
+    Declaration(
+        "expert_choice",
+        "each expert takes the tokens it scores highest, in training (arXiv 2202.09368)",
+        "moebench.balance.assignment:ExpertChoice",
+        {
+            "capacity_factor": Option(
+                1, "tokens an expert takes, as a multiple of its even share", above=0
+            )
+        },
+        assigns=True,
+    ),
+    Declaration(
+        "base",
+        "the even assignment of the largest total score, in training (arXiv 2103.16716)",
+        "moebench.balance.assignment:Base",
+        stackable=False,
+        assigns=True,
+    ),
+    Declaration(
+        "sinkhorn",
+        "top-k of scores evened out within a group, in training (arXiv 2202.01169)",
+        "moebench.balance.assignment:Sinkhorn",
+        {
+            "tolerance": Option(
+                1e-4,
+                "when evening-out is done: no dual moves by more",
+                above=0,
+                source="Megatron-LM",
+            ),
+            "max_iterations": Option(100, "after which it is done anyway", low=1, whole=True),
+        },
+        stackable=False,
+        assigns=True,
+    ),
+    Declaration(
+        "load_error",
+        "the load's error in the gradient of every token's logits (load-error injection)",
+        "moebench.balance.penalized:LoadErrorInjection",
+        {
+            "weight": weight(1e-5, "lambda: of what is injected"),
+            "tau": Option(1, "the largest error that is injected", above=0),
+        },
+    ),
+    Declaration(
+        "simbal",
+        "routers with orthonormal rows (arXiv 2506.14038)",
+        "moebench.balance.penalized:SimBal",
+        {"weight": weight(0.01)},
+    ),
+    Declaration(
+        "orthogonality",
+        "routers whose rows point apart (ERNIE 4.5)",
+        "moebench.balance.penalized:RouterOrthogonality",
+        {"weight": weight(0.01, source="ERNIE 4.5's code")},
+    ),
+    Declaration(
+        "specialize",
+        "experts' outputs kept apart and scores that vary (arXiv 2505.22323)",
+        "moebench.balance.penalized:Specialize",
+        {
+            "orthogonality": weight(1e-3, "beta: of the overlap of a token's experts"),
+            "variance": weight(1e-3, "gamma: of the scores' variance"),
+        },
+    ),
+    Declaration(
+        "remoe",
+        "an L1 penalty of ReLU gates whose weight keeps top_k of them active (arXiv 2412.14711)",
+        "moebench.balance.penalized:ReMoE",
+        {
+            "start": weight(1e-8, "lambda of the first step", source="thu-ml/ReMoE"),
+            "factor": Option(
+                1.2, "by which lambda grows or falls in a step", low=1, source="thu-ml/ReMoE"
+            ),
+            "top_k": Option("model.top_k", "active experts a token to aim for", low=1, whole=True),
+        },
+        gates=("relu",),
+    ),
+    Declaration(
+        "snippet",
+        "the loss of a snippet that circulates in web articles, made to run",
+        "moebench.balance.snippet:Snippet",
+        {
+            "weight": weight(0.01, "of its loss"),
+            "every": Option(128, "steps from one loss to the next", "steps", low=1, whole=True),
+        },
+    ),
 )
 
 _known: dict[str, Declaration] = {each.name: each for each in SHIPPED}
@@ -224,7 +317,7 @@ def _import(spec: importlib.machinery.ModuleSpec, said: str) -> str:
     except ConfigError:
         del sys.modules[spec.name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{said}: raises {why} when it is imported; mend it") from None

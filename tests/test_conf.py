@@ -25,6 +25,7 @@ STUDIES = [
     for study in COMPOSER.choices("study")
     for size in COMPOSER.study(study).sizes or [StudyConfig.size]
 ]
+PARTNERS = {"method=remoe": ("router.gate=relu", "router.renormalize=false")}
 FILES = sorted(shipped_conf().glob("*/*.yaml"))
 
 
@@ -54,7 +55,7 @@ def test_there_are_presets() -> None:
 
 @pytest.mark.parametrize("preset", [each for each in PRESETS if not each.startswith("model=")])
 def test_a_preset_takes_a_step(text_folder: Path, tmp_path: Path, preset: str) -> None:
-    step(text_folder, tmp_path, "model=smoke", preset)
+    step(text_folder, tmp_path, "model=smoke", preset, *PARTNERS.get(preset, ()))
 
 
 @pytest.mark.parametrize("model", [each for each in COMPOSER.choices("model") if each != "base"])

@@ -10,11 +10,13 @@ evaluation takes each token's `top_k_mask` instead.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from moebench.balance.method import Method
 from moebench.errors import ConfigError
 
 BASE_LIMIT = 2**26  # entries of a group's cost matrix in BASE: 512 MiB in the solver's fp64
@@ -45,14 +47,20 @@ def expert_choice(
         ConfigError: where an expert would take no token, or more than there are.
     """
     tokens, experts = scores.shape[-2:]
-    # rounded first, since 1.1 * 160 is a little more than 176 in floating point
-    capacity = math.ceil(round(capacity_factor * tokens * top_k / experts, 9))
-    if not 1 <= capacity <= tokens:
+    each = capacity(capacity_factor, tokens, top_k, experts)
+    if not 1 <= each <= tokens:
         raise ConfigError(
-            f"a capacity of {capacity} tokens an expert: must be between 1 and the {tokens} of a "
+            f"a capacity of {each} tokens an expert: must be between 1 and the {tokens} of a "
             "group; change the capacity factor"
         )
-    return _highest(scores, capacity, -2)
+    # tokens that are preceded by the same text have scores that differ by rounding at most
+    return _highest(scores.float(), each, -2)
+
+
+def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
+    """Assignments that an expert takes of a group: ceil(factor * tokens * top_k / experts)."""
+    # rounded first, since 1.1 * 160 is a little more than 176 in floating point
+    return math.ceil(round(factor * tokens * top_k / experts, 9))
 
 
 def leaked_bits(layers: int, experts: int, top_k: int) -> float:
@@ -168,3 +176,51 @@ def _highest(scores: Tensor, number: int, dim: int) -> Tensor:
     # a stable sort, since what topk takes of equal scores depends on the device
     order = scores.argsort(dim=dim, descending=True, stable=True).narrow(dim, 0, number)
     return torch.zeros_like(scores, dtype=torch.bool).scatter(dim, order, True)
+
+
+@dataclass(frozen=True)
+class ExpertChoice(Method):
+    """Experts choose tokens, see `expert_choice`.
+
+    Attributes: capacity_factor: tokens an expert takes, as a multiple of its even share.
+    """
+
+    capacity_factor: float = 1.0
+
+    def most(self, top_k: int, experts: int) -> int:
+        return experts
+
+    def assignments(self, tokens: int, top_k: int, experts: int) -> int:
+        return experts * capacity(self.capacity_factor, tokens, top_k, experts)
+
+    def assign(self, logits: Tensor, scores: Tensor, top_k: int) -> Tensor:
+        return expert_choice(scores, top_k, capacity_factor=self.capacity_factor)
+
+
+@dataclass(frozen=True)
+class Base(Method):
+    """An even assignment of the largest total score, see `base_assignment`."""
+
+    def most(self, top_k: int, experts: int) -> int:
+        return top_k
+
+    def assign(self, logits: Tensor, scores: Tensor, top_k: int) -> Tensor:
+        return base_assignment(logits, top_k)
+
+
+@dataclass(frozen=True)
+class Sinkhorn(Method):
+    """Each token's top-k after scores were evened out, see `sinkhorn`.
+
+    Attributes: tolerance, max_iterations: when the evening-out is done.
+    """
+
+    tolerance: float = 1e-4
+    max_iterations: int = 100
+
+    def most(self, top_k: int, experts: int) -> int:
+        return top_k
+
+    def assign(self, logits: Tensor, scores: Tensor, top_k: int) -> Tensor:
+        even = sinkhorn(logits, tolerance=self.tolerance, max_iterations=self.max_iterations)
+        return top_k_mask(even, top_k)

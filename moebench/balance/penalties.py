@@ -41,20 +41,24 @@ def _gram_error(weight: Tensor) -> Tensor:
 
 
 def score_variance(
-    scores: Float[Tensor, "layers groups tokens experts"], total: int
+    scores: Float[Tensor, "layers sequences tokens experts"],
+    total: int,
+    *,
+    mean: Float[Tensor, "layers experts"],
 ) -> Float[Tensor, ""]:
-    """Minus the variance of each expert's score over the tokens of a group.
+    """Minus the variance of each expert's score over tokens: it makes a router discriminate.
 
-        L_v = -sum_t sum_e (1/E) (s_te - mean_t' s_t'e)^2,  here / T    (arXiv 2505.22323, Eq. 7)
+        L_v = -sum_t sum_e (1/E) (s_te - mean_e)^2,  here / T           (arXiv 2505.22323, Eq. 7)
 
-    It makes a router discriminate. The mean is over a group, not over the physical pass, and the
-    whole is divided by T, where the source sums over a batch.
+    With `mean` that of the same tokens the gradient is that of the variance, since deviations sum
+    to 0. The source sums over a batch where this is divided by T.
 
     Args:
-        scores: the router's distribution, with the gradient.
+        scores: the router's, with the gradient.
         total: tokens of the whole step.
+        mean: of each expert's score.
     """
-    centred = scores - scores.mean(2, keepdim=True)
+    centred = scores - mean[:, None, None].detach()
     return -centred.square().mean(-1).sum((1, 2)).mean() / total
 
 
@@ -83,7 +87,7 @@ def overlap(
 
 
 def injected_load_error(
-    frequency: Float[Tensor, "layers sequences experts"],
+    frequency: Float[Tensor, "layers #sequences experts"],
     logit_mass: Float[Tensor, "layers sequences experts"],
     total: int,
     *,
@@ -99,7 +103,7 @@ def injected_load_error(
     the balance loss moves them in proportion to it. The value itself means nothing.
 
     Args:
-        frequency: f of each sequence's group, from any scope.
+        frequency: f of each sequence's group, from any scope, or one for all sequences.
         logit_mass: router logits summed over each sequence's tokens, with the gradient.
         total: tokens of the whole step.
     """
@@ -116,7 +120,7 @@ def load_error(
 
 
 def relu_l1(
-    frequency: Float[Tensor, "layers sequences experts"],
+    frequency: Float[Tensor, "layers #sequences experts"],
     mass: Float[Tensor, "layers sequences experts"],
     total: int,
 ) -> Float[Tensor, ""]:
@@ -127,7 +131,7 @@ def relu_l1(
     To be multiplied by `adapted`'s lambda. With even loads it is the gates' L1 norm.
 
     Args:
-        frequency: f of each sequence's group, detached, from any scope.
+        frequency: f of each sequence's group, from any scope, or one for all sequences.
         mass: ReLU gates summed over each sequence's tokens, with the gradient.
         total: tokens of the whole step.
     """
@@ -136,18 +140,16 @@ def relu_l1(
 
 
 def adapted(
-    weight: float, active: float, *, top_k: int, experts: int, factor: float = 1.2
-) -> float:
+    weight: Float[Tensor, ""], active: Float[Tensor, ""], top_k: int, *, factor: float = 1.2
+) -> Float[Tensor, ""]:
     """ReMoE's lambda after a step: larger while more than k experts a token are active.
 
         lambda <- lambda * factor^sign((1 - k/E) - sparsity),  sparsity = 1 - active / E
 
-    (thu-ml/ReMoE `training.py`; it begins at 1e-8, and grows by 1.2.)
+    (thu-ml/ReMoE `training.py`; it begins at 1e-8, with a factor of 1.2.)
 
     Args:
         weight: lambda of the step.
         active: experts with a gate above 0, mean over the step's tokens and layers.
     """
-    if active == top_k:
-        return weight
-    return weight * factor if active > top_k else weight / factor
+    return weight * factor ** (active - top_k).sign()

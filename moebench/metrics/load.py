@@ -39,11 +39,15 @@ def dead_experts(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*ba
 
 
 def intervention(
-    expert_index: Int[Tensor, "*batch top_k"], own_index: Int[Tensor, "*batch top_k"]
+    expert_index: Int[Tensor, "*batch slots"], own_index: Int[Tensor, "*batch top_k"]
 ) -> Float[Tensor, ""]:
-    """Share of the selected experts that are not those of the highest scores: 0 without a bias."""
-    same = (expert_index[..., :, None] == own_index[..., None, :]).any(-1)
-    return 1 - same.double().mean()
+    """Share of the selected experts that are not those of the highest scores: 0 without a bias.
+
+    A slot of -1 has no expert in it and does not count.
+    """
+    selected = expert_index >= 0
+    same = (expert_index[..., :, None] == own_index[..., None, :]).any(-1) & selected
+    return 1 - same.sum().double() / selected.sum()
 
 
 def random_max_violation(num_experts: int, top_k: int, tokens: int) -> float:

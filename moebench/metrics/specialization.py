@@ -55,15 +55,18 @@ def domain_specialization(
 
 
 def coactivation(
-    expert_index: Int[Tensor, "layers sequences tokens top_k"], num_experts: int
+    expert_index: Int[Tensor, "layers sequences tokens slots"], num_experts: int
 ) -> Int[Tensor, "layers experts experts"]:
     """How many tokens chose each pair of experts together, over all pairs (OLMoE, Eq. 6).
 
-    The diagonal holds each expert's own tokens; rows over it give N_ij / N_i.
+    The diagonal holds each expert's own tokens; rows over it give N_ij / N_i. A slot
+    of -1 has no expert in it.
     """
     layers = len(expert_index)
-    flat = expert_index.flatten(1, 2)  # [layers, all tokens, top_k]
-    pairs = (flat[..., :, None] * num_experts + flat[..., None, :]).reshape(layers, -1)
+    flat = expert_index.flatten(1, 2)  # [layers, all tokens, slots]
+    there = (flat >= 0)[..., :, None] & (flat >= 0)[..., None, :]
+    pairs = flat[..., :, None] * num_experts + flat[..., None, :]
+    pairs, there = (each.reshape(layers, -1) for each in (pairs.where(there, 0), there))
     found = pairs.new_zeros(layers, num_experts**2)
-    found = found.scatter_add(1, pairs, torch.ones_like(pairs))
+    found = found.scatter_add(1, pairs, there.to(pairs.dtype))
     return found.view(layers, num_experts, num_experts)

@@ -10,10 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moebench.balance import Method, Routing, Steering, observe
+from moebench.balance.assignment import capacity
 from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.gate import Gated, Name, gated
-from moebench.model.selection import capacity, of_mask, within_capacity, within_top_groups
+from moebench.model.selection import of_mask, within_capacity, within_top_groups
 
 Form = Literal["linear", "cosine", "mlp"]
 Drop = Literal["probability", "position"]

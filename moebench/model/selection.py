@@ -31,12 +31,6 @@ def of_mask(
     return index, mask.gather(-1, index)
 
 
-def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
-    """Most assignments that an expert takes of a group of tokens: ceil(factor * T k / E)."""
-    # rounded first, since 1.1 * 160 is a little more than 176 in floating point
-    return math.ceil(round(factor * tokens * top_k / experts, 9))
-
-
 def within_capacity(
     expert_index: Int[Tensor, "groups tokens top_k"],
     selected: Bool[Tensor, "groups tokens top_k"],

@@ -52,17 +52,21 @@ def test_router_orthogonality_is_a_mean_of_cosines_and_sees_no_length() -> None:
     assert router_orthogonality(same[None]).item() == pytest.approx(2 / 9)
 
 
-def test_score_variance_is_a_loop() -> None:
-    scores = normal(2, 3, 4, 5).softmax(-1)
+def test_score_variance_is_a_loop_with_the_gradient_of_the_variance() -> None:
+    scores = normal(2, 3, 4, 5).softmax(-1).requires_grad_()
     expected = 0.0
     for layer in range(2):
-        for group in range(3):
-            for expert in range(5):
-                column = scores[layer, group, :, expert].tolist()
-                mean = sum(column) / 4
-                expected -= sum((each - mean) ** 2 for each in column) / 5 / 12 / 2
-    assert score_variance(scores, 12).item() == pytest.approx(expected)
-    assert score_variance(scores[:, :1].expand(2, 3, 4, 5) * 0, 12).item() == 0
+        for expert in range(5):
+            column = scores[layer, :, :, expert].flatten().tolist()
+            mean = sum(column) / 12
+            expected -= sum((each - mean) ** 2 for each in column) / 5 / 12 / 2
+    found = score_variance(scores, 12, mean=scores.mean((1, 2)))
+    assert found.item() == pytest.approx(expected)
+    variance = -scores.flatten(1, 2).var(1, correction=0).mean(-1).mean()
+    assert variance.item() == pytest.approx(expected)
+    (own,) = torch.autograd.grad(found, scores)
+    (other,) = torch.autograd.grad(variance, scores)
+    assert torch.allclose(own, other, atol=1e-15)
 
 
 def test_overlap_is_the_squared_length_of_projections() -> None:
@@ -130,16 +134,17 @@ def test_relu_l1_is_a_loop_and_the_l1_norm_at_even_loads() -> None:
     assert relu_l1(even, gates.sum(2), 12).item() == pytest.approx(gates.sum().item() / 24)
 
 
-def test_lambda_follows_the_number_of_active_experts() -> None:
-    assert adapted(1e-8, 9.0, top_k=2, experts=16) == pytest.approx(1.2e-8)
-    assert adapted(1e-8, 1.5, top_k=2, experts=16) == pytest.approx(1e-8 / 1.2)
-    assert adapted(1e-8, 2.0, top_k=2, experts=16) == 1e-8
+@pytest.mark.parametrize(("active", "expected"), [(9.0, 1.2e-8), (1.5, 1e-8 / 1.2), (2.0, 1e-8)])
+def test_lambda_follows_the_number_of_active_experts(active: float, expected: float) -> None:
+    found = adapted(torch.tensor(1e-8), torch.tensor(active), 2)
+    assert found.item() == pytest.approx(expected)
 
 
 def test_parts_of_a_step_add_up() -> None:
     scores = normal(2, 6, 4, 5).softmax(-1)
-    whole = score_variance(scores, 24)
-    parts = [score_variance(each, 24) for each in scores.split(2, 1)]
+    mean = scores.mean((1, 2))
+    whole = score_variance(scores, 24, mean=mean)
+    parts = [score_variance(each, 24, mean=mean) for each in scores.split(2, 1)]
     assert torch.allclose(torch.stack(parts).sum(), whole)
     _, routing = random_routing()
     f, mass = Global().frequency(routing), routing.prob_mass

@@ -1,4 +1,4 @@
-"""Quantile balancing: the worked example, sorting, and the union of passes and ranks."""
+"""Quantile balancing: the worked example, sorting, and the union of ranks."""
 
 import math
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from moebench.balance import join, observe
 from moebench.balance.assignment import top_k_mask
-from moebench.balance.quantile import kth_largest, margins, quantile_bias
+from moebench.balance.quantile import Quantile, margins, quantile_bias
 from moebench.errors import ConfigError
 
 SCORES = torch.tensor(
@@ -24,70 +25,49 @@ def test_one_update_evens_the_worked_example() -> None:
     assert loads(SCORES, zero) == [4, 4, 0, 0]
     found = margins(SCORES, zero, 2)
     assert found[:, 0].tolist() == [3.0, 1.5, 0.5, 3.0]
-    bias = quantile_bias([found[None]], 2, 4)[0]
+    bias = quantile_bias(found, 2)
     assert bias.tolist() == [-1.0, -1.0, 1.0, 1.0]  # (-1.5, -1.5, 0.5, 0.5) less its mean
     assert loads(SCORES, bias) == [2, 2, 2, 2]
 
 
 def test_the_quantile_is_that_of_the_union_and_no_mean() -> None:
-    ranks = [torch.tensor([3.0, 1.5])[None, :, None], torch.tensor([0.5, 3.0])[None, :, None]]
-    each = [kth_largest(rank, 2).item() for rank in ranks]
-    assert sum(each) / 2 == 1.0
-    assert kth_largest(torch.cat(ranks, 1), 3).item() == 1.5
+    """Margins of one expert of two, on two ranks of two tokens each."""
+    ranks = [torch.tensor([3.0, 1.5]), torch.tensor([0.5, 3.0])]
+    other = torch.zeros(4)
+
+    def quantile(values: Tensor) -> float:
+        """b of the expert less b of the other one, whose margins are all 0."""
+        first, second = quantile_bias(torch.stack([values, other[: len(values)]], -1), 1).tolist()
+        return second - first
+
+    assert sum(map(quantile, ranks)) / 2 == 1.0
+    assert quantile(torch.cat(ranks)) == 1.5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_kth_largest_is_that_of_sorting(dtype: torch.dtype) -> None:
+def test_the_bias_is_that_of_sorting() -> None:
     draw = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 50, 3, generator=draw, dtype=dtype)
+    values = torch.randn(2, 50, 3, generator=draw)
     values[0, :10] = values[0, 10:20]  # ties
-    values[1, :, 0] = torch.tensor([-0.0, 0.0, 1e-42, -1e-42, 3e38] * 10)
-    falling = values.sort(1, descending=True).values
-    for k in (1, 2, 25, 49, 50):
-        assert kth_largest(values, k).equal(falling[:, k - 1])
+    expected = -values.sort(1, descending=True).values[:, 50 * 2 // 3]
+    expected -= expected.mean(-1, keepdim=True)
+    assert quantile_bias(values, 2).equal(expected)
 
 
-def test_passes_and_ranks_give_the_bits_of_the_whole() -> None:
+def test_the_method_takes_the_whole_step() -> None:
+    """Its update is that of all sequences' tokens together, and a decay averages it."""
     draw = torch.Generator().manual_seed(1)
-    whole = torch.randn(3, 64, 8, generator=draw)
-    expected = quantile_bias([whole], 2, 64)
-    assert quantile_bias(whole.split(16, dim=1), 2, 64).equal(expected)
-
-    # two ranks, of unlike sizes, that meet at every sum: here one after the other, by replay
-    ranks = list(whole.split([48, 16], dim=1))
-    sums: list[Tensor] = []
-    while True:
-        added: list[Tensor] = []
-        results = []
-        for rank in ranks:
-            results.append(_with_known_sums(rank, sums, added))
-        if all(each is not None for each in results):
-            break
-        sums.append(added[0] + added[1])
-    assert all(each is not None and each.equal(expected) for each in results)
-    assert len(sums) == 4  # all-reduces in fp32
-
-
-class UnknownSumError(Exception):
-    pass
-
-
-def _with_known_sums(rank: Tensor, sums: list[Tensor], added: list[Tensor]) -> Tensor | None:
-    """This rank's bias given the sums of the first rounds, or None, and its counts of the next."""
-    done = 0
-
-    def sum_counts(counts: Tensor) -> Tensor:
-        nonlocal done
-        done += 1
-        if done > len(sums):
-            added.append(counts)
-            raise UnknownSumError
-        return sums[done - 1]
-
-    try:
-        return quantile_bias([rank], 2, 64, sum_counts=sum_counts)
-    except UnknownSumError:
-        return None
+    logits = torch.randn(2, 4, 16, 8, generator=draw)
+    parts = [observe(each, top_k=2) for each in logits]
+    routing = join(parts, along="layers")._replace(scores=logits.softmax(-1))
+    method = Quantile()
+    state = method.begin(2, 8)
+    after = method.update(state, routing)
+    whole = logits.softmax(-1).flatten(1, 2)
+    assert after.expert_bias.equal(quantile_bias(margins(whole, torch.zeros(8), 2), 2))
+    half = Quantile(decay=0.5).update(state, routing)
+    assert torch.allclose(half.expert_bias, after.expert_bias / 2)
+    steering = method.steering(after)
+    assert steering.bias is after.expert_bias
 
 
 def test_updates_converge_to_an_even_load() -> None:
@@ -97,7 +77,7 @@ def test_updates_converge_to_an_even_load() -> None:
     bias = torch.zeros(8)
     before = max(loads(scores, bias))
     for _ in range(20):
-        bias = quantile_bias([margins(scores, bias, 2)[None]], 2, 256)[0]
+        bias = quantile_bias(margins(scores, bias, 2), 2)
     assert before > 150
     assert max(loads(scores, bias)) <= 66  # where 64 is even
 

@@ -9,6 +9,7 @@ import torch
 from moebench.metrics.load import (
     coefficient_of_variation,
     dead_experts,
+    intervention,
     load_entropy,
     max_violation,
     random_max_violation,
@@ -65,3 +66,11 @@ def test_random_routing_equals_a_simulation(tokens: int, experts: int, top_k: in
         found.append(counts.max() / counts.mean() - 1)
     error = float(np.std(found)) / 20
     assert abs(random_max_violation(experts, top_k, tokens) - np.mean(found)) < 4 * error
+
+
+def test_intervention_is_the_share_of_experts_that_scores_would_not_have_selected() -> None:
+    own = torch.tensor([[0, 1], [2, 3]])
+    assert intervention(own.flip(-1), own).item() == 0
+    assert intervention(torch.tensor([[0, 2], [2, 3]]), own).item() == 0.25
+    # three experts, one of them not its own, and slots without any
+    assert intervention(torch.tensor([[0, 2, -1], [3, -1, -1]]), own).item() == pytest.approx(1 / 3)

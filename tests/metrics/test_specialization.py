@@ -71,3 +71,8 @@ def test_coactivation_counts_all_pairs_not_neighbours_alone() -> None:
     assert found[0, 2] == 1
     assert found[1, 2] == 0
     assert found.diagonal().tolist() == [2, 1, 1, 0, 0, 2]
+
+
+def test_a_slot_without_an_expert_is_in_no_pair() -> None:
+    found = coactivation(torch.tensor([[[[0, -1, 2], [-1, -1, -1]]]]), 3)[0]
+    assert found.tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 1]]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebench.balance import balance_loss, selected_mass
+from moebench.balance import balance_loss, join, observe, selected_mass
 from moebench.config.compose import Composer
 from moebench.train.loop import make_objective
 from tests.routings import random_routing, route
@@ -220,3 +220,35 @@ def test_the_value_at_uniform_routing_is_the_published_convention(experiment: st
     found, probs = balance_part(experiment, logits=logits)
     assert found == pytest.approx(UNIFORM[experiment], rel=1e-6)
     assert LITERAL[experiment](probs) == pytest.approx(UNIFORM[experiment], rel=1e-6)
+
+
+def test_deepseek_v3_is_its_equations_17_to_20() -> None:
+    config = COMPOSER.compose(["experiment=deepseek-v3"])
+    assert (config.router.gate, config.router.renormalize) == ("sigmoid", True)
+    assert (config.method.name, config.method.options["rate"]) == ("bias", 0.001)
+    objective = make_objective(config, ["one"])
+    logits = random_routing(LAYERS, SEQUENCES, TOKENS, EXPERTS, K)[0].detach()
+    scores = logits.sigmoid()
+    normal = scores / scores.sum(-1, keepdim=True)
+    chosen = scores.topk(K, -1).indices
+    routing = join(
+        [observe(*each) for each in zip(logits, normal, chosen, strict=True)], along="layers"
+    )
+    (term,) = objective.terms
+    f = term.scope.frequency(routing._replace(counts=routing.counts.double()))
+    found = balance_loss(f, routing.prob_mass, layers=objective.layers) * term.weight
+    expected = 0.0
+    for layer in range(LAYERS):
+        for sequence in range(SEQUENCES):
+            for expert in range(EXPERTS):
+                hits = (chosen[layer, sequence] == expert).sum().item()
+                mean = normal[layer, sequence, :, expert].mean().item()
+                expected += 1e-4 * (EXPERTS / (K * TOKENS)) * hits * mean / SEQUENCES
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_web_snippet_has_its_own_gate_and_loss_alone() -> None:
+    config = COMPOSER.compose(["experiment=web-snippet"])
+    assert (config.scope, config.method.name) == ("none", "snippet")
+    assert config.method.options == {"weight": 0.01, "every": 128}
+    assert (config.router.form, config.router.gate_bias) == ("mlp", True)
