@@ -46,6 +46,12 @@ ConfigDir = Annotated[
     Path | None, typer.Option("--config-dir", help="a folder of your own presets, beside conf/")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON to stdout")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin", metavar="MODULE", help="a module or .py file with a method of your own"
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="say what would be done; prepare the data, write no run")
 ]
@@ -86,6 +92,7 @@ def train(
     config: Annotated[
         Path | None, typer.Option("--config", help="start from a record's config.yaml")
     ] = None,
+    plugin: Plugins = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Train one run: one arm with one seed.
@@ -97,6 +104,7 @@ def train(
 
     if resume and force:
         raise ConfigError("--resume --force: one goes on with a run, one starts afresh; keep one")
+    _load(plugin)
     made = Composer(config_dir).compose(overrides or [], base=config)
     if print_config:
         if as_json:
@@ -189,6 +197,7 @@ def sweep(
     as_json: AsJson = False,
     print_config: PrintConfig = False,
     config_dir: ConfigDir = None,
+    plugin: Plugins = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Train every run of a study or of a grid; what is done already is left as it is.
@@ -211,6 +220,7 @@ def sweep(
         )
     if status and dry_run:
         raise ConfigError("--status --dry-run: one looks at runs, one plans them; keep one")
+    _load(plugin)
     if status and len(words) < 2 and "=" not in "".join(words):
         plan = find_plan(runs_dir, *words)
     else:
@@ -497,6 +507,13 @@ def main() -> None:
         _say_error(f"stopped by {name}{more}")
         code = 130 if stopped[0] == signal.SIGINT else 75
     sys.exit(code)
+
+
+def _load(plugins: list[str] | None) -> None:
+    from moebench.methods import load_plugin
+
+    for each in plugins or []:
+        load_plugin(each)
 
 
 def _unexpected(error: Exception) -> str:

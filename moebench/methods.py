@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 from moebench.errors import ConfigError
@@ -249,8 +248,7 @@ def register(
 
     def declare(target: Kind) -> Kind:
         before = _known.get(name)
-        # a module that is loaded twice, as a file and by its name, declares the same again
-        if name == LOSS or (before and (before.plugin is None or before.plugin != _loading)):
+        if name == LOSS or (before and before.plugin != _loading):
             raise ConfigError(f"{target.__module__}: the method {name} is there already; rename it")
         _known[name] = Declaration(
             name, meaning, target, options or {}, plugin=_loading or target.__module__, **more
@@ -261,6 +259,12 @@ def register(
 
 
 _loading: str | None = None  # `module@hash` while a plugin is imported
+_plugins: list[str] = []  # as they were named
+
+
+def plugins() -> list[str]:
+    """What `load_plugin` was given, for processes that this one starts."""
+    return list(_plugins)
 
 
 def load_plugin(module: str) -> None:
@@ -272,17 +276,10 @@ def load_plugin(module: str) -> None:
     Raises ConfigError where there is no such module, where it raises, and where it declares none.
     """
     said = f"--plugin {module}"
-    before = set(_known)
-    spec = _find(module, said)
-    if spec.name in sys.modules and any(_from(each, spec.name) for each in _known.values()):
-        return
-    _import(spec, said)
-    if not set(_known) - before:
+    loaded = _import(_find(module, said), said)
+    if not any(each.plugin == loaded for each in _known.values()):
         raise ConfigError(f"{said}: declares no method; put @register(...) on its class")
-
-
-def _from(each: Declaration, module: str) -> bool:
-    return each.plugin is not None and each.plugin.partition("@")[0] == module
+    _plugins.append(str(Path(module).resolve()) if module.endswith(".py") else module)
 
 
 def _find(module: str, said: str) -> importlib.machinery.ModuleSpec:
@@ -303,14 +300,18 @@ def _find(module: str, said: str) -> importlib.machinery.ModuleSpec:
     return spec
 
 
-def _import(spec: importlib.machinery.ModuleSpec, said: str) -> ModuleType:
+def _import(spec: importlib.machinery.ModuleSpec, said: str) -> str:
+    """Import a module; returns its name and the hash of its text."""
     global _loading
     assert spec.origin is not None
     assert spec.loader is not None
     digest = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:10]
+    identity = f"{spec.name}@{digest}"
+    if any(each.plugin == identity for each in _known.values()):
+        return identity  # is loaded already
     made = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = made  # as an import does, for dataclasses and pickles
-    _loading = f"{spec.name}@{digest}"
+    _loading = identity
     try:
         spec.loader.exec_module(made)
     except ConfigError:
@@ -322,7 +323,7 @@ def _import(spec: importlib.machinery.ModuleSpec, said: str) -> ModuleType:
         raise ConfigError(f"{said}: raises {why} when it is imported; mend it") from None
     finally:
         _loading = None
-    return made
+    return identity
 
 
 def _load_entry_point(name: str) -> None:

@@ -1,6 +1,7 @@
 """Methods and routers: what cannot go together, and what is filled in of a method's options."""
 
 import difflib
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
@@ -154,6 +155,8 @@ def _check_option(config: ExperimentConfig, method: Declaration, key: str, value
         remedy = f"did you mean {near[0]}?" if near else f"there are {there}"
         raise ConfigError(f"{said}: method={method.name} has no such option; {remedy}")
     known = method.options[key]
+    if not math.isfinite(value):
+        raise ConfigError(f"{said}: must be a finite number")
     if known.whole and value != int(value):
         raise ConfigError(f"{said}: must be a whole number")
     if not _in_range(value, known):

@@ -125,7 +125,8 @@ class Composer(Presets):
             values = values | self._preset(pick.replace("=", "/", 1))
         own = [each for each in typed if not self._is_group(each)]
         entries = [each for each in own if each.key_or_group not in KNOBS]
-        values |= {each.key_or_group: _value(each, KNOBS) for each in own if each not in entries}
+        whole = [each for each in own if each not in entries]
+        values = values | {each.key_or_group: _value(each, KNOBS) for each in whole}
         for each in entries:
             table, _, name = each.key_or_group.rpartition(".")
             values[table] = {**values.get(table, {}), name: _value(each, KNOBS)}
@@ -448,7 +449,7 @@ def _unknown(said: str, what: str, word: str, known: Sequence[str]) -> str:
         return max(difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
 
     ranked = sorted(known, key=likeness, reverse=True)
-    enough = max(0.6, likeness(ranked[0]) - 0.1) if ranked else 1.0
+    enough = max(0.6, likeness(ranked[0]) - 0.04) if ranked else 1.0
     near = [each for each in ranked if likeness(each) >= enough][:3]
     if near:
         return f"{said}: no such {what}; did you mean {' or '.join(near)}?"

@@ -208,7 +208,7 @@ class RouterConfig:
         neutral="linear",
         source="cosine: arXiv 2204.09179",
     )
-    bias: bool = knob(False, "add a learned bias to the logits", neutral=False)
+    gate_bias: bool = knob(False, "add a learned bias to the logits", neutral=False)
     renormalize: bool = knob(
         True, "scale the weights of the selected experts to sum to 1", neutral=True
     )
@@ -216,7 +216,7 @@ class RouterConfig:
         0.0,
         "in training, multiply the router's input by a draw from 1 - jitter to 1 + jitter",
         low=0,
-        below=1,
+        high=1,
         neutral=0.0,
         source="Switch, DeepSpeed: 0.01",
     )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moebench.balance import Method, Routing, Steering, observe
 from moebench.balance.assignment import capacity
+from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.gate import Gated, Name, gated
 from moebench.model.selection import of_mask, within_capacity, within_top_groups
@@ -137,6 +138,11 @@ class Router(nn.Module):
             training: whether jitter and noise act, and a method assigns.
         """
         steering, gating = steering or Steering(), self.gating
+        if gating.groups and x.shape[0] % gating.group_bsz:
+            raise ConfigError(
+                f"a pass of {x.shape[0]} sequences: would split the router's logical groups of "
+                f"{gating.group_bsz}; make run.device_bsz, on each rank, a multiple of that"
+            )
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         logits = self._logits(x, steering.noise if training else None)
         found = gated(gating.gate, logits, steering.mask)

@@ -1,4 +1,4 @@
-"""One job of a plan in this process: `python -m moebench.study PLAN ID [PARENT]`.
+"""One job of a plan in this process: `python -m moebench.study PLAN ID [PARENT [PLUGIN ...]]`.
 
 It ends when the process PARENT is gone.
 """
@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from moebench.config.identity import run_name
 from moebench.data.corpus import prepare
 from moebench.errors import LockedError, MoebenchError, RecordError
 from moebench.lock import hold
+from moebench.methods import load_plugin
 from moebench.records import Record
 from moebench.study.job import DUMP, GRACE, LOCKED
 from moebench.study.plan import read_plan
@@ -25,13 +27,15 @@ from moebench.study.plan import read_plan
 WATCH = 0.5  # seconds between looks at the parent
 
 
-def run_job(plan_path: Path, number: int) -> int:
+def run_job(plan_path: Path, number: int, plugins: Sequence[str] = ()) -> int:
     """Run one job of a plan in this process; returns its exit code.
 
     A record that is there and unfinished is continued, one that is done is left as it is.
     """
     runs_dir = plan_path.parents[2]
     try:
+        for each in plugins:
+            load_plugin(each)
         job = read_plan(plan_path).job(number)
         with hold(Record(runs_dir / job.run)):  # before torch, so that others soon see it
             config = from_dict(job.config)
@@ -65,11 +69,11 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    path, number, *parent = sys.argv[1:]
+    path, number, *more = sys.argv[1:]
     faulthandler.enable()
     faulthandler.register(DUMP)
-    if parent:
-        _end_with(int(parent[0]))
+    if more:
+        _end_with(int(more[0]))
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(run_job(Path(path), int(number)))
+        sys.exit(run_job(Path(path), int(number), more[1:]))
     sys.exit(130)

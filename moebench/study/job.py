@@ -1,7 +1,7 @@
 """One job in a process of its own, watched from outside: signs of life, and how it ends.
 
-The process is `python -m moebench.study PLAN ID PARENT`. Whatever it does, it takes nobody with it,
-and why it did not finish is on record.
+The process is `python -m moebench.study PLAN ID PARENT [PLUGIN ...]`. Whatever it does, it takes
+nobody with it, and why it did not finish is on record.
 """
 
 import math
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from moebench.lock import is_held
+from moebench.methods import plugins
 from moebench.records import Record, printable
 from moebench.study.plan import Job
 from moebench.study.status import last_word
@@ -42,7 +43,7 @@ class Attempt:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         # The same code as here: what lies in the working directory counts only if it counts here.
         python = [sys.executable, *(["-P"] if os.getcwd() not in sys.path[:1] else [])]
-        words = [str(plan_path.resolve()), str(job.id), str(os.getpid())]
+        words = [str(plan_path.resolve()), str(job.id), str(os.getpid()), *plugins()]
         with open(self.log, "ab") as output:
             self._log_start = output.tell()
             self.process = subprocess.Popen(

@@ -120,7 +120,7 @@ def make_gating(config: ExperimentConfig) -> Gating:
     return Gating(
         gate=cast(Any, name),
         form=cast(Any, router.form),
-        bias=router.bias,
+        bias=router.gate_bias,
         renormalize=renormalize,
         jitter=router.jitter,
         noise=router.noise,

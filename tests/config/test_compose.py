@@ -47,6 +47,8 @@ def test_defaults_are_those_of_the_design() -> None:
     assert (config.scope, config.balance_bsz) == ("global", 128)
     assert (config.micro_bsz, config.global_bsz, config.seq_len, config.seed) == (4, 128, 128, 0)
     assert asdict(config.model) == {
+        "moe": True,
+        "dense_layers": 0,
         "d_model": 128,
         "num_layers": 3,
         "num_heads": 4,

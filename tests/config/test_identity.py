@@ -62,6 +62,15 @@ def identity(*overrides: str) -> str:
         [["balance_bsz=8", "balance.estimator=buffer", "balance.pass_bsz=16"], ["balance_bsz=8"]],
         [["balance.estimator=buffer"], ["balance.estimator=buffer", "balance.pass_bsz=4"]],
         [["scope=none"], ["scope=none", "balance.estimator=stale", "balance.layers=sum"]],
+        [["router=topk_softmax"], ["router.gate=topk_softmax", "router.renormalize=false"], []],
+        [["method=none"], ["scope=none"], ["method=bias", "method.name=loss", "method.options={}"]],
+        [["method=bias"], ["method=bias", "method.options.balance_bsz=128"]],
+        [["method=bias"], ["method=bias", "method.options={}"], ["method=bias", "scope=none"]],
+        [["router=capacity"], ["router=capacity", "router.group_bsz=4"]],
+        [["router=growing"], ["router=growing", "router.full_at=200"]],
+        [["router.prune_every=7"], ["router.full_at=0.1"], []],
+        [["model.moe=false"], ["model.moe=false", "router=sigmoid", "model.dense_layers=1"]],
+        [["model.moe=false"], ["model.moe=false", "scope=none"]],
     ],
 )  # fmt: skip
 def test_one_treatment_has_one_identity(names: list[list[str]]) -> None:
@@ -98,14 +107,19 @@ def another(value: Any, known: Mapping[str, Any]) -> Any:
     return type(value)(value / 2) or 2 * value if value else 1
 
 
+# keys of the router that count only beside others, or of which two values are one
+OF_OTHERS = (
+    "gate",
+    *("top_groups", "drop", "group_bsz", "start_experts", "full_at", "prune_every"),
+)
 SCIENCE = [
     (key, another(value, each.metadata))
     for key, each, value in knobs(COMPOSER.compose())
     if not key.startswith("run.")
     and each.metadata["neutral"] is not NEVER
     and key not in ("scope", "balance.pass_bsz", "balance.decay")  # have tests of their own
-    and each.metadata["choices"] != ("softmax",)  # no other choice so far
-    and not key.startswith("method.")  # have tests of their own
+    and not key.startswith("method.")  # these have tests of their own, too
+    and key.removeprefix("router.") not in OF_OTHERS
 ]
 
 
@@ -127,6 +141,15 @@ def test_every_science_key_changes_the_identity(key: str, value: Any) -> None:
         [["balance.estimator=buffer"], ["balance.estimator=buffer", "balance.pass_bsz=8"], []],
         [["balance.estimator=ema"], ["balance.estimator=ema", "balance.decay=0.5"]],
         [["scope=domain", "balance.estimator=buffer"], ["scope=domain"]],
+        [["method=bias", f"method.options.balance_bsz={n}"] for n in (1, 4, 128)],
+        [["method=bias"], ["method=bias", "loss.balance=0.02"], ["method=none"], []],
+        [["method=bias"], ["method=bias_proportional"], ["method=bias_multiplicative"]],
+        [["method=bias", f"router={gate}"] for gate in ("softmax", "topk_softmax", "sigmoid")],
+        [["router=capacity", each] for each in ("router.drop=position", "router.group_bsz=2")],
+        [["router=growing", f"router.{each}"] for each in ("start_experts=2", "full_at=9")],
+        [["router.expert_groups=4", f"router.top_groups={n}"] for n in (1, 2)],
+        [[f"router={gate}"] for gate in ("softmax", "sigmoid", "sqrt_softplus", "sparsemax")],
+        [["model.moe=false"], ["model.dense_layers=1"], ["scope=none"]],
     ],
 )  # fmt: skip
 def test_terms_and_estimators_that_differ_are_other_treatments(names: list[list[str]]) -> None:

@@ -1,0 +1,79 @@
+"""The keys `method.*` and `router.*`: options are numbers by name, and what cannot be is said."""
+
+import pytest
+
+from moebench.config.compose import Composer, from_dict, to_dict
+from moebench.config.identity import label
+from moebench.errors import ConfigError
+
+COMPOSER = Composer()
+
+
+def test_options_are_complete_typed_and_survive_a_record() -> None:
+    config = COMPOSER.compose(["method=bias", "method.options.rate=1", "global_bsz=32"])
+    assert config.method.options == {
+        "rate": 1.0,
+        "balance_bsz": 32.0,
+        "proportional": 0.0,
+        "multiplicative": 0.0,
+        "centred": 0.0,
+    }
+    assert from_dict(to_dict(config)) == config
+    again = COMPOSER.compose(["method=loss"])  # composing one run leaves nothing in the next
+    assert (again.method.options, again.loss.balance) == ({}, 0.02)
+
+
+def test_a_method_acts_instead_of_the_loss_unless_that_has_a_weight() -> None:
+    assert label(COMPOSER.compose(["method=bias"])) == "bias"
+    assert label(COMPOSER.compose(["method=bias", "scope=micro"])) == "bias"
+    both = COMPOSER.compose(["method=bias", "scope=micro", "loss.balance=0.02"])
+    assert label(both) == "micro + bias"
+    assert label(COMPOSER.compose(["method=z_loss"])) == "z-loss"
+    assert label(COMPOSER.compose(["method=none"])) == "none"
+
+
+WRONG = {
+    "method.name=bais": "method.name=bais: no such method; there are loss, ",
+    "method=bais": "method=bais: no such method; did you mean bias",
+    "method.options.rate=1": "method.options.rate=1: method=loss has no options; choose a method",
+    "method=bias method.options.rat=1": "method.options.rat=1: method=bias has no such option; did "
+    "you mean rate?",
+    "method=bias method.options.xyzzy=1": "method.options.xyzzy=1: method=bias has no such option; "
+    "there are rate, balance_bsz,",
+    "method=bias method.options={rate:fast}": "method.options={rate:fast}: must be a table of ",
+    "method=bias method.options.rate=fast": "method.options.rate=fast: must be a number",
+    "method=bias method.options.rate=0": "method.options.rate=0: must be above 0",
+    "method=bias method.options.rate=nan": "method.options.rate=nan: must be a finite number",
+    "method=bias method.options.balance_bsz=3": "method.options.balance_bsz=3: must divide "
+    "global_bsz=128; try method.options.balance_bsz=2",
+    "method=bias method.options.balance_bsz=1.5": "method.options.balance_bsz=1.5: must be a whole",
+    "method=bias method.options.centred=2": "method.options.centred=2: must be between 0 and 1",
+    "method=bias method.plugin=mine@0": "method.plugin=mine@0: is another version than that at ",
+    "method=bias router=relu": "method=bias: moves scores, and router.gate=relu selects whatever",
+    "method=bias router=random": "method=bias: moves scores, and router.random draws experts; ",
+    "method=bias model.moe=false": "model.moe=false: has no router for method=bias to balance",
+    "router.drop=position": "router.drop=position: a dropless router drops nothing; add ",
+    "router.group_bsz=4": "router.group_bsz=4: is for router.capacity_factor and for methods that ",
+    "router=capacity router.group_bsz=3": "router.group_bsz=3: must divide global_bsz=128",
+    "router=capacity run.device_bsz=2": "run.device_bsz=2: would split the router's groups of "
+    "micro_bsz=4; use a multiple",
+    "router=capacity data.valid_sequences=6": "data.valid_sequences=6: must be a multiple of "
+    "micro_bsz=4, the router's groups",
+    "router.capacity_factor=0": "router.capacity_factor=0.0: must be above 0",
+    "router.expert_groups=3": "router.expert_groups=3: must divide model.num_experts=16",
+    "router.top_groups=2": "router.top_groups=2: must be between 1 and router.expert_groups=1",
+    "router.expert_groups=16": "router.top_groups=1: holds 1 experts, and model.top_k=2 are wanted",
+    "router=relu router.random=true": "router.gate=relu: selects all experts with a score, and ",
+    "router.start_experts=1": "router.start_experts=1: must be between model.top_k=2 and ",
+    "router=growing router.expert_groups=2": "router.expert_groups=2: a group could be left ",
+    "router.jitter=2": "router.jitter=2.0: must be between 0 and 1",
+    "model.dense_layers=3": "model.dense_layers=3: must be below model.num_layers=3; ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_what_cannot_be_is_one_line(line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        COMPOSER.compose(line.split(" "))
+    assert str(caught.value).startswith(WRONG[line])
+    assert "\n" not in str(caught.value)

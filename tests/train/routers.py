@@ -1,0 +1,162 @@
+"""Routers and methods in whole steps: what they come to must not depend on how a step is split.
+
+Losses, every gradient and what is carried after a few steps are compared with those of one pass on
+one rank, over splits, orders and ranks (real processes, gloo).
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moebench.balance import Estimator, Global, Method, Micro, Schedule, Term
+from moebench.balance.bias import Bias
+from moebench.model.router import Gating
+from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.distributed import Ranks
+from moebench.train.step import Objective, Step, accumulate_gradients
+
+SEQUENCES, LENGTH, MICRO, STEPS = 8, 6, 2, 3
+BOUND = 1e-10  # of a relative error in fp64
+
+
+class Case(NamedTuple):
+    """A router, and what acts beside the losses."""
+
+    gating: Gating = Gating()
+    methods: tuple[Method, ...] = ()
+    estimator: Estimator = Estimator()
+
+
+CASES = {
+    "sigmoid": Case(Gating("sigmoid")),
+    "relu": Case(Gating("relu", renormalize=False)),
+    "jitter": Case(Gating(jitter=0.3)),
+    "noise": Case(Gating(noise=1.0)),
+    "random": Case(Gating(random=True)),
+    "capacity": Case(Gating(capacity_factor=1.0, group_bsz=MICRO)),
+    "bias": Case(Gating("sigmoid"), (Bias(0.05),)),
+    "bias over micro-batches": Case(methods=(Bias(0.05, MICRO),)),
+    "multiplicative bias": Case(methods=(Bias(0.05, multiplicative=1, centred=1),)),
+    "bias and stale f": Case(Gating(noise=0.5), (Bias(0.05),), Estimator("stale")),
+    "growth and pruning": Case(
+        methods=(Schedule(2, start=3, full_at=2, prune_below=0.9, prune_every=2),)
+    ),
+}
+
+
+class Found(NamedTuple):
+    """What the last of a few steps gave."""
+
+    losses: Tensor
+    gradients: dict[str, Tensor]
+    carried: list[Any]
+
+
+def model_of(gating: Gating) -> MoETransformer:
+    model = MoETransformer(
+        vocab_size=16,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        num_experts=8,
+        top_k=2,
+        expert_dim=8,
+        compute=torch.float64,
+        gating=gating,
+    )
+    initialize(model, 0)
+    with torch.no_grad():
+        for weight in model.router_weights:
+            weight.mul_(20)
+    return model
+
+
+def run(
+    case: Case, device_bsz: int = SEQUENCES, ranks: Ranks | None = None, reverse: bool = False
+) -> Found:
+    model, ranks = model_of(case.gating), ranks or Ranks()
+    terms = (Term(Global(), 5.0), Term(Micro(MICRO), 0.5))
+    what = Objective(terms, MICRO, z=0.1, estimator=case.estimator, methods=case.methods)
+    draw, states = torch.Generator().manual_seed(0), None
+    losses = torch.zeros(())
+    for number in range(1, STEPS + 1):
+        low = torch.arange(4).roll(number).repeat_interleave(MICRO)[:, None] * 4
+        passes = SEQUENCES // (device_bsz * ranks.size)
+        step = Step(
+            low + torch.randint(0, 4, (SEQUENCES, LENGTH + 1), generator=draw),
+            device_bsz,
+            number=number,
+            seed=7 + number,
+            draws=case.gating.draws,
+            ranks=ranks,
+            order=range(passes)[::-1] if reverse else None,
+        )
+        model.zero_grad()
+        outcome = accumulate_gradients(model, what, step, states)
+        states = outcome.states
+        losses = torch.stack([outcome.cross_entropy, *(value for _, value in outcome.balance)])
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return Found(losses, gradients, states or [])
+
+
+def error(found: Found, expected: Found) -> float:
+    """The worst relative error; infinite where what is carried differs by more than rounding."""
+    off = [(found.losses - expected.losses).norm() / expected.losses.norm()]
+    for name, each in expected.gradients.items():
+        off.append((found.gradients[name] - each).norm() / max(each.norm(), 1e-12))
+    for one, other in zip(found.carried, expected.carried, strict=True):
+        for a, b in zip(one or (), other or (), strict=True):
+            same = torch.allclose(a.double(), b.double(), atol=1e-6)
+            off.append(torch.tensor(0.0 if same else torch.inf))
+    return max(float(each) for each in off)
+
+
+def splits(ranks: Ranks) -> list[tuple[int, bool]]:
+    return [
+        (size, reverse)
+        for size, reverse in itertools.product((8, 4, 2), (False, True))
+        if size * ranks.size <= SEQUENCES
+    ]
+
+
+def measure(ranks: Ranks) -> dict[str, float]:
+    """The worst error of each case over splits and orders."""
+    return {
+        name: max(error(run(case, *how[:1], ranks, how[1]), run(case)) for how in splits(ranks))
+        for name, case in CASES.items()
+    }
+
+
+def measure_on_ranks(size: int) -> dict[str, float]:
+    """The same on `size` processes, as the worst of them has it."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [sys.executable, "-m", "tests.train.routers", str(size), folder]
+        env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        root = Path(__file__).parents[2]
+        started = [
+            subprocess.Popen([*words, str(rank)], env=env, cwd=root, stderr=subprocess.PIPE)
+            for rank in range(size)
+        ]
+        for each in started:
+            _, told = each.communicate(timeout=300)
+            assert each.returncode == 0, told.decode()
+        tables = [torch.load(f"{folder}/{rank}") for rank in range(size)]
+    return {name: max(table[name] for table in tables) for name in CASES}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    size, folder, rank = sys.argv[1:]
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=int(size)
+    )
+    torch.save(measure(Ranks(int(rank), int(size))), f"{folder}/{rank}")
+    dist.destroy_process_group()
