@@ -99,7 +99,7 @@ def test_a_preset_says_what_it_is_and_sets_its_own_group_alone(path: Path) -> No
     comment = [line for line in text.splitlines() if re.match("# (?!@)", line)]
     assert comment, "a preset opens with what it is"
     assert text.startswith("#")
-    if path.parent.name in ("scope", "experiment"):
+    if path.parent.name in ("scope", "experiment", "method"):
         return
     assert "@package" not in text
     assert isinstance(yaml.safe_load(text), dict)
