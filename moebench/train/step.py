@@ -6,7 +6,7 @@ seen, a counting pass without gradient comes first. The losses and gradients of 
 then simply add.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -142,11 +142,30 @@ def begin_states(
     ]
 
 
+class Work(NamedTuple):
+    """A step of one arm whose gradients are wanted.
+
+    Attributes:
+        states: of each term of the objective before the step; None before the first.
+    """
+
+    model: MoETransformer
+    objective: Objective
+    step: Step
+    states: Sequence[BalanceState | None] | None = None
+
+
+# The input tokens [sequences, tokens] of each arm -> its logits and routing.
+Forward = Callable[[list[Tensor]], list[tuple[Tensor, Routing]]]
+
+
 def accumulate_gradients(
     model: MoETransformer,
     objective: Objective,
     step: Step,
     states: Sequence[BalanceState | None] | None = None,
+    *,
+    forward: Callable[[Tensor], tuple[Tensor, Routing]] | None = None,
 ) -> Outcome:
     """Add the gradient of one step's objective to the parameters, summed over ranks.
 
@@ -154,57 +173,113 @@ def accumulate_gradients(
 
     Args:
         states: of each term before this step; None before the first.
+        forward: the model, compiled; None: the model as it is.
     """
-    estimator, ranks, total = objective.estimator, step.ranks, step.total
-    live = _live(objective, step, states or begin_states(objective, model, step))
-    asking = [] if estimator.looks_back else [each.term for each in live if each.weight]
-    counting = not _seen_in_time(asking, objective, step, [Ranks(0, ranks.size)], together=True)
-    everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
-    sharing = (
-        ranks.size > 1 and not counting and not _seen_in_time(asking, objective, step, everyone)
-    )
-    tallies = _count(model, live, step) if counting else []
+    call = forward or model
+    work = Work(model, objective, step, states)
+    [outcome] = accumulate_together([work], lambda inputs: [call(inputs[0])])
+    return outcome
 
-    nats_sum = torch.zeros((), device=step.tokens.device)
-    losses = {each.number: torch.zeros_like(nats_sum) for each in live}
-    seen: list[Routing] = []
-    for own in step.passes():
-        logits, routing = model(step.tokens[own, :-1])
-        targets = step.tokens[own, 1:].flatten()
+
+def accumulate_together(works: Sequence[Work], forward: Forward) -> list[Outcome]:
+    """The same for several arms at once, whose steps have equally many passes of equal shape.
+
+    Args:
+        forward: of all arms; each arm's loss is its own, and one backward is made for all.
+    """
+    arms = [_Gradients(work) for work in works]
+    passes = list(zip(*(work.step.passes() for work in works), strict=True))
+
+    def outputs(owns: tuple[slice, ...]) -> Iterator[tuple["_Gradients", slice, Tensor, Routing]]:
+        inputs = [work.step.tokens[own, :-1] for work, own in zip(works, owns, strict=True)]
+        for arm, own, found in zip(arms, owns, forward(inputs), strict=True):
+            yield arm, own, *found
+
+    if any(arm.counting for arm in arms):
+        with torch.no_grad():
+            for owns in passes:
+                for arm, own, _, routing in outputs(owns):
+                    if arm.counting:
+                        arm.count(routing, own)
+        for arm in arms:
+            arm.tallies = arm.ranks.sum_counts(arm.tallies)
+    for owns in passes:
+        losses = [arm.loss(logits, routing, own) for arm, own, logits, routing in outputs(owns)]
+        torch.autograd.backward(losses)
+    return [arm.outcome() for arm in arms]
+
+
+class _Gradients:
+    """One arm's part of `accumulate_together`: its tallies and losses, pass by pass."""
+
+    def __init__(self, work: Work) -> None:
+        self.model, self.objective, self.step, states = work
+        objective, step, ranks = self.objective, self.step, self.step.ranks
+        states = states or begin_states(objective, self.model, step)
+        self.ranks = ranks
+        self.live = _live(objective, step, states)
+        asking = [] if objective.estimator.looks_back else [e.term for e in self.live if e.weight]
+        self.counting = not _seen_in_time(
+            asking, objective, step, [Ranks(0, ranks.size)], together=True
+        )
+        everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
+        self.sharing = (
+            ranks.size > 1
+            and not self.counting
+            and not _seen_in_time(asking, objective, step, everyone)
+        )
+        self.tallies: list[Tensor] = []
+        self.nats = torch.zeros((), device=step.tokens.device)
+        self.losses = {each.number: torch.zeros_like(self.nats) for each in self.live}
+        self.seen: list[Routing] = []
+
+    def count(self, routing: Routing, own: slice) -> None:
+        """Add what the sequences of a pass are in the groups of every term."""
+        new = [each.groups.tally(routing, own.start) for each in self.live]
+        if self.sharing:
+            new = self.ranks.sum_counts(new)
+        earlier = self.tallies
+        self.tallies = [a + b for a, b in zip(earlier, new, strict=True)] if earlier else new
+
+    def loss(self, logits: Tensor, routing: Routing, own: slice) -> Tensor:
+        """The part of a pass in the objective."""
+        objective, total = self.objective, self.step.total
+        targets = self.step.tokens[own, 1:].flatten()
         nats = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / total
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
-        if not counting:
-            new = [each.groups.tally(routing, own.start) for each in live]
-            new = ranks.sum_counts(new) if sharing else new
-            tallies = [a + b for a, b in zip(tallies, new, strict=True)] if seen else new
-        for each, tally in zip(live, tallies, strict=True):
+        if not self.counting:
+            self.count(routing, own)
+        for each, tally in zip(self.live, self.tallies, strict=True):
             if each.weight:
-                f = estimator.frequency(each.groups, tally, each.state)
+                f = objective.estimator.frequency(each.groups, tally, each.state)
                 value = _unscaled(objective, each, f, routing, own, total)
                 loss = loss + each.weight * objective.uniform * value
-                losses[each.number] = losses[each.number] + value.detach()
-        loss.backward()
-        nats_sum = nats_sum + nats.detach()
-        seen.append(detached(routing))
+                self.losses[each.number] = self.losses[each.number] + value.detach()
+        self.nats = self.nats + nats.detach()
+        self.seen.append(detached(routing))
+        return loss
 
-    if estimator.carries and not (counting or sharing):
-        tallies = ranks.sum_counts(tallies)
-    ranks.sum_gradients(model)
-    nats_sum, *values = ranks.sum(torch.stack([nats_sum, *losses.values()]))
-    found = dict(zip(losses, values, strict=True))
-    after: list[BalanceState | None] = [None for _ in objective.terms]
-    for each, tally in zip(live, tallies, strict=True):
-        if each.state is not None:
-            after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
-    return Outcome(
-        cross_entropy=nats_sum,
-        balance=[
-            (term.weight_at(step.number), found.get(number, torch.zeros_like(nats_sum)))
-            for number, term in enumerate(objective.terms)
-        ],
-        routing=_whole(seen, step),
-        states=after,
-    )
+    def outcome(self) -> Outcome:
+        """What all passes came to; sums the gradients over ranks."""
+        objective, estimator = self.objective, self.objective.estimator
+        if estimator.carries and not (self.counting or self.sharing):
+            self.tallies = self.ranks.sum_counts(self.tallies)
+        self.ranks.sum_gradients(self.model)
+        nats, *values = self.ranks.sum(torch.stack([self.nats, *self.losses.values()]))
+        found = dict(zip(self.losses, values, strict=True))
+        after: list[BalanceState | None] = [None for _ in objective.terms]
+        for each, tally in zip(self.live, self.tallies, strict=True):
+            if each.state is not None:
+                after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
+        return Outcome(
+            cross_entropy=nats,
+            balance=[
+                (term.weight_at(self.step.number), found.get(number, torch.zeros_like(nats)))
+                for number, term in enumerate(objective.terms)
+            ],
+            routing=_whole(self.seen, self.step),
+            states=after,
+        )
 
 
 class Distance(NamedTuple):
