@@ -1,7 +1,11 @@
-"""Rows sorted into groups, multiplied by a matrix a group in one call, and put back in order.
+"""Many matrix products over consecutive groups of rows, in one call, and how rows come to groups.
 
-Each operation folds a mapped axis (the arms of a stack) into more rows and more groups, so that
-stacked arms are computed by the same kernels as one, on the same numbers.
+Two operators of torch, since its own `grouped_mm` knows no vmap, no fp64, and no fp32 in a compiled
+graph: rows times a matrix a group, and the outer products that are that one's gradient. Arms that
+are stacked by `torch.func.vmap` become more groups of one product: that is the vmap rule.
+
+    grouped_mm(rows, matrices, ends)[t] = rows[t] @ matrices[g]       for rows t of group g
+    grouped_outer(left, right, ends)[g] = left[group g]^T @ right[group g]
 """
 
 from typing import Any
@@ -11,7 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MOST_GROUPS = 1023  # of a grouped product on a GPU
+from moebench.errors import ConfigError
+
+ROW_BYTES = 16  # what a row of every operand must be a multiple of
+CUDA_GROUPS = 1023  # most that one product on a GPU takes
 
 
 def grouped_mm(
@@ -23,10 +30,13 @@ def grouped_mm(
 
     Args:
         rows: sorted by group.
-        matrices: one a group; rows of both operands must be a multiple of 16 bytes long.
+        matrices: one a group.
         ends: where each group ends, ascending, int32, on the device of `rows`.
+
+    Raises:
+        ConfigError: on a GPU, for widths whose rows are not a multiple of ROW_BYTES long.
     """
-    return _product(rows, matrices, ends)
+    return torch.ops.moebench.grouped_mm(rows, matrices, ends)
 
 
 def dispatch(
@@ -51,74 +61,106 @@ def combine(
     return _Combine.apply(y, order, place, rows)  # pyright: ignore
 
 
-# A custom operator, because torch's own cannot be traced in fp32, has no vmap rule, and its
-# backward refuses gradients that were expanded.
 @torch.library.custom_op("moebench::grouped_mm", mutates_args=())
-def _product(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-    if rows.dtype != torch.float64:
-        return F.grouped_mm(rows, matrices, offs=ends)
-    # torch's kernel knows no fp64, which only tests use
-    parts = zip(rows.split(_sizes(ends)), matrices, strict=True)
-    return torch.cat([part @ matrix for part, matrix in parts])
+def _mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    if rows.dtype == torch.float64:  # torch's kernel knows none, which only tests use
+        return torch.cat(
+            [part @ each for part, each in zip(_split(rows, ends), matrices, strict=True)]
+        )
+    _check_widths(rows, *matrices.shape[1:])
+    return F.grouped_mm(rows, matrices, offs=ends)
 
 
 @torch.library.custom_op("moebench::grouped_outer", mutates_args=())
-def _outer(rows: Tensor, other: Tensor, ends: Tensor) -> Tensor:
-    """[groups, inner, outer] the products rows^T @ other of each group: gradients of matrices."""
-    if rows.dtype == torch.float64:
-        sizes = _sizes(ends)
-        parts = zip(rows.split(sizes), other.split(sizes), strict=True)
-        return torch.stack([part.T @ each for part, each in parts])
-    found = F.grouped_mm(rows.T, other, offs=ends)
+def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    if left.dtype == torch.float64:
+        pairs = zip(_split(left, ends), _split(right, ends), strict=True)
+        return torch.stack([one.T @ other for one, other in pairs])
+    found = F.grouped_mm(left.T, right, offs=ends)
     if found.is_cuda:  # whose kernel may leave what it finds where a group is empty
         empty = ends.diff(prepend=ends.new_zeros(1)) == 0
         found = found.masked_fill(empty[:, None, None], 0)
     return found
 
 
-def _sizes(ends: Tensor) -> list[int]:
-    return ends.diff(prepend=ends.new_zeros(1)).tolist()
+def _split(rows: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+    return rows.split(ends.diff(prepend=ends.new_zeros(1)).tolist())
 
 
-@_product.register_fake
+def _check_widths(rows: Tensor, *widths: int) -> None:
+    if not rows.is_cuda:
+        return
+    multiple = ROW_BYTES // rows.element_size()
+    for width in widths:
+        if width % multiple:
+            raise ConfigError(
+                f"a grouped product of width {width} in {rows.dtype}: model.d_model and "
+                f"model.expert_dim must be multiples of {multiple} on a GPU"
+            )
+
+
+@_mm.register_fake
 def _(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     return rows.new_empty(rows.shape[0], matrices.shape[2])
 
 
 @_outer.register_fake
-def _(rows: Tensor, other: Tensor, ends: Tensor) -> Tensor:
-    return rows.new_empty(ends.shape[0], rows.shape[1], other.shape[1])
+def _(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+    return left.new_empty(ends.shape[0], left.shape[1], right.shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+def _keep_mm(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows, matrices, ends = ctx.saved_tensors
-    grad = grad.contiguous()
+    grad = grad.contiguous()  # torch's kernel refuses the stride 0 of an expanded one
+    by_rows, by_matrices, _ = ctx.needs_input_grad
     return (
-        _product(grad, matrices.transpose(1, 2), ends) if ctx.needs_input_grad[0] else None,
-        _outer(rows, grad, ends) if ctx.needs_input_grad[1] else None,
+        grouped_mm(grad, matrices.mT, ends) if by_rows else None,
+        torch.ops.moebench.grouped_outer(rows, grad, ends) if by_matrices else None,
         None,
     )
 
 
-_product.register_autograd(_gradients, setup_context=_keep)
+_mm.register_autograd(_mm_backward, setup_context=_keep_mm)
 
 
-@_product.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], rows: Tensor, matrices: Tensor, ends: Tensor):
-    rows, matrices, ends = _mapped(info.batch_size, in_dims, rows, matrices, ends)
-    found = _product(rows.flatten(0, 1), matrices.flatten(0, 1), _folded(ends, rows.shape[1]))
-    return found.unflatten(0, rows.shape[:2]), 0
+def _mapped(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    """Tensors with the arms in front; what arms share is expanded."""
+    return [
+        each.expand(info.batch_size, *each.shape) if dim is None else each.movedim(dim, 0)
+        for each, dim in zip(tensors, dims, strict=True)
+    ]
+
+
+def _shifted(places: Tensor, rows: int) -> Tensor:
+    """[arms, n] places among the `rows` of each arm as [arms * n] among the rows of all arms."""
+    offset = torch.arange(places.shape[0], dtype=places.dtype, device=places.device) * rows
+    return (places + offset[:, None]).flatten()
+
+
+def _folded(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    """Tensors with the arms in front of, and folded into, their first axis; `ends` is the last."""
+    *others, ends = _mapped(info, dims, *tensors)
+    return [*(each.flatten(0, 1) for each in others), _shifted(ends, others[0].shape[1])]
+
+
+@_mm.register_vmap
+def _(
+    info: Any, dims: tuple[int | None, ...], rows: Tensor, matrices: Tensor, ends: Tensor
+) -> tuple[Tensor, int]:
+    found = grouped_mm(*_folded(info, dims, rows, matrices, ends))
+    return found.unflatten(0, (info.batch_size, -1)), 0
 
 
 @_outer.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], rows: Tensor, other: Tensor, ends: Tensor):
-    rows, other, ends = _mapped(info.batch_size, in_dims, rows, other, ends)
-    found = _outer(rows.flatten(0, 1), other.flatten(0, 1), _folded(ends, rows.shape[1]))
-    return found.unflatten(0, ends.shape), 0
+def _(
+    info: Any, dims: tuple[int | None, ...], left: Tensor, right: Tensor, ends: Tensor
+) -> tuple[Tensor, int]:
+    found = torch.ops.moebench.grouped_outer(*_folded(info, dims, left, right, ends))
+    return found.unflatten(0, (info.batch_size, -1)), 0
 
 
 class _Dispatch(torch.autograd.Function):
@@ -142,9 +184,9 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor):  # pyright: ignore
-        x, order, place = _mapped(info.batch_size, in_dims, *inputs)
+        x, order, place = _mapped(info, in_dims, *inputs)
         copies = order.shape[1]
-        found = dispatch(x.flatten(0, 1), _folded(order, copies), _folded(place, copies))
+        found = dispatch(x.flatten(0, 1), _shifted(order, copies), _shifted(place, copies))
         return found.unflatten(0, order.shape), 0
 
 
@@ -168,22 +210,8 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any):  # pyright: ignore
-        y, order, place = _mapped(info.batch_size, in_dims[:3], *inputs[:3])
+        y, order, place = _mapped(info, in_dims[:3], *inputs[:3])
         arms, copies, rows = *order.shape, inputs[3]
-        order, place = _folded(order, copies), _folded(place, copies)
+        order, place = _shifted(order, copies), _shifted(place, copies)
         found = combine(y.flatten(0, 1), order, place, arms * rows)
         return found.unflatten(0, (arms, rows)), 0
-
-
-def _mapped(size: int, in_dims: tuple[int | None, ...], *inputs: Tensor) -> list[Tensor]:
-    """The inputs with the mapped axis in front, those that lack it expanded."""
-    return [
-        each.expand(size, *each.shape) if dim is None else each.movedim(dim, 0)
-        for dim, each in zip(in_dims, inputs, strict=True)
-    ]
-
-
-def _folded(places: Tensor, rows: int) -> Tensor:
-    """[arms, n] places of each arm as [arms * n] among the rows of all arms, `rows` each."""
-    first = torch.arange(places.shape[0], device=places.device, dtype=places.dtype) * rows
-    return (places + first[:, None]).flatten()

@@ -6,8 +6,9 @@ seen, a counting pass without gradient comes first. The losses and gradients of 
 then simply add.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -142,30 +143,11 @@ def begin_states(
     ]
 
 
-class Work(NamedTuple):
-    """A step of one arm whose gradients are wanted.
-
-    Attributes:
-        states: of each term of the objective before the step; None before the first.
-    """
-
-    model: MoETransformer
-    objective: Objective
-    step: Step
-    states: Sequence[BalanceState | None] | None = None
-
-
-# The input tokens [sequences, tokens] of each arm -> its logits and routing.
-Forward = Callable[[list[Tensor]], list[tuple[Tensor, Routing]]]
-
-
 def accumulate_gradients(
     model: MoETransformer,
     objective: Objective,
     step: Step,
     states: Sequence[BalanceState | None] | None = None,
-    *,
-    forward: Callable[[Tensor], tuple[Tensor, Routing]] | None = None,
 ) -> Outcome:
     """Add the gradient of one step's objective to the parameters, summed over ranks.
 
@@ -173,55 +155,55 @@ def accumulate_gradients(
 
     Args:
         states: of each term before this step; None before the first.
-        forward: the model, compiled; None: the model as it is.
     """
-    call = forward or model
-    work = Work(model, objective, step, states)
-    [outcome] = accumulate_together([work], lambda inputs: [call(inputs[0])])
+    own = Share(objective, step, states or begin_states(objective, model, step))
+    [outcome] = accumulate_together(lambda tokens: [model(tokens[0])], [own])
+    step.ranks.sum_gradients(model)
     return outcome
 
 
-def accumulate_together(works: Sequence[Work], forward: Forward) -> list[Outcome]:
-    """The same for several arms at once, whose steps have equally many passes of equal shape.
+Forward = Callable[[list[Tensor]], Sequence[tuple[Tensor, Routing]]]
+
+
+def accumulate_together(forward: Forward, shares: Sequence["Share"]) -> list[Outcome]:
+    """Go through the steps of several arms of equal shape side by side, with one backward a pass.
 
     Args:
-        forward: of all arms; each arm's loss is its own, and one backward is made for all.
+        forward: from the tokens [sequences, seq_len] of each arm to its logits and routing.
+        shares: of each arm, of equally many sequences in equally large passes.
     """
-    arms = [_Gradients(work) for work in works]
-    passes = list(zip(*(work.step.passes() for work in works), strict=True))
+    passes = shares[0].step.passes()
 
-    def outputs(owns: tuple[slice, ...]) -> Iterator[tuple["_Gradients", slice, Tensor, Routing]]:
-        inputs = [work.step.tokens[own, :-1] for work, own in zip(works, owns, strict=True)]
-        for arm, own, found in zip(arms, owns, forward(inputs), strict=True):
-            yield arm, own, *found
+    def inputs(own: slice) -> list[Tensor]:
+        return [each.step.tokens[own, :-1] for each in shares]
 
-    if any(arm.counting for arm in arms):
+    if any(each.counting for each in shares):
         with torch.no_grad():
-            for owns in passes:
-                for arm, own, _, routing in outputs(owns):
-                    if arm.counting:
-                        arm.count(routing, own)
-        for arm in arms:
-            arm.tallies = arm.ranks.sum_counts(arm.tallies)
-    for owns in passes:
-        losses = [arm.loss(logits, routing, own) for arm, own, logits, routing in outputs(owns)]
-        torch.autograd.backward(losses)
-    return [arm.outcome() for arm in arms]
+            for own in passes:
+                for each, (_, routing) in zip(shares, forward(inputs(own)), strict=True):
+                    each.count(routing, own)
+        for each in shares:
+            each.share_counts()
+    for own in passes:
+        found = zip(shares, forward(inputs(own)), strict=True)
+        losses = [each.loss(*outputs, own) for each, outputs in found]
+        reduce(torch.add, losses).backward()
+    return [each.outcome() for each in shares]
 
 
-class _Gradients:
-    """One arm's part of `accumulate_together`: its tallies and losses, pass by pass."""
+class Share:
+    """One arm's part of a step, while it is gone through."""
 
-    def __init__(self, work: Work) -> None:
-        self.model, self.objective, self.step, states = work
-        objective, step, ranks = self.objective, self.step, self.step.ranks
-        states = states or begin_states(objective, self.model, step)
-        self.ranks = ranks
+    def __init__(
+        self, objective: Objective, step: Step, states: Sequence[BalanceState | None]
+    ) -> None:
+        self.objective, self.step = objective, step
         self.live = _live(objective, step, states)
-        asking = [] if objective.estimator.looks_back else [e.term for e in self.live if e.weight]
-        self.counting = not _seen_in_time(
-            asking, objective, step, [Ranks(0, ranks.size)], together=True
-        )
+        ranks = step.ranks
+        looks_back = objective.estimator.looks_back
+        asking = [] if looks_back else [each.term for each in self.live if each.weight]
+        alone = [Ranks(0, ranks.size)]
+        self.counting = not _seen_in_time(asking, objective, step, alone, together=True)
         everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
         self.sharing = (
             ranks.size > 1
@@ -234,24 +216,28 @@ class _Gradients:
         self.seen: list[Routing] = []
 
     def count(self, routing: Routing, own: slice) -> None:
-        """Add what the sequences of a pass are in the groups of every term."""
+        """Count a pass before any is trained on."""
         new = [each.groups.tally(routing, own.start) for each in self.live]
-        if self.sharing:
-            new = self.ranks.sum_counts(new)
-        earlier = self.tallies
-        self.tallies = [a + b for a, b in zip(earlier, new, strict=True)] if earlier else new
+        self.tallies = _added(self.tallies, new)
+
+    def share_counts(self) -> None:
+        """Add what the other ranks have counted."""
+        self.tallies = self.step.ranks.sum_counts(self.tallies)
+        self.counting = True  # with others in a stack, an arm may be counted that need not be
 
     def loss(self, logits: Tensor, routing: Routing, own: slice) -> Tensor:
-        """The part of a pass in the objective."""
-        objective, total = self.objective, self.step.total
+        """What a pass adds to the objective, to go backward from."""
+        objective, estimator, total = self.objective, self.objective.estimator, self.step.total
         targets = self.step.tokens[own, 1:].flatten()
         nats = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / total
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
         if not self.counting:
-            self.count(routing, own)
+            new = [each.groups.tally(routing, own.start) for each in self.live]
+            new = self.step.ranks.sum_counts(new) if self.sharing else new
+            self.tallies = _added(self.tallies, new)
         for each, tally in zip(self.live, self.tallies, strict=True):
             if each.weight:
-                f = objective.estimator.frequency(each.groups, tally, each.state)
+                f = estimator.frequency(each.groups, tally, each.state)
                 value = _unscaled(objective, each, f, routing, own, total)
                 loss = loss + each.weight * objective.uniform * value
                 self.losses[each.number] = self.losses[each.number] + value.detach()
@@ -260,15 +246,15 @@ class _Gradients:
         return loss
 
     def outcome(self) -> Outcome:
-        """What all passes came to; sums the gradients over ranks."""
-        objective, estimator = self.objective, self.objective.estimator
+        """What the whole step came to."""
+        objective, estimator, ranks = self.objective, self.objective.estimator, self.step.ranks
+        tallies = self.tallies
         if estimator.carries and not (self.counting or self.sharing):
-            self.tallies = self.ranks.sum_counts(self.tallies)
-        self.ranks.sum_gradients(self.model)
-        nats, *values = self.ranks.sum(torch.stack([self.nats, *self.losses.values()]))
+            tallies = ranks.sum_counts(tallies)
+        nats, *values = ranks.sum(torch.stack([self.nats, *self.losses.values()]))
         found = dict(zip(self.losses, values, strict=True))
         after: list[BalanceState | None] = [None for _ in objective.terms]
-        for each, tally in zip(self.live, self.tallies, strict=True):
+        for each, tally in zip(self.live, tallies, strict=True):
             if each.state is not None:
                 after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
         return Outcome(
@@ -280,6 +266,10 @@ class _Gradients:
             routing=_whole(self.seen, self.step),
             states=after,
         )
+
+
+def _added(before: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(before, new, strict=True)] if before else new
 
 
 class Distance(NamedTuple):
