@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 import moebench
 from moebench.config.compose import to_yaml
+from moebench.config.cost import training_flops
 from moebench.config.identity import (
     arm_hash,
     coefficients,
@@ -41,6 +42,7 @@ from moebench.machine import usable_cores
 from moebench.metrics.load import random_max_violation
 from moebench.records import FULL, Record
 from moebench.tensorboard import View
+from moebench.train import kernels as kernels_of
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.distributed import Ranks, joined, world_size
 from moebench.train.loop import SETTLED, Arm, Event, State, make_objective, make_state, train
@@ -263,9 +265,16 @@ def _session(
 
     manifest = {**describe(config, corpus, device), "ranks": ranks.size, "stacked": stacked}
     try:
+        kernels = kernels_of.resumed(record.manifest()) if resumed else None
+        if kernels is None:
+            runs_dir, vocab_size = record.path.parent, corpus.vocab_size
+            kernels = kernels_of.choose(config, vocab_size, runs_dir, device, ranks.size)
+        manifest["kernels"] = asdict(kernels)
         if not resumed:
             record.begin(to_yaml(config), manifest)
         state = make_state(config, corpus.vocab_size, device)
+        kernels_of.apply(kernels, state.model)
+        flops, wrap = training_flops(config, corpus.vocab_size), kernels_of.wrapper(kernels)
         kept = steps_kept(checkpoints)
         if kept:
             path = checkpoints / f"step-{kept[-1]}"
@@ -280,12 +289,15 @@ def _session(
             event = arm.begin() if state.step == 0 else None
             while True:
                 if event is not None:
+                    speed = (event.row or {}).get("speed/tokens_per_second")
+                    if event.row is not None and speed is not None and stacked == 1:
+                        event.row["speed/mfu"] = speed * flops / kernels.peak_flops
                     with arm.clock.paused():
                         keep(event, state, view)
                 if arm.done:
                     break
                 step = arm.next_step()
-                event = arm.finish(step, (yield Work(arm, step)))
+                event = arm.finish(step, (yield Work(arm, step, wrap)))
             _seal(config, record, state, time.monotonic() - began)
     except (Stopped, KeyboardInterrupt) as stopped:
         end("stopped", str(stopped) or "interrupted twice")

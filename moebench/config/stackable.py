@@ -7,7 +7,7 @@ from moebench.config.schema import ExperimentConfig, knobs
 STACKABLE = (
     *("scope", "balance_bsz", "micro_bsz", "seed"),
     *("loss.", "balance.", "optim."),
-    *("router.perturb", "train.steps", "train.eval_every"),
+    *("router.perturb", "train.eval_every"),
     *("data.homogeneity", "data.sampling", "data.temperature", "data.weights", "data.max_epochs"),
 )
 

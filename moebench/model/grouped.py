@@ -18,7 +18,6 @@ from torch import Tensor
 from moebench.errors import ConfigError
 
 ROW_BYTES = 16  # what a row of every operand must be a multiple of
-CUDA_GROUPS = 1023  # most that one product on a GPU takes
 
 
 def grouped_mm(

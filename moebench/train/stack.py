@@ -25,10 +25,15 @@ Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Work(NamedTuple):
-    """A step of an arm whose gradients are wanted."""
+    """A step of an arm whose gradients are wanted.
+
+    Attributes:
+        wrap: what the forward is wrapped in, as `torch.compile`; the same for all of a stack.
+    """
 
     arm: Arm
     step: Step
+    wrap: Wrap | None = None
 
 
 class Stack:
@@ -81,7 +86,7 @@ class Stack:
                 step,
                 arm.state.balance or begin_states(arm.objective, arm.state.model, step),
             )
-            for arm, step in works
+            for arm, step, _ in works
         ]
         for each in self.parameters.values():
             each.grad = None
@@ -98,13 +103,12 @@ class Stack:
 Way = Generator[Work, Outcome]
 
 
-def drive(ways: Sequence[Way], wrap: Wrap | None = None) -> list[Exception | None]:
+def drive(ways: Sequence[Way]) -> list[Exception | None]:
     """Go the ways of several arms at once, each to its own end.
 
     Args:
         ways: each asks for the gradients of its steps, one after another, and is answered with
             their Outcome. One that raises leaves the stack, as one that returns does.
-        wrap: as `torch.compile`, for the stacked forward.
 
     Returns:
         Of each way, how it failed; None where it did not.
@@ -129,7 +133,7 @@ def drive(ways: Sequence[Way], wrap: Wrap | None = None) -> list[Exception | Non
             numbers, works = list(asked), list(asked.values())
             models = tuple(work.arm.state.model for work in works)
             if stack is None or stack.models != models:
-                stack = Stack(models, wrap)
+                stack = Stack(models, works[0].wrap)
             try:
                 outcomes = stack.gradients(works)
             except Exception as error:  # of all of them, as memory that runs out
