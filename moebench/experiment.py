@@ -238,7 +238,7 @@ def _session(
             with suppress(OSError):  # of a full disk, `reason` tells
                 tell(status, reason=reason)
 
-    def keep(event: Event, state: State, view: View) -> None:
+    def keep(event: Event, arm: Arm, view: View) -> None:
         nonlocal told
         if event.row is not None:
             row = {**event.row, "time": round(time.monotonic() - began, 3)}
@@ -254,8 +254,13 @@ def _session(
         stopping = ranks.tell(stop[0] if stop else None)
         due = event.step % config.run.checkpoint_every == 0 or event.step == steps
         if event.step and (due or stopping):
+            arm.look()
             save_checkpoint(
-                checkpoints, event.step, state.model, state.optimizer, state.balance or ()
+                checkpoints,
+                event.step,
+                arm.state.model,
+                arm.state.optimizer,
+                arm.state.balance or (),
             )
         if time.monotonic() - told > HEARTBEAT:
             told = time.monotonic()
@@ -293,7 +298,7 @@ def _session(
                     if event.row is not None and speed is not None and stacked == 1:
                         event.row["speed/mfu"] = speed * flops / kernels.peak_flops
                     with arm.clock.paused():
-                        keep(event, state, view)
+                        keep(event, arm, view)
                 if arm.done:
                     break
                 step = arm.next_step()

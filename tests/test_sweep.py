@@ -312,6 +312,7 @@ def test_a_sweep_that_is_ended_again_and_again_ends_as_one_that_never_was(
 # Stacks
 
 
+@pytest.mark.slow
 def test_a_stack_is_killed_fails_in_part_and_ends_as_its_runs_alone(
     place: Path, start: Start
 ) -> None:
