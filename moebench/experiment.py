@@ -39,17 +39,12 @@ from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, Tr
 from moebench.lock import hold
 from moebench.machine import usable_cores
 from moebench.metrics.load import random_max_violation
-from moebench.records import FULL, Record
+from moebench.records import EVALUATED, FULL, SETTLED, Record
 from moebench.tensorboard import View
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.distributed import Ranks, joined, world_size
-from moebench.train.loop import SETTLED, Event, State, make_objective, make_state, train
+from moebench.train.loop import Event, State, make_objective, make_state, train
 
-# Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
-EVALUATED = (
-    *("valid/", "tune/", "heldout/", "specialization/"),
-    *("load/max_vio_global", "load/utilization/"),
-)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # to write, by rights or a fault
 HEARTBEAT = 0.5  # seconds between updates of status.json
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moebench.errors import ConfigError, RecordError
+from moebench.records import printable
 from moebench.report.arms import Table, make_table
 from moebench.report.export import as_csv, as_dict
-from moebench.report.frame import Frame, Problem, load, printable
+from moebench.report.frame import Frame, Problem, load
 from moebench.report.plan import Plan, find_plans, of_study
 from moebench.report.table import Block, Heading, Sentences, as_markdown, as_text, blocks
 

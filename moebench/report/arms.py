@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from moebench.report.frame import MADE_WITH, SCOPES, Frame
-from moebench.report.plan import PRIMARY, Plan
+from moebench.report.frame import Frame
+from moebench.report.plan import Plan
+from moebench.report.reading import PRIMARY, SCOPES
 from moebench.report.statistics import Comparisons, Estimate, compare, mean_interval
 
 EXPONENTIAL = re.compile(r"(?P<split>\w+)/ppl(?P<domain>/.*)?")
@@ -258,5 +259,6 @@ def _differing(frame: Frame, index: int) -> dict[str, Any]:
 
 
 def _mixed(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    found = {key: sorted({run["made_with"][i] for run in runs}) for i, key in enumerate(MADE_WITH)}
+    keys = dict.fromkeys(key for run in runs for key in run["made_with"])
+    found = {key: sorted({run["made_with"].get(key, "?") for run in runs}) for key in keys}
     return {key: values for key, values in found.items() if len(values) > 1}

@@ -1,23 +1,23 @@
 """Records become a tidy frame: one row a run and metric, and what could not be read, by name.
 
-What the report reads of a finished run (`summary.json`, `manifest.json`) is checked against the
-record's seal; the other files are `moebench verify`'s business. Runs are compared within a *table*:
-runs equal in data, sizes, steps, precision and model. Nothing is averaged across tables.
+Runs are compared within a *table*: runs equal in data, sizes, steps, precision, model, class of
+device and version of moebench. Nothing is averaged across tables.
 """
 
-import hashlib
+import difflib
 import json
-import sys
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from moebench.errors import RecordError
-from moebench.records import Record, find_records, sha256
+from moebench.errors import ConfigError, RecordError
+from moebench.records import EVALUATED, SETTLED, Record, find_records, printable
+from moebench.report.cache import read_curves, read_rows
+from moebench.report.reading import PRIMARY, SCOPES, read_run
 
 COMPARABLE = (
     "data",
@@ -27,10 +27,7 @@ COMPARABLE = (
     "train.precision",
     "data.valid_sequences",
 )  # and every model.* key
-MADE_WITH = ("moebench", "torch", "device_name", "precision")
-SCOPES = ("micro", "batch", "global")  # over which tokens a MaxVio is taken
 ABSENT = "absent"  # stands for the value of a key that an arm leaves at its neutral value
-SILENT_AFTER = 3600.0  # seconds without a heartbeat after which a running run is called silent
 _FILES = ("manifest.json", "status.json", "summary.json", "metrics.jsonl")
 
 
@@ -49,8 +46,10 @@ class Frame:
         runs: one row a run: `run` (directory name), `arm` (a label, unique within its table),
             `arm_hash`, `seed`, `state`, `reason`, `step`, `steps`, `table` (an index of `tables`),
             `tokens` (seen by a finished run), `sequences` and `group_tokens` (size of the balance
-            group), `random_micro`, `random_batch`, `random_global` (MaxVio of random routing) and
-            `made_with` (versions and device). Missing numbers are NaN.
+            group), `random_micro`, `random_batch`, `random_global` (MaxVio of random routing),
+            `science` (every key that can change a result and is not at its neutral value),
+            `domains`, `made_with` (versions, device, commit), `end` and `path`. Missing numbers
+            are NaN.
         metrics: one row a finished run and metric: `run`, `arm`, `arm_hash`, `seed`, `table`,
             `metric`, `value`.
         tables: of each table, the keys in which its runs are equal, with their values.
@@ -62,42 +61,115 @@ class Frame:
     tables: tuple[dict[str, Any], ...]
     problems: tuple[Problem, ...]
 
+    def curves(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+        """What the finished runs measured on their way: `run`, `arm`, `seed`, `table`, `step` and a
+        column a metric, one row a logged step, NaN where a step has no value.
+
+        Args:
+            metrics: the columns to read; None reads all.
+
+        Raises:
+            RecordError: if a run's metrics were changed after it ended, or are damaged.
+        """
+        done = self.runs[self.runs["state"] == "done"]
+        parts = []
+        for root, paths in done.groupby(done["path"].map(lambda path: path.parent))["path"]:
+            found, failed = read_curves(Path(str(root)), [Record(path) for path in paths], metrics)
+            for record, reason in failed:
+                raise RecordError(f"{record.path}: {_brief(record, reason)}")
+            parts.append(found.to_pandas())
+        if not parts:
+            return pd.DataFrame(columns=["run", "arm", "seed", "table", "step"])
+        curves = pd.concat(parts) if len(parts) > 1 else parts[0]
+        curves["run"] = curves["run"].astype(str).map(printable)
+        about = done.set_index("run")[["arm", "seed", "table"]]
+        return curves.join(about, on="run").reset_index(drop=True)
+
+    def at(self, step: int) -> "Frame":
+        """The frame with the metrics as they were at a step at which the runs were evaluated.
+
+        As in a summary, what is measured at every step is the mean over the last tenth of the
+        steps until then. Runs without an evaluation at that step have no metrics.
+
+        Raises:
+            ConfigError: if no finished run was evaluated at that step.
+        """
+        curves = self.curves()
+        evaluated = curves[curves.get(PRIMARY, pd.Series(dtype=float)).notna()]
+        if not (evaluated["step"] == step).any():
+            known = sorted({f"{each:.0f}" for each in evaluated["step"]}, key=int)
+            raise ConfigError(
+                f"--at {step}: no finished run was evaluated there; choose one of "
+                f"{', '.join(known) or 'none'}"
+            )
+        runs = set(evaluated[evaluated["step"] == step]["run"])
+        keys = ["run", "arm", "seed", "table"]
+        curves = curves[curves["run"].isin(runs)]
+        names = [name for name in curves.columns if name not in (*keys, "step")]
+        last = [name for name in names if name.startswith(EVALUATED)]
+        rest = [name for name in names if name not in last]
+        settled = curves[(curves["step"] > step * (1 - SETTLED)) & (curves["step"] <= step)]
+        values = pd.concat(
+            [
+                curves[curves["step"] == step].set_index(keys)[last],
+                settled.groupby(keys)[rest].mean(),
+            ],
+            axis=1,
+        )
+        metrics = values.reset_index().melt(keys, var_name="metric", value_name="value").dropna()
+        hashes = self.runs.set_index("run")["arm_hash"]
+        metrics["arm_hash"] = metrics["run"].map(hashes)
+        return replace(self, metrics=metrics[self.metrics.columns].reset_index(drop=True))
+
     def rows(self) -> list[dict[str, Any]]:
         """The runs, a dictionary each."""
         return [{str(k): v for k, v in row.items()} for row in self.runs.to_dict("records")]
 
 
-def load(roots: Sequence[Path], only: Collection[str] | None = None) -> Frame:
+def load(
+    roots: Path | str | Sequence[Path | str],
+    only: Collection[str] | None = None,
+    *,
+    where: Sequence[str] = (),
+    by: Sequence[str] = (),
+) -> Frame:
     """Read the records under some directories, or the records that these directories are.
 
     Args:
         roots: directories.
         only: names of the run directories to read; None reads all.
+        where: conditions `key=value` or `key=value,value` that the runs taken all meet: keys of
+            the config, and `arm` (with * and ?) and `seed`.
+        by: keys in which runs of one table are equal, too.
 
     Raises:
         RecordError: if a directory holds no record at all.
+        ConfigError: if a condition is none, or names no key.
     """
+    roots = [Path(roots)] if isinstance(roots, Path | str) else [Path(root) for root in roots]
+    conditions = [_condition(text) for text in where]
+    for key in by:
+        _check_key(key, "--by")
     problems, rows = [], []
-    for root in roots:
+    for root in dict.fromkeys(roots):
         records, torn = find_records(root), _torn(root)
         if not records and not torn:
             raise RecordError(f"{root}: {_nothing(root)}")
         problems += [each for each in torn if only is None or each.run in only]
-        for record in records:
-            if only is not None and record.name not in only:
-                continue
-            try:
-                rows.append(_row(record))
-            except RecordError as error:
-                reason = str(error).replace(f"{record.path}/", "").replace(f"{record.path}: ", "")
-                problems.append(Problem(printable(record.name), printable(reason)))
+        records = [each for each in records if only is None or each.name in only]
+        folder = root.parent if Record(root).exists() else root
+        found, failed = read_rows(folder, records, read_run)
+        rows += [row | {"path": record.path} for record, row in found]
+        for record, reason in failed:
+            problems.append(Problem(printable(record.name), printable(_brief(record, reason))))
+    rows = [row for row in rows if all(met(row) for met in conditions)]
     rows, twins = _distinct(rows)
     problems += twins
     for row in rows:
         lost = sorted(name for name, value in row["metrics"].items() if value is None)
         if lost:
             problems.append(Problem(row["run"], f"no finite value of {', '.join(lost)}"))
-    tables = _number_tables(rows)
+    tables = _number_tables(rows, by)
     _tell_apart(rows)
     kept = ("run", "arm", "arm_hash", "seed", "table")
     metrics = [
@@ -120,70 +192,9 @@ _NUMBERS = (
     *(f"random_{scope}" for scope in SCOPES),
 )
 _COLUMNS = [
-    *("run", "arm", "arm_hash", "seed", "state", "reason", "table", *_NUMBERS, "made_with"),
+    *("run", "arm", "arm_hash", "seed", "state", "reason", "table", *_NUMBERS),
+    *("science", "domains", "made_with", "end", "path"),
 ]
-
-
-def _row(record: Record) -> dict[str, Any]:
-    """One run, checked; RecordError if anything that the report needs is missing or changed."""
-    manifest = record.manifest()
-    for key, kind in (("arm", str), ("arm_hash", str), ("science", dict)):
-        if not isinstance(manifest.get(key), kind) or not manifest[key]:
-            raise RecordError(f"manifest.json: holds no usable {key!r}")
-    if type(manifest.get("seed")) is not int:
-        raise RecordError("manifest.json: holds no usable 'seed'")
-    group, random = _table(manifest, "group"), _table(manifest, "random_max_vio")
-    row = {
-        "run": printable(record.name),
-        "arm": printable(manifest["arm"]),
-        "arm_hash": manifest["arm_hash"],
-        "seed": manifest["seed"],
-        "science": manifest["science"],
-        "sequences": number(group.get("sequences")),
-        "group_tokens": number(group.get("tokens")),
-        "made_with": tuple(printable(str(manifest.get(key, "?"))) for key in MADE_WITH),
-        "metrics": {},
-        **{f"random_{scope}": number(random.get(scope)) for scope in SCOPES},
-    }
-    if record.is_done():
-        summary = record.summary()
-        _check_seal(record, summary)
-        values = {k: v for k, v in summary.items() if "/" in k and _is_scalar(v)}
-        return row | {
-            "state": "done",
-            "reason": "",
-            "step": number(summary.get("steps")),
-            "steps": number(summary.get("steps")),
-            "tokens": number(summary.get("tokens")),
-            "metrics": {printable(name): number(value) for name, value in values.items()},
-        }
-    status = record.status()
-    return row | {
-        "state": printable(str(status.get("state", "?"))),
-        "reason": printable(str(status.get("reason") or _silence(status))),
-        "step": number(status.get("step")),
-        "steps": number(status.get("steps")),
-        "tokens": None,
-    }
-
-
-def _check_seal(record: Record, summary: Mapping[str, Any]) -> None:
-    """RecordError if `summary.json` or `manifest.json` is not as the run left it."""
-    content = {key: value for key, value in summary.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    sealed = summary.get("files")
-    if summary.get("sha256") != digest or not isinstance(sealed, dict):
-        raise RecordError("summary.json: was changed after the run; see moebench verify")
-    if sealed.get("manifest.json") != sha256(record.path / "manifest.json"):
-        raise RecordError("manifest.json: was changed after the run; see moebench verify")
-
-
-def _silence(status: Mapping[str, Any]) -> str:
-    beat = number(status.get("heartbeat"))
-    silent = time.time() - beat if beat is not None else 0.0
-    if status.get("state") == "running" and silent > SILENT_AFTER:
-        return f"no sign of life for {silent / 3600:.0f} h"
-    return ""
 
 
 def _torn(root: Path) -> list[Problem]:
@@ -204,27 +215,37 @@ def _nothing(root: Path) -> str:
 
 
 def _distinct(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Each run once, a finished record before another: copies are no further evidence."""
+    """Each run once, since copies are no further evidence.
+
+    A finished record comes before another, then the one that ended last.
+    """
     kept: dict[tuple[str, int], dict[str, Any]] = {}
     twins = []
     for row in rows:
         key = row["arm_hash"], row["seed"]
         first = kept.setdefault(key, row)
-        if first is row:
+        if first is row or first["path"].resolve() == row["path"].resolve():
             continue
-        if row["state"] == "done" != first["state"]:
+        if (row["state"] == "done", row["end"]) > (first["state"] == "done", first["end"]):
             kept[key], first, row = row, row, first
-        twins.append(Problem(row["run"], f"is the same run as {first['run']}, which is taken"))
+        same = row["state"] != "done" or row["metrics"] == first["metrics"]
+        other = "" if same else " and ended with other results"
+        where = "" if row["run"] != first["run"] else f" in {printable(str(first['path'].parent))}"
+        twins.append(
+            Problem(row["run"], f"is the same run as {first['run']}{where}, which is taken{other}")
+        )
     return list(kept.values()), twins
 
 
-def _number_tables(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+def _number_tables(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> tuple[dict[str, Any], ...]:
     """Set `table` in each row; the table with the most finished runs comes first."""
     found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for row in rows:
         science = row["science"]
         keys = {key: science.get(key) for key in COMPARABLE}
         keys |= {key: value for key, value in science.items() if key.startswith("model.")}
+        keys |= {"device": row["device"], "moebench": row["made_with"].get("moebench", "?")}
+        keys |= {key: value_of(row, key) for key in by}
         name = json.dumps(keys, sort_keys=True)
         found.setdefault(name, (keys, []))[1].append(row)
     ordered = sorted(found.values(), key=lambda each: -sum(r["state"] == "done" for r in each[1]))
@@ -232,6 +253,66 @@ def _number_tables(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]
         for row in members:
             row["table"] = number_
     return tuple(keys for keys, _ in ordered)
+
+
+def value_of(row: Mapping[str, Any], key: str) -> Any:
+    """A run's value of a key of the config, of `arm` or of `seed`; None if it has none.
+
+    `scope` is named as it is typed: a group of a micro-batch is `micro`, of the whole step
+    `global`.
+    """
+    if key in ("arm", "seed"):
+        return row[key]
+    science = row["science"]
+    if key == "scope" and science.get("scope") == "group":
+        sizes = {1: "sequence", science.get("micro_bsz"): "micro"}
+        return sizes.get(science.get("balance_bsz"), "global")
+    if key in science:
+        return science[key]
+    from moebench.config.presets import KNOBS
+    from moebench.config.schema import ALWAYS, NEVER
+
+    neutral = KNOBS[key].metadata["neutral"] if key in KNOBS else None
+    return None if neutral is ALWAYS or neutral is NEVER else neutral
+
+
+def _check_key(key: str, option: str) -> None:
+    from moebench.config.presets import KNOBS
+
+    known = ("arm", "seed", "data", *KNOBS)
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=3)
+        remedy = f"did you mean {' or '.join(near)}?" if near else "see docs/keys.md"
+        raise ConfigError(f"{option} {printable(key)}: there is no such key; {remedy}")
+
+
+def _condition(text: str) -> Any:
+    """What tells whether a row meets `key=value,...`."""
+    key, equals, values = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--where {printable(text)}: must be KEY=VALUE, as in seed=0,1")
+    _check_key(key, "--where")
+
+    def met(row: Mapping[str, Any]) -> bool:
+        value = _plain(value_of(row, key))
+        return any(
+            fnmatchcase(value, each) if key == "arm" else value in (each, _plain(_read(each)))
+            for each in values.split(",")
+        )
+
+    return met
+
+
+def _read(text: str) -> Any:
+    """A typed value as the config has it."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _brief(record: Record, reason: str) -> str:
+    return reason.replace(f"{record.path}/", "").replace(f"{record.path}: ", "")
 
 
 def _tell_apart(rows: Sequence[dict[str, Any]]) -> None:
@@ -264,24 +345,6 @@ def _labels(shared: str, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, str
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _table(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = manifest.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def number(value: Any) -> float | None:
-    """A finite number as a float, anything else as None."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < sys.float_info.max else None
-
-
-def printable(text: str) -> str:
-    """Text without control characters, which could steer a terminal or break a row."""
-    return "".join(each if each.isprintable() else "�" for each in text)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moebench.errors import RecordError
-from moebench.report.frame import Problem, printable
+from moebench.records import printable
+from moebench.report.frame import Problem
+from moebench.report.reading import PRIMARY
 
-PRIMARY = "valid/nats"
 _STRINGS = ("run", "arm", "arm_hash")
 
 

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from moebench.records import printable
 from moebench.report import words
 from moebench.report.arms import Arm, Described, Table, percent
-from moebench.report.frame import SCOPES, printable
-from moebench.report.plan import PRIMARY
+from moebench.report.reading import PRIMARY, SCOPES
 from moebench.report.statistics import FEWEST_SEEDS
 
 WIDTH = 100

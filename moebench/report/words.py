@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from moebench.report.arms import Arm, Described, Table
-from moebench.report.plan import PRIMARY
+from moebench.report.reading import PRIMARY
 from moebench.report.statistics import FEWEST_SEEDS, Comparison, seeds_needed
 
 PAPER_GAP = math.log(8.167 / 8.038)

@@ -106,8 +106,27 @@ def test_a_copy_of_a_run_counts_once(runs: Path, tmp_path: Path, run: Make) -> N
     finished = run(tmp_path / "copy", "micro")
     frame = load([runs, tmp_path / "copy", runs])
     assert frame.runs["state"].tolist() == ["done"]
-    assert [each.run for each in frame.problems] == [finished.name] * 2
+    assert [each.run for each in frame.problems] == [finished.name]
     assert "is the same run as" in frame.problems[0].reason
+
+
+@pytest.mark.parametrize("ended", ["2026-01-02", "2026-01-04"])
+def test_of_two_results_of_one_run_the_last_is_taken_and_both_are_named(
+    runs: Path, tmp_path: Path, run: Make, ended: str
+) -> None:
+    for root, nats, end in ((runs, 1.6, "2026-01-03"), (tmp_path / "copy", 1.7, ended)):
+        record = run(root, "micro", nats=nats)
+        record.seal({**_values(record), "end": end})
+    frame = load([runs, tmp_path / "copy"])
+    values = frame.metrics.set_index("metric")["value"]
+    assert values["valid/nats"] == (1.6 if ended == "2026-01-02" else 1.7)
+    (problem,) = frame.problems
+    assert problem.reason.endswith("which is taken and ended with other results")
+
+
+def _values(record: Record) -> dict[str, object]:
+    about = ("schema_version", "files", "sha256")
+    return {key: value for key, value in record.summary().items() if key not in about}
 
 
 def test_arms_that_share_a_label_are_told_apart_by_what_differs(runs: Path, run: Make) -> None:
