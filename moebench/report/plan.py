@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,14 @@ from moebench.report.reading import PRIMARY
 _STRINGS = ("run", "arm", "arm_hash")
 
 
+class Cost(NamedTuple):
+    """Seconds a step of an arm that was timed alone, and of the pass that counts first."""
+
+    step_seconds: tuple[float, ...]
+    counting_seconds: tuple[float, ...]
+    machine: str
+
+
 class PlannedRun(NamedTuple):
     run: str
     arm: str
@@ -24,7 +32,10 @@ class PlannedRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's `plan.json`: `baseline` is the label of an arm, `primary` the name of a metric."""
+    """A study's `plan.json`: `baseline` is the label of an arm, `primary` the name of a metric.
+
+    `costs` is by arm hash, from `cost.json` beside the plan, where the study was timed.
+    """
 
     path: Path
     name: str
@@ -32,6 +43,7 @@ class Plan:
     baseline: str
     primary: str
     runs: tuple[PlannedRun, ...]
+    costs: dict[str, Cost] = field(default_factory=dict)
 
     def arm_hashes(self) -> list[str]:
         """The arms in the order of the plan."""
@@ -98,7 +110,27 @@ def _read(path: Path) -> Plan:
         baseline=str(found.get("baseline") or ""),
         primary=str(found.get("primary") or PRIMARY),
         runs=tuple(PlannedRun(*(run[key] for key in PlannedRun._fields)) for run in runs),
+        costs=_costs(path.with_name("cost.json")),
     )
+
+
+def _costs(path: Path) -> dict[str, Cost]:
+    """`{arm_hash: {"step_seconds": [..], "counting_seconds": [..], "machine": ".."}}`."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+        return {
+            arm_hash: Cost(
+                tuple(float(each) for each in cost["step_seconds"]),
+                tuple(float(each) for each in cost.get("counting_seconds", ())),
+                printable(str(cost.get("machine", "?"))),
+            )
+            for arm_hash, cost in found.items()
+            if isinstance(cost, dict) and cost.get("step_seconds")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise RecordError("cost.json: is no table of costs; time the study again") from None
 
 
 def _is_run(run: Any) -> bool:
