@@ -248,7 +248,8 @@ def report(
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="runs, or folders of runs; all of --runs-dir", autocompletion=completion.runs
+            help="runs, or folders of runs; all of --runs-dir; or diff A B for two runs or studies",
+            autocompletion=completion.runs,
         ),
     ] = None,
     study: Annotated[
@@ -258,21 +259,89 @@ def report(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="the arm to compare with")
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="KEY=VALUE,..", help="only such runs; may be repeated"),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="KEY", help="a table for each value; may be repeated"),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics", metavar="NAME,..", help="show these alone; * and ? stand for any"
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", metavar="NAME", help="order arms by a metric; -NAME turns it round"),
+    ] = None,
+    at: Annotated[
+        int | None,
+        typer.Option("--at", min=0, metavar="STEP", help="at an evaluation on the way"),
+    ] = None,
+    per_domain: Annotated[
+        bool, typer.Option("--per-domain", help="add the nats of each domain")
+    ] = False,
     form: Annotated[
         str,
-        typer.Option("--format", help="table, md, csv or json", autocompletion=completion.formats),
+        typer.Option(
+            "--format",
+            help="table, md, csv, json, latex or parquet",
+            autocompletion=completion.formats,
+        ),
     ] = "table",
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="write SVG and PNG there")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="write a page with all of it")
+    ] = None,
     as_json: AsJson = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Compare arms: load, specialisation, perplexity and paired differences with intervals.
 
-    Example: `moebench report --study demo`
+    Examples: `moebench report --study demo`, `moebench report --study demo --html report.html`,
+    `moebench report diff RUN RUN`
     """
-    from moebench.report import make_report
+    from moebench.progress import say
+    from moebench.report import compare_two, make_report, write
 
-    made = make_report(directories or [runs_dir], study=study, baseline=baseline, runs_dir=runs_dir)
-    print(made.render("json" if as_json else form))
+    form = "json" if as_json else form
+    if directories and str(directories[0]) == "diff":
+        print(compare_two(directories[1:], runs_dir, form), end="")
+        return
+    made = make_report(
+        directories or [runs_dir],
+        study=study,
+        baseline=baseline,
+        runs_dir=runs_dir,
+        where=where or (),
+        by=by or (),
+        metrics=[each for each in (metrics or "").split(",") if each],
+        sort=sort,
+        at=at,
+        per_domain=per_domain,
+    )
+    text = made.encode(form)
+    if plots is not None:
+        for table in made.tables:
+            for plot in made.plots(table):
+                name = f"{plot.name}-{table.index + 1}" if len(made.tables) > 1 else plot.name
+                write(plots / f"{name}.svg", plot.svg)
+                write(plots / f"{name}.png", plot.png)
+        say(f"{plots}: holds the plots")
+    if html is not None:
+        write(html, made.page(shlex.join(["moebench", *sys.argv[1:]])).encode())
+        say(f"{html}: open it in a browser")
+    elif plots is None or form != "table":
+        if form == "parquet" and sys.stdout.isatty():
+            raise ConfigError(
+                "--format parquet: is no text; send it to a file, as in > report.parquet"
+            )
+        sys.stdout.buffer.write(text)
 
 
 @app.command()

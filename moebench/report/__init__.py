@@ -14,17 +14,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moebench.errors import ConfigError, RecordError
 from moebench.records import printable
 from moebench.report.arms import Arm, Table, make_table
-from moebench.report.export import as_csv, as_dict, as_parquet
+from moebench.report.diff import compare_two
+from moebench.report.export import as_csv, as_dict, as_parquet, write
 from moebench.report.frame import Frame, Problem
 from moebench.report.frame import load as read
 from moebench.report.plan import Plan, find_plans, of_study
 from moebench.report.render import as_latex, as_markdown, as_text
 from moebench.report.table import Block, Heading, Sentences, Shown, blocks
+
+if TYPE_CHECKING:
+    from moebench.report.plots import Plot
+
+__all__ = ["FORMATS", "Report", "compare_two", "load", "make_report", "write"]
 
 FORMATS = ("table", "md", "csv", "json", "latex", "parquet")
 
@@ -50,6 +56,7 @@ class Report:
         problems: records and plans that could not be used.
         frame: what all of it was made from.
         shown: what the reader asked for.
+        plans: of the runs.
     """
 
     title: str
@@ -58,16 +65,45 @@ class Report:
     problems: tuple[Problem, ...]
     frame: Frame
     shown: Shown = Shown()
+    plans: tuple[Plan, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `moebench report --json` prints."""
         return as_dict(self.tables, self.unfinished, self.problems, self.shown.metrics)
+
+    def plots(self, table: Table) -> "list[Plot]":
+        """The pictures of one of the tables.
+
+        Raises:
+            RecordError: if the metrics of a run on its way are damaged.
+        """
+        from moebench.report.plots import plots
+
+        return plots(table, self.frame)
+
+    def page(self, command: str) -> str:
+        """The report with its plots as one HTML file; `command` is what was typed to make it."""
+        from moebench.report.page import Section, page
+
+        paths = {row["run"]: row["path"] for row in self.frame.rows()}
+        sections = [
+            Section(blocks(table, self.shown), self.plots(table), table, paths)
+            for table in self.tables
+        ]
+        missing = self._missing()
+        return page(
+            self.title, [*sections, *([Section(missing)] if missing else [])], self.plans, command
+        )
 
     def blocks(self) -> list[Block]:
         """The report in order: title, tables with their sentences, what is missing."""
         found: list[Block] = [Heading(self.title)] if self.title else []
         for table in self.tables:
             found += blocks(table, self.shown)
+        return found + self._missing()
+
+    def _missing(self) -> list[Block]:
+        found: list[Block] = []
         if self.unfinished:
             found.append(Sentences("Not finished", [_told(each) for each in self.unfinished]))
         if self.problems:
@@ -169,6 +205,7 @@ def make_report(
         problems=(*problems, *frame.problems),
         frame=frame,
         shown=shown,
+        plans=tuple(plans),
     )
 
 

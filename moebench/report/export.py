@@ -3,8 +3,11 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from moebench.errors import RecordError
+from moebench.records import write_atomically
 from moebench.report.arms import Arm, Described, Table
 from moebench.report.findings import Verdict
 from moebench.report.frame import Problem
@@ -162,3 +165,13 @@ def _about(table: Table) -> dict[str, Any]:
 
 def _whole(count: float | None) -> int | None:
     return None if count is None else round(count)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Keep what was made, its folder too; RecordError if that cannot be."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise RecordError(
+            f"{path}: cannot be written ({error.strerror}); name another place"
+        ) from None

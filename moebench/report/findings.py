@@ -247,7 +247,7 @@ def _log2_balance_bsz(science: Mapping[str, Any]) -> float | None:
     return math.log2(science["balance_bsz"])
 
 
-def _share_before_global(science: Mapping[str, Any]) -> float | None:
+def share_before_global(science: Mapping[str, Any]) -> float | None:
     micro, whole = (
         {"scope": "group", "balance_bsz": f"{size}_bsz"} for size in ("micro", "global")
     )
@@ -271,7 +271,7 @@ def _homogeneity(science: Mapping[str, Any]) -> float | None:
 
 AXES = {
     "log2 balance_bsz": (_log2_balance_bsz, " a doubling"),
-    "share of the steps before global": (_share_before_global, " for all of the steps"),
+    "share of the steps before global": (share_before_global, " for all of the steps"),
     "homogeneity of micro-batches": (_homogeneity, " from mixed to pure"),
 }
 

@@ -34,7 +34,8 @@ class PlannedRun(NamedTuple):
 class Plan:
     """A study's `plan.json`: `baseline` is the label of an arm, `primary` the name of a metric.
 
-    `costs` is by arm hash, from `cost.json` beside the plan, where the study was timed.
+    `overrides` are those of each of the runs. `costs` is by arm hash, from `cost.json` beside the
+    plan, where the study was timed.
     """
 
     path: Path
@@ -43,6 +44,8 @@ class Plan:
     baseline: str
     primary: str
     runs: tuple[PlannedRun, ...]
+    size: str = ""
+    overrides: tuple[tuple[str, ...], ...] = ()
     costs: dict[str, Cost] = field(default_factory=dict)
 
     def arm_hashes(self) -> list[str]:
@@ -110,6 +113,8 @@ def _read(path: Path) -> Plan:
         baseline=str(found.get("baseline") or ""),
         primary=str(found.get("primary") or PRIMARY),
         runs=tuple(PlannedRun(*(run[key] for key in PlannedRun._fields)) for run in runs),
+        size=str(found.get("size") or ""),
+        overrides=tuple(tuple(map(str, run.get("overrides") or ())) for run in runs),
         costs=_costs(path.with_name("cost.json")),
     )
 
