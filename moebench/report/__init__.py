@@ -180,7 +180,7 @@ def make_report(
         only = {run.run for plan in plans for run in plan.runs}
         problems = []
         title = " and ".join(dict.fromkeys(map(_title, plans)))
-    frame = read(roots, only, where=where, by=by)
+    frame = read(roots, only, where=where, by=by).checked()
     done = frame.runs.loc[frame.runs["state"] == "done"]
     if done.empty:
         raise RecordError(_nothing_done(roots, study, frame))

@@ -19,6 +19,7 @@ from moebench.report.plan import Cost, Plan
 from moebench.report.reading import PRIMARY, SCOPES
 from moebench.report.statistics import Comparisons, Estimate, compare, mean_interval
 
+START_OFF = 1e-3  # nats; rounding gives 1e-6, other initial weights 1e-2
 EXPONENTIAL = re.compile(r"(?P<split>\w+)/ppl(?P<domain>/.*)?")
 
 
@@ -89,6 +90,7 @@ class Table:
         made_with: versions, devices and commits, every value of each.
         findings: what the runs say of the paper's, where they are about its endpoint.
         bytes_per_token: of the tokenizer on this text; None where it cannot be told.
+        unpaired: runs of one seed that did not begin alike, in words.
         index: its place among the report's tables.
     """
 
@@ -105,6 +107,7 @@ class Table:
     made_with: dict[str, list[str]] = field(default_factory=dict)
     findings: tuple[Verdict, ...] = ()
     bytes_per_token: float | None = None
+    unpaired: tuple[str, ...] = ()
     index: int = 0
 
     def arm(self, name: str) -> Arm:
@@ -189,6 +192,7 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         made_with=made_with,
         findings=found,
         bytes_per_token=per_token,
+        unpaired=tuple(_unpaired(runs, frame.starts)),
         index=index,
     )
 
@@ -320,6 +324,26 @@ def _bytes_per_token(arm: Arm, primary: str) -> float | None:
     if primary != PRIMARY or nats is None or bits is None or not nats.mean or not bits.mean:
         return None
     return nats.mean / (bits.mean * math.log(2))
+
+
+def _unpaired(runs: Sequence[Mapping[str, Any]], starts: Mapping[str, float]) -> Iterable[str]:
+    """Runs of one seed whose nats before the first step differ, though nothing that acts then does.
+
+    Arms of a seed share initial weights, so that before training they are one model, unless a
+    router is perturbed or of another kind. What rounding makes of that is far below START_OFF.
+    """
+    first: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        acting = {k: v for k, v in run["science"].items() if k.startswith(("router.", "method"))}
+        if run["run"] not in starts or "router.perturb" in acting:
+            continue
+        one = first.setdefault(repr((run["seed"], sorted(acting.items(), key=str))), run)
+        values = starts[one["run"]], starts[run["run"]]
+        if abs(values[0] - values[1]) > START_OFF:
+            yield (
+                f"{run['run']} and {one['run']} are no pair: they did not begin from equal weights "
+                f"(nats before the first step {values[1]:.4f} and {values[0]:.4f})."
+            )
 
 
 def _made_with(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.json
+import pyarrow.compute as pc
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from moebench.data.cache import cache_root
@@ -130,8 +130,8 @@ def _quickly(path: Path) -> pa.Table | None:
         whole, line, _torn = path.read_bytes().rpartition(b"\n")
         if not whole:
             return None
-        options = pa.json.ReadOptions(use_threads=False, block_size=len(whole) + 2)
-        table = pa.json.read_json(pa.BufferReader(whole + line), read_options=options)
+        options = pj.ReadOptions(use_threads=False, block_size=len(whole) + 2)
+        table = pj.read_json(pa.BufferReader(whole + line), read_options=options)
     except (OSError, ValueError, pa.ArrowException):
         return None
     odd = "step" not in table.column_names or not pa.types.is_integer(table["step"].type)
@@ -173,7 +173,11 @@ def _stored(path: Path, names: Sequence[str], metrics: Sequence[str] | None) -> 
     wanted = set(names)
     if wanted >= set(codes.dictionary.to_pylist()):
         return table
-    return table.filter(pa.compute.is_in(codes.dictionary_decode(), pa.array(list(wanted))))
+    return table.filter(
+        pc.call_function(
+            "is_in", [codes.dictionary_decode()], pc.SetLookupOptions(pa.array(list(wanted)))
+        )
+    )
 
 
 def _columns(table: pa.Table, metrics: Sequence[str] | None) -> pa.Table:

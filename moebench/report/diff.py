@@ -45,7 +45,9 @@ def compare_two(named: Sequence[Path], runs_dir: Path, form: str = "table") -> s
     if first is not None and second is not None:
         content = _of_runs(first, second)
     elif first is None and second is None:
-        content = _of_studies(*(_frame(path, runs_dir) for path in named), *map(str, named))
+        content = _of_studies(
+            [_frame(path, runs_dir) for path in named], [str(path) for path in named]
+        )
     else:
         raise ConfigError("report diff: compares two runs or two studies, not one of each")
     if form == "json":
@@ -148,9 +150,11 @@ def _curves(a: Record, b: Record) -> list[Block]:
 # Two studies
 
 
-def _of_studies(a: Frame, b: Frame, name: str, other: str) -> list[Block]:
+def _of_studies(frames: Sequence[Frame], names: Sequence[str]) -> list[Block]:
     """Arms by name: their means over finished seeds, and what the sets of runs do not share."""
-    found: list[Block] = [Heading(f"A {printable(name)}, B {printable(other)}")]
+    a, b = frames
+    name, other = map(printable, names)
+    found: list[Block] = [Heading(f"A {name}, B {other}")]
     keys = [_shared_keys(frame) for frame in (a, b)]
     found.append(_keys(*keys))
     arms = list(dict.fromkeys([*a.metrics["arm"], *b.metrics["arm"]]))

@@ -7,7 +7,7 @@ device and version of moebench. Nothing is averaged across tables.
 import difflib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,12 +54,16 @@ class Frame:
             `metric`, `value`.
         tables: of each table, the keys in which its runs are equal, with their values.
         problems: what was left out.
+        unsound: runs whose curves are left out; see `checked`.
+        starts: `valid/nats` before the first step, by run, once it is `checked`.
     """
 
     runs: pd.DataFrame
     metrics: pd.DataFrame
     tables: tuple[dict[str, Any], ...]
     problems: tuple[Problem, ...]
+    unsound: frozenset[str] = frozenset()
+    starts: Mapping[str, float] = field(default_factory=dict)
 
     def curves(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
         """What the finished runs measured on their way: `run`, `arm`, `seed`, `table`, `step` and a
@@ -69,21 +73,49 @@ class Frame:
             metrics: the columns to read; None reads all.
 
         Raises:
-            RecordError: if a run's metrics were changed after it ended, or are damaged.
+            RecordError: if a run's metrics are damaged, and `checked` did not leave them out.
         """
-        done = self.runs[self.runs["state"] == "done"]
-        parts = []
-        for root, paths in done.groupby(done["path"].map(lambda path: path.parent))["path"]:
-            found, failed = read_curves(Path(str(root)), [Record(path) for path in paths], metrics)
-            for record, reason in failed:
-                raise RecordError(f"{record.path}: {_brief(record, reason)}")
+        curves, problems = self._curves(metrics)
+        for run, reason in problems:
+            raise RecordError(f"{run}: {reason}")
+        return curves
+
+    def checked(self) -> "Frame":
+        """The frame without the curves that are damaged or were changed, which become problems."""
+        curves, problems = self._curves([PRIMARY])
+        first = curves.loc[curves["step"] == 0]
+        nats = first.get(PRIMARY, [])
+        starts = {run: float(v) for run, v in zip(first["run"], nats, strict=False) if v == v}
+        unsound = self.unsound | {each.run for each in problems}
+        told = [Problem(run, f"{reason}; its curves are left out") for run, reason in problems]
+        return replace(
+            self, problems=(*self.problems, *told), unsound=frozenset(unsound), starts=starts
+        )
+
+    def _curves(self, metrics: Sequence[str] | None) -> tuple[Any, list[Problem]]:
+        folders: dict[Path, list[Record]] = {}
+        about = [
+            row for row in self.rows() if row["state"] == "done" and row["run"] not in self.unsound
+        ]
+        for row in about:
+            folders.setdefault(row["path"].parent, []).append(Record(row["path"]))
+        problems, parts = [], [pd.DataFrame({"run": pd.Series(dtype=str), "step": []})]
+        for folder, records in folders.items():
+            found, failed = read_curves(folder, records, metrics)
+            problems += [Problem(printable(r.name), _brief(r, reason)) for r, reason in failed]
             parts.append(found.to_pandas())
-        if not parts:
-            return pd.DataFrame(columns=["run", "arm", "seed", "table", "step"])
-        curves = pd.concat(parts) if len(parts) > 1 else parts[0]
-        curves["run"] = curves["run"].astype(str).map(printable)
-        about = done.set_index("run")[["arm", "seed", "table"]]
-        return curves.join(about, on="run").reset_index(drop=True)
+        curves: Any = pd.concat(parts[1:]) if len(parts) > 1 else parts[0]
+        names: Any = curves["run"].astype("category")
+        names = names.cat.rename_categories([printable(str(n)) for n in names.cat.categories])
+        curves["run"] = names
+        for key in ("arm", "seed", "table"):
+            of_run = {row["run"]: row[key] for row in about}
+            values = [of_run[name] for name in names.cat.categories]
+            kind = "category" if key == "arm" else int
+            taken = pd.Series(values, dtype=object).take(names.cat.codes.to_numpy())
+            curves[key] = taken.to_numpy()
+            curves[key] = curves[key].astype(kind)
+        return curves.reset_index(drop=True), problems
 
     def at(self, step: int) -> "Frame":
         """The frame with the metrics as they were at a step at which the runs were evaluated.
@@ -94,32 +126,31 @@ class Frame:
         Raises:
             ConfigError: if no finished run was evaluated at that step.
         """
-        curves = self.curves()
-        evaluated = curves[curves.get(PRIMARY, pd.Series(dtype=float)).notna()]
-        if not (evaluated["step"] == step).any():
-            known = sorted({f"{each:.0f}" for each in evaluated["step"]}, key=int)
+        curves: Any = self.curves()
+        evaluated = curves[curves[PRIMARY].notna()] if PRIMARY in curves else curves[:0]
+        known = sorted({int(each) for each in evaluated["step"]})
+        if step not in known:
+            there = ", ".join(map(str, known)) or "none"
             raise ConfigError(
-                f"--at {step}: no finished run was evaluated there; choose one of "
-                f"{', '.join(known) or 'none'}"
+                f"--at {step}: no finished run was evaluated there; choose one of {there}"
             )
-        runs = set(evaluated[evaluated["step"] == step]["run"])
+        runs = {*evaluated[evaluated["step"] == step]["run"]}
+        curves = curves[curves["run"].isin(runs) & (curves["step"] <= step)]
         keys = ["run", "arm", "seed", "table"]
-        curves = curves[curves["run"].isin(runs)]
         names = [name for name in curves.columns if name not in (*keys, "step")]
         last = [name for name in names if name.startswith(EVALUATED)]
-        rest = [name for name in names if name not in last]
-        settled = curves[(curves["step"] > step * (1 - SETTLED)) & (curves["step"] <= step)]
-        values = pd.concat(
-            [
-                curves[curves["step"] == step].set_index(keys)[last],
-                settled.groupby(keys)[rest].mean(),
-            ],
-            axis=1,
-        )
-        metrics = values.reset_index().melt(keys, var_name="metric", value_name="value").dropna()
-        hashes = self.runs.set_index("run")["arm_hash"]
-        metrics["arm_hash"] = metrics["run"].map(hashes)
-        return replace(self, metrics=metrics[self.metrics.columns].reset_index(drop=True))
+        late = curves[curves["step"] > step * (1 - SETTLED)] if step else curves
+        means = late.groupby("run", observed=True)[[n for n in names if n not in last]].mean()
+        values = pd.concat([curves[curves["step"] == step].set_index("run")[last], means], axis=1)
+        arms = {row["run"]: row for row in self.rows()}
+        kept = ("run", "arm", "arm_hash", "seed", "table")
+        metrics = [
+            {**{key: arms[run][key] for key in kept}, "metric": name, "value": value}
+            for run, of_run in values.to_dict("index").items()
+            for name, value in of_run.items()
+            if value == value
+        ]
+        return replace(self, metrics=pd.DataFrame(metrics, columns=[*kept, "metric", "value"]))
 
     def rows(self) -> list[dict[str, Any]]:
         """The runs, a dictionary each."""
@@ -238,7 +269,7 @@ def _distinct(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
 
 
 def _number_tables(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> tuple[dict[str, Any], ...]:
-    """Set `table` in each row; the table with the most finished runs comes first."""
+    """Set `table` in each row: in order of the values of `by`, then of most finished runs."""
     found: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for row in rows:
         science = row["science"]
@@ -248,7 +279,13 @@ def _number_tables(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> tuple[d
         keys |= {key: value_of(row, key) for key in by}
         name = json.dumps(keys, sort_keys=True)
         found.setdefault(name, (keys, []))[1].append(row)
-    ordered = sorted(found.values(), key=lambda each: -sum(r["state"] == "done" for r in each[1]))
+
+    def place(each: tuple[dict[str, Any], list[dict[str, Any]]]) -> tuple[Any, ...]:
+        values = [each[0][key] for key in by]
+        named = [(0, v, "") if isinstance(v, int | float) else (1, 0, str(v)) for v in values]
+        return (*named, -sum(row["state"] == "done" for row in each[1]))
+
+    ordered = sorted(found.values(), key=place)
     for number_, (_, members) in enumerate(ordered):
         for row in members:
             row["table"] = number_

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from moebench.records import Record
 from moebench.report.arms import Arm, Described, Table
@@ -426,21 +425,21 @@ def _fewest_seeds(arms: Sequence[Arm]) -> int:
     return min(len(arm.seeds) for arm in arms)
 
 
-def _curves(table: Table, frame: Frame, metrics: Sequence[str]) -> pd.DataFrame | None:
-    found = frame.curves(metrics)
+def _curves(table: Table, frame: Frame, metrics: Sequence[str]) -> Any:
+    found: Any = frame.curves(metrics)
     if "table" not in found or any(name not in found for name in metrics):
         return None
     own = found.loc[found["table"] == table.index]
     return own if own["step"].nunique() > 2 else None
 
 
-def _wide(curves: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """A row a step, a column a seed."""
+def _wide(curves: Any, metric: str) -> Any:
+    """A data frame of a row a step and a column a seed."""
     known = curves.loc[curves[metric].notna(), ["step", "seed", metric]]
     return known.pivot_table(index="step", columns="seed", values=metric)
 
 
-def _thinned(wide: pd.DataFrame) -> pd.DataFrame:
+def _thinned(wide: Any) -> Any:
     """Means over stretches of as many steps, so that a noisy curve can be seen."""
     stretch = np.ceil(wide.index.to_numpy(float) * SMOOTHED / max(wide.index.max(), 1))
     thinned = wide.groupby(stretch).mean()
@@ -448,7 +447,7 @@ def _thinned(wide: pd.DataFrame) -> pd.DataFrame:
     return thinned
 
 
-def _band(axis: Any, table: Table, arm: Arm, wide: pd.DataFrame) -> None:
+def _band(axis: Any, table: Table, arm: Arm, wide: Any) -> None:
     from moebench.report.statistics import mean_interval
 
     style = _look(table, arm)
@@ -474,7 +473,7 @@ def _band(axis: Any, table: Table, arm: Arm, wide: pd.DataFrame) -> None:
         axis.fill_between(x, low, high, color=style.colour, alpha=0.12, linewidth=0)
 
 
-def _bars(axis: Any, table: Table, arm: Arm, wide: pd.DataFrame) -> None:
+def _bars(axis: Any, table: Table, arm: Arm, wide: Any) -> None:
     """A curve with bars, moved aside by the arm's place so that those of all arms can be seen."""
     from moebench.report.statistics import mean_interval
 

@@ -191,6 +191,7 @@ def cautions(table: Table) -> list[str]:
             f"{table.baseline_missing} has no finished run in this table; "
             f"its differences are to {table.baseline}."
         )
+    told += table.unpaired
     for name, way in table.comparisons.odd.items():
         fate = (
             "as the baseline it leaves no pool, and each arm is compared by its own paired t"
