@@ -196,7 +196,7 @@ def _join(tables: Sequence[pa.Table]) -> pa.Table:
 def _write(path: Path, table: pa.Table, stamps: Mapping[str, str]) -> None:
     told = json.dumps({"format": FORMAT, "stamps": dict(stamps)}).encode()
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({KNOWN: told}), sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata({KNOWN: told}), sink, compression="lz4")
     with suppress(OSError):
         write_atomically(path, sink.getvalue().to_pybytes())
 

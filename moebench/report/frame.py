@@ -103,9 +103,9 @@ class Frame:
         for folder, records in folders.items():
             found, failed = read_curves(folder, records, metrics)
             problems += [Problem(printable(r.name), _brief(r, reason)) for r, reason in failed]
-            parts.append(found.to_pandas())
+            parts.append(found.to_pandas(split_blocks=True))
         curves: Any = pd.concat(parts[1:]) if len(parts) > 1 else parts[0]
-        names: Any = curves["run"].astype("category")
+        names: Any = curves["run"].astype("category").cat.remove_unused_categories()
         names = names.cat.rename_categories([printable(str(n)) for n in names.cat.categories])
         curves["run"] = names
         for key in ("arm", "seed", "table"):
