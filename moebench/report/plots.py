@@ -211,12 +211,12 @@ def specialisation(table: Table, _: Frame) -> Plot | None:
                     fontsize=7,
                     color="#444444",
                 )
-        axes[0, 0].set_ylabel("domain bits: what an expert tells of the domain")
+        axes[0, 0].set_ylabel("domain bits")
         _legend(figure, axes[0, 0])
         return _plot(
             "specialisation",
             "Specialisation against load",
-            "To the left: more even load; up: experts that keep to domains. Bars: 95 % intervals "
+            "To the left: more even load; up: experts tell more of domains. Bars: 95 % intervals "
             "of the means over seeds, where there are three.",
             figure,
         )
@@ -482,7 +482,8 @@ def _bars(axis: Any, table: Table, arm: Arm, wide: Any) -> None:
     found = [(x, mean_interval(row)) for x, row in rows if len(row)]
     if not found:
         return
-    apart = float(wide.index.max()) / max(1, len(found) - 1) * 0.6 / len(table.arms)
+    gap = 0.6 / max(1, len(found) - 1) / len(table.arms)
+    apart = float(wide.index.max()) * min(gap, 0.012)
     axis.errorbar(
         [x + apart * (place - len(table.arms) / 2) for x, _ in found],
         [each.value for _, each in found],

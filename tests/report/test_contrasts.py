@@ -21,7 +21,7 @@ def test_a_trend_is_that_of_statsmodels(missing: int) -> None:
     rng = np.random.default_rng(missing)
     values = study(rng, 5, np.array([0, 0.4, 0.7, 1.5]))
     values.flat[[1, 14][:missing]] = np.nan
-    x = np.array([0.0, 1, 3, 5])
+    x = [0.0, 1, 3, 5]
     seed, arm = np.nonzero(~np.isnan(values))
     design = np.zeros((len(seed), 9))
     design[np.arange(len(seed)), arm] = 1
@@ -40,7 +40,7 @@ def test_a_trend_is_that_of_statsmodels(missing: int) -> None:
 def test_a_slope_is_that_of_a_line() -> None:
     x = [1.0, 2, 5, 9]
     y = np.array([3.0, 2.5, 2.4, 1])
-    assert slope(x) @ y == pytest.approx(stats.linregress(x, y).slope)
+    assert slope(x) @ y == pytest.approx(np.polyfit(x, y, 1)[0])
 
 
 def test_a_contrast_with_an_arm_out_of_the_pool_is_students_t_over_seeds() -> None:

@@ -3,14 +3,20 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moebench.errors import ConfigError, RecordError
 from moebench.records import Record, write_json
-from moebench.report.frame import load
+from moebench.report.frame import Frame, load
 
 Make = Callable[..., Record]
+
+
+def by_metric(frame: Frame) -> dict[Any, Any]:
+    """Values of a frame of one run."""
+    return dict(zip(frame.metrics["metric"], frame.metrics["value"], strict=True))
 
 
 def test_one_row_a_run_and_metric(runs: Path, run: Make) -> None:
@@ -118,7 +124,7 @@ def test_of_two_results_of_one_run_the_last_is_taken_and_both_are_named(
         record = run(root, "micro", nats=nats)
         record.seal({**_values(record), "end": end})
     frame = load([runs, tmp_path / "copy"])
-    values = frame.metrics.set_index("metric")["value"]
+    values = by_metric(frame)
     assert values["valid/nats"] == (1.6 if ended == "2026-01-02" else 1.7)
     (problem,) = frame.problems
     assert problem.reason.endswith("which is taken and ended with other results")
@@ -229,7 +235,7 @@ def test_curves_are_a_row_a_step_and_a_column_a_metric(runs: Path, run: Make) ->
 def test_metrics_at_a_step_are_those_of_its_evaluation(runs: Path, run: Make) -> None:
     run(runs, "micro", rows=ROWS)
     run(runs, "global", rows=ROWS[:3])
-    values = load(runs).at(200).metrics.set_index("metric")["value"]
+    values = by_metric(load(runs).at(200))
     assert values["valid/nats"] == 1.8
     assert values["train/loss"] == pytest.approx(5 - 1.95)  # of steps 190 and 200
     with pytest.raises(ConfigError, match=r"--at 250: .* choose one of 0, 100, 200, 300, 400$"):
@@ -279,7 +285,7 @@ def test_what_is_cached_is_read_again_only_where_a_file_changed(
     other.append({"step": 500, "train/loss": 1.0})
     other.seal({"arm": "global", "seed": 0, "steps": 400, "valid/nats": 9.0})
     frame = load(runs)
-    values = frame.metrics.set_index(["run", "metric"])["value"]
+    values = {(row.run, row.metric): row.value for row in frame.metrics.itertuples()}
     assert values[other.name, "valid/nats"] == 9.0
     assert values[kept.name, "valid/nats"] == 1.6
     assert len(frame.curves()) == 2 * len(ROWS) + 1

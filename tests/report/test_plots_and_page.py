@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ SWITCH = [
 ]
 
 
-def a_study(runs: Path, run: Make, arms: dict[str, dict[str, object]], seeds: int = 3) -> None:
+def a_study(runs: Path, run: Make, arms: Mapping[str, Mapping[str, Any]], seeds: int = 3) -> None:
     rng = np.random.default_rng(0)
     for seed in range(seeds):
         for name, science in arms.items():

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,6 +153,12 @@ def test_hostile_labels_are_text_in_every_format(runs: Path, run: Make, form: st
         assert "'=cmd|' /C calc'!A0" in cells
         assert not any(cell.startswith(("=", "+", "@")) for cell in cells)
         assert any(cell.startswith("-0.") for cell in cells)
+    if form == "latex":
+        plain = re.sub(r"\\[&%$#_{}]", "", text)
+        body = "".join(re.findall(r"midrule(.*?)\\bottomrule", plain, re.DOTALL))
+        assert r"\textless{}script\textgreater{}" in body
+        assert not re.search(r"[%$#_]", body.replace(r"$\pm$", ""))
+        assert all(row.count("&") == 7 or "&" not in row for row in body.split(r"\\")[-5:])
     if form == "json":
         assert HOSTILE[3] in [row["arm"] for row in json.loads(text)["rows"]]
 
