@@ -23,7 +23,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for arm, size, nats in (("micro", 4, 1.6), ("global", 32, 1.5)):
             science = GROUP | {"balance_bsz": size}
             rows = [{"step": s, "valid/nats": 2 - s / 100, "train/loss": 2.0} for s in (0, 10, 20)]
-            per = {"valid/nats/law": nats, "load/entropy": 0.9}
+            per: dict[str, float | None] = {"valid/nats/law": nats, "load/entropy": 0.9}
             make_run(
                 path,
                 arm,

@@ -223,7 +223,7 @@ def test_curves_are_a_row_a_step_and_a_column_a_metric(runs: Path, run: Make) ->
     for seed in (0, 1):
         run(runs, "micro", seed, rows=ROWS)
     run(runs, "global", state="running", rows=ROWS)
-    curves = load(runs).curves()
+    curves: Any = load(runs).curves()
     assert set(curves) == {"run", "arm", "seed", "table", "step", "train/loss", "valid/nats"}
     assert len(curves) == 2 * len(ROWS)
     assert sorted(set(curves["seed"])) == [0, 1]
@@ -245,7 +245,7 @@ def test_metrics_at_a_step_are_those_of_its_evaluation(runs: Path, run: Make) ->
 @pytest.mark.parametrize("odd", [{"step": 10, "train/loss": 10**400}, {"step": 10, "a/b": "x"}])
 def test_odd_rows_are_read_line_by_line(runs: Path, run: Make, odd: dict[str, object]) -> None:
     record = run(runs, "micro", rows=[*ROWS[:1], odd, {"step": 20, "a/b": 1.5}])
-    curves = load(runs).curves()
+    curves: Any = load(runs).curves()
     assert curves["step"].tolist() == [0, 10, 20]
     assert curves["a/b"].tolist()[-1] == 1.5
     assert record.damage() == []
@@ -285,7 +285,8 @@ def test_what_is_cached_is_read_again_only_where_a_file_changed(
     other.append({"step": 500, "train/loss": 1.0})
     other.seal({"arm": "global", "seed": 0, "steps": 400, "valid/nats": 9.0})
     frame = load(runs)
-    values = {(row.run, row.metric): row.value for row in frame.metrics.itertuples()}
+    columns = (frame.metrics[key] for key in ("run", "metric", "value"))
+    values = {(name, metric): value for name, metric, value in zip(*columns, strict=True)}
     assert values[other.name, "valid/nats"] == 9.0
     assert values[kept.name, "valid/nats"] == 1.6
     assert len(frame.curves()) == 2 * len(ROWS) + 1
