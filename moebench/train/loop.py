@@ -24,7 +24,7 @@ from moebench.errors import ConfigError, TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.distributed import Ranks
 from moebench.train.feed import Feed
-from moebench.train.measure import evaluate, step_metrics
+from moebench.train.measure import evaluate, recent_load, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
 from moebench.train.step import (
     Objective,
@@ -44,13 +44,15 @@ SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are
 class State:
     """What a run carries from step to step.
 
-    `balance` holds the state of each balance term; it is None before the first step.
+    `balance` holds the state of each balance term, and `load` the recent loads of the experts; they
+    are None before the first step.
     """
 
     model: MoETransformer
     optimizer: torch.optim.AdamW
     step: int = 0
     balance: list[BalanceState | None] | None = None
+    load: Tensor | None = None
 
 
 @dataclass
@@ -217,6 +219,7 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()
+        before, state.load = state.load, recent_load(state.load, outcome)
         state.step, state.balance = step, outcome.states
         clock.tokens += tokens.shape[0] * config.seq_len
         clock.steps += 1
@@ -225,7 +228,12 @@ def train(
         if logged:
             event.row = {
                 "step": step,
-                **step_metrics(outcome, objective),
+                **step_metrics(
+                    outcome,
+                    objective,
+                    before=before,
+                    assignment_bytes=_assignment_bytes(config),
+                ),
                 **error,
                 **ranks.take(clock.steps),
                 "train/grad_norm": norm.item(),
@@ -248,6 +256,11 @@ def train(
 def _draw_key(seed: int, step: int) -> int:
     """The seed of a step's draws, which are made on the CPU so that every device draws the same."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _assignment_bytes(config: ExperimentConfig) -> int:
+    """Of a hidden state sent to an expert and its output sent back, forward and backward."""
+    return 4 * config.model.d_model * COMPUTE[config.train.precision].itemsize
 
 
 def _refuse_non_finite(
