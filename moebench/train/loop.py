@@ -24,6 +24,7 @@ from moebench.errors import ConfigError, TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.distributed import Ranks
 from moebench.train.feed import Feed
+from moebench.train.forces import forces
 from moebench.train.measure import evaluate, recent_load, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
 from moebench.train.step import (
@@ -246,7 +247,8 @@ def train(
         if ranks.first and (step == steps or (every and step % every == 0)):
             began = time.perf_counter()
             row, event.routing = evaluate(config, corpus, state.model, device, tune=step == steps)
-            event.row = {"step": step, **(event.row or {}), **row}
+            pulls = forces(state.model, objective, one, state.balance)
+            event.row = {"step": step, **(event.row or {}), **row, **pulls}
             clock.skip(time.perf_counter() - began)
         paused = time.perf_counter()
         yield event
