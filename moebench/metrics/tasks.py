@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moebench.data.draws import generator
+from moebench.data.draws import permutation
 
 Z = 1.959963984540054  # of a 95 % interval
 
@@ -109,13 +109,10 @@ def cloze(
         stretches = tokens[starts[:, None] + np.arange(length)]
         whole = ~(stretches == end).any(1)
         starts, stretches = starts[whole], stretches[whole]
-        draw = generator(seed, "cloze", name)
-        for place in draw.permutation(len(starts))[:questions]:
-            others = draw.permutation(len(starts))
-            differ = [at for at in others if (stretches[at] != stretches[place]).any()]
-            wrong = differ[: candidates - 1]
+        for place in permutation(len(starts), seed, "cloze", name)[:questions]:
+            others = permutation(len(starts), seed, "cloze", name, int(place))
+            wrong = others[(stretches[others] != stretches[place]).any(1)][: candidates - 1]
             if len(wrong) == candidates - 1:
-                begin = starts[place] - context
-                before = tokens[begin : starts[place]]
+                before = tokens[starts[place] - context : starts[place]]
                 made.append(Question(before, [stretches[at] for at in (place, *wrong)], name))
     return made

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebench.balance import Global, Micro, Scope, balance_loss, join, z_loss
+from moebench.balance import join
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import Batch, validation, validation_documents
 from moebench.data.corpus import Corpus, Half
 from moebench.data.turns import shares
 from moebench.metrics import expert_parallel, load
+from moebench.metrics.batch import batch_metrics, micro_batch_counts
 from moebench.metrics.evaluation import routing_metrics
 from moebench.metrics.quality import Documents, quality, standard_errors
 from moebench.model.transformer import MoETransformer
@@ -42,38 +43,17 @@ def step_metrics(
         before: [layers, experts] recent loads of earlier steps, by which experts are placed.
         assignment_bytes: what sending one assignment to its expert and back takes in a step.
     """
-    routing = outcome.routing
-    tokens = routing.expert_index.shape[2]
-    layers, sequences, experts = routing.counts.shape
-
-    def over(scope: Scope) -> Tensor:
-        groups = scope.groups(sequences, tokens, device=routing.counts.device)
-        return balance_loss(groups.frequency(groups.tally(routing)), routing.prob_mass)
-
-    by_micro = routing.counts.view(layers, -1, objective.micro_bsz, experts).sum(2)
-    in_batch = routing.counts.sum(1)
-    found = {
-        "train/loss": outcome.cross_entropy,
-        "train/balance_loss_micro": over(Micro(objective.micro_bsz)),
-        "train/balance_loss_global": over(Global()),
-        "train/z_loss": z_loss(routing),
-        "load/max_vio_micro": load.max_violation(by_micro).mean(),
-        "load/max_vio_batch": load.max_violation(in_batch).mean(),
-        "load/cv": load.coefficient_of_variation(in_batch).mean(),
-        "load/entropy": load.load_entropy(in_batch).mean(),
-        "load/dead_experts": load.dead_experts(in_batch).mean(),
-        "load/gini": load.gini(in_batch).mean(),
-        "load/drop_rate": load.drop_rate(by_micro, load.CAPACITY_FACTOR).mean(),
-    }
+    routing, micro_bsz = outcome.routing, objective.micro_bsz
+    found = {"train/loss": outcome.cross_entropy, **batch_metrics(routing, micro_bsz)}
     weight = sum(each for each, _ in outcome.balance)
     if weight:
         whole = torch.stack([each * value for each, value in outcome.balance]).sum()
         found["train/balance_loss"] = whole / weight
-    if routing.topk_mass is not None:
-        found["router/topk_mass"] = routing.topk_mass.mean() / tokens
     # one transfer for all; counts are exact in fp64
     values = torch.stack([value.double() for value in found.values()])
-    placing = in_batch.new_zeros(layers, experts) if before is None else before
+    by_micro = micro_batch_counts(routing, micro_bsz)
+    layers, _, experts = by_micro.shape
+    placing = by_micro.new_zeros(layers, experts) if before is None else before
     sent = torch.cat([values, by_micro.double().flatten(), placing.double().flatten()]).cpu()
     values, micro, placing = sent.split([len(values), by_micro.numel(), placing.numel()])
     row: dict[str, Any] = dict(zip(found, values.tolist(), strict=True))
