@@ -11,6 +11,7 @@ each rank gets: [layers, experts, ranks], rows summing to 1, made from loads of 
 """
 
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 import numpy as np
 import numpy.typing as npt
@@ -149,20 +150,21 @@ def _packed(load: Floats, copies: npt.NDArray[np.int64], ranks: int) -> Floats:
         copies: [layers, experts]; each layer's sum is a multiple of `ranks`.
     """
     layers, experts = load.shape
-    slots = int(copies[0].sum())
-    expert = np.stack([np.repeat(np.arange(experts), row) for row in copies])  # [layers, slots]
-    each = np.take_along_axis(load / copies, expert, 1)
-    order = np.argsort(-each, axis=1, kind="stable")
-    expert, each = np.take_along_axis(expert, order, 1), np.take_along_axis(each, order, 1)
     held = np.zeros((layers, experts, ranks))
-    used, room = np.zeros((layers, ranks)), np.full((layers, ranks), slots // ranks)
-    layer = np.arange(layers)
-    for slot in range(slots):
-        one = expert[:, slot]
-        # a full rank is out of the question, one that has the expert already is the last resort
-        crowded = np.where(room > 0, 0, np.inf) + np.where(held[layer, one] > 0, 1e18, 0)
-        rank = (used + crowded).argmin(1)
-        held[layer, one, rank] += 1
-        used[layer, rank] += each[:, slot]
-        room[layer, rank] -= 1
+    for layer in range(layers):
+        each = (load[layer] / copies[layer]).tolist()
+        slots = [e for e in range(experts) for _ in range(copies[layer, e])]
+        room = [len(slots) // ranks] * ranks
+        ready = [(0.0, rank) for rank in range(ranks)]  # a heap of those with room
+        for expert in sorted(slots, key=lambda e: -each[e]):
+            passed = []  # ranks that have the expert already are the last resort
+            while len(ready) > 1 and held[layer, expert, ready[0][1]]:
+                passed.append(heappop(ready))
+            used, rank = heappop(ready)
+            held[layer, expert, rank] += 1
+            room[rank] -= 1
+            if room[rank]:
+                passed.append((used + each[expert], rank))
+            for one in passed:
+                heappush(ready, one)
     return held / copies[..., None]

@@ -55,7 +55,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "Peak memory, bytes": "memory/peak_bytes",
     },
 }
-# One more chart a domain, at the end of the first question.
+# Last, one more chart a domain.
+DOMAINS = "And in each domain?"
 DOMAIN_TITLE, DOMAIN_TAG = "Validation perplexity: {}", "valid/ppl/{}"
 
 # HParams shows five metrics at first, by alphabet: these are all of `final/`, which sorts first.
@@ -91,10 +92,8 @@ def layout(domains: Sequence[str], random: Mapping[str, float]) -> Summary.Value
         random: of some metrics, the value under random routing.
     """
     made = layout_pb2.Layout()
-    for question, charts in QUESTIONS.items():
-        if question == "Is it learning?":
-            each = {DOMAIN_TITLE.format(name): DOMAIN_TAG.format(name) for name in domains}
-            charts = charts | each
+    each = {DOMAIN_TITLE.format(name): DOMAIN_TAG.format(name) for name in domains}
+    for question, charts in {**QUESTIONS, DOMAINS: each}.items():
         category = made.category.add(title=question)
         for title, tag in charts.items():
             floor = f", random: {random[tag]:.3g}" if tag in random else ""
