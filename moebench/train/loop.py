@@ -8,6 +8,7 @@ import math
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -76,8 +77,11 @@ class Clock:
     tokens: int = 0
     steps: int = 0
 
-    def skip(self, seconds: float) -> None:
-        self.start += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - began
 
     def read(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.start
@@ -181,78 +185,155 @@ def train(
     Raises:
         TrainingError: before the update of a step whose loss or gradient is not finite.
     """
-    steps, ranks = config.train.steps, ranks or Ranks()
-    objective = make_objective(config, corpus.domains)
-    device_bsz = config.run.device_bsz or config.global_bsz // ranks.size
-    batches = make_batches(corpus, config)
-    feed = Feed(batches, device)
+    arm = Arm(config, corpus, state, device, ranks)
     if state.step == 0:
-        row, routing = evaluate(config, corpus, state.model, device) if ranks.first else ({}, None)
-        yield Event(0, {"step": 0, **row}, routing)
-    clock = Clock()
-    while state.step < steps:
-        step = state.step + 1
-        tokens, domain = feed(step)
-        logged = step % config.run.log_every == 0 or step > steps * (1 - SETTLED)
-        one = Step(
+        yield arm.begin()
+    while not arm.done:
+        step = arm.next_step()
+        outcome = accumulate_gradients(state.model, arm.objective, step, state.balance)
+        event = arm.finish(step, outcome)
+        with arm.clock.paused():  # what the caller does with it is no training
+            yield event
+
+
+class Arm:
+    """One run that is being trained: its batches, its state, and what it tells of each step.
+
+    It knows nothing of how gradients come about, or of the arms beside it.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        corpus: Corpus,
+        state: State,
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.config, self.corpus, self.state, self.device = config, corpus, state, device
+        self.ranks = ranks or Ranks()
+        self.objective = make_objective(config, corpus.domains)
+        self.device_bsz = config.run.device_bsz or config.global_bsz // self.ranks.size
+        self.clock = Clock()
+        self._feed = Feed(make_batches(corpus, config), device)
+        self._error: dict[str, float] = {}
+        # On a GPU nothing waits for a step to see whether it is finite: the device itself refuses
+        # an update that is not, and all after it, until someone looks.
+        self.looks_later = device.type == "cuda"
+        self._bad = torch.zeros((), device=device)  # the first step that was not finite
+        self._seen: tuple[Outcome, Tensor] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.state.step >= self.config.train.steps
+
+    def begin(self) -> Event:
+        """Step 0, with an evaluation."""
+        if not self.ranks.first:
+            return Event(0, {"step": 0})
+        with self.clock.paused():
+            row, routing = evaluate(self.config, self.corpus, self.state.model, self.device)
+        return Event(0, {"step": 0, **row}, routing)
+
+    def next_step(self) -> Step:
+        """The next step to go through, with gradients at zero."""
+        config, state, number = self.config, self.state, self.state.step + 1
+        tokens, domain = self._feed(number)
+        step = Step(
             tokens,
-            device_bsz,
-            number=step,
+            self.device_bsz,
+            number=number,
             domain=domain,
-            seed=_draw_key(config.seed, step),
-            ranks=ranks,
+            seed=_draw_key(config.seed, number),
+            ranks=self.ranks,
         )
         if state.balance is None:
-            state.balance = begin_states(objective, state.model, one)
-        error: dict[str, float] = {}
-        if logged and config.balance.estimator_error:
-            began = time.perf_counter()
-            found = estimator_error(state.model, objective, one, state.balance)
-            error = {f"balance/gradient_{name}": each for name, each in found._asdict().items()}
-            clock.skip(time.perf_counter() - began)
+            state.balance = begin_states(self.objective, state.model, step)
+        self._error = {}
+        if self._is_logged(number) and config.balance.estimator_error:
+            with self.clock.paused():
+                found = estimator_error(state.model, self.objective, step, state.balance)
+            self._error = {
+                f"balance/gradient_{name}": each for name, each in found._asdict().items()
+            }
         state.optimizer.zero_grad()
-        outcome = accumulate_gradients(state.model, objective, one, state.balance)
+        return step
+
+    def finish(self, step: Step, outcome: Outcome) -> Event:
+        """Update the parameters by the gradients that lie in them.
+
+        Raises:
+            TrainingError: before that, if a loss or gradient is not finite.
+        """
+        config, state, number, steps = self.config, self.state, step.number, self.config.train.steps
         gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        _refuse_non_finite(state.model, objective, outcome, norm, step)
+        if self.looks_later:
+            self._refuse_on_device(outcome, norm, number)
+        else:
+            _refuse_non_finite(state.model, self.objective, outcome, norm, number)
         torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.optim.clip, norm)
-        rate = learning_rate(config.optim, step, steps)
+        rate = learning_rate(config.optim, number, steps)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()
         before, state.load = state.load, recent_load(state.load, outcome)
-        state.step, state.balance = step, outcome.states
-        clock.tokens += tokens.shape[0] * config.seq_len
-        clock.steps += 1
+        state.step, state.balance = number, outcome.states
+        self.clock.tokens += step.sequences * config.seq_len
+        self.clock.steps += 1
 
-        event = Event(step)
-        if logged:
+        event = Event(number)
+        every = config.train.eval_every
+        evaluates = self.ranks.first and (number == steps or (every and number % every == 0))
+        if self._is_logged(number) or evaluates:
+            self.look()
+        if self._is_logged(number):
             event.row = {
-                "step": step,
+                "step": number,
                 **step_metrics(
                     outcome,
-                    objective,
+                    self.objective,
                     before=before,
                     assignment_bytes=_assignment_bytes(config),
                 ),
-                **error,
-                **ranks.take(clock.steps),
+                **self._error,
+                **self.ranks.take(self.clock.steps),
                 "train/grad_norm": norm.item(),
                 "train/lr": rate,
-                **clock.read(),
-                "memory/peak_bytes": _peak_bytes(device),
+                **self.clock.read(),
+                "memory/peak_bytes": _peak_bytes(self.device),
             }
-            clock = Clock()
-        every = config.train.eval_every
-        if ranks.first and (step == steps or (every and step % every == 0)):
-            began = time.perf_counter()
-            row, event.routing = evaluate(config, corpus, state.model, device, tune=step == steps)
-            pulls = forces(state.model, objective, one, state.balance)
-            event.row = {"step": step, **(event.row or {}), **row, **pulls}
-            clock.skip(time.perf_counter() - began)
-        paused = time.perf_counter()
-        yield event
-        clock.skip(time.perf_counter() - paused)  # what the caller does with it is no training
+            self.clock = Clock()
+        if evaluates:
+            with self.clock.paused():
+                row, event.routing = evaluate(
+                    config, self.corpus, state.model, self.device, tune=number == steps
+                )
+                pulls = forces(state.model, self.objective, step, state.balance or ())
+            event.row = {"step": number, **(event.row or {}), **row, **pulls}
+        return event
+
+    def look(self) -> None:
+        """Wait for the device, and see whether all steps so far were finite; before a checkpoint.
+
+        Raises:
+            TrainingError: for the first that was not. The weights are those before it.
+        """
+        if self.looks_later and self._seen is not None and (number := int(self._bad.item())):
+            outcome, norm = self._seen
+            _refuse_non_finite(self.state.model, self.objective, outcome, norm, number)
+            raise TrainingError(f"step {number}: the loss or the gradient is not finite")
+
+    def _refuse_on_device(self, outcome: Outcome, norm: Tensor, number: int) -> None:
+        finite = torch.isfinite(norm) & torch.isfinite(outcome.cross_entropy)
+        self._bad = torch.where((self._bad > 0) | finite, self._bad, number)
+        self._seen = outcome, norm
+        # the fused update does nothing where this is 1, as for a gradient scaler
+        cast(Any, self.state.optimizer).found_inf = (self._bad > 0).float()
+
+    def _is_logged(self, number: int) -> bool:
+        steps = self.config.train.steps
+        return number % self.config.run.log_every == 0 or number > steps * (1 - SETTLED)
 
 
 def _draw_key(seed: int, step: int) -> int:

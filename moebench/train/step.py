@@ -6,8 +6,9 @@ seen, a counting pass without gradient comes first. The losses and gradients of 
 then simply add.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
@@ -155,56 +156,120 @@ def accumulate_gradients(
     Args:
         states: of each term before this step; None before the first.
     """
-    estimator, ranks, total = objective.estimator, step.ranks, step.total
-    live = _live(objective, step, states or begin_states(objective, model, step))
-    asking = [] if estimator.looks_back else [each.term for each in live if each.weight]
-    counting = not _seen_in_time(asking, objective, step, [Ranks(0, ranks.size)], together=True)
-    everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
-    sharing = (
-        ranks.size > 1 and not counting and not _seen_in_time(asking, objective, step, everyone)
-    )
-    tallies = _count(model, live, step) if counting else []
+    own = Share(objective, step, states or begin_states(objective, model, step))
+    [outcome] = accumulate_together(lambda tokens: [model(tokens[0])], [own])
+    step.ranks.sum_gradients(model)
+    return outcome
 
-    nats_sum = torch.zeros((), device=step.tokens.device)
-    losses = {each.number: torch.zeros_like(nats_sum) for each in live}
-    seen: list[Routing] = []
-    for own in step.passes():
-        logits, routing = model(step.tokens[own, :-1])
-        targets = step.tokens[own, 1:].flatten()
+
+Forward = Callable[[list[Tensor]], Sequence[tuple[Tensor, Routing]]]
+
+
+def accumulate_together(forward: Forward, shares: Sequence["Share"]) -> list[Outcome]:
+    """Go through the steps of several arms of equal shape side by side, with one backward a pass.
+
+    Args:
+        forward: from the tokens [sequences, seq_len] of each arm to its logits and routing.
+        shares: of each arm, of equally many sequences in equally large passes.
+    """
+    passes = shares[0].step.passes()
+
+    def inputs(own: slice) -> list[Tensor]:
+        return [each.step.tokens[own, :-1] for each in shares]
+
+    if any(each.counting for each in shares):
+        with torch.no_grad():
+            for own in passes:
+                for each, (_, routing) in zip(shares, forward(inputs(own)), strict=True):
+                    each.count(routing, own)
+        for each in shares:
+            each.share_counts()
+    for own in passes:
+        found = zip(shares, forward(inputs(own)), strict=True)
+        losses = [each.loss(*outputs, own) for each, outputs in found]
+        reduce(torch.add, losses).backward()
+    return [each.outcome() for each in shares]
+
+
+class Share:
+    """One arm's part of a step, while it is gone through."""
+
+    def __init__(
+        self, objective: Objective, step: Step, states: Sequence[BalanceState | None]
+    ) -> None:
+        self.objective, self.step = objective, step
+        self.live = _live(objective, step, states)
+        ranks = step.ranks
+        looks_back = objective.estimator.looks_back
+        asking = [] if looks_back else [each.term for each in self.live if each.weight]
+        alone = [Ranks(0, ranks.size)]
+        self.counting = not _seen_in_time(asking, objective, step, alone, together=True)
+        everyone = [Ranks(rank, ranks.size) for rank in range(ranks.size)]
+        self.sharing = (
+            ranks.size > 1
+            and not self.counting
+            and not _seen_in_time(asking, objective, step, everyone)
+        )
+        self.tallies: list[Tensor] = []
+        self.nats = torch.zeros((), device=step.tokens.device)
+        self.losses = {each.number: torch.zeros_like(self.nats) for each in self.live}
+        self.seen: list[Routing] = []
+
+    def count(self, routing: Routing, own: slice) -> None:
+        """Count a pass before any is trained on."""
+        new = [each.groups.tally(routing, own.start) for each in self.live]
+        self.tallies = _added(self.tallies, new)
+
+    def share_counts(self) -> None:
+        """Add what the other ranks have counted."""
+        self.tallies = self.step.ranks.sum_counts(self.tallies)
+        self.counting = True  # with others in a stack, an arm may be counted that need not be
+
+    def loss(self, logits: Tensor, routing: Routing, own: slice) -> Tensor:
+        """What a pass adds to the objective, to go backward from."""
+        objective, estimator, total = self.objective, self.objective.estimator, self.step.total
+        targets = self.step.tokens[own, 1:].flatten()
         nats = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / total
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
-        if not counting:
-            new = [each.groups.tally(routing, own.start) for each in live]
-            new = ranks.sum_counts(new) if sharing else new
-            tallies = [a + b for a, b in zip(tallies, new, strict=True)] if seen else new
-        for each, tally in zip(live, tallies, strict=True):
+        if not self.counting:
+            new = [each.groups.tally(routing, own.start) for each in self.live]
+            new = self.step.ranks.sum_counts(new) if self.sharing else new
+            self.tallies = _added(self.tallies, new)
+        for each, tally in zip(self.live, self.tallies, strict=True):
             if each.weight:
                 f = estimator.frequency(each.groups, tally, each.state)
                 value = _unscaled(objective, each, f, routing, own, total)
                 loss = loss + each.weight * objective.uniform * value
-                losses[each.number] = losses[each.number] + value.detach()
-        loss.backward()
-        nats_sum = nats_sum + nats.detach()
-        seen.append(detached(routing))
+                self.losses[each.number] = self.losses[each.number] + value.detach()
+        self.nats = self.nats + nats.detach()
+        self.seen.append(detached(routing))
+        return loss
 
-    if estimator.carries and not (counting or sharing):
-        tallies = ranks.sum_counts(tallies)
-    ranks.sum_gradients(model)
-    nats_sum, *values = ranks.sum(torch.stack([nats_sum, *losses.values()]))
-    found = dict(zip(losses, values, strict=True))
-    after: list[BalanceState | None] = [None for _ in objective.terms]
-    for each, tally in zip(live, tallies, strict=True):
-        if each.state is not None:
-            after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
-    return Outcome(
-        cross_entropy=nats_sum,
-        balance=[
-            (term.weight_at(step.number), found.get(number, torch.zeros_like(nats_sum)))
-            for number, term in enumerate(objective.terms)
-        ],
-        routing=_whole(seen, step),
-        states=after,
-    )
+    def outcome(self) -> Outcome:
+        """What the whole step came to."""
+        objective, estimator, ranks = self.objective, self.objective.estimator, self.step.ranks
+        tallies = self.tallies
+        if estimator.carries and not (self.counting or self.sharing):
+            tallies = ranks.sum_counts(tallies)
+        nats, *values = ranks.sum(torch.stack([self.nats, *self.losses.values()]))
+        found = dict(zip(self.losses, values, strict=True))
+        after: list[BalanceState | None] = [None for _ in objective.terms]
+        for each, tally in zip(self.live, tallies, strict=True):
+            if each.state is not None:
+                after[each.number] = estimator.update(each.state, each.groups.by_group(tally))
+        return Outcome(
+            cross_entropy=nats,
+            balance=[
+                (term.weight_at(self.step.number), found.get(number, torch.zeros_like(nats)))
+                for number, term in enumerate(objective.terms)
+            ],
+            routing=_whole(self.seen, self.step),
+            states=after,
+        )
+
+
+def _added(before: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(before, new, strict=True)] if before else new
 
 
 class Distance(NamedTuple):
@@ -276,7 +341,10 @@ def _live(objective: Objective, step: Step, states: Sequence[BalanceState | None
         of_sequence = None
         if term.domain_weights is not None:
             assert step.domain is not None
-            of_sequence = torch.tensor(term.domain_weights)[step.domain].to(step.tokens.device)
+            of_sequence = torch.tensor(term.domain_weights)[step.domain]
+            if step.tokens.is_cuda:  # else the copy would wait for the GPU
+                of_sequence = of_sequence.pin_memory()
+            of_sequence = of_sequence.to(step.tokens.device, non_blocking=True)
         groups = _groups(term, objective, step, objective.estimator.prefix)
         found.append(_Live(number, term, weight, groups, state, of_sequence))
     return found
