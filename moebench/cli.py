@@ -536,6 +536,74 @@ def verify(
 
 
 @app.command()
+def bench(
+    overrides: Overrides = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            "--study",
+            help="time every arm of a study that was swept, and keep it beside its plan",
+            autocompletion=completion.studies,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", parser=_number, metavar="N", help="steps of each that count")
+    ] = 9,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Time training steps on this machine, arm by arm in turn; nothing else should run beside.
+
+    Examples: `moebench bench`, `moebench bench scope=micro model=small`,
+    `moebench bench --study demo`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from moebench.config.compose import Composer, from_dict
+    from moebench.config.identity import label
+    from moebench.progress import counted, say
+    from moebench.records import write_json
+    from moebench.study import find_plan
+
+    plan = None
+    if study is not None:
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: --study times its arms as they are; leave it out")
+        plan = find_plan(runs_dir, study)
+        arms = {job.arm_hash: job for job in reversed(plan.jobs)}  # the first seed of each
+        jobs = [job for job in plan.jobs if arms[job.arm_hash] is job]
+        configs = {job.arm_hash: from_dict(job.config) for job in jobs}
+    else:
+        config = Composer(config_dir).compose(overrides or [])
+        configs = {label(config): config}
+    from moebench.bench import time_arms  # torch, only here
+
+    found: dict[str, Any] = {}
+    looks = time_arms(list(configs.values()), runs_dir, rounds, say)
+    for timings in counted(looks, rounds, "rounds"):
+        found = {name: asdict(each) for name, each in zip(configs, timings, strict=True)}
+    if plan is not None:
+        path = plan.path(runs_dir).with_name("timing.json")
+        write_json(path, {"schema_version": 1, "rounds": rounds, "arms": found})
+        say(f"{path}: holds the timing of {len(found)} arms")
+    if as_json:
+        _print_json({"schema_version": 1, "arms": found})
+        return
+    table = Table(box=None, pad_edge=False)
+    columns = ("arm", "tokens/s", "ratio", "MFU", "loading", "balancing", "statistics")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for name, each in found.items():
+        shares = [f"{each[key]:.1%}" for key in ("mfu", "loading", "balancing", "statistics")]
+        counted_first = " (counts first)" if each["counting"] else ""
+        speed = f"{each['tokens_per_second']:,.0f}"
+        table.add_row(label(configs[name]) + counted_first, speed, f"{each['ratio']:.2f}", *shares)
+    Console().print(table)
+
+
+@app.command()
 def doctor(as_json: AsJson = False, runs_dir: RunsDir = RUNS) -> None:
     """Find out what this machine can do for moebench, and what to mend; exits 1 for a problem.
 
