@@ -254,7 +254,8 @@ def report(
     directories: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="runs, or folders of runs; all of --runs-dir", autocompletion=completion.runs
+            help="runs, or folders of runs; all of --runs-dir; or diff A B for two runs or studies",
+            autocompletion=completion.runs,
         ),
     ] = None,
     study: Annotated[
@@ -264,21 +265,89 @@ def report(
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="the arm to compare with")
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="KEY=VALUE,..", help="only such runs; may be repeated"),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", metavar="KEY", help="a table for each value; may be repeated"),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics", metavar="NAME,..", help="show these alone; * and ? stand for any"
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", metavar="NAME", help="order arms by a metric; -NAME turns it round"),
+    ] = None,
+    at: Annotated[
+        int | None,
+        typer.Option("--at", min=0, metavar="STEP", help="at an evaluation on the way"),
+    ] = None,
+    per_domain: Annotated[
+        bool, typer.Option("--per-domain", help="add the nats of each domain")
+    ] = False,
     form: Annotated[
         str,
-        typer.Option("--format", help="table, md, csv or json", autocompletion=completion.formats),
+        typer.Option(
+            "--format",
+            help="table, md, csv, json, latex or parquet",
+            autocompletion=completion.formats,
+        ),
     ] = "table",
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="write SVG and PNG there")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="write a page with all of it")
+    ] = None,
     as_json: AsJson = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Compare arms: load, specialisation, perplexity and paired differences with intervals.
 
-    Example: `moebench report --study demo`
+    Examples: `moebench report --study demo`, `moebench report --study demo --html report.html`,
+    `moebench report diff RUN RUN`
     """
-    from moebench.report import make_report
+    from moebench.progress import say
+    from moebench.report import compare_two, make_report, write
 
-    made = make_report(directories or [runs_dir], study=study, baseline=baseline, runs_dir=runs_dir)
-    print(made.render("json" if as_json else form))
+    form = "json" if as_json else form
+    if directories and str(directories[0]) == "diff":
+        print(compare_two(directories[1:], runs_dir, form), end="")
+        return
+    made = make_report(
+        directories or [runs_dir],
+        study=study,
+        baseline=baseline,
+        runs_dir=runs_dir,
+        where=where or (),
+        by=by or (),
+        metrics=[each for each in (metrics or "").split(",") if each],
+        sort=sort,
+        at=at,
+        per_domain=per_domain,
+    )
+    text = made.encode(form)
+    if plots is not None:
+        for table in made.tables:
+            for plot in made.plots(table):
+                name = f"{plot.name}-{table.index + 1}" if len(made.tables) > 1 else plot.name
+                write(plots / f"{name}.svg", plot.svg)
+                write(plots / f"{name}.png", plot.png)
+        say(f"{plots}: holds the plots")
+    if html is not None:
+        write(html, made.page(shlex.join(["moebench", *sys.argv[1:]])).encode())
+        say(f"{html}: open it in a browser")
+    elif plots is None or form != "table":
+        if form == "parquet" and sys.stdout.isatty():
+            raise ConfigError(
+                "--format parquet: is no text; send it to a file, as in > report.parquet"
+            )
+        sys.stdout.buffer.write(text)
 
 
 @app.command()
@@ -464,6 +533,74 @@ def verify(
                 print(printable(f"{run}: {each}"))
     if any(found.values()):
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    overrides: Overrides = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            "--study",
+            help="time every arm of a study that was swept, and keep it beside its plan",
+            autocompletion=completion.studies,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", parser=_number, metavar="N", help="steps of each that count")
+    ] = 9,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Time training steps on this machine, arm by arm in turn; nothing else should run beside.
+
+    Examples: `moebench bench`, `moebench bench scope=micro model=small`,
+    `moebench bench --study demo`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from moebench.config.compose import Composer, from_dict
+    from moebench.config.identity import label
+    from moebench.progress import counted, say
+    from moebench.records import write_json
+    from moebench.study import find_plan
+
+    plan = None
+    if study is not None:
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: --study times its arms as they are; leave it out")
+        plan = find_plan(runs_dir, study)
+        arms = {job.arm_hash: job for job in reversed(plan.jobs)}  # the first seed of each
+        jobs = [job for job in plan.jobs if arms[job.arm_hash] is job]
+        configs = {job.arm_hash: from_dict(job.config) for job in jobs}
+    else:
+        config = Composer(config_dir).compose(overrides or [])
+        configs = {label(config): config}
+    from moebench.bench import time_arms  # torch, only here
+
+    found: dict[str, Any] = {}
+    looks = time_arms(list(configs.values()), runs_dir, rounds, say)
+    for timings in counted(looks, rounds, "rounds"):
+        found = {name: asdict(each) for name, each in zip(configs, timings, strict=True)}
+    if plan is not None:
+        path = plan.path(runs_dir).with_name("timing.json")
+        write_json(path, {"schema_version": 1, "rounds": rounds, "arms": found})
+        say(f"{path}: holds the timing of {len(found)} arms")
+    if as_json:
+        _print_json({"schema_version": 1, "arms": found})
+        return
+    table = Table(box=None, pad_edge=False)
+    columns = ("arm", "tokens/s", "ratio", "MFU", "loading", "balancing", "statistics")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for name, each in found.items():
+        shares = [f"{each[key]:.1%}" for key in ("mfu", "loading", "balancing", "statistics")]
+        counted_first = " (counts first)" if each["counting"] else ""
+        speed = f"{each['tokens_per_second']:,.0f}"
+        table.add_row(label(configs[name]) + counted_first, speed, f"{each['ratio']:.2f}", *shares)
+    Console().print(table)
 
 
 @app.command()

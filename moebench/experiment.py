@@ -42,21 +42,15 @@ from moebench.machine import usable_cores
 from moebench.metrics.change import changed_tokens, saturation
 from moebench.metrics.expert_parallel import main_ranks, random_slowdown, rank_numbers
 from moebench.metrics.load import random_load, random_max_violation
-from moebench.records import FULL, Record
+from moebench.records import EVALUATED, FULL, SETTLED, Record
 from moebench.tensorboard import View
 from moebench.train import kernels as kernels_of
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.distributed import Ranks, joined, world_size
-from moebench.train.loop import SETTLED, Arm, Event, State, make_objective, make_state, train
+from moebench.train.loop import Arm, Event, State, make_objective, make_state, train
 from moebench.train.stack import Work, drive
 from moebench.train.step import Outcome
 
-# Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
-EVALUATED = (
-    *("valid/", "tune/", "heldout/", "specialization/"),
-    *("load/max_vio_global", "load/dead_experts_global", "load/utilization/"),
-    *("router/changed", "forces/"),
-)
 AT_START = ("specialization/domain", "specialization/domain_given_token")  # kept of step 0, too
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # to write, by rights or a fault
 HEARTBEAT = 0.5  # seconds between updates of status.json

@@ -32,6 +32,13 @@ SCHEMA_VERSION = 1
 STATES = ("waiting", "running", "done", "failed", "stopped")
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that takes no more
+# Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
+EVALUATED = (
+    *("valid/", "tune/", "heldout/", "specialization/"),
+    *("load/max_vio_global", "load/dead_experts_global", "load/utilization/"),
+    *("router/changed", "forces/"),
+)
+SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
 LEFTOVERS = ".*.tmp"  # what a killed process leaves of a file or folder that it wrote aside
 
 

@@ -23,6 +23,7 @@ from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, TrainingError
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
+from moebench.records import SETTLED
 from moebench.train.distributed import Ranks
 from moebench.train.feed import Feed
 from moebench.train.forces import forces
@@ -39,7 +40,6 @@ from moebench.train.step import (
 )
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
 
 
 @dataclass
