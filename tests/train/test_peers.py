@@ -251,4 +251,4 @@ def test_the_web_snippet_has_its_own_gate_and_loss_alone() -> None:
     config = COMPOSER.compose(["experiment=web-snippet"])
     assert (config.scope, config.method.name) == ("none", "snippet")
     assert config.method.options == {"weight": 0.01, "every": 128}
-    assert (config.router.form, config.router.bias) == ("mlp", True)
+    assert (config.router.form, config.router.gate_bias) == ("mlp", True)
