@@ -317,7 +317,7 @@ def _import(spec: importlib.machinery.ModuleSpec, said: str) -> str:
     except ConfigError:
         del sys.modules[spec.name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{said}: raises {why} when it is imported; mend it") from None

@@ -45,7 +45,9 @@ FILES = [  # each named right before its text
     found
     for page in PAGES
     for found in re.findall(
-        r"`([\w/]+\.yaml)`:\n\n^```yaml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE
+        r"`([\w/]+\.(?:yaml|py))`:\n\n^```\w+\n(.*?)^```",
+        page.read_text(),
+        re.DOTALL | re.MULTILINE,
     )
 ]
 MOEBENCH = ["-m", "moebench.cli"]
@@ -76,7 +78,7 @@ def test_there_are_commands_and_python_to_try() -> None:
     assert {command.split()[1] for command in COMMANDS} >= {"train", "sweep", "report", "dashboard"}
     assert PYTHON
     assert SCRIPTS
-    assert len(FILES) == 2
+    assert len(FILES) == 3
 
 
 @pytest.fixture(scope="module")

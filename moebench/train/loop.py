@@ -333,10 +333,13 @@ class Arm:
             event.row = {"step": number, **(event.row or {}), **row}
         return event
 
-    def _evaluated(self, *, tune: bool = False) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _evaluated(
+        self, *, tune: bool = False
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
         model = self.state.model
         steering = steering_after(self.objective, model, self.state.balance)
-        return evaluate(self.config, self.corpus, model, self.device, steering, tune=tune)
+        row, routing = evaluate(self.config, self.corpus, model, self.device, steering, tune=tune)
+        return row, routing or None  # a dense model has none
 
     def _is_logged(self, number: int) -> bool:
         steps = self.config.train.steps

@@ -174,12 +174,15 @@ def test_pruned_experts_never_come_back() -> None:
     case = Case(methods=(method,))
     state = method.begin(1, 4)
     routing = accumulate_gradients(model_of(case.gating), Objective((), MICRO), one_step()).routing
-    counts = torch.tensor([[[8, 8, 3, 1]]])
-    for step, expected in ((1, [1, 1, 1, 1]), (2, [1, 1, 1, 0]), (4, [1, 1, 0, 0])):
-        while state.done < step:
-            state = method.update(state, routing._replace(counts=counts))
+    early, late = [8, 8, 3, 1], [9, 8, 1, 0]
+    for counts, expected in (
+        (early, [1, 1, 1, 1]),  # looked at after two steps
+        (early, [1, 1, 1, 0]),
+        (late, [1, 1, 1, 0]),
+        (late, [1, 1, 0, 0]),
+    ):
+        state = method.update(state, routing._replace(counts=torch.tensor([[counts]])))
         assert state.active[0].int().tolist() == expected
-        counts = torch.tensor([[[9, 8, 1, 0]]])
     for _ in range(4):  # top_k of them always stay
         state = method.update(state, routing._replace(counts=torch.tensor([[[9, 0, 0, 0]]])))
     assert state.active[0].int().tolist() == [1, 1, 0, 0]
