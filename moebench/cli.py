@@ -234,7 +234,13 @@ def sweep(
     if print_config:
         _print_configs(plan, as_json)
         return
-    launcher = LocalLauncher(plan, runs_dir, jobs or usable_cores(), timeout)
+    from moebench.config.compose import from_dict
+    from moebench.study.stacking import on_gpu, stack_size
+
+    # stacks share a GPU badly with others: one process fills it
+    stacking = any(on_gpu(from_dict(job.config)) for job in plan.jobs)
+    workers = jobs or (1 if stacking else usable_cores())
+    launcher = LocalLauncher(plan, runs_dir, workers, timeout, stack_size)
     _print_plan(plan, launcher, Console() if dry_run and not as_json else console())
     if not dry_run:
         plan.write(runs_dir)

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 import moebench
 from moebench.config.compose import to_yaml
+from moebench.config.cost import training_flops
 from moebench.config.identity import (
     arm_hash,
     coefficients,
@@ -41,10 +42,12 @@ from moebench.machine import usable_cores
 from moebench.metrics.load import random_max_violation
 from moebench.records import FULL, Record
 from moebench.tensorboard import View
+from moebench.train import kernels as kernels_of
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
 from moebench.train.distributed import Ranks, joined, world_size
-from moebench.train.loop import SETTLED, Event, State, make_objective, make_state, train
-from moebench.train.step import state_kinds
+from moebench.train.loop import SETTLED, Arm, Event, State, make_objective, make_state, train
+from moebench.train.stack import Work, drive
+from moebench.train.step import Outcome, state_kinds
 
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = (
@@ -120,7 +123,51 @@ def _lead(
                 f"{record.path}: is an unfinished run{other and f' of {other}'}; --resume goes on "
                 "with it, --force starts afresh"
             )
-        return _run(config, corpus, record, ranks, on_event)
+        with _signals() as stop:
+            [error] = drive([_session(config, corpus, record, ranks, stop, on_event=on_event)])
+        if error is not None:
+            raise error
+        return record
+
+
+def run_stack(
+    configs: Sequence[ExperimentConfig], corpora: Sequence[Corpus], runs_dir: Path
+) -> list[Exception | None]:
+    """Train several runs at once, as one stack; unfinished ones from their last checkpoints.
+
+    Args:
+        configs: complete and checked, of equal `stackable.stack_key`.
+        corpora: the prepared data of each.
+        runs_dir: where records lie.
+
+    Returns:
+        Of each run, what `run_experiment` would raise for it; None if it is done. A LockedError
+        for one that another process trains.
+    """
+    pairs = list(zip(configs, corpora, strict=True))
+    records = [Record(runs_dir / run_name(config, data.content_hash)) for config, data in pairs]
+    errors: list[Exception | None] = [None for _ in pairs]
+    with ExitStack() as held, _signals() as stop:
+        numbers = []
+        for number, ((config, data), record) in enumerate(zip(pairs, records, strict=True)):
+            try:
+                check_epochs(data, config)
+                make_objective(config, data.domains)
+                held.enter_context(hold(record))
+            except MoebenchError as error:
+                errors[number] = error
+                continue
+            if not record.is_done():
+                numbers.append(number)
+        ways = [
+            _session(
+                configs[each], corpora[each], records[each], Ranks(), stop, stacked=len(numbers)
+            )
+            for each in numbers
+        ]
+        for number, error in zip(numbers, drive(ways), strict=True):
+            errors[number] = error
+    return errors
 
 
 def _follow(config: ExperimentConfig, corpus: Corpus, record: Record, ranks: Ranks) -> Record:
@@ -151,13 +198,22 @@ def _follow(config: ExperimentConfig, corpus: Corpus, record: Record, ranks: Ran
     return record
 
 
-def _run(
+def _session(
     config: ExperimentConfig,
     corpus: Corpus,
     record: Record,
     ranks: Ranks,
-    on_event: Callable[[Event], None] | None,
-) -> Record:
+    stop: Sequence[int],
+    *,
+    stacked: int = 1,
+    on_event: Callable[[Event], None] | None = None,
+) -> Generator[Work, Outcome]:
+    """Train and record one run; asks for the gradients of each step, as `stack.drive` gives them.
+
+    Args:
+        stop: holds the signals that have come.
+        stacked: runs that are trained at once.
+    """
     resumed = record.exists()
     config = replace(config, run=_execution(config.run, record if resumed else None))
     device = ranks.device(config.run.device)
@@ -185,53 +241,75 @@ def _run(
             with suppress(OSError):  # of a full disk, `reason` tells
                 tell(status, reason=reason)
 
-    manifest = {**describe(config, corpus, device), "ranks": ranks.size}
+    def keep(event: Event, arm: Arm, view: View) -> None:
+        nonlocal told
+        if event.row is not None:
+            row = {**event.row, "time": round(time.monotonic() - began, 3)}
+            record.append(row)
+            if event.routing is not None:
+                record.save_routing(event.step, event.routing)
+            view.add(row, event.routing)
+            for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
+                latest[key] = row.get(key, latest.get(key))
+        if on_event is not None:
+            on_event(event)
+        # looked at once: it may come at any moment
+        stopping = ranks.tell(stop[0] if stop else None)
+        due = event.step % config.run.checkpoint_every == 0 or event.step == steps
+        if event.step and (due or stopping):
+            arm.look()
+            save_checkpoint(
+                checkpoints,
+                event.step,
+                arm.state.model,
+                arm.state.optimizer,
+                arm.state.balance or (),
+            )
+        if time.monotonic() - told > HEARTBEAT:
+            told = time.monotonic()
+            tell("running")
+        if stopping and event.step < steps:
+            raise Stopped(record.path, event.step, stopping)
+
+    manifest = {**describe(config, corpus, device), "ranks": ranks.size, "stacked": stacked}
     try:
+        kernels = kernels_of.resumed(record.manifest()) if resumed else None
+        if kernels is None:
+            runs_dir, vocab_size = record.path.parent, corpus.vocab_size
+            kernels = kernels_of.choose(config, vocab_size, runs_dir, device, ranks.size)
+        manifest["kernels"] = asdict(kernels)
         if not resumed:
             record.begin(to_yaml(config), manifest)
-        with _signals() as stop:
-            state = make_state(config, corpus.vocab_size, device)
-            kept = steps_kept(checkpoints)
-            if kept:
-                path = checkpoints / f"step-{kept[-1]}"
-                kinds = state_kinds(make_objective(config, corpus.domains))
-                state.step, state.balance = load_checkpoint(
-                    path, state.model, state.optimizer, device, kinds
-                )
-            if resumed:
-                record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
-                record.cut(state.step if kept else -1)
-            tell("running")
-            ranks.tell((config.run, state.step))
-            with View(record) as view:
-                for event in train(config, corpus, state, device, ranks):
-                    if event.row is not None:
-                        row = {**event.row, "time": round(time.monotonic() - began, 3)}
-                        record.append(row)
-                        if event.routing is not None:
-                            record.save_routing(event.step, event.routing)
-                        view.add(row, event.routing)
-                        for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
-                            latest[key] = row.get(key, latest.get(key))
-                    if on_event is not None:
-                        on_event(event)
-                    # looked at once: it may come at any moment
-                    stopping = ranks.tell(stop[0] if stop else None)
-                    due = event.step % config.run.checkpoint_every == 0 or event.step == steps
-                    if event.step and (due or stopping):
-                        save_checkpoint(
-                            checkpoints,
-                            event.step,
-                            state.model,
-                            state.optimizer,
-                            state.balance or (),
-                        )
-                    if time.monotonic() - told > HEARTBEAT:
-                        told = time.monotonic()
-                        tell("running")
-                    if stopping and event.step < steps:
-                        raise Stopped(record.path, event.step, stopping)
-                _seal(config, record, state, time.monotonic() - began)
+        state = make_state(config, corpus.vocab_size, device)
+        kernels_of.apply(kernels, state.model)
+        flops, wrap = training_flops(config, corpus.vocab_size), kernels_of.wrapper(kernels)
+        kept = steps_kept(checkpoints)
+        if kept:
+            path = checkpoints / f"step-{kept[-1]}"
+            kinds = state_kinds(make_objective(config, corpus.domains))
+            state.step, state.balance = load_checkpoint(
+                path, state.model, state.optimizer, device, kinds
+            )
+        if resumed:
+            record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
+            record.cut(state.step if kept else -1)
+        tell("running")
+        ranks.tell((config.run, state.step))
+        arm = Arm(config, corpus, state, device, ranks)
+        with View(record) as view:
+            event = arm.begin() if state.step == 0 else None
+            while True:
+                if event is not None:
+                    speed = (event.row or {}).get("speed/tokens_per_second")
+                    if event.row is not None and speed is not None and stacked == 1:
+                        event.row["speed/mfu"] = speed * flops / kernels.peak_flops
+                    with arm.clock.paused():
+                        keep(event, arm, view)
+                if arm.done:
+                    break
+                step = arm.next_step()
+                event = arm.finish(step, (yield Work(arm, step, wrap)))
+            _seal(config, record, state, time.monotonic() - began)
     except (Stopped, KeyboardInterrupt) as stopped:
         end("stopped", str(stopped) or "interrupted twice")
         raise
@@ -239,8 +317,10 @@ def _run(
         if _is_out_of_memory(error):
             error = TrainingError(
                 f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
-                f"{device} ({str(error).splitlines()[0]}); take a smaller divisor of global_bsz, "
-                "or a smaller model"
+                f"{device}{_in_use(device, stacked)} ({str(error).splitlines()[0]}); take a "
+                "smaller divisor of global_bsz"
+                + (", a smaller run.stack" if stacked > 1 else "")
+                + ", or a smaller model"
             )
         elif number := _cannot_write(error, record):
             remedy = "free some space" if number in FULL else "see that it can be"
@@ -254,7 +334,14 @@ def _run(
         end("failed", said)
         raise error from None
     tell("done")
-    return record
+
+
+def _in_use(device: torch.device, stacked: int) -> str:
+    """How many runs there were, and the most memory that a GPU gave."""
+    runs = f" with {stacked} runs stacked" if stacked > 1 else ""
+    if device.type != "cuda":
+        return runs
+    return f"{runs}, {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB in use at most"
 
 
 def _execution(wanted: RunConfig, record: Record | None) -> RunConfig:
@@ -299,7 +386,10 @@ def _check_ranks(config: ExperimentConfig) -> None:
 
 def _continued(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
     """The manifest of a run's first session, with what was other in a later one, from its step."""
-    about = ("moebench", "git", "torch", "python", "device_name", "threads", "command", "start")
+    about = (
+        *("moebench", "git", "torch", "python", "device_name", "threads", "stacked", "command"),
+        "start",
+    )
     session = {"step": step, **{key: now[key] for key in about}}
     return {**first, "resumed": [*first.get("resumed", []), session]}
 

@@ -167,7 +167,7 @@ class SweepDisplay(Display):
 
     def refresh(self) -> None:
         """Look at the status files of the jobs that run, and say which have ended."""
-        here = {each.job.id for each in self.launcher.running}
+        here = {job.id for each in self.launcher.running for job in each.jobs}
         elsewhere = {each.job.id for each in self.launcher.elsewhere}
         for number in (here | elsewhere) - self.tasks.keys():
             self.tasks[number] = self.bars.add_task(

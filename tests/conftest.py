@@ -12,6 +12,16 @@ import pytest
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` are skipped where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 DOMAINS = {"digits": "0123456789 ", "letters": "abcdefghij ", "shapes": "<>[]{}()-_ "}
 
 

@@ -71,7 +71,7 @@ def launcher(folder: Path) -> LocalLauncher:
 
 class Running:
     def __init__(self, job: Job) -> None:
-        self.job = job
+        self.job, self.jobs = job, (job,)
 
 
 def watch(folder: Path) -> None:

@@ -307,3 +307,45 @@ def test_a_sweep_that_is_ended_again_and_again_ends_as_one_that_never_was(
     resumed = [record.manifest().get("resumed", []) for record in records(place / "cut")]
     print(f"{len(numbers)} signals, {runs} runs, continued {sum(map(len, resumed))} times")
     assert any(resumed)
+
+
+# Stacks
+
+
+@pytest.mark.slow
+def test_a_stack_is_killed_fails_in_part_and_ends_as_its_runs_alone(
+    place: Path, start: Start
+) -> None:
+    """Killed, continued, and with an arm that dies: the records are those of single runs."""
+    env = trouble(place, PACED)
+    words = ("sweep", "seed=0,1", "optim.lr=0.003,1e30", "--jobs", "1")
+    stacked = (*words, "run.stack=4", "--runs-dir", "runs")
+    first = start(*stacked, steps=20, env=env)
+    until(lambda: len(under_way(place)) == 1)  # in which the others wait
+    assert len(jobs(place)) == 1, "one process trains them all"
+    os.kill(jobs(place)[0], signal.SIGKILL)
+    first.kill()
+    (place / "go").touch()
+    out, _ = finish(start(*stacked, "--status", "--json", steps=20))
+    assert {run["state"] for run in json.loads(out)["runs"]} <= {"stopped", "failed"}
+    _, errors = finish(start(*stacked, steps=20, env=env), 3)
+    assert len(errors) == 2
+    assert all("s0" in each or "s1" in each for each in errors)
+    finish(start(*words, "--runs-dir", "alone", steps=20), 3)
+    for record in records(place / "alone"):
+        other = Record(place / "runs" / record.name)
+        assert record.is_done() == other.is_done()
+        if record.is_done():
+            one, two = results(record), results(other)
+            assert {**one, "config": ""} == {**two, "config": ""}
+            assert other.manifest()["resumed"][-1]["stacked"] == 4
+        else:
+            assert record.status()["reason"] == other.status()["reason"]
+
+
+def test_what_takes_down_a_stack_takes_down_no_other_run(place: Path, start: Start) -> None:
+    env = trouble(place, f"{TROUBLE}\nTROUBLES = {{1: lambda: os.kill(os.getpid(), 9)}}\n")
+    _, [error] = finish(start("sweep", "seed=0,1,2", "run.stack=3", env=env), 3)
+    assert error.endswith("killed by signal 9 (Killed)")
+    states = {seed_of(record): record.is_done() for record in records(place / "runs")}
+    assert states == {"0": True, "1": False, "2": True}

@@ -160,7 +160,8 @@ class Scope:
         keys, row = key.unique(return_inverse=True)
         group = keys // passes
         first = torch.searchsorted(group, group)
-        return Groups(row.to(device), group.to(device), number, first=first.to(device))
+        row, group, first = (_moved(each, device) for each in (row, group, first))
+        return Groups(row, group, number, first=first)
 
     def frequency(
         self,
@@ -257,7 +258,7 @@ class Domain(Scope):
             raise ConfigError(
                 f"domain of shape {tuple(domain.shape)}: must be [sequences], here ({sequences},)"
             )
-        domain = domain.to(device)
+        domain = _moved(domain, device)
         if self.num_domains is not None:
             return domain, self.num_domains
         # the first sequence of a domain stands for it: no domain need be counted, which would wait
@@ -322,7 +323,7 @@ class Shuffled(Scope):
             row=torch.arange(sequences, device=device) // size,
             group=torch.arange(rows, device=device),
             num_groups=rows,
-            drawn=torch.stack(drawn).to(device),
+            drawn=_moved(torch.stack(drawn), device),
         )
 
 
@@ -378,6 +379,13 @@ def _real_first(place: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
     """The positions with those that are no padding first, and -1 after the `wanted` first ones."""
     place = place[real[place].logical_not().int().argsort(stable=True)]
     return place.where(torch.arange(len(place), device=place.device) < wanted, -1)
+
+
+def _moved(numbers: Tensor, device: torch.device | None) -> Tensor:
+    """The same on a device; a copy to a GPU waits for nothing."""
+    if device is None or device.type != "cuda" or numbers.is_cuda:
+        return numbers.to(device)
+    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _divisor(what: str, size: int | None, sequences: int) -> int:

@@ -109,6 +109,9 @@ def check_experiment(config: ExperimentConfig) -> None:
     check_router(config)
     if config.run.device_bsz is not None:
         _divides("run.device_bsz", config.run.device_bsz, "global_bsz", whole)
+    stack = config.run.stack
+    if stack != "auto" and not (stack.isdecimal() and 0 < int(stack) <= LARGEST):
+        raise ConfigError(f"run.stack={stack}: must be auto, or a whole number of at least 1")
     check_source(config.data)
     if config.data.temperature != 1 and config.data.sampling == "uniform":
         raise ConfigError(

@@ -465,6 +465,17 @@ class RunConfig:
     threads: int | None = knob(
         None, "CPU threads; null takes all cores, 1 in a sweep", unit="threads", low=1
     )
+    compile: str = knob(
+        "auto",
+        "compile the forward and backward; auto does where a run is long enough to earn it",
+        choices=("auto", "true", "false"),
+    )
+    stack: str = knob(
+        "auto",
+        "arms of equal shape that one process of a sweep trains at once: a whole number, or auto: "
+        "on a GPU as many as its memory takes, on a CPU one",
+        unit="runs",
+    )
     log_every: int = knob(10, "steps between rows of metrics", unit="steps", low=1)
     checkpoint_every: int = knob(100, "steps between checkpoints", unit="steps", low=1)
 
@@ -593,6 +604,8 @@ def as_type(value: Any, kind: Any) -> Any:
         return _as_table(value, kind)
     if type(value) is int and kind in (float, str):
         return kind(value)
+    if type(value) is bool and kind is str:  # true is a word, too
+        return str(value).lower()
     if type(value) is kind and value != "":
         return value
     raise TypeError

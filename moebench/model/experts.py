@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from moebench.model.grouped import grouped_mm
+from moebench.model.grouped import combine, dispatch, grouped_mm
 
 
 class Experts(nn.Module):
@@ -36,23 +36,18 @@ class Experts(nn.Module):
             expert_index, weights: each token's experts and their weights.
             counts: assignments to each expert.
         """
-        top_k = expert_index.shape[1]
         order = expert_index.flatten().argsort(stable=True)
+        place = torch.empty_like(order).scatter(
+            0, order, torch.arange(order.shape[0], device=order.device)
+        )
         ends = counts.cumsum(0).to(torch.int32)
-        sorted_x = x.index_select(0, order // top_k)
+        sorted_x = dispatch(x, order, place)
         gate, value = grouped_mm(sorted_x, self.up.to(x.dtype), ends).chunk(2, dim=-1)
         # The weight goes into the hidden state, so that the output need not be kept for backward.
         scale = weights.flatten().index_select(0, order).to(x.dtype)
         hidden = F.silu(gate) * value * scale[:, None]
         out = grouped_mm(hidden, self.down.to(x.dtype), ends)
-        back = torch.empty_like(order).scatter(
-            0, order, torch.arange(order.numel(), device=order.device)
-        )
-        out = out.index_select(0, back).unflatten(0, (-1, top_k))
-        total = out[:, 0]
-        for slot in range(1, top_k):  # several times faster than a sum over the short axis
-            total = total + out[:, slot]
-        return total
+        return combine(out, order, place, x.shape[0])
 
 
 class SharedExpert(nn.Module):

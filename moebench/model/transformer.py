@@ -48,6 +48,7 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.sdpa: bool | None = None  # which kernel; None: by the device
         self.qkv = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.out = nn.Parameter(torch.empty(d_model, d_model))
         self.gain = nn.Parameter(torch.empty(d_model // num_heads))
@@ -65,7 +66,7 @@ class Attention(nn.Module):
         # one gain for the product of query and key stands for a gain on each
         q = rotate(rms_norm(q) * self.gain.to(x.dtype), cos, sin)
         k = rotate(rms_norm(k), cos, sin)
-        mixed = causal_attention(q, k, v, mask)
+        mixed = causal_attention(q, k, v, mask, sdpa=self.sdpa)
         return F.linear(mixed.transpose(1, 2).flatten(2), self.out.to(x.dtype))
 
 
@@ -74,13 +75,15 @@ def causal_attention(
     k: Float[Tensor, "sequences heads tokens width"],
     v: Float[Tensor, "sequences heads tokens width"],
     mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
+    *,
+    sdpa: bool | None = None,
 ) -> Float[Tensor, "sequences heads tokens width"]:
     """softmax(q k^T / sqrt(width)) v over earlier tokens, or over those that a mask lets through.
 
-    On a CPU the products are written out: torch's fused kernel is no faster there in fp32, a third
-    as fast in bf16, and has no vmap rule.
+    On a CPU the products are written out, unless `sdpa` says otherwise: torch's fused kernel is no
+    faster there in fp32, a third as fast in bf16, and has no vmap rule.
     """
-    if q.is_cuda:
+    if q.is_cuda if sdpa is None else sdpa:
         if mask is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))

@@ -1,7 +1,8 @@
-"""One job in a process of its own, watched from outside: signs of life, and how it ends.
+"""Jobs in a process of their own, watched from outside: signs of life, and how it ends.
 
-The process is `python -m moebench.study PLAN ID PARENT [PLUGIN ...]`. Whatever it does, it takes
-nobody with it, and why it did not finish is on record.
+The process is `python -m moebench.study PLAN ID[,ID...] PARENT [PLUGIN...]`; several jobs are
+trained as one stack. Whatever it does, it takes no other process with it, and why a job did not
+finish is on record.
 """
 
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from moebench.lock import is_held
@@ -29,21 +31,30 @@ class Attempt:
     Args:
         plan_path: a plan among the runs, as `Plan.write` leaves it.
         job: which of its jobs.
+        beside: jobs that are stacked with it.
         timeout: seconds without the end of a step after which it is ended; None waits for ever.
 
     Raises:
         OSError: if it cannot be started.
     """
 
-    def __init__(self, plan_path: Path, job: Job, timeout: float | None = None) -> None:
-        self.job = job
-        self.record = Record(plan_path.parents[2] / job.run)
+    def __init__(
+        self,
+        plan_path: Path,
+        job: Job,
+        timeout: float | None = None,
+        beside: Sequence[Job] = (),
+    ) -> None:
+        self.job, self.jobs = job, (job, *beside)
+        self._runs_dir = plan_path.parents[2]
+        self.record = self._record(job)
         self.timeout = timeout
         self.log = plan_path.parent / "logs" / f"{job.run}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         # The same code as here: what lies in the working directory counts only if it counts here.
         python = [sys.executable, *(["-P"] if os.getcwd() not in sys.path[:1] else [])]
-        words = [str(plan_path.resolve()), str(job.id), str(os.getpid()), *plugins()]
+        ids = ",".join(str(each.id) for each in self.jobs)
+        words = [str(plan_path.resolve()), ids, str(os.getpid()), *plugins()]
         with open(self.log, "ab") as output:
             self._log_start = output.tell()
             self.process = subprocess.Popen(
@@ -55,7 +66,7 @@ class Attempt:
                 # A group of its own: Ctrl-C reaches the sweep alone, which then ends its jobs.
                 start_new_session=True,
             )
-        self._heartbeat = last_word(self.record).get("heartbeat")
+        self._heartbeats = self._heard_of()
         self._heard = time.monotonic()
         self._kill_at = math.inf
         self._hung = ""
@@ -70,13 +81,13 @@ class Attempt:
         elif self._hung and self._kill_at == math.inf:
             self.end()  # a look later, so that it has written where it stands
         elif self.timeout is not None and not self._hung:
-            status = last_word(self.record)
-            if status.get("heartbeat") != self._heartbeat:
-                self._heartbeat, self._heard = status.get("heartbeat"), now
+            heartbeats = self._heard_of()
+            if heartbeats != self._heartbeats:
+                self._heartbeats, self._heard = heartbeats, now
             elif now - self._heard > self.timeout:
                 self._hung = (
                     f"ended no step for {self.timeout:g} s (--timeout) after step "
-                    f"{status['step']}; {self.log} says where it stood"
+                    f"{last_word(self.record)['step']}; {self.log} says where it stood"
                 )
                 self.process.send_signal(DUMP)
         return False
@@ -92,30 +103,50 @@ class Attempt:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def why_unfinished(self) -> str:
-        """Why the process, which has ended, left its run unfinished; put on record, too."""
-        status = last_word(self.record)
+    def says_why(self, job: Job) -> bool:
+        """Whether the process, which has ended, put on record itself why a job is unfinished."""
+        status = last_word(self._record(job))
         own = status.get("pid") == self.process.pid and status["state"] in ("failed", "stopped")
-        if own and not self._hung:
+        return own and not self._hung
+
+    def why_unfinished(self, job: Job | None = None) -> str:
+        """Why the process, which has ended, left a job unfinished; put on record, too."""
+        job = job or self.job
+        record = self._record(job)
+        status = last_word(record)
+        if self.says_why(job):
             return str(status.get("reason"))
-        state, reason = "failed", self._hung or self._how_it_ended()
-        if not self._hung and self._kill_at < math.inf:
+        state, reason = "failed", self._hung or self._how_it_ended(job)
+        if self.is_ending:
             state, reason = "stopped", "ended with the sweep; the same sweep goes on with it"
-        if self.record.exists() and not is_held(self.record):  # else it is another's by now
+        if record.exists() and not is_held(record):  # else it is another's by now
             kept = {key: status[key] for key in status.keys() - {"state", "pid", "heartbeat"}}
             try:
-                self.record.set_status(
-                    state, **{**kept, "steps": self.job.config["train"]["steps"], "reason": reason}
+                record.set_status(
+                    state, **{**kept, "steps": job.config["train"]["steps"], "reason": reason}
                 )
             except OSError as error:
                 reason += f"; its status cannot be written ({error.strerror})"
         return reason
 
-    def _how_it_ended(self) -> str:
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was asked to end."""
+        return self._kill_at < math.inf and not self._hung
+
+    def _record(self, job: Job) -> Record:
+        return Record(self._runs_dir / job.run)
+
+    def _heard_of(self) -> list[object]:
+        return [last_word(self._record(each)).get("heartbeat") for each in self.jobs]
+
+    def _how_it_ended(self, job: Job) -> str:
         code = self.process.returncode
         if code < 0:
             return f"killed by signal {-code} ({signal.strsignal(-code)})"
         with open(self.log, "rb") as log:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").strip().splitlines()
-        return printable(lines[-1].removeprefix("error: ")) if lines else f"exit code {code}"
+        own = [each for each in lines if each.startswith(f"error: {job.run}: ")]
+        last = (own or lines or [f"exit code {code}"])[-1]
+        return printable(last.removeprefix("error: "))

@@ -1,10 +1,13 @@
 """The jobs of a plan carried out on this machine, some at a time, beside whoever else does so."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NamedTuple
 
+from moebench.config.compose import from_dict
+from moebench.config.schema import ExperimentConfig
+from moebench.config.stackable import stack_key
 from moebench.lock import is_held
 from moebench.records import Record
 from moebench.study.job import LOCKED, Attempt
@@ -24,12 +27,16 @@ class Elsewhere(NamedTuple):
 class LocalLauncher:
     """Runs the jobs of a plan as one-thread processes on this machine, `workers` at a time.
 
+    A process trains a stack of jobs where `stack_size` says so and their shapes agree. A stack that
+    its process takes down is done again job by job, so that none takes down the others.
+
     Iterate over `run()`; it yields after each look at the processes, so that the caller can draw.
     Closing it stops them. A job that fails, in whatever way, leaves the others. What another
     process trains is waited for, and taken over where it was left.
 
     Args:
         timeout: seconds without the end of a step after which a run counts as hung.
+        stack_size: of a job, how many of its shape one process trains at once; None: one.
 
     Attributes:
         waiting: jobs that are not done and not begun, in the order in which they will be.
@@ -39,12 +46,19 @@ class LocalLauncher:
     """
 
     def __init__(
-        self, plan: Plan, runs_dir: Path, workers: int, timeout: float | None = None
+        self,
+        plan: Plan,
+        runs_dir: Path,
+        workers: int,
+        timeout: float | None = None,
+        stack_size: Callable[[ExperimentConfig], int] | None = None,
     ) -> None:
         self.plan = plan
         self.runs_dir = runs_dir
         self.workers = workers
         self.timeout = timeout
+        self.stack_size = stack_size
+        self._alone: set[int] = set()  # jobs that a stack took down
         self.waiting = [job for job in plan.jobs if not self.record(job).is_done()]
         self.running: list[Attempt] = []
         self.elsewhere: list[Elsewhere] = []
@@ -78,18 +92,41 @@ class LocalLauncher:
             if is_held(record):
                 self.elsewhere.append(Elsewhere(job, time.time()))
                 continue
+            beside = self._beside(job)
+            path = self.plan.path(self.runs_dir)
             try:
-                self.running.append(Attempt(self.plan.path(self.runs_dir), job, self.timeout))
+                self.running.append(Attempt(path, job, self.timeout, beside))
             except OSError as error:
-                self.failed.append((job, f"cannot be started ({error})"))
+                self.failed += [(each, f"cannot be started ({error})") for each in (job, *beside)]
 
-    def _finish(self, each: Attempt) -> None:
-        if each.record.is_done():
-            return
-        if each.process.returncode == LOCKED:  # another one began it at the same time
-            self.waiting.insert(0, each.job)
-        else:
-            self.failed.append((each.job, each.why_unfinished()))
+    def _beside(self, job: Job) -> list[Job]:
+        """Take jobs from those that wait to be stacked with one that is about to begin."""
+        if self.stack_size is None or job.id in self._alone:
+            return []
+        config = from_dict(job.config)
+        key, room = stack_key(config), self.stack_size(config) - 1
+        found = [
+            each
+            for each in self.waiting
+            if each.id not in self._alone
+            and stack_key(from_dict(each.config)) == key
+            and not is_held(self.record(each))
+            and not self.record(each).is_done()
+        ][:room]
+        self.waiting = [each for each in self.waiting if each not in found]
+        return found
+
+    def _finish(self, attempt: Attempt) -> None:
+        for job in reversed(attempt.jobs):
+            if self.record(job).is_done():
+                continue
+            locked = attempt.process.returncode == LOCKED and not attempt.says_why(job)
+            taken_down = len(attempt.jobs) > 1 and not attempt.says_why(job)
+            if locked or taken_down:  # another one began it at the same time, or so
+                self.waiting.insert(0, job)
+                self._alone.add(job.id)
+            else:
+                self.failed.append((job, attempt.why_unfinished(job)))
 
     def _look_elsewhere(self) -> None:
         """Take back what others have left, unless it failed: it would fail here, too."""
@@ -115,5 +152,6 @@ class LocalLauncher:
         finally:  # a second Ctrl-C kills at once
             for each in ending:
                 each.kill()
-                if not each.record.is_done():
-                    each.why_unfinished()
+                for job in each.jobs:
+                    if not self.record(job).is_done():
+                        each.why_unfinished(job)

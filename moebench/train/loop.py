@@ -256,6 +256,11 @@ class Arm:
         self.clock = Clock()
         self._feed = Feed(make_batches(corpus, config), device)
         self._error: dict[str, float] = {}
+        # On a GPU nothing waits for a step to see whether it is finite: the device itself refuses
+        # an update that is not, and all after it, until someone looks.
+        self.looks_later = device.type == "cuda"
+        self._bad = torch.zeros((), device=device)  # the first step that was not finite
+        self._seen: tuple[Outcome, Tensor] | None = None
 
     @property
     def done(self) -> bool:
@@ -303,7 +308,10 @@ class Arm:
         config, state, number, steps = self.config, self.state, step.number, self.config.train.steps
         gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        _refuse_non_finite(state.model, self.objective, outcome, norm, number)
+        if self.looks_later:
+            self._refuse_on_device(outcome, norm, number)
+        else:
+            _refuse_non_finite(state.model, self.objective, outcome, norm, number)
         torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.optim.clip, norm)
         rate = learning_rate(config.optim, number, steps)
         for group in state.optimizer.param_groups:
@@ -314,6 +322,10 @@ class Arm:
         self.clock.steps += 1
 
         event = Event(number)
+        every = config.train.eval_every
+        evaluates = self.ranks.first and (number == steps or (every and number % every == 0))
+        if self._is_logged(number) or evaluates:
+            self.look()
         if self._is_logged(number):
             event.row = {
                 "step": number,
@@ -326,8 +338,7 @@ class Arm:
                 "memory/peak_bytes": _peak_bytes(self.device),
             }
             self.clock = Clock()
-        every = config.train.eval_every
-        if self.ranks.first and (number == steps or (every and number % every == 0)):
+        if evaluates:
             with self.clock.paused():
                 row, event.routing = self._evaluated(tune=number == steps)
             event.row = {"step": number, **(event.row or {}), **row}
@@ -340,6 +351,24 @@ class Arm:
         steering = steering_after(self.objective, model, self.state.balance)
         row, routing = evaluate(self.config, self.corpus, model, self.device, steering, tune=tune)
         return row, routing or None  # a dense model has none
+
+    def look(self) -> None:
+        """Wait for the device, and see whether all steps so far were finite; before a checkpoint.
+
+        Raises:
+            TrainingError: for the first that was not. The weights are those before it.
+        """
+        if self.looks_later and self._seen is not None and (number := int(self._bad.item())):
+            outcome, norm = self._seen
+            _refuse_non_finite(self.state.model, self.objective, outcome, norm, number)
+            raise TrainingError(f"step {number}: the loss or the gradient is not finite")
+
+    def _refuse_on_device(self, outcome: Outcome, norm: Tensor, number: int) -> None:
+        finite = torch.isfinite(norm) & torch.isfinite(outcome.cross_entropy)
+        self._bad = torch.where((self._bad > 0) | finite, self._bad, number)
+        self._seen = outcome, norm
+        # the fused update does nothing where this is 1, as for a gradient scaler
+        cast(Any, self.state.optimizer).found_inf = (self._bad > 0).float()
 
     def _is_logged(self, number: int) -> bool:
         steps = self.config.train.steps

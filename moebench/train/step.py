@@ -434,7 +434,10 @@ def _live(objective: Objective, step: Step, states: Sequence[Any]) -> list[_Live
         of_sequence = None
         if term.domain_weights is not None:
             assert step.domain is not None
-            of_sequence = torch.tensor(term.domain_weights)[step.domain].to(step.tokens.device)
+            of_sequence = torch.tensor(term.domain_weights)[step.domain]
+            if step.tokens.is_cuda:  # else the copy would wait for the GPU
+                of_sequence = of_sequence.pin_memory()
+            of_sequence = of_sequence.to(step.tokens.device, non_blocking=True)
         groups = _groups(term, objective, step, objective.estimator.prefix)
         found.append(_Live(number, term, weight, groups, state, of_sequence))
     return found

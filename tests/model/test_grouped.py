@@ -1,19 +1,25 @@
 """Grouped products against a loop over groups, alone, stacked and compiled."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
 from moebench.errors import ConfigError
-from moebench.model.grouped import grouped_mm
+from moebench.model.grouped import combine, dispatch, grouped_mm
 
-GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ENDS = [[3, 3, 10, 16], [0, 16, 16, 16], [4, 8, 12, 16], [0, 0, 0, 16]]
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}
+
+
+@pytest.fixture(autouse=True)
+def no_fallback() -> Iterator[None]:
+    """Operations without a vmap rule raise, where they would loop over the arms."""
+    torch._C._functorch._set_vmap_fallback_enabled(False)  # pyright: ignore
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)  # pyright: ignore
 
 
 def operands(dtype: torch.dtype, device: str, *arms: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,10 +103,37 @@ def test_a_gradient_that_was_expanded_is_taken():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_width_that_a_gpu_cannot_take_is_named():
     rows = torch.randn(4, 30, device="cuda", dtype=torch.bfloat16)
     matrices = torch.randn(2, 30, 16, device="cuda", dtype=torch.bfloat16)
     ends = torch.tensor([2, 4], dtype=torch.int32, device="cuda")
     with pytest.raises(ConfigError, match=r"width 30 .* multiples of 8 on a GPU"):
         grouped_mm(rows, matrices, ends)
+
+
+def drawn(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_rows_are_copied_and_summed_in_their_order(top_k: int) -> None:
+    index = torch.randint(0, 4, (2, 5 * top_k), generator=torch.Generator().manual_seed(0))
+    order = index.argsort(dim=1, stable=True)
+    place = order.argsort(dim=1)
+    x = drawn(2, 5, 3)
+    copies = torch.func.vmap(dispatch)(x, order, place)
+    for arm in range(2):
+        assert torch.equal(copies[arm], x[arm].repeat_interleave(top_k, 0)[order[arm]])
+    scale = drawn(2, 5 * top_k, 1)
+
+    def there_and_back(x: Tensor, scale: Tensor, order: Tensor, place: Tensor) -> Tensor:
+        return combine(dispatch(x, order, place) * scale, order, place, 5)
+
+    found = torch.func.vmap(there_and_back)(x, scale, order, place)
+    of_row = scale.gather(1, place[..., None]).unflatten(1, (5, top_k)).sum(2)
+    assert torch.allclose(found, x * of_row)
+    assert torch.autograd.gradcheck(
+        lambda x, scale: there_and_back(x, scale, order[0], place[0]),
+        (x[0].detach().requires_grad_(), scale[0].detach().requires_grad_()),
+    )

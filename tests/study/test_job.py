@@ -15,7 +15,7 @@ from moebench.config.compose import Composer
 from moebench.lock import hold
 from moebench.records import Record
 from moebench.study import make_plan, read_plan
-from moebench.study.__main__ import run_job
+from moebench.study.__main__ import run_jobs
 from moebench.study.job import LOCKED
 from moebench.study.status import last_word
 
@@ -44,14 +44,14 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
 
 
 def test_a_job_trains_its_run_with_one_thread(one_job: Path, tmp_path: Path) -> None:
-    assert run_job(one_job, 0) == 0
+    assert run_jobs(one_job, [0]) == 0
     record = Record(tmp_path / "runs" / read_plan(one_job).jobs[0].run)
     assert record.is_done()
     assert record.damage() == []
     assert record.manifest()["threads"] == 1
     assert record.manifest()["seed"] == 3
     before = record.summary()
-    assert run_job(one_job, 0) == 0
+    assert run_jobs(one_job, [0]) == 0
     assert record.summary() == before
 
 
@@ -61,7 +61,7 @@ def test_a_job_whose_data_changed_is_refused(
     content = json.loads(one_job.read_text())
     content["runs"][0]["run"] = "global-s3-0000000000"
     one_job.write_text(json.dumps(content))
-    assert run_job(one_job, 0) == 2
+    assert run_jobs(one_job, [0]) == 2
     assert capsys.readouterr().err == (
         "error: global-s3-0000000000: the data has changed since the plan; sweep again\n"
     )

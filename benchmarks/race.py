@@ -1,0 +1,222 @@
+"""A training step against that of Hugging Face's Qwen3-MoE, on the shapes A to D.
+
+Entrants take turns in one process: forward, loss, balance loss, backward and fused AdamW on the
+same number of tokens, with equally many parameters but for the norms' gains. On a CPU the time is
+that of the process with one thread; each is compared with the default of transformers (grouped_mm,
+SDPA, fp32) by the median of the paired ratios. Wall time stands beside it.
+
+    python benchmarks/race.py [--shapes A D] [--rounds 9] [--threads 1] [--compile] [--smoke]
+
+What is compiled takes minutes to begin with, and is left out without `--compile`.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from moebench.balance import Global, Term
+from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.step import Objective, Step, accumulate_gradients
+
+
+class Shape(NamedTuple):
+    d_model: int
+    num_heads: int
+    num_experts: int
+    top_k: int
+    expert_dim: int
+    seq_len: int
+    sequences: int
+    vocab_size: int
+    num_layers: int = 4
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.seq_len
+
+
+SHAPES = {
+    "A": Shape(256, 4, 16, 4, 128, 256, 16, 256),
+    "B": Shape(256, 4, 16, 4, 128, 256, 16, 4096),
+    "C": Shape(256, 4, 64, 8, 64, 256, 16, 256),
+    "D": Shape(128, 2, 8, 2, 128, 128, 8, 256),
+}
+SMOKE = Shape(32, 2, 4, 2, 16, 16, 2, 64, 1)  # to see that it runs
+BASE = "HF fp32"
+WEIGHT = 0.01  # of the balance loss
+
+Entrant = Callable[[], object]
+
+
+def ours(shape: Shape, compute: torch.dtype, device: torch.device, *, compiled: bool) -> Entrant:
+    """moebench's step: fp32 master weights, whatever the products are computed in."""
+    model = MoETransformer(
+        vocab_size=shape.vocab_size,
+        d_model=shape.d_model,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_experts=shape.num_experts,
+        top_k=shape.top_k,
+        expert_dim=shape.expert_dim,
+        compute=compute,
+    )
+    initialize(model, 0)
+    model.to(device)
+    call = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
+    tokens = _tokens(shape, device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        accumulate_gradients(call, objective, Step(tokens, shape.sequences))  # pyright: ignore
+        optimizer.step()
+
+    return step
+
+
+def theirs(
+    shape: Shape,
+    device: torch.device,
+    *,
+    experts: str = "grouped_mm",
+    dtype: torch.dtype = torch.float32,
+    autocast: bool = False,
+    compiled: bool = False,
+) -> Entrant:
+    """Qwen3-MoE of transformers with its own loss, balance loss included."""
+    config = Qwen3MoeConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.d_model,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_heads,
+        head_dim=shape.d_model // shape.num_heads,
+        num_experts=shape.num_experts,
+        num_experts_per_tok=shape.top_k,
+        moe_intermediate_size=shape.expert_dim,
+        intermediate_size=shape.expert_dim,
+        norm_topk_prob=True,
+        output_router_logits=True,
+        router_aux_loss_coef=WEIGHT,
+        max_position_embeddings=shape.seq_len,
+        use_cache=False,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )
+    config._experts_implementation = experts
+    torch.manual_seed(0)
+    model = Qwen3MoeForCausalLM(config).to(device, dtype)
+    assert model.config._experts_implementation == experts
+    model.train()
+    call = torch.compile(model) if compiled else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = _tokens(shape, device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            # their own loss shifts labels: as many targets as ours has, but for one a sequence
+            loss = call(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _tokens(shape: Shape, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = (shape.sequences, shape.seq_len + 1)
+    return torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
+
+
+def entrants(shape: Shape, device: torch.device, *, compiled: bool) -> dict[str, Entrant]:
+    """Each by its name; what its parameters are in stands in it."""
+    fp32, bf16 = torch.float32, torch.bfloat16
+    found = {
+        BASE: theirs(shape, device),
+        "HF fp32, eager experts": theirs(shape, device, experts="eager"),
+        "HF fp32, batched_mm": theirs(shape, device, experts="batched_mm"),
+        "HF autocast bf16": theirs(shape, device, autocast=True),
+        "HF autocast bf16, eager experts": theirs(shape, device, experts="eager", autocast=True),
+        "HF bf16 parameters": theirs(shape, device, dtype=bf16),
+        "moebench fp32": ours(shape, fp32, device, compiled=False),
+        "moebench bf16, fp32 parameters": ours(shape, bf16, device, compiled=False),
+    }
+    if shape.tokens * shape.top_k * shape.d_model * shape.expert_dim * 3 * 4 > 4 * 2**30:
+        del found["HF fp32, batched_mm"]  # it copies the weights of every token's experts
+    if compiled:
+        found |= {
+            "HF fp32, compiled": theirs(shape, device, compiled=True),
+            "HF bf16 parameters, compiled": theirs(shape, device, dtype=bf16, compiled=True),
+            "moebench fp32, compiled": ours(shape, fp32, device, compiled=True),
+            "moebench bf16, fp32 parameters, compiled": ours(shape, bf16, device, compiled=True),
+        }
+    return found
+
+
+def timed(act: Entrant, device: torch.device) -> tuple[float, float]:
+    """Seconds of the process (on a GPU, of the clock) and of the clock."""
+    began, wall = time.process_time(), time.perf_counter()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    wall = time.perf_counter() - wall
+    return (wall if device.type == "cuda" else time.process_time() - began), wall
+
+
+def race(name: str, shape: Shape, device: torch.device, rounds: int, *, compiled: bool) -> None:
+    field = entrants(shape, device, compiled=compiled)
+    for act in field.values():
+        act(), act()
+    times: dict[str, list[tuple[float, float]]] = {each: [] for each in field}
+    for number in range(rounds):
+        print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
+        for each, act in field.items():
+            times[each].append(timed(act, device))
+    print(f"\n### {name}: {shape.tokens:,} tokens a step\n")
+    print("| entrant | tokens/s | against HF fp32 | wall tokens/s |\n|---|---:|---:|---:|")
+    for each, own in times.items():
+        ratio = statistics.median(a[0] / b[0] for a, b in zip(times[BASE], own, strict=True))
+        cpu, wall = (statistics.median(column) for column in zip(*own, strict=True))
+        speeds = f"{shape.tokens / cpu:,.0f} | {ratio:.2f} | {shape.tokens / wall:,.0f}"
+        print(f"| {each} | {speeds} |", flush=True)
+
+
+def header(threads: int) -> str:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{versions}, {where}, {threads} threads, load {os.getloadavg()[0]:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A training step against transformers' own.")
+    parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=[*SHAPES])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="one tiny shape, to see that it runs")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    warnings.filterwarnings("ignore", message=".*compile.*")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{header(asked.threads)}, {asked.rounds} rounds")
+    shapes = {"smoke": SMOKE} if asked.smoke else {each: SHAPES[each] for each in asked.shapes}
+    for name, shape in shapes.items():
+        race(name, shape, device, asked.rounds, compiled=asked.compile)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Which arms can be trained in one stack: those that differ in nothing but these keys."""
+
+from moebench.config.schema import ExperimentConfig, knobs
+from moebench.methods import LOSS, declared
+
+# What arms of one stack may differ in: it changes neither the shape of a step nor the model's code.
+# A name that ends in a dot stands for all keys below it.
+STACKABLE = (
+    *("scope", "balance_bsz", "micro_bsz", "seed"),
+    *("loss.", "balance.", "optim."),
+    *("router.perturb", "train.eval_every"),
+    *("data.homogeneity", "data.sampling", "data.temperature", "data.weights", "data.max_epochs"),
+)
+
+
+def stack_key(config: ExperimentConfig) -> tuple[tuple[str, str], ...]:
+    """Arms with an equal key can be stacked; a method that cannot be has no equal."""
+    name = config.method.name
+    if name != LOSS and not declared(name).stackable:
+        return (("alone", repr(config)),)
+    return tuple(
+        (key, repr(value))
+        for key, _, value in knobs(config)
+        if not any(key == each or (each[-1] == "." and key.startswith(each)) for each in STACKABLE)
+    )

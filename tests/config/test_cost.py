@@ -1,0 +1,28 @@
+"""What a step is said to cost is what torch counts, and what is kept is near it."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from moebench.config.compose import Composer
+from moebench.config.cost import parameters, training_flops
+from moebench.train.loop import make_model
+
+SHAPES = [
+    (),
+    ("model.num_shared_experts=2", "model.top_k=3"),
+    ("model.num_experts=4", "model.expert_dim=48", "seq_len=16"),
+]
+
+
+@pytest.mark.parametrize("words", SHAPES, ids=" ".join)
+def test_flops_and_parameters_are_those_of_the_model(words: tuple[str, ...]) -> None:
+    # in fp64 grouped products are plain ones, which torch counts
+    config = Composer().compose(["model=smoke", "train.precision=fp64", *words])
+    model = make_model(config, 40)
+    tokens = torch.randint(0, 40, (3, config.seq_len))
+    with FlopCounterMode(display=False) as counter:
+        logits, routing = model(tokens)
+        (logits.sum() + routing.prob_mass.square().sum()).backward()
+    assert counter.get_total_flops() == training_flops(config, 40) * tokens.numel()
+    assert sum(each.numel() for each in model.parameters()) == parameters(config, 40)

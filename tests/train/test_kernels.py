@@ -1,0 +1,57 @@
+"""What computes a run is chosen once in a directory of runs, and told."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moebench.config.compose import Composer
+from moebench.errors import ConfigError
+from moebench.train import kernels
+
+CPU = torch.device("cpu")
+
+
+def chosen(place: Path, *words: str, steps: int = 4) -> kernels.Kernels:
+    config = Composer().compose(["model=smoke", f"train.steps={steps}", "run.threads=1", *words])
+    return kernels.choose(config, 257, place, CPU)
+
+
+def test_a_choice_is_kept_for_all_runs_of_a_directory(tmp_path: Path) -> None:
+    first = chosen(tmp_path)
+    assert (first.attention, first.experts, first.compile) == ("matmul", "grouped_mm", False)
+    assert first.peak_flops > 0
+    assert chosen(tmp_path, "seed=1") == first, "the peak is measured once"
+    [path] = (tmp_path / ".kernels").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "attention": "sdpa"}))
+    assert chosen(tmp_path) == replace(first, attention="sdpa")
+    assert kernels.resumed({"kernels": vars(first)}) == first
+    assert kernels.resumed({}) is None
+
+
+def test_compile_without_a_compiler_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "_why_not", lambda device: "no C++ compiler")
+    assert not chosen(tmp_path, "run.compile=true").compile
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("run.compile=true: cannot be compiled here (no C++ compiler); ")
+    assert not chosen(tmp_path, "run.compile=false").compile
+    assert capsys.readouterr().err == ""
+
+
+def test_auto_compiles_what_is_long_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_why_not", lambda device: "")
+    assert not chosen(tmp_path).compile
+    assert chosen(tmp_path, steps=10_000_000).compile
+    assert not chosen(tmp_path, "run.compile=false", steps=10_000_000).compile
+    assert kernels.wrapper(chosen(tmp_path, "run.compile=true")) is torch.compile
+
+
+@pytest.mark.parametrize("words", ["run.stack=0", "run.stack=many", "run.compile=maybe"])
+def test_what_is_no_choice_is_refused(words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
+        Composer().compose([words])
