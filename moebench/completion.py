@@ -172,4 +172,4 @@ def studies(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
 
 def formats() -> list[str]:
     """Of a report, whose own list cannot be had without pandas."""
-    return ["table", "md", "csv", "json"]
+    return ["table", "md", "csv", "json", "latex", "parquet"]

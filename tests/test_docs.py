@@ -106,7 +106,7 @@ def test_command_runs(command: str, workplace: Path, text_folder: Path) -> None:
     done = sorted(str(path.parent) for path in workplace.glob("runs/*/summary.json"))
     if words == ["verify", "runs/*"]:  # as the shell would write it out
         words = ["verify", *done]
-    words = [word.replace("runs/RUN", done[0]) for word in words]
+    words = [word.replace("runs/RUN", done[0]).replace("runs/OTHER", done[1]) for word in words]
     if program == "torchrun":
         own = words.index("train")
         run(shrink(words[own:], text_folder), workplace, [*TORCHRUN, *words[:own]])
@@ -179,7 +179,8 @@ def serve(words: list[str], place: Path) -> None:
 
 
 @pytest.mark.parametrize("code", PYTHON)
-def test_python_runs(code: str) -> None:
+def test_python_runs(code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
     exec(compile(code, "docs", "exec"), {})
 
 

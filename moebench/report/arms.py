@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from moebench.report.frame import MADE_WITH, SCOPES, Frame
-from moebench.report.plan import PRIMARY, Plan
+from moebench.report.findings import Study, Verdict, verdicts
+from moebench.report.frame import Frame
+from moebench.report.plan import Cost, Plan
+from moebench.report.reading import PRIMARY, SCOPES
 from moebench.report.statistics import Comparisons, Estimate, compare, mean_interval
 
+START_OFF = 1e-3  # nats; rounding gives 1e-6, other initial weights 1e-2
 EXPONENTIAL = re.compile(r"(?P<split>\w+)/ppl(?P<domain>/.*)?")
 
 
@@ -45,13 +48,31 @@ class Described:
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: its finished seeds, the size of its balance group and its metrics by name."""
+    """One arm of a table.
+
+    Attributes:
+        name, arm_hash: of the treatment.
+        seeds: the finished ones.
+        sequences, group_tokens: size of its balance group; None where it is not fixed.
+        metrics: by name.
+        science: every key that can change a result and is not at its neutral value.
+        runs: names of the finished runs, by seed.
+        unfinished: how many other runs are in which state.
+        per_seed: values by metric and seed.
+        cost: seconds a step, timed alone; None where nobody timed it.
+    """
 
     name: str
+    arm_hash: str
     seeds: tuple[int, ...]
     sequences: float | None
     group_tokens: float | None
     metrics: dict[str, Described]
+    science: dict[str, Any] = field(default_factory=dict)
+    runs: dict[int, str] = field(default_factory=dict)
+    unfinished: dict[str, int] = field(default_factory=dict)
+    per_seed: dict[str, dict[int, float]] = field(default_factory=dict)
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,12 @@ class Table:
         comparisons: of the primary endpoint.
         random: MaxVio of random routing, smallest and largest over the runs, by scope.
         tokens, steps: that a run saw, smallest and largest.
-        made_with: versions and devices of which the runs have more than one.
+        mixed: versions and devices of which the runs have more than one.
+        made_with: versions, devices and commits, every value of each.
+        findings: what the runs say of the paper's, where they are about its endpoint.
+        bytes_per_token: of the tokenizer on this text; None where it cannot be told.
+        unpaired: runs of one seed that did not begin alike, in words.
+        index: its place among the report's tables.
     """
 
     differs: dict[str, Any]
@@ -77,7 +103,12 @@ class Table:
     random: dict[str, tuple[float, float]] = field(default_factory=dict)
     tokens: tuple[float, float] | None = None
     steps: tuple[float, float] | None = None
+    mixed: dict[str, list[str]] = field(default_factory=dict)
     made_with: dict[str, list[str]] = field(default_factory=dict)
+    findings: tuple[Verdict, ...] = ()
+    bytes_per_token: float | None = None
+    unpaired: tuple[str, ...] = ()
+    index: int = 0
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -89,7 +120,10 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
     The baseline is, in this order: the given one, the one of the plans that name these runs if
     they agree, `micro`, the first arm. Arms come in the order of the plans, then by group size.
     """
-    runs = [run for run in frame.rows() if run["state"] == "done" and run["table"] == index]
+    of_table = [run for run in frame.rows() if run["table"] == index]
+    having = {*frame.metrics["run"]}  # at a step, some finished runs may have no metrics
+    runs = [run for run in of_table if run["state"] == "done" and run["run"] in having]
+    rest = [run for run in of_table if run not in runs]
     names = {run["run"] for run in runs}
     plans = [plan for plan in plans if any(run.run in names for run in plan.runs)]
     order = _ordered(runs, plans)
@@ -104,6 +138,7 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
     arms: list[Arm] = []
     for column, name in enumerate(ranked):
         mine = [run for run in runs if run["arm"] == name]
+        others = [run["state"] for run in rest if run["arm"] == name]
         metrics = {
             metric: _described(each[:, column], each[:, 0], column == 0)
             for metric, each in values.items()
@@ -115,12 +150,33 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         arms.append(
             Arm(
                 name=name,
+                arm_hash=mine[0]["arm_hash"],
                 seeds=tuple(sorted(run["seed"] for run in mine)),
                 sequences=next(iter(_known(run["sequences"] for run in mine)), None),
                 group_tokens=next(iter(_known(run["group_tokens"] for run in mine)), None),
                 metrics=metrics,
+                science=mine[0]["science"],
+                runs={run["seed"]: run["run"] for run in mine},
+                per_seed={
+                    metric: {
+                        seed: float(value)
+                        for seed, value in zip(seeds, each[:, column], strict=True)
+                        if not np.isnan(value)
+                    }
+                    for metric, each in values.items()
+                },
+                unfinished={state: others.count(state) for state in sorted({*others})},
+                cost=next(
+                    (p.costs[h] for p in plans if (h := mine[0]["arm_hash"]) in p.costs), None
+                ),
             )
         )
+    per_token = _bytes_per_token(arms[0], primary)
+    found: tuple[Verdict, ...] = ()
+    if primary == PRIMARY and primary in values:
+        sciences = [arm.science for arm in arms]
+        found = tuple(verdicts(Study(ranked, sciences, seeds, values[primary], per_token)))
+    made_with = _made_with(runs)
     ranges = {scope: _range([run[f"random_{scope}"] for run in runs]) for scope in SCOPES}
     return Table(
         differs=_differing(frame, index),
@@ -132,7 +188,12 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         random={scope: each for scope, each in ranges.items() if each},
         tokens=_range([run["tokens"] for run in runs]),
         steps=_range([run["steps"] for run in runs]),
-        made_with=_mixed(runs),
+        mixed={key: each for key, each in made_with.items() if len(each) > 1},
+        made_with=made_with,
+        findings=found,
+        bytes_per_token=per_token,
+        unpaired=tuple(_unpaired(runs, frame.starts)),
+        index=index,
     )
 
 
@@ -257,6 +318,34 @@ def _differing(frame: Frame, index: int) -> dict[str, Any]:
     }
 
 
-def _mixed(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    found = {key: sorted({run["made_with"][i] for run in runs}) for i, key in enumerate(MADE_WITH)}
-    return {key: values for key, values in found.items() if len(values) > 1}
+def _bytes_per_token(arm: Arm, primary: str) -> float | None:
+    """As nats a token and bits a byte have it; None for another endpoint."""
+    nats, bits = arm.metrics.get(PRIMARY), arm.metrics.get("valid/bits_per_byte")
+    if primary != PRIMARY or nats is None or bits is None or not nats.mean or not bits.mean:
+        return None
+    return nats.mean / (bits.mean * math.log(2))
+
+
+def _unpaired(runs: Sequence[Mapping[str, Any]], starts: Mapping[str, float]) -> Iterable[str]:
+    """Runs of one seed whose nats before the first step differ, though nothing that acts then does.
+
+    Arms of a seed share initial weights, so that before training they are one model, unless a
+    router is perturbed or of another kind. What rounding makes of that is far below START_OFF.
+    """
+    first: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        acting = {k: v for k, v in run["science"].items() if k.startswith(("router.", "method"))}
+        if run["run"] not in starts or "router.perturb" in acting:
+            continue
+        one = first.setdefault(repr((run["seed"], sorted(acting.items(), key=str))), run)
+        values = starts[one["run"]], starts[run["run"]]
+        if abs(values[0] - values[1]) > START_OFF:
+            yield (
+                f"{run['run']} and {one['run']} are no pair: they did not begin from equal weights "
+                f"(nats before the first step {values[1]:.4f} and {values[0]:.4f})."
+            )
+
+
+def _made_with(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    keys = dict.fromkeys(key for run in runs for key in run["made_with"])
+    return {key: sorted({run["made_with"].get(key, "?") for run in runs}) for key in keys}

@@ -1,11 +1,15 @@
-"""The report for programs: one object for JSON, one line an arm and metric for CSV."""
+"""The report for programs: an object for JSON, a line an arm and metric for CSV and Parquet."""
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from moebench.errors import RecordError
+from moebench.records import write_atomically
 from moebench.report.arms import Arm, Described, Table
+from moebench.report.findings import Verdict
 from moebench.report.frame import Problem
 from moebench.report.statistics import Comparison
 
@@ -18,24 +22,33 @@ FORMULA_STARTS = ("=", "+", "-", "@")
 
 
 def as_dict(
-    tables: Sequence[Table], unfinished: Sequence[Any], problems: Sequence[Problem]
+    tables: Sequence[Table],
+    unfinished: Sequence[Any],
+    problems: Sequence[Problem],
+    metrics: Sequence[str] = (),
 ) -> dict:
     """What `moebench report --json` prints: numbers or null, in the units of each metric.
 
     `rows` holds one object an arm. The baseline's differences are null. The primary endpoint's
     carry `p`, `per_seed`, `paired` (Student's t alone) and `left_pool` beside the interval, which
     is adjusted for the number of arms; the differences of all others are paired, with Student's t.
+    `metrics` are those to tell, all if it is empty.
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "rows": [_row(i, table, arm) for i, table in enumerate(tables) for arm in table.arms],
+        "rows": [
+            _row(i, table, arm, metrics) for i, table in enumerate(tables) for arm in table.arms
+        ],
+        "findings": [
+            _finding(i, each) for i, table in enumerate(tables) for each in table.findings
+        ],
         "tables": [_about(table) for table in tables],
         "unfinished": [each._asdict() for each in unfinished],
         "problems": [each._asdict() for each in problems],
     }
 
 
-def as_csv(tables: Sequence[Table]) -> str:
+def as_csv(tables: Sequence[Table], metrics: Sequence[str] = ()) -> str:
     """Tidy, with a header line; empty where there is no value.
 
     Text that a spreadsheet would take for a formula starts with an apostrophe; numbers do not.
@@ -43,15 +56,29 @@ def as_csv(tables: Sequence[Table]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for line in _lines(tables):
+    for line in _lines(tables, metrics):
         writer.writerow([_guarded(cell) if isinstance(cell, str) else cell for cell in line])
     return file.getvalue()
 
 
-def _lines(tables: Sequence[Table]) -> Iterable[list[Any]]:
+def as_parquet(tables: Sequence[Table], metrics: Sequence[str] = ()) -> bytes:
+    """The rows of the CSV, typed; text as it is, since no spreadsheet takes it for a formula."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole, text = dict.fromkeys(("table", "n"), pa.int64()), ("arm", "baseline", "metric")
+    kinds = whole | dict.fromkeys(text, pa.string())
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in COLUMNS])
+    rows = [dict(zip(COLUMNS, line, strict=True)) for line in _lines(tables, metrics)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _lines(tables: Sequence[Table], metrics: Sequence[str]) -> Iterable[list[Any]]:
     for i, table in enumerate(tables):
         for arm in table.arms:
-            for name, each in sorted(arm.metrics.items()):
+            for name, each in _told(arm, metrics):
                 yield [
                     *(i, arm.name, table.baseline, name, each.n, each.mean, each.low, each.high),
                     *(each.difference, each.difference_low, each.difference_high, each.p),
@@ -62,9 +89,15 @@ def _guarded(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
-def _row(index: int, table: Table, arm: Arm) -> dict[str, Any]:
-    metrics = {name: _metric(each) for name, each in sorted(arm.metrics.items())}
-    if arm.name in table.comparisons.arms:
+def _told(arm: Arm, metrics: Sequence[str]) -> list[tuple[str, Described]]:
+    return [
+        (name, each) for name, each in sorted(arm.metrics.items()) if not metrics or name in metrics
+    ]
+
+
+def _row(index: int, table: Table, arm: Arm, wanted: Sequence[str]) -> dict[str, Any]:
+    metrics = {name: _metric(each) for name, each in _told(arm, wanted)}
+    if arm.name in table.comparisons.arms and table.primary in metrics:
         comparison = table.comparisons.arms[arm.name]
         metrics[table.primary] |= {"p": comparison.adjusted.p, **_tested(comparison)}
     return {
@@ -75,6 +108,23 @@ def _row(index: int, table: Table, arm: Arm) -> dict[str, Any]:
         "table": index,
         "baseline": table.baseline,
         "metrics": metrics,
+        "unfinished": arm.unfinished,
+        "cost": arm.cost and arm.cost._asdict(),
+    }
+
+
+def _finding(index: int, verdict: Verdict) -> dict[str, Any]:
+    """Sizes in nats a `unit`; `paper` at 4, 3 and 5 bytes a token, which are assumed."""
+    here = verdict.here
+    return {
+        "table": index,
+        **{key: getattr(verdict, key) for key in ("claim", "source", "type", "verdict", "reason")},
+        "arms": list(verdict.arms),
+        "unit": verdict.unit,
+        "here": {"value": here.value, "low": here.low, "high": here.high},
+        "paper": verdict.paper and list(verdict.paper),
+        "resolved": verdict.resolved,
+        "seeds": verdict.seeds,
     }
 
 
@@ -115,3 +165,13 @@ def _about(table: Table) -> dict[str, Any]:
 
 def _whole(count: float | None) -> int | None:
     return None if count is None else round(count)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Keep what was made, its folder too; RecordError if that cannot be."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise RecordError(
+            f"{path}: cannot be written ({error.strerror}); name another place"
+        ) from None

@@ -3,15 +3,24 @@
 import difflib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from moebench.errors import RecordError
-from moebench.report.frame import Problem, printable
+from moebench.records import printable
+from moebench.report.frame import Problem
+from moebench.report.reading import PRIMARY
 
-PRIMARY = "valid/nats"
 _STRINGS = ("run", "arm", "arm_hash")
+
+
+class Cost(NamedTuple):
+    """Seconds a step of an arm that was timed alone, and of the pass that counts first."""
+
+    step_seconds: tuple[float, ...]
+    counting_seconds: tuple[float, ...]
+    machine: str
 
 
 class PlannedRun(NamedTuple):
@@ -23,7 +32,11 @@ class PlannedRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A study's `plan.json`: `baseline` is the label of an arm, `primary` the name of a metric."""
+    """A study's `plan.json`: `baseline` is the label of an arm, `primary` the name of a metric.
+
+    `overrides` are those of each of the runs. `costs` is by arm hash, from `cost.json` beside the
+    plan, where the study was timed.
+    """
 
     path: Path
     name: str
@@ -31,6 +44,9 @@ class Plan:
     baseline: str
     primary: str
     runs: tuple[PlannedRun, ...]
+    size: str = ""
+    overrides: tuple[tuple[str, ...], ...] = ()
+    costs: dict[str, Cost] = field(default_factory=dict)
 
     def arm_hashes(self) -> list[str]:
         """The arms in the order of the plan."""
@@ -97,7 +113,29 @@ def _read(path: Path) -> Plan:
         baseline=str(found.get("baseline") or ""),
         primary=str(found.get("primary") or PRIMARY),
         runs=tuple(PlannedRun(*(run[key] for key in PlannedRun._fields)) for run in runs),
+        size=str(found.get("size") or ""),
+        overrides=tuple(tuple(map(str, run.get("overrides") or ())) for run in runs),
+        costs=_costs(path.with_name("cost.json")),
     )
+
+
+def _costs(path: Path) -> dict[str, Cost]:
+    """`{arm_hash: {"step_seconds": [..], "counting_seconds": [..], "machine": ".."}}`."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+        return {
+            arm_hash: Cost(
+                tuple(float(each) for each in cost["step_seconds"]),
+                tuple(float(each) for each in cost.get("counting_seconds", ())),
+                printable(str(cost.get("machine", "?"))),
+            )
+            for arm_hash, cost in found.items()
+            if isinstance(cost, dict) and cost.get("step_seconds")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise RecordError("cost.json: is no table of costs; time the study again") from None
 
 
 def _is_run(run: Any) -> bool:

@@ -1,30 +1,20 @@
-"""The report as blocks - headings, grids of numbers, sentences - and blocks as text or Markdown.
+"""The report as blocks: headings, grids of numbers, sentences.
 
-What shows after few steps comes first: load and specialisation, then perplexity, then in words
-what the numbers can and cannot tell. User text never meets a markup parser: rich gets `Text`,
-Markdown gets it escaped.
+What shows after few steps comes first: load and specialisation, then perplexity, the paper's
+findings, and in words what the numbers can and cannot tell.
 """
 
-import html
-import io
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
-
+from moebench.records import printable
 from moebench.report import words
 from moebench.report.arms import Arm, Described, Table, percent
-from moebench.report.frame import SCOPES, printable
-from moebench.report.plan import PRIMARY
-from moebench.report.statistics import FEWEST_SEEDS
+from moebench.report.findings import PAPER, Verdict
+from moebench.report.frontier import WEIGHT, frontier
+from moebench.report.reading import PRIMARY, SCOPES
+from moebench.report.statistics import FEWEST_SEEDS, Estimate
 
-WIDTH = 100
-NARROWEST_NAME = 10
 Cell = tuple[str, str]  # what is said first, and what stands below it
 
 
@@ -54,16 +44,35 @@ class Grid:
 Block = Heading | Sentences | Grid
 
 
-def blocks(table: Table) -> list[Block]:
+@dataclass(frozen=True)
+class Shown:
+    """What a reader asked for.
+
+    Attributes:
+        metrics: names; these alone, in one grid. Empty for the usual grids.
+        per_domain: whether to add the nats of each domain.
+    """
+
+    metrics: tuple[str, ...] = ()
+    per_domain: bool = False
+
+
+def blocks(table: Table, shown: Shown = Shown()) -> list[Block]:
     """All that is said about one table, in order."""
     differs = ", ".join(
         printable(f"{key} at its default" if value is None else f"{key}={value}")
         for key, value in table.differs.items()
     )
     found: list[Block] = [Heading(f"Runs with {differs}")] if differs else []
-    found += [_load_grid(table), _perplexity_grid(table)]
-    if table.primary != PRIMARY:
-        found.append(_primary_grid(table))
+    if shown.metrics:
+        found.append(_metrics_grid(table, shown.metrics))
+    else:
+        found += [_load_grid(table), _perplexity_grid(table)]
+        if table.primary != PRIMARY:
+            found.append(_primary_grid(table))
+    if shown.per_domain:
+        found.append(_domain_grid(table))
+    found += [*_cost_grid(table), *_frontier_grid(table), *_findings_grid(table)]
     found += [
         Sentences("What the numbers can and cannot tell", words.verdicts(table)),
         Sentences("How far these runs reach", words.limits(table)),
@@ -73,17 +82,30 @@ def blocks(table: Table) -> list[Block]:
     return [each for each in found if not isinstance(each, Sentences) or each.items]
 
 
+def _seeds(arm: Arm) -> Cell:
+    """How many are finished, and below, what became of the others."""
+    return str(len(arm.seeds)), ", ".join(f"{n} {state}" for state, n in arm.unfinished.items())
+
+
 def _load_grid(table: Table) -> Grid:
     columns = [
         *((f"MaxVio\n{scope}", f"load/max_vio_{scope}", 2) for scope in SCOPES),
         ("load\nentropy", "load/entropy", 3),
         ("dead\nshare", "load/dead_experts", 3),
         ("domain\nbits", "specialization/domain", 3),
+        *(
+            (header, name, 3)
+            for header, name in (
+                ("at\nstart", "specialization/domain_start"),
+                ("given\ntoken", "specialization/domain_given_token"),
+            )
+            if _has(table, name)
+        ),
     ]
     rows = [
         [
             (arm.name, ""),
-            (str(len(arm.seeds)), ""),
+            _seeds(arm),
             (_count(arm.sequences), ""),
             (_count(arm.group_tokens), ""),
             *(_mean(arm.metrics.get(name), digits) for _, name, digits in columns),
@@ -92,7 +114,8 @@ def _load_grid(table: Table) -> Grid:
     ]
     if table.random:
         random = [(_range(table.random.get(scope)), "") for scope in SCOPES]
-        rows.append([("random routing", ""), *[("", "")] * 3, *random, *[("", "")] * 3])
+        rest = [("", "")] * (len(columns) - len(SCOPES))
+        rows.append([("random routing", ""), *[("", "")] * 3, *random, *rest])
     return Grid(
         title="Load and specialisation",
         caption="Means over seeds, ± half of a 95 % interval from 3 seeds. Group: whose counts the "
@@ -104,6 +127,178 @@ def _load_grid(table: Table) -> Grid:
     )
 
 
+def _has(table: Table, metric: str) -> bool:
+    return any(metric in arm.metrics for arm in table.arms)
+
+
+def _metrics_grid(table: Table, metrics: Sequence[str]) -> Grid:
+    metrics = [name for name in metrics if _has(table, name)]
+    rows = []
+    for arm in table.arms:
+        cells: list[Cell] = []
+        for name in metrics:
+            each = arm.metrics.get(name)
+            value = each and each.difference
+            difference = "" if value is None else f"{value:+.3g}"
+            cells += [_plain(each), (difference, _short(*_ends(each)) if each else "")]
+        rows.append([(arm.name, ""), _seeds(arm), *cells])
+    return Grid(
+        title=f"Metrics; differences are to {table.baseline}",
+        caption="Means over seeds, ± half of a 95 % interval from 3 seeds; paired differences with "
+        f"95 % intervals, for all arms together if of {table.primary}, else for one arm alone.",
+        headers=["arm", "seeds", *(each for name in metrics for each in (name, "difference"))],
+        rows=rows,
+    )
+
+
+def _domain_grid(table: Table) -> Grid:
+    prefix = f"{PRIMARY}/"
+    names = dict.fromkeys(
+        name for arm in table.arms for name in arm.metrics if name.startswith(prefix)
+    )
+    rows = []
+    for name in names:
+        found = [arm.metrics.get(name) for arm in table.arms]
+        low = [
+            "" if each is None or each.difference is None else f"{each.difference:+.4f}"
+            for each in found
+        ]
+        values = ["-" if e is None or e.mean is None else f"{e.mean:.4f}" for e in found]
+        rows.append([(name.removeprefix(prefix), ""), *zip(values, low, strict=True)])
+    return Grid(
+        title="Nats a token of each domain",
+        caption=f"Means over seeds; below them the mean paired difference to {table.baseline}. "
+        "Nothing here is tested.",
+        headers=["domain", *(arm.name for arm in table.arms)],
+        rows=rows,
+    )
+
+
+def _cost_grid(table: Table) -> list[Grid]:
+    """Virtual and timed cost, where there is any."""
+    timed = any(arm.cost for arm in table.arms)
+    counting = any(arm.cost and arm.cost.counting_seconds for arm in table.arms)
+    virtual = [
+        (header, name)
+        for header, name in (
+            ("slowdown\nvirtual", "ep/slowdown"),
+            ("slowdown\nplaced", "ep/slowdown_placed"),
+        )
+        if _has(table, name)
+    ]
+    if not timed and not virtual:
+        return []
+    headers = ["arm", "seeds", *(header for header, _ in virtual)]
+    headers += ["seconds\na step"] * timed + ["of it\ncounting"] * counting
+    rows = []
+    for arm in table.arms:
+        cells = [_mean(arm.metrics.get(name), 3) for _, name in virtual]
+        if timed:
+            cells.append((_median(arm.cost.step_seconds if arm.cost else ()), ""))
+        if counting:
+            cells.append((_median(arm.cost.counting_seconds if arm.cost else ()), ""))
+        rows.append([(arm.name, ""), _seeds(arm), *cells])
+    machines = sorted({arm.cost.machine for arm in table.arms if arm.cost})
+    told = f" Seconds: the median of runs that were timed alone on {', '.join(machines)}."
+    return [
+        Grid(
+            title="Cost",
+            caption="Virtual slowdown: of the expert layers, if micro-batches were dispatched "
+            "together over ranks: the largest rank's load over the mean." + told * timed,
+            headers=headers,
+            rows=rows,
+        )
+    ]
+
+
+def _median(values: Sequence[float]) -> str:
+    return f"{sorted(values)[len(values) // 2]:.4f}" if values else ""
+
+
+def _frontier_grid(table: Table) -> list[Grid]:
+    scopes = frontier(table)
+    if not scopes:
+        return []
+    rows = []
+    for scope in scopes:
+        best = scope.best.metrics
+        rows.append(
+            [
+                (scope.name, f"{len(scope.arms)} weights"),
+                (f"{scope.best.science[WEIGHT]:g}", ""),
+                _mean(best.get("load/max_vio_global"), 2),
+                _mean(best.get(PRIMARY), 4),
+                _estimate(scope.best_difference),
+                (f"{scope.matched:.4f}" if scope.matched else "-", ""),
+                _estimate(scope.matched_difference),
+            ]
+        )
+    at = f" ({scopes[0].at:.2f} on average)" if scopes[0].at else ""
+    return [
+        Grid(
+            title=f"Scopes over their weights; differences are to {scopes[0].name}",
+            caption="Each scope at the weight of its lowest nats, which flatters all of them; and "
+            f"all at one MaxVio of the validation set{at}, the middle of the range that they "
+            "share, read off the line through the weights seed by seed. Differences are paired, "
+            "with Student's t for one scope alone; nothing here is tested.",
+            headers=[
+                *("scope", "best\nweight", "MaxVio\nglobal", "nats a\ntoken", "difference"),
+                *("at one\nMaxVio", "difference"),
+            ],
+            rows=rows,
+        )
+    ]
+
+
+def _findings_grid(table: Table) -> list[Grid]:
+    if not table.findings:
+        return []
+    unit = table.findings[0].unit
+    rows = []
+    for each in table.findings:
+        rows.append(
+            [
+                (each.claim, f"{_compared(each)}; {each.source.partition(', ')[2]}"),
+                (each.verdict, ""),
+                _estimate(each.here),
+                _paper(each),
+                ("-" if each.resolved is None else f"{each.resolved:.4f}", ""),
+                ("-" if each.seeds is None else f"{each.seeds:,}", ""),
+            ]
+        )
+    return [
+        Grid(
+            title=f"Findings of {PAPER}, in nats a {unit}",
+            caption="Here: with the 95 % interval. In the paper: its log ratio over an assumed 4 "
+            "bytes a token (5 to 3). Resolves: half of the interval; smaller sizes these seeds "
+            "cannot tell from 0. Seeds: about how many show the paper's size, or equality within "
+            "a quarter of its gap, in four of five studies.",
+            headers=["finding", "verdict", "here", "in the\npaper", "resolves", "seeds"],
+            rows=rows,
+        )
+    ]
+
+
+def _compared(verdict: Verdict) -> str:
+    if verdict.type == "trend":
+        return f"over {', '.join(verdict.arms)};{verdict.per}; {verdict.reason}"
+    arm, against = verdict.arms
+    return f"{arm} against {against}: {verdict.reason}"
+
+
+def _paper(verdict: Verdict) -> Cell:
+    if verdict.paper is None:
+        return "-", ""
+    middle, far, near = (words.signed(each) for each in verdict.paper)
+    return middle, f"{near} to {far}"
+
+
+def _estimate(estimate: Estimate | None) -> Cell:
+    if estimate is None:
+        return "", ""
+    return words.signed(estimate.value), _interval(estimate.low, estimate.high)
+
+
 def _perplexity_grid(table: Table) -> Grid:
     rows = []
     for arm in table.arms:
@@ -111,7 +306,7 @@ def _perplexity_grid(table: Table) -> Grid:
         rows.append(
             [
                 (arm.name, ""),
-                (str(len(arm.seeds)), ""),
+                _seeds(arm),
                 _mean(nats, 4),
                 (_perplexity(arm.metrics.get("valid/ppl")), ""),
                 _mean(arm.metrics.get("valid/bits_per_byte"), 4),
@@ -138,7 +333,7 @@ def _primary_grid(table: Table) -> Grid:
     rows = [
         [
             (arm.name, ""),
-            (str(len(arm.seeds)), ""),
+            _seeds(arm),
             _mean(arm.metrics.get(table.primary), 4),
             *_differences(table, arm, table.primary),
         ]
@@ -217,95 +412,13 @@ def _range(values: tuple[float, float] | None) -> str:
     return low if low == high else f"{low}-{high}"
 
 
-# As text
+def _plain(described: Described | None) -> Cell:
+    """A mean of any size, in four digits."""
+    if described is None or described.mean is None:
+        return "-", ""
+    half = "" if described.low is None else f"±{described.mean - described.low:.2g}"
+    return f"{described.mean:.4g}", half
 
 
-def as_text(content: Iterable[Block]) -> str:
-    """For a terminal or a file: plain, at most 100 columns wide."""
-    console = Console(
-        file=io.StringIO(), width=WIDTH, color_system=None, highlight=False, emoji=False
-    )
-    for block in content:
-        console.print(*_rich(block), sep="\n")
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
-
-
-def _rich(block: Block) -> list[Any]:
-    if isinstance(block, Heading):
-        return [Text(block.text, style="bold"), ""]
-    if isinstance(block, Sentences):
-        bullets = [_bullet(item) for item in block.items]
-        return [Text(block.title, style="bold"), *bullets, ""]
-    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    grid.add_column(Text(block.headers[0]), overflow="fold", min_width=NARROWEST_NAME)
-    keep = _fits(block)  # names give way to numbers, and numbers wrap rather than lose a digit
-    for header in block.headers[1:]:
-        grid.add_column(Text(header), justify="right", no_wrap=keep, overflow="fold")
-    for row in block.rows:
-        grid.add_row(*(Text(_stacked(cell)) for cell in row))
-    return [Text(block.title, style="bold"), grid, Text(block.caption), ""]
-
-
-def _fits(block: Grid) -> bool:
-    """Whether the numbers leave room for the names."""
-    cells = zip(
-        block.headers, *([_stacked(cell) for cell in row] for row in block.rows), strict=True
-    )
-    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in cells]
-    return NARROWEST_NAME + sum(2 + width for width in widths[1:]) <= WIDTH
-
-
-def _stacked(cell: Cell) -> str:
-    return "\n".join(filter(None, cell))
-
-
-def _bullet(item: str) -> RichTable:
-    grid = RichTable.grid(padding=(0, 1, 0, 0))
-    grid.add_column()
-    grid.add_column(overflow="fold")
-    grid.add_row("-", Text(item))
-    return grid
-
-
-# As Markdown
-
-
-def as_markdown(content: Iterable[Block]) -> str:
-    """GitHub-flavoured Markdown."""
-    return "\n\n".join(filter(None, map(_markdown, content))) + "\n"
-
-
-def _markdown(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"## {_escaped(block.text)}"
-    if isinstance(block, Sentences):
-        return "\n".join(
-            [f"### {_escaped(block.title)}", "", *(f"- {_escaped(i)}" for i in block.items)]
-        )
-    lines = [
-        f"### {_escaped(block.title)}",
-        "",
-        _line(_escaped(header) for header in block.headers),
-        _line("---" if i == 0 else "--:" for i in range(len(block.headers))),
-        *(_line(_escaped(_flat(cell)) for cell in row) for row in block.rows),
-        "",
-        _escaped(block.caption),
-    ]
-    return "\n".join(lines)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _flat(cell: Cell) -> str:
-    main, below = cell
-    if not below or not main or below.startswith("±"):
-        return f"{main} {below}".strip()
-    return f"{main} ({below})"
-
-
-def _escaped(text: str) -> str:
-    """Text as text: no tag, link, emphasis, code or cell border is left in it."""
-    return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(text.replace("\n", " "), quote=False))
+def _short(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.3g} to {high:.3g}"

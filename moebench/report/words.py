@@ -9,14 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from moebench.report.arms import Arm, Described, Table
-from moebench.report.plan import PRIMARY
+from moebench.report.findings import BYTES, PAPER_TOKENS, paper_gap
 from moebench.report.statistics import FEWEST_SEEDS, Comparison, seeds_needed
-
-PAPER_GAP = math.log(8.167 / 8.038)
-"""Micro against global in arXiv 2501.11873, Table 1 (3.4A0.6B, 120B tokens): nats a token."""
-PAPER_TOKENS = 120e9
-PAPER_BYTES = (4.0, 3.0, 5.0)
-"""Bytes a token in the paper: assumed, and the range of the assumption."""
 
 
 def verdicts(table: Table) -> list[str]:
@@ -85,16 +79,17 @@ def limits(table: Table) -> list[str]:
             f"These runs resolve differences of {found.resolved:.4f}{unit} and more "
             "(half of the widest adjusted interval); smaller ones they cannot tell from 0."
         )
-    own_bytes = _bytes_per_token(table)
+    own_bytes = table.bytes_per_token
     if found.sd is not None and found.resolved is not None and own_bytes:
-        gaps = [PAPER_GAP / each * own_bytes for each in PAPER_BYTES]
+        gap = paper_gap()
+        gaps = [gap / each * own_bytes for each in BYTES]
         needed = [seeds_needed(found.sd, found.family, gap) for gap in gaps]
         counts = [f"{each:,}" if each else "more than 10,000" for each in needed]
         over = f"{counts[1]} to {counts[2]}" if counts[1] != counts[2] else counts[1]
         way = "less" if gaps[0] < found.resolved else "more"
         per = "byte" if math.isclose(own_bytes, 1, rel_tol=0.01) else "token of these runs"
         told.append(
-            f"The paper's micro-to-global gap, ln(8.167 / 8.038) = {PAPER_GAP:.4f} nats a token, "
+            f"The paper's micro-to-global gap, ln(8.167 / 8.038) = {gap:.4f} nats a token, "
             f"is about {gaps[0]:.4f} nats a {per} (assumed: 4 bytes a token; {gaps[2]:.4f} at 5, "
             f"{gaps[1]:.4f} at 3), {way} than that. To show it in four of five studies takes "
             f"about {counts[0]} seeds ({over} over that range; approximate)."
@@ -196,6 +191,7 @@ def cautions(table: Table) -> list[str]:
             f"{table.baseline_missing} has no finished run in this table; "
             f"its differences are to {table.baseline}."
         )
+    told += table.unpaired
     for name, way in table.comparisons.odd.items():
         fate = (
             "as the baseline it leaves no pool, and each arm is compared by its own paired t"
@@ -218,7 +214,7 @@ def cautions(table: Table) -> list[str]:
             "Not every arm has every seed: differences are between runs of one seed, and need "
             "not equal the differences of the means."
         )
-    for key, values in table.made_with.items():
+    for key, values in table.mixed.items():
         told.append(f"The runs differ in {key}: {', '.join(values)}.")
     return told
 
@@ -237,15 +233,6 @@ def p_value(p: float | None) -> str:
     if p is None:
         return ""
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}" if p < 0.1 else f"p {p:.2f}"
-
-
-def _bytes_per_token(table: Table) -> float | None:
-    """As the baseline's nats a token and bits a byte have it; None for another endpoint."""
-    metrics = table.arm(table.baseline).metrics
-    nats, bits = metrics.get(PRIMARY), metrics.get("valid/bits_per_byte")
-    if table.primary != PRIMARY or nats is None or bits is None or not nats.mean or not bits.mean:
-        return None
-    return nats.mean / (bits.mean * math.log(2))
 
 
 def _span(values: tuple[float, float]) -> str:

@@ -28,6 +28,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     balance: Sequence[Any] = (),
+    load: Tensor | None = None,
 ) -> Path:
     """Write `directory/step-<step>` and remove all but the last two checkpoints."""
     final = directory / f"step-{step}"
@@ -39,6 +40,7 @@ def save_checkpoint(
             "model": model.state_dict(),
             "optimizer": _moments(model, optimizer),
             "balance": _carried(balance),
+            "load": {} if load is None else {"recent": load},
         }
         files = {f"{name}.safetensors": tensors for name, tensors in parts.items() if tensors}
         for name, tensors in files.items():
@@ -68,10 +70,12 @@ def steps_kept(directory: Path) -> list[int]:
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint says beside the weights: its step, and what terms and methods carry."""
+    """What a checkpoint says beside the weights: its step, what terms and methods carry, and the
+    recent loads of the experts (None in checkpoints that lack them)."""
 
     step: int
     balance: list[Any]
+    load: Tensor | None
 
 
 def load_checkpoint(
@@ -107,6 +111,9 @@ def load_checkpoint(
                 if kind is not None:
                     names: tuple[str, ...] = kind._fields  # pyright: ignore
                     balance[number] = kind(**{each: found[f"{number}/{each}"] for each in names})
+        load = None
+        if "load.safetensors" in state["sha256"]:
+            load = load_file(path / "load.safetensors", device=str(device or "cpu"))["recent"]
         if path.name != f"step-{step}":
             raise RecordError(f"{path}: holds the state of step {step}; remove it")
     except torch.OutOfMemoryError:
@@ -114,7 +121,7 @@ def load_checkpoint(
     except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RecordError(f"{path}: cannot be loaded ({reason}); remove it") from None
-    return Loaded(step, balance)
+    return Loaded(step, balance, load)
 
 
 def _carried(balance: Sequence[Any]) -> dict[str, Tensor]:

@@ -104,14 +104,18 @@ class Stack:
         for each in self.parameters.values():
             each.grad = None
         outcomes = accumulate_together(self.forward, shares)
+        self.hand_out()
+        if not self.parameters:
+            works[0].step.ranks.sum_gradients(self.models[0])
+        return outcomes
+
+    def hand_out(self) -> None:
+        """Let each model's gradients be its part of the stack's."""
         for name, each in self.parameters.items():
             if each.grad is not None:
                 for model, part in zip(self.models, each.grad.unbind(), strict=True):
                     own = model.get_parameter(name)  # which a penalty of weights may have reached
                     own.grad = part if own.grad is None else own.grad + part
-        if not self.parameters:
-            works[0].step.ranks.sum_gradients(self.models[0])
-        return outcomes
 
 
 def _stacked(inputs: Sequence[Inputs]) -> dict[str, Tensor]:

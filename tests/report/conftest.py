@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moebench.records import Record
@@ -38,6 +39,8 @@ def make_run(
     science: dict[str, Any] | None = None,
     metrics: dict[str, float | None] | None = None,
     reason: str = "",
+    rows: Sequence[dict[str, Any]] = ({"step": 10, "train/loss": 5.0},),
+    counts: np.ndarray | None = None,
     **manifest: Any,
 ) -> Record:
     """A record in which `arm` and `science` make the identity; `nats` sets what depends on it."""
@@ -61,7 +64,10 @@ def make_run(
         "torch": "2.11.0",
     }
     record.begin(f"seed: {seed}\n", about | manifest)
-    record.append({"step": 10, "train/loss": 5.0})
+    for row in rows:
+        record.append(row)
+    if counts is not None:
+        record.save_routing(400, {"counts": counts})
     record.set_status("running" if state == "done" else state, step=120, steps=400, reason=reason)
     if state == "done":
         quality = {} if nats is None else {"valid/nats": nats, "valid/ppl": math.exp(nats)}

@@ -3,14 +3,20 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from moebench.errors import RecordError
+from moebench.errors import ConfigError, RecordError
 from moebench.records import Record, write_json
-from moebench.report.frame import load
+from moebench.report.frame import Frame, load
 
 Make = Callable[..., Record]
+
+
+def by_metric(frame: Frame) -> dict[Any, Any]:
+    """Values of a frame of one run."""
+    return dict(zip(frame.metrics["metric"], frame.metrics["value"], strict=True))
 
 
 def test_one_row_a_run_and_metric(runs: Path, run: Make) -> None:
@@ -106,8 +112,27 @@ def test_a_copy_of_a_run_counts_once(runs: Path, tmp_path: Path, run: Make) -> N
     finished = run(tmp_path / "copy", "micro")
     frame = load([runs, tmp_path / "copy", runs])
     assert frame.runs["state"].tolist() == ["done"]
-    assert [each.run for each in frame.problems] == [finished.name] * 2
+    assert [each.run for each in frame.problems] == [finished.name]
     assert "is the same run as" in frame.problems[0].reason
+
+
+@pytest.mark.parametrize("ended", ["2026-01-02", "2026-01-04"])
+def test_of_two_results_of_one_run_the_last_is_taken_and_both_are_named(
+    runs: Path, tmp_path: Path, run: Make, ended: str
+) -> None:
+    for root, nats, end in ((runs, 1.6, "2026-01-03"), (tmp_path / "copy", 1.7, ended)):
+        record = run(root, "micro", nats=nats)
+        record.seal({**_values(record), "end": end})
+    frame = load([runs, tmp_path / "copy"])
+    values = by_metric(frame)
+    assert values["valid/nats"] == (1.6 if ended == "2026-01-02" else 1.7)
+    (problem,) = frame.problems
+    assert problem.reason.endswith("which is taken and ended with other results")
+
+
+def _values(record: Record) -> dict[str, object]:
+    about = ("schema_version", "files", "sha256")
+    return {key: value for key, value in record.summary().items() if key not in about}
 
 
 def test_arms_that_share_a_label_are_told_apart_by_what_differs(runs: Path, run: Make) -> None:
@@ -183,3 +208,153 @@ def test_numbers_beyond_floats_are_no_metrics(runs: Path, run: Make) -> None:
     (row,) = load([runs]).rows()
     assert row["step"] != row["step"]
     assert row["steps"] != row["steps"]
+
+
+# Curves and steps
+
+ROWS = tuple(
+    {"step": step, "train/loss": 5.0 - step / 100, "load/utilization/0": [1.0, 0.5]}
+    | ({"valid/nats": 2.0 - step / 1000} if step % 100 == 0 else {})
+    for step in range(0, 401, 10)
+)
+
+
+def test_curves_are_a_row_a_step_and_a_column_a_metric(runs: Path, run: Make) -> None:
+    for seed in (0, 1):
+        run(runs, "micro", seed, rows=ROWS)
+    run(runs, "global", state="running", rows=ROWS)
+    curves: Any = load(runs).curves()
+    assert set(curves) == {"run", "arm", "seed", "table", "step", "train/loss", "valid/nats"}
+    assert len(curves) == 2 * len(ROWS)
+    assert sorted(set(curves["seed"])) == [0, 1]
+    assert set(curves["arm"]) == {"micro"}
+    assert curves["valid/nats"].notna().sum() == 2 * 5
+    assert set(load(runs).curves(["valid/nats"])) == {*curves} - {"train/loss"}
+
+
+def test_metrics_at_a_step_are_those_of_its_evaluation(runs: Path, run: Make) -> None:
+    run(runs, "micro", rows=ROWS)
+    run(runs, "global", rows=ROWS[:3])
+    values = by_metric(load(runs).at(200))
+    assert values["valid/nats"] == 1.8
+    assert values["train/loss"] == pytest.approx(5 - 1.95)  # of steps 190 and 200
+    with pytest.raises(ConfigError, match=r"--at 250: .* choose one of 0, 100, 200, 300, 400$"):
+        load(runs).at(250)
+
+
+@pytest.mark.parametrize("odd", [{"step": 10, "train/loss": 10**400}, {"step": 10, "a/b": "x"}])
+def test_odd_rows_are_read_line_by_line(runs: Path, run: Make, odd: dict[str, object]) -> None:
+    record = run(runs, "micro", rows=[*ROWS[:1], odd, {"step": 20, "a/b": 1.5}])
+    curves: Any = load(runs).curves()
+    assert curves["step"].tolist() == [0, 10, 20]
+    assert curves["a/b"].tolist()[-1] == 1.5
+    assert record.damage() == []
+
+
+def test_changed_or_damaged_curves_are_named_and_left_out(runs: Path, run: Make) -> None:
+    run(runs, "micro", rows=ROWS)
+    for seed, text in ((1, '{"step": 1}\n'), (2, "no row\n")):
+        _text("metrics.jsonl", text)(run(runs, "micro", seed, rows=ROWS))
+    frame = load(runs).checked()
+    assert len(frame.metrics["run"].unique()) == 3
+    assert [reason for _, reason in frame.problems] == [
+        "metrics.jsonl: was changed after the run; see moebench verify; its curves are left out"
+    ] * 2
+    assert set(frame.curves()["seed"]) == {0}
+    with pytest.raises(RecordError, match=r"s1: metrics\.jsonl: was changed"):
+        load(runs).curves()
+
+
+# The cache
+
+
+def test_what_is_cached_is_read_again_only_where_a_file_changed(
+    runs: Path, run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, other = (run(runs, arm, rows=ROWS) for arm in ("micro", "global"))
+    load(runs).curves()
+    read: list[str] = []
+    monkeypatch.setattr(
+        "moebench.report.frame.read_run", lambda record: read.append(record.name) or {}
+    )
+    monkeypatch.setattr("moebench.report.cache._curve", lambda record: read.append(record.name))
+    frame = load(runs)
+    assert len(frame.curves()) == 2 * len(ROWS)
+    assert read == []
+    monkeypatch.undo()
+    other.append({"step": 500, "train/loss": 1.0})
+    other.seal({"arm": "global", "seed": 0, "steps": 400, "valid/nats": 9.0})
+    frame = load(runs)
+    columns = (frame.metrics[key] for key in ("run", "metric", "value"))
+    values = {(name, metric): value for name, metric, value in zip(*columns, strict=True)}
+    assert values[other.name, "valid/nats"] == 9.0
+    assert values[kept.name, "valid/nats"] == 1.6
+    assert len(frame.curves()) == 2 * len(ROWS) + 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 no more", b"{}"])
+def test_a_damaged_cache_is_made_again(
+    runs: Path, run: Make, session_cache: Path, damage: bytes
+) -> None:
+    run(runs, "micro", rows=ROWS)
+    before = set(session_cache.glob("report-*/*.parquet"))
+    load(runs).curves()
+    made = set(session_cache.glob("report-*/*.parquet")) - before
+    assert len(made) == 2
+    for path in made:
+        path.write_bytes(damage)
+    assert len(load(runs).curves()) == len(ROWS)
+    assert all(path.read_bytes() != damage for path in made)
+
+
+def test_without_a_place_for_the_cache_a_report_is_made_all_the_same(
+    runs: Path, run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(runs, "micro", rows=ROWS)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MOEBENCH_CACHE", str(tmp_path / "file"))
+    assert len(load(runs).curves()) == len(ROWS)
+
+
+# Choosing and splitting
+
+
+def test_where_takes_runs_by_their_keys(runs: Path, run: Make) -> None:
+    run(runs, "micro", 0)
+    run(runs, "micro", 1)
+    run(runs, "global", 0, science={"balance_bsz": 128, "loss.balance": 0.2})
+
+    def taken(*where: str) -> list[str]:
+        return sorted(f"{row['arm']}-{row['seed']}" for row in load(runs, where=where).rows())
+
+    assert taken("scope=micro") == ["micro-0", "micro-1"]
+    assert taken("arm=glob*") == ["global-0"]
+    assert taken("seed=0,7", "arm=micro") == ["micro-0"]
+    assert taken("loss.balance=0.2") == taken("loss.balance=2e-1") == ["global-0"]
+    assert taken("data.homogeneity=1.0") == ["global-0", "micro-0", "micro-1"]
+    assert taken("seed=9") == []
+    with pytest.raises(ConfigError, match=r"--where loss.balanse: .* did you mean loss.balance"):
+        taken("loss.balanse=1")
+    with pytest.raises(ConfigError, match=r"--where seed: must be KEY=VALUE"):
+        taken("seed")
+
+
+def test_by_makes_a_table_of_each_value(runs: Path, run: Make) -> None:
+    for weight in (0.1, 0.2):
+        for arm in ("micro", "global"):
+            run(runs, arm, science={"loss.balance": weight})
+    assert len(load(runs).tables) == 1
+    frame = load(runs, by=["loss.balance"])
+    assert [table["loss.balance"] for table in frame.tables] == [0.1, 0.2]
+    assert set(frame.runs["arm"]) == {"micro", "global"}
+    with pytest.raises(ConfigError, match=r"--by sope: there is no such key; did you mean scope"):
+        load(runs, by=["sope"])
+
+
+@pytest.mark.parametrize("about", [{"device": "cuda:0"}, {"moebench": "0.2.0"}])
+def test_devices_and_versions_that_change_numbers_are_kept_apart(
+    runs: Path, run: Make, about: dict[str, str]
+) -> None:
+    run(runs, "micro", 0)
+    run(runs, "micro", 1, **about)
+    assert len(load(runs).tables) == 2

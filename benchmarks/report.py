@@ -1,0 +1,89 @@
+"""How long a report takes over 1,000 records of 1,000 rows: the first time, and from its cache.
+
+    python benchmarks/report.py --records 1000 --rows 1000
+
+Records are made in a temporary folder, the cache too. Each time is that of a process of its own,
+imports included, which reads every run, its seal and all of its curves: seconds on the clock, and
+of the processor, which other work on the machine does not stretch as much.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from moebench.records import Record
+
+READ = """
+import sys, moebench.report as report
+frame = report.load(sys.argv[1])
+curves = frame.curves()
+print(f"{len(frame.runs)} runs, {len(curves)} rows, {curves.shape[1]} columns")
+"""
+METRICS = (
+    *("train/loss", "train/balance_loss", "train/balance_loss_micro", "train/balance_loss_global"),
+    *("train/z_loss", "train/grad_norm", "train/lr", "load/max_vio_micro", "load/max_vio_batch"),
+    *("load/cv", "load/entropy", "load/dead_experts", "router/topk_mass"),
+    *("speed/tokens_per_second", "speed/step_seconds", "memory/peak_bytes"),
+)
+EVALUATED = ("valid/nats", "valid/ppl", "valid/bits_per_byte", "load/max_vio_global")
+
+
+def make(root: Path, records: int, rows: int) -> None:
+    """Records as runs leave them: an evaluation every tenth row."""
+    rng = np.random.default_rng(0)
+    os.fsync = lambda _: None  # they need not survive a power cut
+    for number in range(records):
+        record = Record(root / f"arm-{number // 10}-s{number % 10}")
+        about = {"arm": f"arm-{number // 10}", "arm_hash": f"{number // 10}", "seed": number % 10}
+        science = {"data": "0", "seq_len": 128, "global_bsz": 32, "train.steps": 10 * rows}
+        record.begin("seed: 0\n", {**about, "science": science, "device": "cpu"})
+        lines = []
+        for row, values in enumerate(rng.random((rows, len(METRICS))).tolist()):
+            line = {"step": 10 * row, **dict(zip(METRICS, values, strict=True))}
+            if row % 10 == 0:
+                line |= dict.fromkeys(EVALUATED, values[0])
+            lines.append(line)
+        text = "\n".join(map(str, lines)).replace("'", '"') + "\n"
+        (record.path / "metrics.jsonl").write_text(text)
+        record.seal({**about, "steps": 10 * rows, "tokens": 1, "valid/nats": values[0]})
+
+
+def timed(root: Path) -> str:
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(root)], capture_output=True, text=True, check=True
+    )
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return f"{seconds:.2f} s, {used:.2f} s of the processor ({done.stdout.strip()})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=1000, help="of each record")
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MOEBENCH_CACHE"] = f"{folder}/cache"
+        root = Path(folder) / "runs"
+        make(root, told.records, told.rows)
+        print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+        for what in ("first", "from the cache", "from the cache", "from the cache"):
+            print(f"{what}: {timed(root)}")
+        one = Record(root / "arm-0-s0")
+        one.seal({**one.summary(), "valid/nats": 0.5})
+        print(f"one record changed: {timed(root)}")
+        cache = sum(path.stat().st_size for path in Path(folder, "cache").rglob("*.parquet"))
+        print(f"the cache takes {cache / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

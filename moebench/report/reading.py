@@ -1,0 +1,114 @@
+"""One run, as its record tells it: checked where it is finished, said how far it is where not.
+
+What the report reads of a finished run (`summary.json`, `manifest.json`) is checked against the
+record's seal; the other files are `moebench verify`'s business.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from moebench.errors import RecordError
+from moebench.records import Record, printable, sha256
+
+MADE_WITH = ("moebench", "torch", "python", "device_name", "threads", "precision")
+SCOPES = ("micro", "batch", "global")  # over which tokens a MaxVio is taken
+PRIMARY = "valid/nats"  # the endpoint of a study that names none
+SILENT_AFTER = 3600.0  # seconds without a heartbeat after which a running run is called silent
+
+
+def read_run(record: Record) -> dict[str, Any]:
+    """One run as values that JSON can hold; metrics that are not finite are None.
+
+    Raises:
+        RecordError: if anything that the report needs is missing or was changed.
+    """
+    manifest = record.manifest()
+    for key, kind in (("arm", str), ("arm_hash", str), ("science", dict)):
+        if not isinstance(manifest.get(key), kind) or not manifest[key]:
+            raise RecordError(f"manifest.json: holds no usable {key!r}")
+    if type(manifest.get("seed")) is not int:
+        raise RecordError("manifest.json: holds no usable 'seed'")
+    group, random = _table(manifest, "group"), _table(manifest, "random_max_vio")
+    row = {
+        "run": printable(record.name),
+        "arm": printable(manifest["arm"]),
+        "arm_hash": manifest["arm_hash"],
+        "seed": manifest["seed"],
+        "science": manifest["science"],
+        "sequences": number(group.get("sequences")),
+        "group_tokens": number(group.get("tokens")),
+        "device": printable(str(manifest.get("device", "?")).partition(":")[0]),
+        "domains": [printable(str(each)) for each in manifest.get("domains") or ()],
+        "made_with": {
+            **{key: printable(str(manifest[key])) for key in MADE_WITH if key in manifest},
+            "commit": _commit(manifest),
+        },
+        "end": "",
+        "metrics": {},
+        **{f"random_{scope}": number(random.get(scope)) for scope in SCOPES},
+    }
+    if record.is_done():
+        summary = record.summary()
+        _check_seal(record, summary)
+        values = {k: v for k, v in summary.items() if "/" in k and _is_scalar(v)}
+        return row | {
+            "state": "done",
+            "reason": "",
+            "step": number(summary.get("steps")),
+            "steps": number(summary.get("steps")),
+            "end": printable(str(summary.get("end", ""))),
+            "tokens": number(summary.get("tokens")),
+            "metrics": {printable(name): number(value) for name, value in values.items()},
+        }
+    status = record.status()
+    return row | {
+        "state": printable(str(status.get("state", "?"))),
+        "reason": printable(str(status.get("reason") or _silence(status))),
+        "step": number(status.get("step")),
+        "steps": number(status.get("steps")),
+        "tokens": None,
+    }
+
+
+def _check_seal(record: Record, summary: Mapping[str, Any]) -> None:
+    """RecordError if `summary.json` or `manifest.json` is not as the run left it."""
+    content = {key: value for key, value in summary.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    sealed = summary.get("files")
+    if summary.get("sha256") != digest or not isinstance(sealed, dict):
+        raise RecordError("summary.json: was changed after the run; see moebench verify")
+    if sealed.get("manifest.json") != sha256(record.path / "manifest.json"):
+        raise RecordError("manifest.json: was changed after the run; see moebench verify")
+
+
+def _commit(manifest: Mapping[str, Any]) -> str:
+    git = _table(manifest, "git")
+    changed = " with changes" if git.get("dirty") else ""
+    return printable(f"{str(git.get('commit') or 'unknown')[:10]}{changed}")
+
+
+def _silence(status: Mapping[str, Any]) -> str:
+    beat = number(status.get("heartbeat"))
+    silent = time.time() - beat if beat is not None else 0.0
+    if status.get("state") == "running" and silent > SILENT_AFTER:
+        return f"no sign of life for {silent / 3600:.0f} h"
+    return ""
+
+
+def _table(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = manifest.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def number(value: Any) -> float | None:
+    """A finite number as a float, anything else as None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < sys.float_info.max else None

@@ -1,0 +1,188 @@
+"""Blocks as text, Markdown or LaTeX. User text never meets a markup parser unescaped."""
+
+import html
+import io
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from moebench.report.table import Block, Cell, Grid, Heading, Sentences
+
+WIDTH = 100
+NARROWEST_NAME = 10
+
+
+# As text
+
+
+def as_text(content: Iterable[Block]) -> str:
+    """For a terminal or a file: plain, at most 100 columns wide."""
+    console = Console(
+        file=io.StringIO(), width=WIDTH, color_system=None, highlight=False, emoji=False
+    )
+    for block in content:
+        console.print(*_rich(block), sep="\n")
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def _rich(block: Block) -> list[Any]:
+    if isinstance(block, Heading):
+        return [Text(block.text, style="bold"), ""]
+    if isinstance(block, Sentences):
+        bullets = [_bullet(item) for item in block.items]
+        return [Text(block.title, style="bold"), *bullets, ""]
+    grids = [_grid(block, columns) for columns in _columns(block)]
+    return [Text(block.title, style="bold"), *grids, Text(block.caption), ""]
+
+
+def _grid(block: Grid, columns: Iterable[int]) -> RichTable:
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    grid.add_column(Text(block.headers[0]), overflow="fold", min_width=NARROWEST_NAME)
+    for column in columns:
+        width = min(_width(block, column), WIDTH - NARROWEST_NAME - 2)
+        grid.add_column(
+            Text(block.headers[column]), justify="right", overflow="fold", min_width=width
+        )
+    for row in block.rows:
+        grid.add_row(*(Text(_stacked(row[column])) for column in (0, *columns)))
+    return grid
+
+
+def _columns(block: Grid) -> list[list[int]]:
+    """The columns of numbers, in as few grids as leave room for the names."""
+    grids: list[list[int]] = [[]]
+    room = WIDTH - NARROWEST_NAME
+    for column in range(1, len(block.headers)):
+        width = 2 + _width(block, column)
+        if width > room and grids[-1]:
+            grids.append([])
+            room = WIDTH - NARROWEST_NAME
+        grids[-1].append(column)
+        room -= width
+    return grids
+
+
+def _width(block: Grid, column: int) -> int:
+    """What a column takes without breaking a number; its header may break at blanks."""
+    lines = [line for row in block.rows for line in _stacked(row[column]).split("\n")]
+    return max(map(len, [*lines, *block.headers[column].split()]))
+
+
+def _stacked(cell: Cell) -> str:
+    return "\n".join(filter(None, cell))
+
+
+def _bullet(item: str) -> RichTable:
+    grid = RichTable.grid(padding=(0, 1, 0, 0))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    grid.add_row("-", Text(item))
+    return grid
+
+
+# As Markdown
+
+
+def as_markdown(content: Iterable[Block]) -> str:
+    """GitHub-flavoured Markdown."""
+    return "\n\n".join(filter(None, map(_markdown, content))) + "\n"
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"## {_escaped(block.text)}"
+    if isinstance(block, Sentences):
+        return "\n".join(
+            [f"### {_escaped(block.title)}", "", *(f"- {_escaped(i)}" for i in block.items)]
+        )
+    lines = [
+        f"### {_escaped(block.title)}",
+        "",
+        _line(_escaped(header) for header in block.headers),
+        _line("---" if i == 0 else "--:" for i in range(len(block.headers))),
+        *(_line(_escaped(_flat(cell)) for cell in row) for row in block.rows),
+        "",
+        _escaped(block.caption),
+    ]
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _flat(cell: Cell) -> str:
+    main, below = cell
+    if not below or not main or below.startswith("±"):
+        return f"{main} {below}".strip()
+    return f"{main} ({below})"
+
+
+def _escaped(text: str) -> str:
+    """Text as text: no tag, link, emphasis, code or cell border is left in it."""
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(text.replace("\n", " "), quote=False))
+
+
+# As LaTeX
+
+_LATEX = {
+    **{each: f"\\{each}" for each in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": "--",
+    '"': "''",
+}
+
+
+def as_latex(content: Iterable[Block]) -> str:
+    """Paragraphs, lists and `booktabs` tables, to be put into a document of one's own."""
+    note = "% \\usepackage{booktabs}; in LuaLaTeX or XeLaTeX names may hold any letter\n"
+    return note + "\n\n".join(filter(None, map(_latex, content))) + "\n"
+
+
+def _latex(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"\\section*{{{_tex(block.text)}}}"
+    if isinstance(block, Sentences):
+        items = "\n".join(f"  \\item {_tex(each)}" for each in block.items)
+        head = f"\\paragraph{{{_tex(block.title)}}}"
+        return f"{head}\n\\begin{{itemize}}\n{items}\n\\end{{itemize}}"
+    rows = [
+        *(_tex_row(part) for part in _stacked_row([(header, "") for header in block.headers])),
+        "\\midrule",
+        *(_tex_row(part) for row in block.rows for part in _stacked_row(row)),
+    ]
+    body = "\n".join(f"    {row}" for row in rows)
+    columns = "l" + "r" * (len(block.headers) - 1)
+    return (
+        f"\\begin{{table}}\n  \\caption{{\\textbf{{{_tex(block.title)}.}} {_tex(block.caption)}}}\n"
+        f"  \\begin{{tabular}}{{{columns}}}\n    \\toprule\n{body}\n    \\bottomrule\n"
+        "  \\end{tabular}\n\\end{table}"
+    )
+
+
+def _stacked_row(row: Iterable[Cell]) -> list[list[str]]:
+    """A row of cells as lines of a table: what stands below takes lines of its own."""
+    parts = [[line for part in cell if part for line in part.split("\n")] for cell in row]
+    height = max(1, *(len(part) for part in parts))
+    return [[part[i] if i < len(part) else "" for part in parts] for i in range(height)]
+
+
+def _tex_row(cells: Iterable[str]) -> str:
+    return " & ".join(map(_tex, cells)) + r" \\"
+
+
+def _tex(text: str) -> str:
+    text = "".join(_LATEX.get(each, each) for each in text.replace("\n", " "))
+    return f"{{}}{text}" if text.startswith(("[", "*")) else text  # options of \\ and \item

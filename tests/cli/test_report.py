@@ -1,0 +1,104 @@
+"""`moebench report`: what goes to stdout and to files, and what is refused."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from moebench.report import make_report
+from tests.calls import Call
+from tests.report.conftest import make_run
+
+GROUP = {"scope": "group", "global_bsz": 32}
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    path = tmp_path / "runs"
+    path.mkdir()
+    for seed in range(3):
+        for arm, size, nats in (("micro", 4, 1.6), ("global", 32, 1.5)):
+            science = GROUP | {"balance_bsz": size}
+            rows = [{"step": s, "valid/nats": 2 - s / 100, "train/loss": 2.0} for s in (0, 10, 20)]
+            per: dict[str, float | None] = {"valid/nats/law": nats, "load/entropy": 0.9}
+            make_run(
+                path,
+                arm,
+                seed,
+                nats + 0.01 * seed + 0.001 * seed**2 * (size == 4),
+                sequences=size,
+                science=science,
+                metrics=per,
+                rows=rows,
+            )
+    return path
+
+
+def test_a_page_and_plots_are_written_and_the_table_is_not_printed(call: Call, runs: Path) -> None:
+    html, plots = runs.parent / "deep" / "report.html", runs.parent / "plots"
+    where = ["--runs-dir", str(runs), "--html", str(html), "--plots", str(plots)]
+    result = call("report", *where)
+    assert (result.code, result.out) == (0, "")
+    assert f"{html}: open it in a browser" in " ".join(result.err.split())
+    assert html.read_text().startswith("<!doctype html>")
+    names = {path.name for path in plots.iterdir()}
+    assert {"differences.svg", "differences.png", "curves.svg"} <= names
+
+
+def test_options_choose_what_is_shown(call: Call, runs: Path) -> None:
+    told = ["report", "--runs-dir", str(runs)]
+    assert "law" in call(*told, "--per-domain").out
+    chosen = call(*told, "--metrics", "load/*,valid/nats", "--json")
+    assert set(json.loads(chosen.out)["rows"][0]["metrics"]) == {"load/entropy", "valid/nats"}
+    seed = call(*told, "--where", "seed=0,1", "--format", "csv").out.splitlines()
+    assert {line.split(",")[4] for line in seed[1:]} == {"2"}
+    tables = json.loads(call(*told, "--by", "scope", "--json").out)["tables"]
+    assert [table["differs"]["scope"] for table in tables] == ["global", "micro"]
+    rows = json.loads(call(*told, "--at", "10", "--json").out)["rows"]
+    assert [row["metrics"]["valid/nats"]["mean"] for row in rows] == pytest.approx([1.9, 1.9])
+    turned = json.loads(call(*told, "--sort=-load/entropy", "--baseline", "global", "--json").out)
+    assert [row["arm"] for row in turned["rows"]] == ["global", "micro"]
+
+
+def test_every_format_tells_the_same_numbers(call: Call, runs: Path) -> None:
+    told = ["report", "--runs-dir", str(runs), "--format"]
+    rows = json.loads(call(*told, "json").out)["rows"]
+    nats = {row["arm"]: row["metrics"]["valid/nats"] for row in rows}
+    table = pq.read_table(io.BytesIO(make_report([runs]).encode("parquet"))).to_pylist()
+    parquet = {r["arm"]: r for r in table if r["metric"] == "valid/nats"}
+    lines = [line.split(",") for line in call(*told, "csv").out.splitlines()]
+    csv = {r[1]: dict(zip(lines[0], r, strict=True)) for r in lines if r[3] == "valid/nats"}
+    for arm, each in nats.items():
+        for key in ("mean", "low", "high", "difference", "difference_low", "difference_high"):
+            assert parquet[arm][key] == each[key]
+            assert csv[arm][key] == ("" if each[key] is None else str(each[key]))
+    for form in ("table", "md", "latex"):
+        text = call(*told, form).out
+        assert f"{nats['global']['mean']:.4f}" in text
+        ends = (nats["global"][f"difference_{end}"] for end in ("low", "high"))
+        assert "{:.4f} to {:.4f}".format(*ends) in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--metrics", "load/entropie"], "--metrics load/entropie: these runs hold no such metric"),
+        (["--sort", "x"], "--sort x: these runs hold no such metric"),
+        (["--at", "15"], "--at 15: no finished run was evaluated there; choose one of 0, 10, 20"),
+        (["--where", "x=1"], "--where x: there is no such key"),
+        (["--where", "seed=7"], "holds no finished run"),
+        (["--by", "sope"], "--by sope: there is no such key; did you mean scope"),
+        (["--format", "xml"], "--format xml: must be one of table, md, csv, json, latex, parquet"),
+        (["diff", "a"], "report diff: names 1 runs or studies and takes two"),
+        (["--html", "/proc/no/report.html"], "/proc/no/report.html: cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_one_line(call: Call, runs: Path, words: list[str], said: str) -> None:
+    result = call("report", "--runs-dir", str(runs), *words)
+    assert result.code == 2
+    assert said in result.err
+    assert result.err.count("error:") == 1
+    assert result.out == ""

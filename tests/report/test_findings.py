@@ -1,0 +1,176 @@
+"""The paper's findings: which arms they are about, and when runs agree, contradict, cannot tell."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moebench.config.compose import Composer
+from moebench.config.identity import science
+from moebench.records import Record
+from moebench.report import make_report
+from moebench.report.findings import BYTES, Study, Verdict, findings, paper_gap, verdicts
+
+Make = Callable[..., Record]
+MICRO = {"scope": "group", "balance_bsz": 4}
+GLOBAL = {"scope": "group", "balance_bsz": 128}
+SHUFFLED = {"scope": "shuffled", "balance_bsz": 128}
+CLAIM = {name[:2]: each["claim"] for name, each in findings().items()}
+
+
+def found(
+    sciences: dict[str, dict[str, Any]],
+    effects: list[float],
+    seeds: int = 5,
+    sd: float = 1e-4,
+    bytes_per_token: float | None = 1.0,
+) -> dict[str, Verdict]:
+    """Verdicts by the number of the finding."""
+    shared = {"micro_bsz": 4, "global_bsz": 128, "train.steps": 400, "loss.balance": 0.1}
+    rng = np.random.default_rng(0)
+    values = (
+        np.array(effects)
+        + rng.normal(size=(seeds, 1))
+        + sd * rng.normal(size=(seeds, len(effects)))
+    )
+    told = Study(
+        list(sciences),
+        [shared | each for each in sciences.values()],
+        range(seeds),
+        values,
+        bytes_per_token,
+    )
+    numbers = {claim: number for number, claim in CLAIM.items()}
+    return {numbers[each.claim]: each for each in verdicts(told)}
+
+
+SCOPES = {"micro": MICRO, "global": GLOBAL, "shuffled": SHUFFLED}
+
+
+def test_every_finding_is_whole() -> None:
+    assert len(findings()) == 9
+    for each in findings().values():
+        assert {"claim", "source", "type"} <= {*each}
+        assert each["type"] in ("difference", "equality", "trend")
+        assert "perplexity" in each or "sign" in each
+    assert paper_gap() == pytest.approx(0.0159, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("effect", "sd", "verdict"),
+    [
+        (-0.02, 1e-3, "agrees"),
+        (0.02, 1e-3, "contradicts"),
+        (0.0, 1e-4, "contradicts"),  # the paper's size would have shown
+        (0.0, 0.05, "cannot tell"),
+    ],
+)
+def test_a_difference(effect: float, sd: float, verdict: str) -> None:
+    each = found({"micro": MICRO, "global": GLOBAL}, [0, effect], sd=sd)["01"]
+    assert (each.verdict, each.arms) == (verdict, ("global", "micro"))
+    assert each.paper == pytest.approx([-paper_gap() / size for size in BYTES])
+    assert each.here.low is not None
+    assert each.here.high is not None
+    assert each.resolved == pytest.approx((each.here.high - each.here.low) / 2)
+    assert each.unit == "byte"
+
+
+def test_sizes_are_in_nats_a_byte() -> None:
+    token, byte = (
+        found({"micro": MICRO, "global": GLOBAL}, [0, -0.04], bytes_per_token=size)["01"]
+        for size in (None, 4.0)
+    )
+    assert byte.here.value == pytest.approx(token.here.value / 4)
+    assert (token.unit, token.paper, token.seeds) == ("token", None, None)
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ([0, -0.04, -0.0405], "agrees"),
+        ([0, -0.04, -0.02], "contradicts"),
+        ([0, -0.04, -0.03], "cannot tell"),  # at a quarter of the gap
+        ([0, 0, 0], "cannot tell"),  # no gap to measure by
+        ([0, 0.04, 0.04], "cannot tell"),
+    ],
+)
+def test_an_equality(effects: list[float], verdict: str) -> None:
+    each = found(SCOPES, effects, sd=1e-3, seeds=6)["03"]
+    assert each.verdict == verdict
+    assert each.arms == ("shuffled", "global")
+
+
+def test_a_trend_over_the_balance_batch() -> None:
+    sizes = (1, 2, 4, 16, 64, 128)
+    arms = {f"global-{size}": {"scope": "group", "balance_bsz": size} for size in sizes}
+    falling = [-0.01 * math.log2(size) for size in sizes]
+    each = found(arms, falling, sd=1e-3)["04"]
+    assert (each.verdict, each.per) == ("agrees", " a doubling")
+    assert each.here.value == pytest.approx(-0.01, abs=1e-3)
+    assert found(arms, [-e for e in falling], sd=1e-3)["04"].verdict == "contradicts"
+    assert "04" not in found({"micro": MICRO, "global": GLOBAL}, [0, -1])
+
+
+def test_controls_and_other_weights_are_not_mistaken_for_arms() -> None:
+    apart = {"loss.balance": 0.2}
+    arms = {
+        "micro": MICRO,
+        "heavier global": GLOBAL | apart,
+        "mixed": GLOBAL | {"data.homogeneity": 0.0},
+        "twin": GLOBAL | {"router.perturb": 1e-6},
+        "stale": GLOBAL | {"balance.estimator": "stale"},
+    }
+    assert found(arms, [0.0] * 5) == {}
+
+
+def composed(*arms: str) -> dict[str, dict[str, Any]]:
+    composer = Composer()
+    return {arm: science(composer.compose(["global_bsz=32", *arm.split()]), "0") for arm in arms}
+
+
+def test_the_arms_of_the_shipped_studies_are_recognised() -> None:
+    switch = composed(
+        "scope=micro",
+        "scope=micro balance.terms=[{stop:0.1},{scope:global,start:0.1}]",
+        "scope=micro balance.terms=[{stop:0.5},{scope:global,start:0.5}]",
+        "scope=global",
+        "scope=global balance.terms=[{stop:0.5},{scope:micro,start:0.5}]",
+        "scope=global balance.terms=[{},{scope:micro,weight:0.01,start:0.33}]",
+        "scope=global balance.estimator=buffer balance.pass_bsz=8",
+        "scope=micro data.homogeneity=0.5",
+        "scope=micro data.homogeneity=0",
+        "scope=shuffled",
+        "scope=none",
+    )
+    told = found(switch, [0.0] * len(switch))
+    assert set(told) == {"01", "02", "03", "05", "06", "07", "08", "09"}
+    assert len(told["06"].arms) == 4
+    assert told["06"].arms[0] == "scope=global"
+    assert told["05"].arms[-1] == "scope=micro"
+    assert "estimator=buffer" in told["08"].arms[0]
+    assert told["05"].paper is None
+
+
+def test_a_report_tells_findings_beside_the_paper(runs: Path, run: Make) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(4):
+        block = rng.normal()
+        for name, keys, effect in (("micro", MICRO, 0.0), ("global", GLOBAL, -0.03)):
+            run(runs, name, seed, 3 + block + effect + 1e-3 * rng.normal(), science=keys)
+    report = make_report([runs])
+    text = " ".join(report.render().split())
+    assert "Findings of arXiv 2501.11873, in nats a byte" in text
+    assert "agrees" in text
+    assert "-0.0040" in text
+    (told,) = report.to_dict()["findings"]
+    assert (told["verdict"], told["type"], told["unit"]) == ("agrees", "difference", "byte")
+    assert told["here"]["value"] == pytest.approx(-0.03, abs=3e-3)
+
+
+def test_two_seeds_give_no_verdict() -> None:
+    for each in found(SCOPES, [0, -1, -1], seeds=2).values():
+        assert (each.verdict, each.here.low) == ("cannot tell", None)
+        assert "2 seeds" in each.reason
