@@ -138,7 +138,9 @@ class Router(nn.Module):
             training: whether jitter and noise act, and a method assigns.
         """
         steering, gating = steering or Steering(), self.gating
-        if gating.groups and x.shape[0] % gating.group_bsz:
+        # evaluation takes top-k in place of a method, which knows no groups
+        grouped = gating.groups and (training or gating.capacity_factor is not None)
+        if grouped and x.shape[0] % gating.group_bsz:
             raise ConfigError(
                 f"a pass of {x.shape[0]} sequences: would split the router's logical groups of "
                 f"{gating.group_bsz}; make run.device_bsz, on each rank, a multiple of that"
