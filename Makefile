@@ -47,8 +47,15 @@ format: $(DEV) ## mend what can be mended by a tool
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## measure the speed of a training step on this machine
+bench: $(READY) ## measure speed on this machine, and race others (benchmarks/README.md)
+	@$(PIP) --editable '.[bench]'
+	$(BIN)/moebench bench
+	$(BIN)/python benchmarks/race.py
+	$(BIN)/python benchmarks/stack.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/balance_loss.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/startup.py
 
 clean: ## remove what the targets above made, but never runs/
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

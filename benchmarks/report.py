@@ -53,9 +53,7 @@ def make(root: Path, records: int, rows: int) -> None:
             lines.append(line)
         text = "\n".join(map(str, lines)).replace("'", '"') + "\n"
         (record.path / "metrics.jsonl").write_text(text)
-        record.seal(
-            {**about, "steps": 10 * rows, "tokens": 1, "valid/nats": lines[-1]["train/loss"]}
-        )
+        record.seal({**about, "steps": 10 * rows, "tokens": 1, "valid/nats": 2.0})
 
 
 def timed(root: Path) -> str:

@@ -351,6 +351,122 @@ def report(
 
 
 @app.command()
+def evaluate(
+    runs: Annotated[
+        list[Path], typer.Argument(help="runs with a checkpoint", autocompletion=completion.runs)
+    ],
+    tasks: Annotated[str, typer.Option("--tasks", help="blimp, cloze or both")] = "cloze",
+    blimp: Annotated[
+        Path, typer.Option("--blimp", help="the folder of BLiMP's *.jsonl or *.jsonl.gz")
+    ] = Path("blimp"),
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="pairs of each paradigm of BLiMP; all by default"),
+    ] = None,
+    questions: Annotated[
+        int, typer.Option("--questions", min=1, help="cloze questions of each domain, at most")
+    ] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="of the cloze questions")] = 0,
+    step: Annotated[
+        int | None, typer.Option("--step", help="of the checkpoint; the last by default")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try runs on tasks, and keep what comes out in their records, sealed.
+
+    Examples: `moebench evaluate runs/RUN`, `moebench evaluate runs/RUN --tasks blimp,cloze`
+    """
+    from rich.console import Console
+
+    from moebench.evaluate import Settings, check_names, open_checkpoint, run_tasks
+    from moebench.inspect.render import show_tasks
+    from moebench.progress import counted
+    from moebench.records import Record
+
+    names, settings = check_names(tasks), Settings(blimp, limit, questions, seed)
+    opened = [open_checkpoint(Record(run), step) for run in runs]
+    found = {
+        str(each.record.path): run_tasks(
+            each, names, settings, lambda what, items, total: counted(items, total, what)
+        )
+        for each in opened
+    }
+    if as_json:
+        _print_json({"schema_version": 1, "tasks": found})
+    else:
+        show_tasks(found, Console())
+
+
+@app.command()
+def inspect(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="a run, or nothing with --hf", autocompletion=completion.runs),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="show which expert each token of this text takes")
+    ] = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option("--hf", help="a Hugging Face MoE checkpoint on disk, in place of a run"),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="a folder of text by domain, for --hf")
+    ] = None,
+    sequences: Annotated[
+        int, typer.Option("--sequences", min=1, help="of each domain, for --hf")
+    ] = 32,
+    seq_len: Annotated[int, typer.Option("--seq-len", min=2, help="in tokens, for --hf")] = 128,
+    micro_bsz: Annotated[
+        int, typer.Option("--micro-bsz", min=1, help="sequences in a micro-batch, for --hf")
+    ] = 4,
+    step: Annotated[
+        int | None,
+        typer.Option("--step", help="of the evaluation or checkpoint; the last by default"),
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", help="whose experts are listed; the last by default")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at what routers do: loads, the domains of each expert, dead experts, single tokens.
+
+    Examples: `moebench inspect runs/RUN`, `moebench inspect runs/RUN --text "To be or not to be"`,
+    `moebench inspect --hf checkpoint --data texts`
+    """
+    from rich.console import Console
+
+    from moebench.inspect import inspect_run, inspect_text
+    from moebench.inspect.render import show, show_text
+
+    if (run is None) == (hf is None):
+        raise ConfigError("inspect: name either a run, or --hf with the folder of a checkpoint")
+    if hf is not None:
+        from moebench.inspect.huggingface import inspect_checkpoint
+
+        if text is not None or step is not None or data is None:
+            raise ConfigError("--hf: takes --data with a folder of text, and no --text or --step")
+        found = inspect_checkpoint(
+            hf, data, sequences=sequences, seq_len=seq_len, micro_bsz=micro_bsz
+        )
+    elif text is not None:
+        assert run is not None
+        tokens = inspect_text(run, text, step)
+        if as_json:
+            _print_json({"schema_version": 1, **tokens._asdict()})
+        else:
+            show_text(tokens, Console())
+        return
+    else:
+        assert run is not None
+        found = inspect_run(run, step)
+    if as_json:
+        _print_json({"schema_version": 1, **found.to_dict()})
+    else:
+        show(found, Console(), layer)
+
+
+@app.command()
 def dashboard(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="make all views again from the records first")
@@ -417,6 +533,74 @@ def verify(
                 print(printable(f"{run}: {each}"))
     if any(found.values()):
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    overrides: Overrides = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            "--study",
+            help="time every arm of a study that was swept, and keep it beside its plan",
+            autocompletion=completion.studies,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--rounds", parser=_number, metavar="N", help="steps of each that count")
+    ] = 9,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Time training steps on this machine, arm by arm in turn; nothing else should run beside.
+
+    Examples: `moebench bench`, `moebench bench scope=micro model=small`,
+    `moebench bench --study demo`
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from moebench.config.compose import Composer, from_dict
+    from moebench.config.identity import label
+    from moebench.progress import counted, say
+    from moebench.records import write_json
+    from moebench.study import find_plan
+
+    plan = None
+    if study is not None:
+        if overrides:
+            raise ConfigError(f"{overrides[0]}: --study times its arms as they are; leave it out")
+        plan = find_plan(runs_dir, study)
+        arms = {job.arm_hash: job for job in reversed(plan.jobs)}  # the first seed of each
+        jobs = [job for job in plan.jobs if arms[job.arm_hash] is job]
+        configs = {job.arm_hash: from_dict(job.config) for job in jobs}
+    else:
+        config = Composer(config_dir).compose(overrides or [])
+        configs = {label(config): config}
+    from moebench.bench import time_arms  # torch, only here
+
+    found: dict[str, Any] = {}
+    looks = time_arms(list(configs.values()), runs_dir, rounds, say)
+    for timings in counted(looks, rounds, "rounds"):
+        found = {name: asdict(each) for name, each in zip(configs, timings, strict=True)}
+    if plan is not None:
+        path = plan.path(runs_dir).with_name("timing.json")
+        write_json(path, {"schema_version": 1, "rounds": rounds, "arms": found})
+        say(f"{path}: holds the timing of {len(found)} arms")
+    if as_json:
+        _print_json({"schema_version": 1, "arms": found})
+        return
+    table = Table(box=None, pad_edge=False)
+    columns = ("arm", "tokens/s", "ratio", "MFU", "loading", "balancing", "statistics")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for name, each in found.items():
+        shares = [f"{each[key]:.1%}" for key in ("mfu", "loading", "balancing", "statistics")]
+        counted_first = " (counts first)" if each["counting"] else ""
+        speed = f"{each['tokens_per_second']:,.0f}"
+        table.add_row(label(configs[name]) + counted_first, speed, f"{each['ratio']:.2f}", *shares)
+    Console().print(table)
 
 
 @app.command()

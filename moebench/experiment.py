@@ -39,7 +39,9 @@ from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
 from moebench.lock import hold
 from moebench.machine import usable_cores
-from moebench.metrics.load import random_max_violation
+from moebench.metrics.change import changed_tokens, saturation
+from moebench.metrics.expert_parallel import main_ranks, random_slowdown, rank_numbers
+from moebench.metrics.load import random_load, random_max_violation
 from moebench.records import EVALUATED, FULL, SETTLED, Record
 from moebench.tensorboard import View
 from moebench.train import kernels as kernels_of
@@ -49,6 +51,7 @@ from moebench.train.loop import Arm, Event, State, make_objective, make_state, t
 from moebench.train.stack import Work, drive
 from moebench.train.step import Outcome
 
+AT_START = ("specialization/domain", "specialization/domain_given_token")  # kept of step 0, too
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # to write, by rights or a fault
 HEARTBEAT = 0.5  # seconds between updates of status.json
 
@@ -177,7 +180,8 @@ def _follow(config: ExperimentConfig, corpus: Corpus, record: Record, ranks: Ran
     try:
         if step:
             path = record.path / "checkpoints" / f"step-{step}"
-            state.step, state.balance = load_checkpoint(path, state.model, state.optimizer, device)
+            kept = load_checkpoint(path, state.model, state.optimizer, device)
+            state.step, state.balance, state.load = kept
         with _signals():  # the first rank heeds them
             for event in train(config, corpus, state, device, ranks):
                 stopping = ranks.tell(None)
@@ -236,7 +240,8 @@ def _session(
     def keep(event: Event, arm: Arm, view: View) -> None:
         nonlocal told
         if event.row is not None:
-            row = {**event.row, "time": round(time.monotonic() - began, 3)}
+            row = {**event.row, **_changed(record, event)}
+            row["time"] = round(time.monotonic() - began, 3)
             record.append(row)
             if event.routing is not None:
                 record.save_routing(event.step, event.routing)
@@ -256,6 +261,7 @@ def _session(
                 arm.state.model,
                 arm.state.optimizer,
                 arm.state.balance or (),
+                arm.state.load,
             )
         if time.monotonic() - told > HEARTBEAT:
             told = time.monotonic()
@@ -278,7 +284,9 @@ def _session(
         kept = steps_kept(checkpoints)
         if kept:
             path = checkpoints / f"step-{kept[-1]}"
-            state.step, state.balance = load_checkpoint(path, state.model, state.optimizer, device)
+            state.step, state.balance, state.load = load_checkpoint(
+                path, state.model, state.optimizer, device
+            )
         if resumed:
             record.begin(to_yaml(config), _continued(record.manifest(), manifest, state.step))
             record.cut(state.step if kept else -1)
@@ -401,6 +409,24 @@ def _cannot_write(error: Exception, record: Record) -> int:
     return error.errno if inside else 0
 
 
+def _changed(record: Record, event: Event) -> dict[str, float]:
+    """The share of tokens whose experts are not those of the evaluation before."""
+    earlier = [step for step in record.routing_steps() if step < event.step]
+    if event.routing is None or not earlier:
+        return {}
+    before, now = record.routing(earlier[-1])["probe_index"], event.routing["probe_index"]
+    return {"router/changed": float(changed_tokens(before, now).mean())}
+
+
+def _over_training(config: ExperimentConfig, record: Record, first: dict[str, Any]) -> Any:
+    """What only a whole run can say: the state at its start, and how soon routing was settled."""
+    found = {f"{key}_start": first[key] for key in AT_START if key in first}
+    steps = record.routing_steps()
+    settled = saturation({step: record.routing(step)["probe_index"] for step in steps})
+    half = min(settled, key=lambda step: abs(step - config.train.steps / 2))
+    return {**found, "router/saturation": settled[half]}
+
+
 def _seal(config: ExperimentConfig, record: Record, state: State, seconds: float) -> None:
     steps = config.train.steps
     rows = record.rows()
@@ -427,6 +453,7 @@ def _seal(config: ExperimentConfig, record: Record, state: State, seconds: float
             "seconds": round(seconds, 3),
             "end": datetime.now(UTC).isoformat(timespec="seconds"),
             **metrics,
+            **_over_training(config, record, rows[0]),
         }
     )
 
@@ -434,6 +461,7 @@ def _seal(config: ExperimentConfig, record: Record, state: State, seconds: float
 def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> dict[str, Any]:
     """The manifest: what was run on what, with which code."""
     model, size = config.model, _group_size(config)
+    ranks = main_ranks(rank_numbers(model.num_experts, config.global_bsz // config.micro_bsz))
     windows = {
         "micro": config.micro_bsz * config.seq_len,
         "batch": config.global_bsz * config.seq_len,
@@ -461,6 +489,13 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
             window: random_max_violation(model.num_experts, model.top_k, tokens)
             for window, tokens in windows.items()
         },
+        "random_load": {
+            window: random_load(model.num_experts, model.top_k, tokens)
+            for window, tokens in windows.items()
+        },
+        "random_slowdown": random_slowdown(model.num_experts, model.top_k, windows["micro"], ranks)
+        if ranks
+        else None,
         "moebench": moebench.__version__,
         "git": _git(),
         "python": platform.python_version(),

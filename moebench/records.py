@@ -3,7 +3,8 @@
 A run's directory holds `config.yaml`, `manifest.json` (provenance), `status.json` (replaced
 atomically), `metrics.jsonl` (a row a logged step), `routing/step-N.npz` (an evaluation's counts),
 `checkpoints/`, and `summary.json`, which is written last, only on success, and seals the rest by
-its sha256. `tensorboard/` and the report are views of these files and can be made again.
+its sha256. `tasks/*.json` come later, from `evaluate`, and seal themselves. `tensorboard/` and the
+report are views of these files and can be made again.
 """
 
 import errno
@@ -199,6 +200,21 @@ class Record:
                 for name in there
                 if name in sealed and sha256(self.path / name) != sealed[name]
             ),
+            *self._damaged_tasks(),
+        ]
+
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """What `evaluate` found, by the name of its file."""
+        found = sorted((self.path / "tasks").glob("*.json"))
+        return {path.stem: self._json(f"tasks/{path.name}") for path in found}
+
+    def _damaged_tasks(self) -> list[str]:
+        found = sorted((self.path / "tasks").glob("*.json"))
+        contents = [(path.name, _parsed(path.read_bytes())) for path in found]
+        return [
+            f"tasks/{name}: was changed"
+            for name, content in contents
+            if not isinstance(content, dict) or content.get("sha256") != _own_digest(content)
         ]
 
     # Writing
@@ -255,6 +271,13 @@ class Record:
         content["sha256"] = _own_digest(content)
         write_json(self.path / "summary.json", content)
         return content
+
+    def save_task(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `tasks/<name>.json`, with the sha256 of its own content."""
+        made = _finite({"schema_version": SCHEMA_VERSION, **content})
+        made["sha256"] = _own_digest(made)
+        write_json(self.path / "tasks" / f"{name}.json", made)
+        return made
 
     def _sealable(self) -> list[str]:
         """The files that a seal covers: all but the UNSEALED and what a name hides with a dot."""

@@ -23,10 +23,13 @@ from tensorboard.util import tensor_util
 
 from moebench.errors import RecordError
 from moebench.records import Record
-from moebench.tensorboard import FINAL, MOST_IMAGES, QUESTIONS, View, heatmap, rebuild
+from moebench.tensorboard import MOST_IMAGES, View, rebuild
+from moebench.tensorboard.page import DOMAINS as DOMAIN_CHARTS
+from moebench.tensorboard.page import FINAL, QUESTIONS
+from moebench.tensorboard.pictures import heatmap, partners
 
 DOMAINS = ["english", "python", "latex"]
-LAYERS, EXPERTS, STEPS = 2, 4, 6
+LAYERS, EXPERTS, STEPS, BINS = 2, 4, 6, 20
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 HOSTILE = ["$\\frac{", "a/../b", "c++ (.*)", "<b>é</b>\n", "\ud800", "漢字", "", "x" * 300]
 
@@ -58,7 +61,14 @@ def rows(
         row |= {f"valid/ppl/{name}": float(random.random()) for name in domains}
         row |= {f"valid/nats/{name}": 1.0 for name in domains}
         row |= {f"load/utilization/{i}": random.random(EXPERTS).tolist() for i in range(LAYERS)}
-        yield row, {"counts": random.integers(0, 99, (LAYERS, len(domains), EXPERTS))}
+        yield (
+            row,
+            {
+                "counts": random.integers(0, 99, (LAYERS, len(domains), EXPERTS)),
+                "coactivation": random.integers(0, 99, (LAYERS, EXPERTS, EXPERTS)),
+                "probability": random.integers(0, 99, (LAYERS, BINS)),
+            },
+        )
 
 
 def write(record: Record, last: int = STEPS, domains: list[str] = DOMAINS) -> None:
@@ -138,11 +148,27 @@ def test_histograms_hold_every_expert(done: Record) -> None:
             assert (buckets[0, 0], buckets[-1, 1]) == (min(used), max(used))
 
 
-def test_an_evaluation_draws_one_small_image_a_layer(done: Record) -> None:
+def test_router_probabilities_are_histograms_of_the_kept_counts(done: Record) -> None:
     found = read(done)
-    assert found.Tags()["images"] == [f"specialization/domain/{each}" for each in range(LAYERS)]
     for layer in range(LAYERS):
-        kept = found.Images(f"specialization/domain/{layer}")
+        kept = found.Tensors(f"router/likeliest/{layer}")
+        assert [each.step for each in kept] == [0, 3, 6]
+        for each in kept:
+            buckets = tensor_util.make_ndarray(each.tensor_proto)
+            counts = done.routing(each.step)["probability"][layer]
+            assert buckets[:, 2].tolist() == counts.tolist()
+            assert buckets[:, :2].ravel() == pytest.approx(
+                np.repeat(np.linspace(0, 1, BINS + 1), 2)[1:-1]
+            )
+
+
+def test_an_evaluation_draws_few_small_images(done: Record) -> None:
+    found = read(done)
+    tags = [f"specialization/domain/{each}" for each in range(LAYERS)]
+    tags = ["load/experts", "specialization/partners", *tags]
+    assert found.Tags()["images"] == tags
+    for tag in tags:
+        kept = found.Images(tag)
         assert [each.step for each in kept] == [0, 3, 6]
         for each in kept:
             image = Image.open(io.BytesIO(each.encoded_image_string))
@@ -169,7 +195,7 @@ def test_a_heatmap_of_any_shape_is_small(num_domains: int, num_experts: int) -> 
     counts = random.integers(0, 50, (num_domains, num_experts))
     counts[0] = 0  # a domain without assignments
     names = [f"domain {each}" for each in range(num_domains)]
-    png, (height, width) = heatmap(counts, names, "title")
+    png, height, width = heatmap(counts, names, "title")
     image = Image.open(io.BytesIO(png))
     assert image.size == (width, height)
     assert max(image.size) < 1600
@@ -178,7 +204,7 @@ def test_a_heatmap_of_any_shape_is_small(num_domains: int, num_experts: int) -> 
 
 def test_the_layout_asks_four_questions_of_tags_that_exist(done: Record) -> None:
     found = layout(done)
-    assert list(found) == list(QUESTIONS)
+    assert list(found) == [*QUESTIONS, DOMAIN_CHARTS]
     tags = read(done).Tags()["scalars"]
     answered = [
         [tag for tag in tags if re.match(pattern, tag)]
@@ -186,8 +212,8 @@ def test_the_layout_asks_four_questions_of_tags_that_exist(done: Record) -> None
         for pattern in charts.values()
     ]
     assert all(len(each) == 1 for each in answered)
-    learning = [each[0] for each in answered[: len(found["Is it learning?"])]]
-    assert learning[-len(DOMAINS) :] == [f"valid/ppl/{name}" for name in DOMAINS]
+    last = [each[0] for each in answered[-len(DOMAINS) :]]
+    assert last == [f"valid/ppl/{name}" for name in DOMAINS]
 
 
 def hparams(record: Record) -> dict[str, Any]:
@@ -310,12 +336,53 @@ def test_hostile_names_break_nothing(tmp_path: Path) -> None:
     rebuild(record)
     found = read(record)
     clean = [name.replace("\ud800", "?") for name in HOSTILE]
-    patterns = list(layout(record)["Is it learning?"].values())[-len(HOSTILE) :]
+    patterns = list(layout(record)[DOMAIN_CHARTS].values())
     for name, pattern in zip(clean, patterns, strict=True):
         matched = [tag for tag in found.Tags()["scalars"] if re.match(pattern, tag)]
         assert matched == [f"valid/ppl/{name}"]
     assert len(found.Images("specialization/domain/1")) == 1
     assert hparams(record)["arm"] == arm.replace("\ud800", "?")
+
+
+def test_partners_show_a_fixed_pair_and_chance() -> None:
+    """Colours: white for chance, the darkest for a pair that is always together."""
+    counts = np.ones((1, 1, 8))
+    chance = np.full((8, 8), 10)
+    pairs = np.kron(np.eye(4), np.ones((2, 2))) * 70
+    np.fill_diagonal(chance, 70)
+
+    def colours(together: np.ndarray) -> dict[tuple[int, ...], int]:
+        image = Image.open(io.BytesIO(partners(together[None], counts, "title").png))
+        image = image.convert("RGB")
+        cells = image.crop((100, 60, image.width // 2, image.height // 2))
+        return {colour: number for number, colour in cells.getcolors(1 << 20)}  # pyright: ignore
+
+    dark = (122, 0, 25)
+    assert colours(chance).get(dark, 0) == 0
+    assert sum(number for colour, number in colours(chance).items() if min(colour) > 245) > 1000
+    assert colours(pairs)[dark] > 1000
+
+
+def test_random_routing_is_in_the_titles(tmp_path: Path) -> None:
+    loads = {"micro": {"max_vio": 0.2239, "drop_rate": 0.01}}
+    record = begin(tmp_path / "run", random_load=loads, random_slowdown=1.08)
+    rebuild(record)
+    titles = [title for charts in layout(record).values() for title in charts]
+    assert not [title for title in titles if "{" in title]
+    assert [
+        title for title in titles if "micro-batch: excess" in title and "random: 0.224" in title
+    ]
+    assert [title for title in titles if "slowest" in title and "random: 1.08" in title]
+
+
+def test_a_view_of_an_older_record_has_what_the_record_has(tmp_path: Path) -> None:
+    record = begin(tmp_path / "run")
+    for row, routing in rows(last=0):
+        record.append(row)
+        assert routing is not None
+        record.save_routing(0, {"counts": routing["counts"]})
+    rebuild(record)
+    assert "specialization/partners" not in read(record).Tags()["images"]
 
 
 def test_domains_that_do_not_match_are_numbered(tmp_path: Path) -> None:

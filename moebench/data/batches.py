@@ -209,6 +209,28 @@ def validation(
     return Batch(np.concatenate(parts), np.repeat(np.arange(len(parts)), sequences))
 
 
+def validation_documents(
+    corpus: Corpus,
+    half: Half,
+    *,
+    sequences: int,
+    seq_len: int,
+    domains: Sequence[str] | None = None,
+) -> Ints:
+    """[sequences, seq_len] a number for the document of each target token of `validation`.
+
+    Args: as for `validation`.
+    """
+    parts, before = [], 0
+    for domain in corpus.domains if domains is None else domains:
+        begins = corpus.valid_documents(domain, half)
+        starts = np.arange(sequences) * len(corpus.valid(domain, half)) // sequences
+        place = starts[:, None] + 1 + np.arange(seq_len)
+        parts.append(before + np.searchsorted(begins, place, side="right") - 1)
+        before += len(begins)
+    return np.concatenate(parts)
+
+
 def batch_hash(batch: Batch) -> str:
     """Hex digest of a batch: equal for equal tokens, domains and order."""
     digest = hashlib.sha256(repr(batch.tokens.shape).encode())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moebench.config.schema import DataConfig
 from moebench.data import retokenize, shards
@@ -93,6 +94,12 @@ class Corpus:
         cut = self.manifest["domains"][domain]["valid"]["tune_tokens"]
         tokens = self._tokens(f"{stem(domain)}.valid.bin")
         return tokens[:cut] if half == "tune" else tokens[cut:]
+
+    def valid_documents(self, domain: str, half: Half) -> npt.NDArray[np.int64]:
+        """[documents] where those of one half begin, counted in the tokens of that half."""
+        cut = self.manifest["domains"][domain]["valid"]["tune_tokens"]
+        begins = np.load(self.directory / f"{stem(domain)}.valid.idx.npy")[:-1]
+        return begins[begins < cut] if half == "tune" else begins[begins >= cut] - cut
 
     def describe(self) -> list[dict[str, Any]]:
         """One row per domain: documents and text of both splits, and how its text begins."""

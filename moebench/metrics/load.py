@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+CAPACITY_FACTOR = 1.25  # at which the drop rate is stated, unless another is given
+
 
 def utilization(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch experts"]:
     """c_i / mean(c): 1 for every expert under even load."""
@@ -38,15 +40,66 @@ def dead_experts(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*ba
     return (counts == 0).double().mean(-1)
 
 
+def gini(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch"]:
+    """Gini coefficient of the loads: 0 under even load, 1 - 1 / E when one expert takes all."""
+    ascending = counts.double().sort(-1).values
+    experts = counts.shape[-1]
+    rank = 2 * torch.arange(1, experts + 1, device=counts.device) - experts - 1
+    return (rank * ascending).sum(-1) / (experts * ascending.sum(-1))
+
+
+def drop_rate(
+    counts: Shaped[Tensor, "*batch experts"], capacity_factor: float
+) -> Float[Tensor, "*batch"]:
+    """Share of the assignments above each expert's capacity, ceil(factor * mean(c)).
+
+    Of dropless routing it says what would be dropped, were the window dispatched as one.
+    """
+    counts = counts.double()
+    capacity = (capacity_factor * counts.mean(-1, keepdim=True) - 1e-9).ceil()  # 1.1 * 10 is 11
+    return (counts - capacity).clamp(min=0).sum(-1) / counts.sum(-1)
+
+
 def random_max_violation(num_experts: int, top_k: int, tokens: int) -> float:
     """Mean MaxVio if every token chose its top_k distinct experts at random: the floor of noise.
 
     By 4,000 multinomial draws (seeded), their deviations scaled to the variance of a choice without
     replacement, (1 - k/E) / (1 - 1/E). 512 tokens, 16 experts, top-2 give 0.22.
     """
-    draws = np.random.default_rng(0).multinomial(
+    draws = _multinomial(num_experts, top_k, tokens)
+    mean = tokens * top_k / num_experts
+    return float((draws.max(1) / mean - 1).mean() * _spread(num_experts, top_k))
+
+
+def random_load(
+    num_experts: int, top_k: int, tokens: int, capacity_factor: float = CAPACITY_FACTOR
+) -> dict[str, float]:
+    """Mean of every load metric if every token chose its top_k distinct experts at random.
+
+    By the draws of `random_max_violation`, but for the dead experts, whose share is exact. Keys are
+    `max_vio`, `cv`, `entropy`, `gini`, `dead_experts` and `drop_rate`.
+    """
+    mean = tokens * top_k / num_experts
+    deviation = _multinomial(num_experts, top_k, tokens) - mean
+    counts = torch.from_numpy(mean + deviation * _spread(num_experts, top_k)).clamp(min=0)
+    return {
+        "max_vio": random_max_violation(num_experts, top_k, tokens),
+        "cv": float(coefficient_of_variation(counts).mean()),
+        "entropy": float(load_entropy(counts).mean()),
+        "gini": float(gini(counts).mean()),
+        "dead_experts": (1 - top_k / num_experts) ** tokens,
+        "drop_rate": float(drop_rate(counts, capacity_factor).mean()),
+    }
+
+
+def _multinomial(num_experts: int, top_k: int, tokens: int) -> np.ndarray:
+    return np.random.default_rng(0).multinomial(
         tokens * top_k, np.full(num_experts, 1 / num_experts), size=4000
     )
-    spread = ((1 - top_k / num_experts) / (1 - 1 / num_experts)) ** 0.5
-    mean = tokens * top_k / num_experts
-    return float((draws.max(1) / mean - 1).mean() * spread)
+
+
+def _spread(num_experts: int, top_k: int) -> float:
+    """How much less the counts of a choice without replacement scatter than with it."""
+    if num_experts == 1:
+        return 0.0
+    return ((1 - top_k / num_experts) / (1 - 1 / num_experts)) ** 0.5

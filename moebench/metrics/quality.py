@@ -5,6 +5,7 @@ Cross-entropy only: no balance term enters.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,49 @@ def quality(
         f"{prefix}/bits_per_byte": sum(per_byte) / len(domains),
         **found,
     }
+
+
+class Documents(NamedTuple):
+    """Sums over the target tokens of each document; each array is [documents]."""
+
+    nats: np.ndarray
+    tokens: np.ndarray
+    text_bytes: np.ndarray
+    domain: np.ndarray
+
+
+def standard_errors(prefix: str, documents: Documents, domains: Sequence[str]) -> dict[str, float]:
+    """Of `nats` and `bits_per_byte`, and of each domain's, over documents: `valid/nats_se`.
+
+    Tokens of a document are alike, so documents are what is drawn: each domain's value is a ratio
+    of sums over them, with the error of a ratio estimator. It says how far other documents of the
+    same kind would move the value; arms see the same ones, so their differences scatter less. A
+    domain of a single document has no error, and then the mean over domains has none either.
+    """
+    found: dict[str, float] = {}
+    for name, size, scale in (
+        ("nats", documents.tokens, 1.0),
+        ("bits_per_byte", documents.text_bytes, 1 / math.log(2)),
+    ):
+        each = [
+            _ratio_error(documents.nats[own] * scale, size[own])
+            for own in (documents.domain == number for number in range(len(domains)))
+        ]
+        of_mean = math.sqrt(sum(error**2 for error in each)) / len(each)
+        named = {f"/{domain}": error for domain, error in zip(domains, each, strict=True)}
+        for end, error in {"": of_mean, **named}.items():
+            if math.isfinite(error):
+                found[f"{prefix}/{name}_se{end}"] = error
+    return found
+
+
+def _ratio_error(value: np.ndarray, size: np.ndarray) -> float:
+    """Standard error of sum(value) / sum(size) over independent pairs; nan for a single one."""
+    number = len(value)
+    if number < 2:
+        return math.nan
+    rest = value - size * (value.sum() / size.sum())
+    return float(math.sqrt(number / (number - 1) * (rest**2).sum()) / size.sum())
 
 
 def perplexity(nats: float) -> float:

@@ -1,8 +1,11 @@
-"""How far experts divide the domains among them."""
+"""How far experts divide the domains, and the vocabulary, among them."""
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
+from scipy.sparse import csr_array
 from torch import Tensor
 
 PERMUTATIONS = 32
@@ -52,6 +55,137 @@ def domain_specialization(
         ]
     ).mean()
     return float(found - chance)
+
+
+def domain_specialization_given_token(
+    expert_index: Int[Tensor, "layers sequences tokens top_k"],
+    token: Int[Tensor, "sequences tokens"],
+    domain: Int[Tensor, " sequences"],
+    num_experts: int,
+) -> float:
+    """I(expert; domain | token) in bits, mean over layers, less its chance value.
+
+    A router that looks at the token alone divides domains of different scripts and vocabularies
+    without knowing them; here that counts for nothing. Domains are weighted equally. The chance
+    value is the mean over 32 seeded permutations, for each token by itself, of the labels of the
+    sequences that hold it: which tokens meet which domains stays nearly as it is, and so does the
+    likeness of a sequence's tokens.
+    """
+    index = expert_index.cpu().numpy()
+    sequences, tokens = token.shape
+    whose = np.repeat(np.arange(sequences), tokens)
+    pairs = np.stack([token.cpu().numpy().ravel(), whose])
+    # a cell is one token in one sequence, wherever it stands there; cells are sorted by token
+    cells, cell = np.unique(pairs, axis=1, return_inverse=True)
+    label = domain.cpu().numpy()
+    per_domain = np.bincount(label).astype(float)
+    counts = [
+        np.bincount(
+            (cell.reshape(-1, 1) * num_experts + layer.reshape(sequences * tokens, -1)).ravel(),
+            minlength=cells.shape[1] * num_experts,
+        ).reshape(-1, num_experts)
+        for layer in index
+    ]
+    draw = np.random.default_rng(0)
+    of_cell = label[cells[1]]
+    found = _given_token(counts, cells[0], of_cell, per_domain)
+    chance = [
+        # both orders are by token first, so that labels change places within a token alone
+        _given_token(
+            counts,
+            cells[0],
+            of_cell[np.lexsort((draw.random(len(of_cell)), cells[0]))],
+            per_domain,
+        )
+        for _ in range(PERMUTATIONS)
+    ]
+    return float(found - np.mean(chance))
+
+
+def _given_token(
+    counts: list[npt.NDArray[np.int64]],
+    token: npt.NDArray[np.int64],
+    label: npt.NDArray[np.int64],
+    per_domain: npt.NDArray[np.float64],
+) -> float:
+    """H(X,D) + H(X,E) - H(X,D,E) - H(X), mean over layers; counts are [cells, experts]."""
+    pair, both = np.unique(token * len(per_domain) + label, return_inverse=True)
+    _, one = np.unique(pair // len(per_domain), return_inverse=True)
+    cells, weight = np.arange(len(token)), 1 / per_domain[label]
+    by_pair = csr_array((weight, (both, cells)), shape=(len(pair), len(token)))
+    by_token = csr_array((np.ones(len(pair)), (one, np.arange(len(pair)))))
+    bits = []
+    for each in counts:
+        joint = by_pair @ each.astype(float)  # [tokens x domains, experts]
+        joint /= joint.sum()
+        marginal = by_token @ joint  # [tokens, experts]
+        bits.append(
+            _entropy(joint.sum(1))
+            + _entropy(marginal)
+            - _entropy(joint)
+            - _entropy(marginal.sum(1))
+        )
+    return float(np.mean(bits))
+
+
+def _entropy(p: npt.NDArray[np.float64]) -> float:
+    p = p[p > 0]
+    return float(-(p * np.log2(p)).sum())
+
+
+def domain_frequency(
+    counts: Float[Tensor, "*batch domains experts"], top_k: int
+) -> Float[Tensor, "*batch domains experts"]:
+    """Share of a domain's tokens that each expert gets (OLMoE, Eq. 7): rows sum to top_k."""
+    return top_k * counts / counts.sum(-1, keepdim=True)
+
+
+def vocabulary_specialization(
+    expert_index: Int[Tensor, "layers sequences tokens top_k"],
+    token: Int[Tensor, "sequences tokens"],
+    num_experts: int,
+) -> float:
+    """How often a token goes to the expert that its vocabulary entry favours, mean over layers.
+
+    From N_{x,E} / N_x (OLMoE, Eq. 8), of the expert for which it is largest. That expert is picked
+    on every second sequence and the frequency taken on the others, and the other way about, so that
+    random routing gives exactly top_k / experts in expectation. Entries that either half lacks are
+    left out; nan if that leaves none.
+    """
+    index, vocabulary = expert_index.cpu().long(), int(token.max()) + 1
+    found = []
+    for layer in index:
+        halves = []
+        for half in range(2):
+            own = layer[half::2].flatten(0, 1)
+            flat = token.cpu().long()[half::2].flatten()[:, None] * num_experts + own
+            tally = torch.bincount(flat.flatten(), minlength=vocabulary * num_experts)
+            halves.append(tally.view(vocabulary, num_experts))
+        top_k, hits, seen = layer.shape[-1], 0, 0
+        for picked, taken in (halves, halves[::-1]):
+            known = (picked.sum(1) > 0) & (taken.sum(1) > 0)
+            favourite = picked[known].argmax(1, keepdim=True)
+            hits += int(taken[known].gather(1, favourite).sum())
+            seen += int(taken[known].sum()) // top_k
+        found.append(hits / seen if seen else float("nan"))
+    return sum(found) / len(found)
+
+
+def largest_partner_share(
+    together: Int[Tensor, "layers experts experts"],
+) -> float:
+    """How often an expert meets the one it meets most: max_j N_ij / N_i, mean over used experts.
+
+    The mean over *all* j is (k - 1) / (E - 1) whatever the router does; the largest tells experts
+    that work together, 1 where each has a fixed partner, from those that meet by chance.
+
+    Args:
+        together: from `coactivation`.
+    """
+    own = together.diagonal(dim1=1, dim2=2).double()
+    others = together.double() - torch.diag_embed(own)
+    used = own > 0
+    return float((others.amax(-1)[used] / own[used]).mean())
 
 
 def coactivation(

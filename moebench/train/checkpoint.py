@@ -29,6 +29,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     balance: Sequence[BalanceState | None] = (),
+    load: Tensor | None = None,
 ) -> Path:
     """Write `directory/step-<step>` and remove all but the last two checkpoints."""
     final = directory / f"step-{step}"
@@ -40,6 +41,7 @@ def save_checkpoint(
             "model": model.state_dict(),
             "optimizer": _moments(model, optimizer),
             "balance": _carried(balance),
+            "load": {} if load is None else {"recent": load},
         }
         files = {f"{name}.safetensors": tensors for name, tensors in parts.items() if tensors}
         for name, tensors in files.items():
@@ -70,10 +72,12 @@ def steps_kept(directory: Path) -> list[int]:
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint says beside the weights: its step, and the state of each balance term."""
+    """What a checkpoint says beside the weights: its step, the state of each balance term, and the
+    recent loads of the experts (None in checkpoints that lack them)."""
 
     step: int
     balance: list[BalanceState | None]
+    load: Tensor | None
 
 
 def load_checkpoint(
@@ -105,6 +109,9 @@ def load_checkpoint(
             for number in {int(name.split("/")[0]) for name in found}:
                 fields = {each: found[f"{number}/{each}"] for each in BalanceState._fields}
                 balance[number] = BalanceState(**fields)
+        load = None
+        if "load.safetensors" in state["sha256"]:
+            load = load_file(path / "load.safetensors", device=str(device or "cpu"))["recent"]
         if path.name != f"step-{step}":
             raise RecordError(f"{path}: holds the state of step {step}; remove it")
     except torch.OutOfMemoryError:
@@ -112,7 +119,7 @@ def load_checkpoint(
     except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RecordError(f"{path}: cannot be loaded ({reason}); remove it") from None
-    return Loaded(step, balance)
+    return Loaded(step, balance, load)
 
 
 def _carried(balance: Sequence[BalanceState | None]) -> dict[str, Tensor]:

@@ -26,7 +26,8 @@ from moebench.model.transformer import MoETransformer, initialize, perturb_route
 from moebench.records import SETTLED
 from moebench.train.distributed import Ranks
 from moebench.train.feed import Feed
-from moebench.train.measure import evaluate, step_metrics
+from moebench.train.forces import forces
+from moebench.train.measure import evaluate, recent_load, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
 from moebench.train.step import (
     Objective,
@@ -45,13 +46,15 @@ COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 class State:
     """What a run carries from step to step.
 
-    `balance` holds the state of each balance term; it is None before the first step.
+    `balance` holds the state of each balance term, and `load` the recent loads of the experts; they
+    are None before the first step.
     """
 
     model: MoETransformer
     optimizer: torch.optim.AdamW
     step: int = 0
     balance: list[BalanceState | None] | None = None
+    load: Tensor | None = None
 
 
 @dataclass
@@ -274,6 +277,7 @@ class Arm:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()
+        before, state.load = state.load, recent_load(state.load, outcome)
         state.step, state.balance = number, outcome.states
         self.clock.tokens += step.sequences * config.seq_len
         self.clock.steps += 1
@@ -286,7 +290,12 @@ class Arm:
         if self._is_logged(number):
             event.row = {
                 "step": number,
-                **step_metrics(outcome, self.objective),
+                **step_metrics(
+                    outcome,
+                    self.objective,
+                    before=before,
+                    assignment_bytes=_assignment_bytes(config),
+                ),
                 **self._error,
                 **self.ranks.take(self.clock.steps),
                 "train/grad_norm": norm.item(),
@@ -300,7 +309,8 @@ class Arm:
                 row, event.routing = evaluate(
                     config, self.corpus, state.model, self.device, tune=number == steps
                 )
-            event.row = {"step": number, **(event.row or {}), **row}
+                pulls = forces(state.model, self.objective, step, state.balance or ())
+            event.row = {"step": number, **(event.row or {}), **row, **pulls}
         return event
 
     def look(self) -> None:
@@ -329,6 +339,11 @@ class Arm:
 def _draw_key(seed: int, step: int) -> int:
     """The seed of a step's draws, which are made on the CPU so that every device draws the same."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
+
+
+def _assignment_bytes(config: ExperimentConfig) -> int:
+    """Of a hidden state sent to an expert and its output sent back, forward and backward."""
+    return 4 * config.model.d_model * COMPUTE[config.train.precision].itemsize
 
 
 def _refuse_non_finite(

@@ -8,56 +8,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebench.balance import Global, Micro, Routing, Scope, balance_loss, join, z_loss
+from moebench.balance import join
 from moebench.config.schema import ExperimentConfig
-from moebench.data.batches import validation
+from moebench.data.batches import Batch, validation, validation_documents
 from moebench.data.corpus import Corpus, Half
 from moebench.data.turns import shares
-from moebench.metrics import load
-from moebench.metrics.quality import quality
-from moebench.metrics.specialization import coactivation, domain_counts, domain_specialization
+from moebench.metrics import expert_parallel, load
+from moebench.metrics.batch import batch_metrics, micro_batch_counts
+from moebench.metrics.evaluation import routing_metrics
+from moebench.metrics.quality import Documents, quality, standard_errors
 from moebench.model.transformer import MoETransformer
 from moebench.train.distributed import world_size
 from moebench.train.step import Objective, Outcome
 
-PROBE = 8  # validation sequences whose expert indices are kept
+RECENT = 0.9  # decay a step of the loads that experts are placed by
 
 
-def step_metrics(outcome: Outcome, objective: Objective) -> dict[str, float]:
-    """The `train/*`, `load/*` and `router/*` metrics of one step's batch."""
-    routing = outcome.routing
-    tokens = routing.expert_index.shape[2]
-    layers, sequences, _ = routing.counts.shape
+def recent_load(before: Tensor | None, outcome: Outcome) -> Tensor:
+    """[layers, experts] loads of the steps so far, the latest weighing most."""
+    counts = outcome.routing.counts.sum(1).float()
+    return counts if before is None else RECENT * before + counts
 
-    def over(scope: Scope) -> Tensor:
-        groups = scope.groups(sequences, tokens, device=routing.counts.device)
-        return balance_loss(groups.frequency(groups.tally(routing)), routing.prob_mass)
 
-    by_micro = routing.counts.view(layers, -1, objective.micro_bsz, routing.counts.shape[-1]).sum(2)
-    in_batch = routing.counts.sum(1)
-    found = {
-        "train/loss": outcome.cross_entropy,
-        "train/balance_loss_micro": over(Micro(objective.micro_bsz)),
-        "train/balance_loss_global": over(Global()),
-        "train/z_loss": z_loss(routing),
-        "load/max_vio_micro": load.max_violation(by_micro).mean(),
-        "load/max_vio_batch": load.max_violation(in_batch).mean(),
-        "load/cv": load.coefficient_of_variation(in_batch).mean(),
-        "load/entropy": load.load_entropy(in_batch).mean(),
-        "load/dead_experts": load.dead_experts(in_batch).mean(),
-    }
+def step_metrics(
+    outcome: Outcome,
+    objective: Objective,
+    *,
+    before: Tensor | None = None,
+    assignment_bytes: int = 0,
+) -> dict[str, Any]:
+    """The `train/*`, `load/*`, `router/*` and `ep/*` metrics of one step's batch.
+
+    Args:
+        before: [layers, experts] recent loads of earlier steps, by which experts are placed.
+        assignment_bytes: what sending one assignment to its expert and back takes in a step.
+    """
+    routing, micro_bsz = outcome.routing, objective.micro_bsz
+    found = {"train/loss": outcome.cross_entropy, **batch_metrics(routing, micro_bsz)}
     weight = sum(each for each, _ in outcome.balance)
     if weight:
         whole = torch.stack([each * value for each, value in outcome.balance]).sum()
         found["train/balance_loss"] = whole / weight
-    if routing.topk_mass is not None:
-        found["router/topk_mass"] = routing.topk_mass.mean() / tokens
-    # one transfer for all
-    values = torch.stack([value.double() for value in found.values()]).tolist()
-    row = dict(zip(found, values, strict=True))
+    # one transfer for all; counts are exact in fp64
+    values = torch.stack([value.double() for value in found.values()])
+    by_micro = micro_batch_counts(routing, micro_bsz)
+    layers, _, experts = by_micro.shape
+    placing = by_micro.new_zeros(layers, experts) if before is None else before
+    sent = torch.cat([values, by_micro.double().flatten(), placing.double().flatten()]).cpu()
+    values, micro, placing = sent.split([len(values), by_micro.numel(), placing.numel()])
+    row: dict[str, Any] = dict(zip(found, values.tolist(), strict=True))
+    micro = micro.view(by_micro.shape)
+    row["load/layers/max_vio_micro"] = _rounded(load.max_violation(micro).mean(1))
+    row["load/layers/max_vio_batch"] = _rounded(load.max_violation(micro.sum(1)))
+    row |= expert_parallel.cost(
+        micro.numpy(), placing.view(layers, experts).numpy(), assignment_bytes
+    )
     if any(term.start is not None or term.stop is not None for term in objective.terms):
         row["train/balance_weight"] = weight
     return row
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(each, 5) for each in values.tolist()]
 
 
 @torch.no_grad()
@@ -75,10 +87,8 @@ def evaluate(
         tune: whether to add the quality on the other half.
 
     Returns:
-        A row of `valid/*` (and `heldout/*`, `tune/*`), `load/*` over the validation set and
-        `specialization/*`; and arrays: `counts` [layers, domains, experts], `coactivation`
-        [layers, experts, experts], `probe_index` [layers, sequences, tokens, top_k] on the same few
-        sequences of every run.
+        A row of `valid/*` (and `heldout/*`, `tune/*`), and the row and the arrays of
+        `routing_metrics`, with the same probe in every run.
     """
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -88,58 +98,59 @@ def evaluate(
     if tune:
         halves.append(("tune", "tune", corpus.domains))
     for prefix, half, domains in halves:
-        batch = validation(
-            corpus,
-            half,
-            sequences=config.data.valid_sequences,
-            seq_len=config.seq_len,
-            domains=domains,
-        )
+        size: dict[str, Any] = {
+            "sequences": config.data.valid_sequences,
+            "seq_len": config.seq_len,
+            "domains": domains,
+        }
+        batch = validation(corpus, half, **size)
         device_bsz = config.run.device_bsz or config.global_bsz // world_size()
         nats, parts = [], []
         for part in torch.from_numpy(batch.tokens).split(device_bsz):
             tokens = part.to(device)
             logits, routing = model(tokens[:, :-1])
-            nats.append(
-                F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").sum(1)
-            )
+            nats.append(F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none"))
             parts.append(routing)
         row |= quality(
             prefix,
-            torch.cat(nats).double().cpu().numpy(),
+            torch.cat([each.sum(1) for each in nats]).double().cpu().numpy(),
             config.seq_len,
             np.array([corpus.tokenizer.bytes_in(each) for each in batch.tokens[:, 1:]]),
             batch.domain,
             domains,
         )
+        document = validation_documents(corpus, half, **size)
+        found = by_document(torch.cat(nats).double().cpu().numpy(), batch, document, corpus)
+        row |= standard_errors(prefix, found, domains)
         if prefix == "valid":
-            routing = join(parts, along="sequences")
-            mixture = torch.tensor(shares(corpus, config.data), dtype=torch.float64)
-            load_row, arrays = _routing_metrics(config, routing, batch.domain, mixture)
-            row |= load_row
+            judged, arrays = routing_metrics(
+                join(parts, along="sequences"),
+                torch.from_numpy(batch.tokens[:, :-1]),
+                torch.from_numpy(batch.domain),
+                torch.tensor(shares(corpus, config.data), dtype=torch.float64),
+            )
+            row |= judged
     return row, arrays
 
 
-def _routing_metrics(
-    config: ExperimentConfig, routing: Routing, domain: np.ndarray, mixture: Tensor
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    num_domains = len(mixture)
-    counts = routing.counts.cpu()
-    labels = torch.from_numpy(domain)
-    by_domain = domain_counts(counts, labels, num_domains)
-    # every domain has its share of the training mixture, whatever its share of the validation set
-    of_each = by_domain / by_domain.sum(-1, keepdim=True)  # [layers, domains, experts]
-    mixed = torch.einsum("ldx,d->lx", of_each, (mixture / mixture.sum()).to(of_each.dtype))
-    row: dict[str, Any] = {
-        "load/max_vio_global": load.max_violation(mixed).mean().item(),
-        "specialization/domain": domain_specialization(counts, labels, num_domains),
-    }
-    for layer, used in enumerate(load.utilization(mixed).tolist()):
-        row[f"load/utilization/{layer}"] = [round(each, 5) for each in used]
-    probe = routing.expert_index[:, :: max(1, len(domain) // PROBE)][:, :PROBE]
-    arrays = {
-        "counts": by_domain.long().numpy(),
-        "coactivation": coactivation(routing.expert_index, config.model.num_experts).cpu().numpy(),
-        "probe_index": probe.short().cpu().numpy(),
-    }
-    return row, arrays
+def by_document(nats: np.ndarray, batch: Batch, document: np.ndarray, corpus: Corpus) -> Documents:
+    """Sums over the target tokens of each document that a validation set has a part of.
+
+    Args:
+        nats: [sequences, tokens] cross-entropy of each target token.
+        document: [sequences, tokens] the number of its document.
+    """
+    targets = batch.tokens[:, 1:].ravel()
+    _, number = np.unique(document.ravel(), return_inverse=True)
+    order = number.argsort(kind="stable")
+    ends = np.bincount(number).cumsum()[:-1]
+    domain = np.repeat(batch.domain, document.shape[1])
+    first = np.concatenate([[0], ends])
+    return Documents(
+        nats=np.bincount(number, nats.ravel()),
+        tokens=np.bincount(number),
+        text_bytes=np.array(
+            [corpus.tokenizer.bytes_in(each) for each in np.split(targets[order], ends)]
+        ),
+        domain=domain[order][first],
+    )

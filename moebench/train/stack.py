@@ -91,13 +91,17 @@ class Stack:
         for each in self.parameters.values():
             each.grad = None
         outcomes = accumulate_together(self.forward, shares)
+        self.hand_out()
+        if not self.parameters:
+            works[0].step.ranks.sum_gradients(self.models[0])
+        return outcomes
+
+    def hand_out(self) -> None:
+        """Let each model's gradients be its part of the stack's."""
         for name, each in self.parameters.items():
             if each.grad is not None:
                 for model, part in zip(self.models, each.grad.unbind(), strict=True):
                     model.get_parameter(name).grad = part
-        if not self.parameters:
-            works[0].step.ranks.sum_gradients(self.models[0])
-        return outcomes
 
 
 Way = Generator[Work, Outcome]

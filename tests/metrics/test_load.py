@@ -1,16 +1,21 @@
 """Load metrics against literal loops, constructed cases and random routing."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
 from moebench.metrics.load import (
+    CAPACITY_FACTOR,
     coefficient_of_variation,
     dead_experts,
+    drop_rate,
+    gini,
     load_entropy,
     max_violation,
+    random_load,
     random_max_violation,
     utilization,
 )
@@ -65,3 +70,54 @@ def test_random_routing_equals_a_simulation(tokens: int, experts: int, top_k: in
         found.append(counts.max() / counts.mean() - 1)
     error = float(np.std(found)) / 20
     assert abs(random_max_violation(experts, top_k, tokens) - np.mean(found)) < 4 * error
+
+
+def test_gini_and_drops_of_even_load_and_of_collapse() -> None:
+    assert gini(EVEN) == 0
+    assert gini(COLLAPSED).item() == pytest.approx(7 / 8)
+    assert drop_rate(EVEN, 1.0) == 0
+    assert drop_rate(COLLAPSED, 2.0).item() == pytest.approx(30 / 40)
+    assert drop_rate(COLLAPSED, 8.0) == 0
+
+
+def test_gini_and_drops_equal_literal_loops() -> None:
+    counts = torch.randint(0, 9, (3, 2, 5), generator=torch.Generator().manual_seed(1))
+    for one in range(3):
+        for two in range(2):
+            row = [int(each) for each in counts[one, two]]
+            apart = sum(abs(a - b) for a in row for b in row)
+            assert gini(counts)[one, two].item() == pytest.approx(apart / (2 * 5 * sum(row)))
+            for factor in (1.0, 1.1, 1.5):
+                room = math.ceil(Fraction(str(factor)) * sum(row) / 5)
+                lost = sum(max(0, c - room) for c in row) / sum(row)
+                assert drop_rate(counts, factor)[one, two].item() == pytest.approx(lost)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(40, 8, 2), (512, 16, 2), (300, 16, 4)])
+def test_every_load_under_random_routing_equals_a_simulation(
+    tokens: int, experts: int, top_k: int
+) -> None:
+    draw = np.random.default_rng(1)
+    counts = torch.stack(
+        [
+            torch.bincount(
+                torch.from_numpy(draw.random((tokens, experts)).argsort(1)[:, :top_k].ravel()),
+                minlength=experts,
+            )
+            for _ in range(400)
+        ]
+    )
+    simulated = {
+        "max_vio": max_violation(counts),
+        "cv": coefficient_of_variation(counts),
+        "entropy": load_entropy(counts),
+        "gini": gini(counts),
+        "dead_experts": dead_experts(counts),
+        "drop_rate": drop_rate(counts, CAPACITY_FACTOR),
+    }
+    known = random_load(experts, top_k, tokens)
+    assert known.keys() == simulated.keys()
+    for name, each in simulated.items():
+        error = float(each.std()) / 20
+        # below counts of some dozens, a scaled multinomial is a little off in the tail
+        assert abs(known[name] - float(each.mean())) < 4 * error + 0.005, name

@@ -2,14 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from moebench.metrics.specialization import (
+    _given_token,
     coactivation,
     domain_counts,
+    domain_frequency,
     domain_specialization,
+    domain_specialization_given_token,
+    largest_partner_share,
     mutual_information,
+    vocabulary_specialization,
 )
 
 
@@ -71,3 +77,100 @@ def test_coactivation_counts_all_pairs_not_neighbours_alone() -> None:
     assert found[0, 2] == 1
     assert found[1, 2] == 0
     assert found.diagonal().tolist() == [2, 1, 1, 0, 0, 2]
+
+
+def given_token(index: torch.Tensor, token: torch.Tensor, domain: torch.Tensor, e: int) -> float:
+    return domain_specialization_given_token(index, token, domain, e)
+
+
+def test_given_the_token_a_router_that_sees_it_alone_says_nothing() -> None:
+    """Domains of different vocabularies: all the mutual information is the token's."""
+    generator = torch.Generator().manual_seed(0)
+    domain = torch.arange(2).repeat_interleave(20)
+    token = torch.randint(0, 6, (40, 30), generator=generator) + 3 * domain[:, None]
+    index = (token // 3)[None, ..., None]
+    counts = torch.nn.functional.one_hot(index[..., 0], 4).sum(2)
+    assert domain_specialization(counts, domain, 2) > 0.1
+    assert given_token(index, token, domain, 4) == pytest.approx(0, abs=1e-9)
+
+
+def test_given_the_token_a_router_that_sees_the_domain_says_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    domain = torch.arange(4).repeat_interleave(50)
+    token = torch.randint(0, 5, (200, 100), generator=generator)
+    index = domain[:, None].expand(200, 100)[None, ..., None]
+    assert given_token(index, token, domain, 4) == pytest.approx(2, abs=0.05)
+
+
+def test_given_the_token_is_zero_in_expectation_for_routing_by_token_and_sequence() -> None:
+    """Where tokens meet domains unevenly, and a sequence's tokens are alike."""
+    generator = torch.Generator().manual_seed(0)
+    domain = torch.arange(4).repeat_interleave(10)
+    found = []
+    for _ in range(40):
+        token = torch.randint(0, 6, (40, 16), generator=generator) + 2 * domain[:, None]
+        own = torch.randint(0, 3, (40, 1), generator=generator)  # a taste of the sequence
+        noise = torch.randint(0, 2, (40, 16), generator=generator)
+        found.append(given_token(((token + own + noise) % 8)[None, ..., None], token, domain, 8))
+    values = torch.tensor(found).double()
+    assert abs(values.mean()) < 3 * values.std() / 40**0.5
+
+
+def test_given_the_token_equals_a_loop_before_its_chance_value() -> None:
+    generator = torch.Generator().manual_seed(0)
+    domain = torch.tensor([0, 0, 1, 1, 1])
+    token = torch.randint(0, 3, (5, 20), generator=generator)
+    index = torch.randint(0, 4, (1, 5, 20, 2), generator=generator)
+    joint: dict[tuple[int, int, int], float] = {}
+    for s in range(5):
+        for t in range(20):
+            for e in index[0, s, t].tolist():
+                key = (int(token[s, t]), int(domain[s]), e)
+                joint[key] = joint.get(key, 0) + 1 / (2 * (2 if domain[s] == 0 else 3) * 40)
+    bits = 0.0
+    for (x, d, e), p in joint.items():
+        of_x = sum(q for key, q in joint.items() if key[0] == x)
+        of_pair = sum(q for key, q in joint.items() if key[:2] == (x, d))
+        of_expert = sum(q for key, q in joint.items() if (key[0], key[2]) == (x, e))
+        bits += p * math.log2(p * of_x / (of_pair * of_expert))
+    cells, numbers = np.unique(
+        np.stack([token.numpy().ravel(), np.repeat(np.arange(5), 20)]),
+        axis=1,
+        return_inverse=True,
+    )
+    counts = np.zeros((cells.shape[1], 4), np.int64)
+    np.add.at(counts, (numbers.ravel()[:, None], index[0].reshape(100, 2).numpy()), 1)
+    label = domain.numpy()[cells[1]]
+    assert _given_token([counts], cells[0], label, np.array([2.0, 3.0])) == pytest.approx(bits)
+
+
+def test_domain_frequency_sums_to_top_k_and_is_k_of_e_when_even() -> None:
+    found = domain_frequency(torch.full((1, 2, 8), 5.0).double(), 2)
+    assert (found == 2 / 8).all()
+    assert found.sum(-1).tolist() == [[2.0, 2.0]]
+
+
+def test_vocabulary_of_one_expert_a_token_of_chance_and_by_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randint(0, 10, (40, 50), generator=generator)
+    assert vocabulary_specialization((token % 4)[None, ..., None], token, 4) == 1
+    random = torch.rand(2, 40, 50, 8, generator=generator).argsort(-1)[..., :2]
+    assert vocabulary_specialization(random, token, 8) == pytest.approx(2 / 8, abs=0.02)
+    hits = seen = 0
+    for picked, taken in ((0, 1), (1, 0)):
+        for x in range(10):
+            tally = [0] * 8
+            for e in random[0, picked::2][token[picked::2] == x].flatten().tolist():
+                tally[e] += 1
+            rows = random[0, taken::2][token[taken::2] == x].tolist()
+            hits += sum(tally.index(max(tally)) in row for row in rows)
+            seen += len(rows)
+    assert vocabulary_specialization(random[:1], token, 8) == pytest.approx(hits / seen)
+
+
+def test_two_experts_always_together_and_partners_by_chance() -> None:
+    pairs = torch.tensor([[0, 1], [2, 3]])[torch.arange(20) % 2].view(1, 2, 10, 2)
+    assert largest_partner_share(coactivation(pairs, 6)) == 1
+    random = torch.rand(1, 40, 500, 8, generator=torch.Generator().manual_seed(0))
+    found = coactivation(random.argsort(-1)[..., :3], 8)
+    assert largest_partner_share(found) == pytest.approx(2 / 7, abs=0.02)

@@ -1,0 +1,269 @@
+"""Tasks on the checkpoint of a run, sealed into its record.
+
+`blimp` reads minimal pairs from a folder of BLiMP's files (arXiv 1912.00582): the sentence that a
+speaker accepts must be the likelier one. `cloze` is made from the run's own validation documents
+(the `test` half): which of four stretches of the domain continues the text? Both score whole texts
+in batches; no balance term and no sampling enters.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from moebench import __version__
+from moebench.config.compose import Composer
+from moebench.config.schema import ExperimentConfig
+from moebench.data.corpus import Corpus, prepare
+from moebench.data.tokenizer import BYTES, ByteTokenizer, Tokenizer
+from moebench.errors import ConfigError, DataError, RecordError
+from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
+from moebench.model.transformer import MoETransformer
+from moebench.records import Record, sha256
+from moebench.train.checkpoint import load_checkpoint, steps_kept
+from moebench.train.loop import make_model
+
+BATCH_TOKENS = 8192
+CHOICES = 4  # candidates of a cloze question
+LENGTH = 16  # of each, in tokens; in sequences too short for it, a quarter of them
+
+Ints = npt.NDArray[np.int64]
+Tell = Callable[[str, Iterable[Any], int], Iterable[Any]]  # shows how far an iteration is
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model of a run as it was after some step, and what its text is made of."""
+
+    record: Record
+    config: ExperimentConfig
+    model: MoETransformer
+    step: int
+    device: torch.device
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The run's data. Raises DataError if it is missing, or not what the run read."""
+        corpus = prepare(self.config.data)
+        wanted = self.record.manifest()["data"]["content_hash"]
+        if corpus.content_hash != wanted:
+            raise DataError(
+                f"{self.record.path}: was trained on data {wanted[:10]}, but what its config names "
+                f"is now {corpus.content_hash[:10]}; restore that text"
+            )
+        return corpus
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        if self.config.data.tokenizer == BYTES:
+            return ByteTokenizer()
+        return self.corpus.tokenizer
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, texts: Sequence[Ints], begins: Sequence[int], tell: Tell, label: str
+    ) -> npt.NDArray[np.float64]:
+        """[texts] sum of log p of each text's tokens from `begins` on (at least 1), in nats.
+
+        Texts of like length go through the model together, padded behind, which causal attention
+        does not see.
+        """
+        found = np.zeros(len(texts))
+        batches = list(_batches([len(each) for each in texts]))
+        for batch in tell(label, batches, len(batches)):
+            longest = max(len(texts[at]) for at in batch)
+            rows = np.full((len(batch), longest), self.tokenizer.end, np.int64)
+            scored = np.zeros((len(batch), longest - 1), bool)
+            for row, at in enumerate(batch):
+                rows[row, : len(texts[at])] = texts[at]
+                scored[row, begins[at] - 1 : len(texts[at]) - 1] = True
+            tokens = torch.from_numpy(rows).to(self.device)
+            logits, _ = self.model(tokens[:, :-1])
+            nats = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+            found[batch] = -(nats.double().cpu().numpy() * scored).sum(1)
+        return found
+
+
+def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
+    """The last checkpoint of a run, or that of a step.
+
+    Raises RecordError where there is none, or it is damaged.
+    """
+    if not record.exists():
+        raise RecordError(f"{record.path}: is no run; moebench train makes one")
+    kept = steps_kept(record.path / "checkpoints")
+    if not kept:
+        raise RecordError(f"{record.path}: has no checkpoint yet")
+    step = kept[-1] if step is None else step
+    if step not in kept:
+        known = ", ".join(map(str, kept))
+        raise RecordError(f"--step={step}: {record.path} has no such checkpoint; it has {known}")
+    config = Composer().compose([], base=record.path / "config.yaml")
+    model = make_model(config, record.manifest()["data"]["vocab_size"])
+    load_checkpoint(record.path / "checkpoints" / f"step-{step}", model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Checkpoint(record, config, model.to(device).eval(), step, device)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the tasks are made of.
+
+    Attributes:
+        blimp: a folder of BLiMP's files, `*.jsonl` or `*.jsonl.gz`.
+        limit: pairs of each paradigm; None: all.
+        questions: cloze questions of each domain, at most.
+        seed: of the cloze questions.
+    """
+
+    blimp: Path = Path("blimp")
+    limit: int | None = None
+    questions: int = 100
+    seed: int = 0
+
+
+def run_tasks(
+    checkpoint: Checkpoint, names: Sequence[str], settings: Settings, tell: Tell
+) -> dict[str, dict[str, Any]]:
+    """Task -> what was written of it to `tasks/<task>-step-<step>.json`."""
+    record, step = checkpoint.record, checkpoint.step
+    weights = record.path / "checkpoints" / f"step-{step}" / "model.safetensors"
+    about = {
+        "run": record.name,
+        "step": step,
+        "weights": sha256(weights),
+        "moebench": __version__,
+        "torch": torch.__version__,
+    }
+    found = {}
+    for name in names:
+        results = TASKS[name](checkpoint, settings, tell)
+        content = {"task": name, **about, **results}
+        found[name] = record.save_task(f"{name}-step-{step}", content)
+    return found
+
+
+def check_names(words: str) -> list[str]:
+    """Names of tasks from `a,b`; ConfigError for one that there is not."""
+    names = list(dict.fromkeys(filter(None, words.split(","))))
+    for name in names:
+        if name not in TASKS:
+            raise ConfigError(f"--tasks={name}: no such task; there are {', '.join(TASKS)}")
+    if not names:
+        raise ConfigError(f"--tasks={words}: name some of {', '.join(TASKS)}")
+    return names
+
+
+def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]:
+    """The pairs of a folder of BLiMP's files, and a hash of the files.
+
+    Args:
+        limit: pairs of each file, from its beginning; None: all.
+
+    Raises DataError for a folder without files, or a file that holds something else.
+    """
+    files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    if not files:
+        raise DataError(
+            f"--blimp={folder}: holds no *.jsonl or *.jsonl.gz; name the folder of BLiMP's data"
+        )
+    digest, pairs = hashlib.sha256(), []
+    for path in files:
+        content = path.read_bytes()
+        digest.update(path.name.encode() + content)
+        try:
+            text = gzip.decompress(content) if path.suffix == ".gz" else content
+            lines = text.decode().splitlines()[:limit]
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); is it whole?") from None
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                keys = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
+                pairs.append(Pair(*(str(row[key]) for key in keys)))
+            except (ValueError, LookupError, TypeError):
+                raise DataError(
+                    f"{path}:{number}: is no pair of BLiMP, which has sentence_good, sentence_bad, "
+                    "UID and linguistics_term"
+                ) from None
+    if not pairs:
+        raise DataError(f"--blimp={folder}: its files hold no pairs")
+    return pairs, digest.hexdigest()
+
+
+def _blimp(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, Any]:
+    pairs, digest = read_blimp(settings.blimp, settings.limit)
+    end = [checkpoint.tokenizer.end]  # a sentence begins as a document does
+    texts = [
+        np.concatenate([end, checkpoint.tokenizer.encode(sentence.encode())]).astype(np.int64)
+        for pair in pairs
+        for sentence in (pair.good, pair.bad)
+    ]
+    scores = checkpoint.log_likelihood(texts, [1] * len(texts), tell, "blimp")
+    right = won(scores.reshape(-1, 2))
+    return {
+        "data": digest,
+        "limit": settings.limit,
+        "all": accuracy(right, 0.5)._asdict(),
+        "phenomenon": by_group(right, [pair.phenomenon for pair in pairs], 0.5),
+        "paradigm": by_group(right, [pair.paradigm for pair in pairs], 0.5),
+    }
+
+
+def _cloze(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, Any]:
+    corpus, seq_len = checkpoint.corpus, checkpoint.config.seq_len
+    length = min(LENGTH, seq_len // 4)
+    if not length:
+        raise ConfigError(f"seq_len={seq_len}: is too short for cloze, which takes 4 tokens")
+    made = cloze(
+        ((name, corpus.valid(name, "test")) for name in corpus.domains),
+        end=corpus.tokenizer.end,
+        questions=settings.questions,
+        context=seq_len - length,
+        length=length,
+        candidates=CHOICES,
+        seed=settings.seed,
+    )
+    if not made:
+        raise DataError("cloze: no domain has validation text enough for a question")
+    texts = [np.concatenate([one.context, each]) for one in made for each in one.candidates]
+    begins = [len(one.context) for one in made for _ in one.candidates]
+    scores = checkpoint.log_likelihood(texts, begins, tell, "cloze")
+    size = [corpus.tokenizer.bytes_in(each) for one in made for each in one.candidates]
+    right = won((scores / np.array(size)).reshape(-1, CHOICES))
+    return {
+        "data": corpus.content_hash,
+        "questions": settings.questions,
+        "seed": settings.seed,
+        "context": seq_len - length,
+        "length": length,
+        "all": accuracy(right, 1 / CHOICES)._asdict(),
+        "domain": by_group(right, [one.domain for one in made], 1 / CHOICES),
+    }
+
+
+TASKS: dict[str, Callable[[Checkpoint, Settings, Tell], dict[str, Any]]] = {
+    "blimp": _blimp,
+    "cloze": _cloze,
+}
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of texts in batches of like length, the longest first, of BATCH_TOKENS at most."""
+    batch: list[int] = []
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch

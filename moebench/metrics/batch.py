@@ -1,0 +1,47 @@
+"""All that a batch says of the routers of any MoE, as tensors on its device."""
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from moebench.balance import Global, Micro, Routing, Scope, balance_loss, z_loss
+from moebench.metrics import load
+
+
+def micro_batch_counts(
+    routing: Routing, micro_bsz: int
+) -> Shaped[Tensor, "layers micro_batches experts"]:
+    """Assignments in each logical micro-batch of `micro_bsz` consecutive sequences."""
+    layers, _, experts = routing.counts.shape
+    return routing.counts.view(layers, -1, micro_bsz, experts).sum(2)
+
+
+def batch_metrics(routing: Routing, micro_bsz: int) -> dict[str, Tensor]:
+    """The `train/*_loss*` of the routers, `load/*` and `router/*`, scalars that nothing waits for.
+
+    Args:
+        routing: of a batch, without padding.
+        micro_bsz: sequences in a logical micro-batch; divides the batch's.
+    """
+    tokens, sequences = routing.expert_index.shape[2], routing.counts.shape[1]
+
+    def over(scope: Scope) -> Tensor:
+        groups = scope.groups(sequences, tokens, device=routing.counts.device)
+        return balance_loss(groups.frequency(groups.tally(routing)), routing.prob_mass)
+
+    by_micro = micro_batch_counts(routing, micro_bsz)
+    in_batch = routing.counts.sum(1)
+    found = {
+        "train/balance_loss_micro": over(Micro(micro_bsz)),
+        "train/balance_loss_global": over(Global()),
+        "train/z_loss": z_loss(routing),
+        "load/max_vio_micro": load.max_violation(by_micro).mean(),
+        "load/max_vio_batch": load.max_violation(in_batch).mean(),
+        "load/cv": load.coefficient_of_variation(in_batch).mean(),
+        "load/entropy": load.load_entropy(in_batch).mean(),
+        "load/dead_experts": load.dead_experts(in_batch).mean(),
+        "load/gini": load.gini(in_batch).mean(),
+        "load/drop_rate": load.drop_rate(by_micro, load.CAPACITY_FACTOR).mean(),
+    }
+    if routing.topk_mass is not None:
+        found["router/topk_mass"] = routing.topk_mass.mean() / tokens
+    return found

@@ -1,0 +1,84 @@
+"""All that an evaluation says of the routers of any MoE: metrics, and the arrays behind them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from moebench.balance import Routing
+from moebench.metrics import load
+from moebench.metrics.specialization import (
+    coactivation,
+    domain_counts,
+    domain_frequency,
+    domain_specialization,
+    domain_specialization_given_token,
+    largest_partner_share,
+    mutual_information,
+    vocabulary_specialization,
+)
+
+PROBE = 8  # sequences whose expert indices are kept
+BINS = 20  # of the histogram of router probability, even ones from 0 to 1
+
+
+def routing_metrics(
+    routing: Routing,
+    token: Int[Tensor, "sequences tokens"],
+    domain: Int[Tensor, " sequences"],
+    mixture: Float[Tensor, " domains"],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What routers did on the sequences of some domains.
+
+    Args:
+        routing: of these sequences, without padding.
+        token: the inputs that were routed.
+        domain: of each sequence; every domain has one.
+        mixture: weights of the domains in training.
+
+    Returns:
+        A row of `load/*` and `specialization/*`; and the arrays `counts` [layers, domains,
+        experts], `coactivation` [layers, experts, experts], `probe_index` [layers, sequences,
+        tokens, top_k] on some of the sequences, always the same, and `probability` [layers, bins],
+        a histogram of the probability of each token's likeliest expert.
+    """
+    counts, index = routing.counts.cpu(), routing.expert_index.cpu()
+    num_experts, top_k, num_domains = counts.shape[-1], index.shape[-1], len(mixture)
+    token, domain = token.cpu(), domain.cpu()
+    by_domain = domain_counts(counts, domain, num_domains)
+    # every domain has its share of the training mixture, whatever its share of the sequences
+    of_each = by_domain / by_domain.sum(-1, keepdim=True)  # [layers, domains, experts]
+    mixed = torch.einsum("ldx,d->lx", of_each, (mixture / mixture.sum()).to(of_each.dtype))
+    together = coactivation(index, num_experts)
+    row: dict[str, Any] = {
+        "load/max_vio_global": load.max_violation(mixed).mean().item(),
+        "load/dead_experts_global": load.dead_experts(mixed).mean().item(),
+        "specialization/domain": domain_specialization(counts, domain, num_domains),
+        "specialization/domain_uncorrected": mutual_information(by_domain).mean().item(),
+        "specialization/domain_given_token": domain_specialization_given_token(
+            index, token, domain, num_experts
+        ),
+        "specialization/largest_share": domain_frequency(by_domain, top_k)
+        .amax((1, 2))
+        .mean()
+        .item(),
+        "specialization/vocabulary": vocabulary_specialization(index, token, num_experts),
+    }
+    if top_k > 1:
+        row["specialization/coactivation"] = largest_partner_share(together)
+    for layer, used in enumerate(load.utilization(mixed).tolist()):
+        row[f"load/utilization/{layer}"] = [round(each, 5) for each in used]
+    probe = index[:, :: max(1, len(domain) // PROBE)][:, :PROBE]
+    arrays = {
+        "counts": by_domain.long().numpy(),
+        "coactivation": together.numpy(),
+        "probe_index": probe.short().numpy(),
+    }
+    if routing.weights is not None:
+        likeliest = routing.weights.detach().amax(-1).flatten(1).cpu().double()
+        arrays["probability"] = np.stack(
+            [np.histogram(each, BINS, (0.0, 1.0))[0] for each in likeliest.numpy()]
+        )
+    return row, arrays

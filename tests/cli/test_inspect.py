@@ -1,0 +1,203 @@
+"""Looking at routers: of runs, of texts and of Hugging Face checkpoints."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from moebench.config.compose import Composer
+from moebench.data.corpus import prepare
+from moebench.evaluate import open_checkpoint
+from moebench.experiment import run_experiment
+from moebench.inspect import Inspection
+from moebench.inspect.render import show
+from moebench.records import Record
+from tests.calls import Call
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Record:
+    words = [
+        *("model=smoke", "train.steps=4", "global_bsz=8", "seq_len=32", "data.valid_sequences=4"),
+        *("data=folder", f"data.path={text_folder}", "run.device=cpu", "run.threads=1"),
+    ]
+    config = Composer().compose([*words, "train.eval_every=2"])
+    return run_experiment(config, prepare(config.data), tmp_path_factory.mktemp("runs"))
+
+
+def test_a_run_by_its_record(record: Record, call: Call) -> None:
+    said = call("inspect", record.path, "--json")
+    found = json.loads(said.out)
+    assert said.code == 0
+    assert np.array_equal(found["counts"], record.routing(4)["counts"])
+    assert found["metrics"]["valid/nats"] == record.summary()["valid/nats"]
+    assert list(found["settled"]) == ["0", "2", "4"]
+    assert found["settled"]["4"] == 1
+    early = json.loads(call("inspect", record.path, "--step", "2", "--json").out)
+    assert early["metrics"]["valid/nats"] == record.rows()[1]["valid/nats"]
+    shown = call("inspect", record.path, "--layer", "0").out
+    assert "layer 0: experts" in shown
+    assert "digits" in shown
+    assert "ep/slowdown" in shown
+
+
+def test_an_older_record_is_read(record: Record, tmp_path: Path, call: Call) -> None:
+    """One without what newer evaluations keep."""
+    old = Record(tmp_path / "old")
+    manifest = {key: each for key, each in record.manifest().items() if "random" not in key}
+    old.begin((record.path / "config.yaml").read_text(), manifest)
+    old.append({"step": 4, "valid/nats": 2.0, "valid/ppl": 7.4})
+    arrays = record.routing(4)
+    old.save_routing(4, {key: arrays[key] for key in ("counts", "coactivation", "probe_index")})
+    assert call("inspect", old.path).code == 0
+
+
+def test_dead_experts_and_specialists_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = np.array([[[9, 0, 0, 1], [0, 5, 0, 5]]])
+    made = Inspection("x\x1b[31m", [], ["code", "law"], counts, 1, {"load/max_vio_batch": 0.5})
+    show(made, Console(width=100))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "dead 1" in out
+    assert "dead: no token chose it" in out
+    assert "code 100%" in out
+    assert "law 83%, code 17%" in out
+
+
+def test_a_text_goes_where_the_model_sends_it(record: Record, call: Call) -> None:
+    said = json.loads(call("inspect", record.path, "--text", "0é1", "--json").out)
+    assert said["tokens"] == ["0", "<c3>", "<a9>", "1"]
+    given = torch.tensor([list("0é1".encode())])
+    _, routing = open_checkpoint(record).model(given)
+    assert said["experts"] == routing.expert_index[:, 0].tolist()
+    shown = call("inspect", record.path, "--text", "0é1").out
+    assert "layer 1  0<c3><a9>1" in shown
+
+
+def test_bad_words_are_one_line(call: Call, record: Record, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for words, wanted in {
+        (): "name either a run, or --hf",
+        (record.path, "--hf", tmp_path): "name either a run, or --hf",
+        ("nowhere",): "is no run",
+        (record.path, "--step", "3"): "it has 0, 2, 4",
+        (record.path, "--layer", "9"): "--layer=9: must be between 0 and",
+        (record.path, "--text", ""): "--text: is empty",
+        ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
+        ("--hf", tmp_path): "takes --data",
+        ("--hf", tmp_path, "--data", tmp_path): "cannot be loaded",
+        ("--hf", tmp_path, "--data", tmp_path, "--micro-bsz", "5"): "must divide --sequences=32",
+    }.items():
+        said = call("inspect", *words)
+        assert (said.code, said.out) == (2, ""), words
+        assert wanted in said.err
+        assert said.err.count("\n") == 1
+
+
+def test_without_transformers_the_remedy_is_told(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    said = call("inspect", "--hf", tmp_path, "--data", tmp_path)
+    assert said.code == 2
+    assert "pip install 'moebench[huggingface]'" in said.err
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen3-MoE whose tokens are bytes."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({each: at for at, each in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
+    backend.decoder = decoders.ByteLevel()  # type: ignore
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=256,
+        hidden_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,  # pyright: ignore
+        num_experts=8,
+        num_experts_per_tok=2,
+    )
+    folder = tmp_path_factory.mktemp("checkpoint")
+    transformers.Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_checkpoint(checkpoint: Path, text_folder: Path, call: Call) -> None:
+    import transformers
+
+    size = ("--sequences", 8, "--seq-len", 32, "--micro-bsz", 4)
+    said = call("inspect", "--hf", checkpoint, "--data", text_folder, *size, "--json")
+    found = json.loads(said.out)
+    assert said.code == 0
+    assert found["domains"] == ["digits", "letters", "shapes"]
+
+    # the same by transformers and literal loops over tokens
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    corpus = prepare(Composer().compose(["data=folder", f"data.path={text_folder}"]).data)
+    nats = []
+    counts = torch.zeros(2, 3, 8)
+    lbl = {"micro": [], "global": []}
+    probs = []
+    for number, domain in enumerate(corpus.domains):
+        text = corpus.tokenizer.decode(corpus.valid(domain, "test"))
+        tokens = torch.tensor(tokenizer(text)["input_ids"][: 8 * 33]).view(8, 33)
+        with torch.no_grad():
+            out = model(tokens[:, :-1], labels=None, output_router_logits=True)
+        targets = out.logits.double().log_softmax(-1).gather(-1, tokens[:, 1:, None])
+        nats.append(-targets.mean().item())
+        p = torch.stack(out.router_logits).double().softmax(-1).view(2, 8, 32, 8)
+        probs.append(p)
+        for layer in range(2):
+            for chosen in p[layer].topk(2).indices.reshape(-1, 2).tolist():
+                for expert in chosen:
+                    counts[layer, number, expert] += 1
+    everything = torch.cat(probs, 1)
+    for name, bsz in (("micro", 4), ("global", 24)):
+        for layer in range(2):
+            for first in range(0, 24, bsz):
+                p = everything[layer, first : first + bsz].reshape(-1, 8)
+                f = torch.nn.functional.one_hot(p.topk(2).indices, 8).sum((0, 1)) / (2 * len(p))
+                lbl[name].append(float(8 * (f * p.mean(0)).sum()))
+    metrics = found["metrics"]
+    assert metrics["valid/nats"] == pytest.approx(np.mean(nats), rel=1e-5)
+    assert metrics["valid/bits_per_byte"] == pytest.approx(np.mean(nats) / np.log(2), rel=1e-5)
+    assert found["counts"] == counts.tolist()
+    for name, each in lbl.items():
+        assert metrics[f"train/balance_loss_{name}"] == pytest.approx(np.mean(each), rel=1e-5)
+    shown = call("inspect", "--hf", checkpoint, "--data", text_folder, *size).out
+    assert "qwen3_moe: 2 MoE layers, 8 experts, top-2" in shown
+
+
+def test_a_dense_checkpoint_is_refused(
+    checkpoint: Path, text_folder: Path, call: Call, tmp_path: Path
+) -> None:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=256,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    size = ("--sequences", 4, "--seq-len", 32)
+    said = call("inspect", "--hf", tmp_path, "--data", text_folder, *size)
+    assert said.code == 2
+    assert "the model gives no router_logits" in said.err
+    more = call("inspect", "--hf", checkpoint, "--data", text_folder, "--seq-len", 10**6)
+    assert "has room for 0 sequences" in more.err

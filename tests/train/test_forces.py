@@ -1,0 +1,72 @@
+"""Forces equal gradients taken by autograd alone, and leave no trace."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moebench.balance import Estimator, Global, Micro, Term, balance_loss
+from moebench.train.forces import forces
+from moebench.train.step import Objective, Step, accumulate_gradients, begin_states
+from tests.train.invariance import model_of
+
+FP64 = torch.float64
+
+
+def a_step(device_bsz: int = 8) -> Step:
+    tokens = torch.randint(0, 16, (8, 7), generator=torch.Generator().manual_seed(1))
+    return Step(tokens, device_bsz)
+
+
+def test_equal_autograd_of_each_term() -> None:
+    model, step = model_of(FP64), a_step()
+    objective = Objective((Term(Micro(2), 0.3), Term(Global(), 0.1)), micro_bsz=2, z=0.01)
+    found = forces(model, objective, step, begin_states(objective, model, step))
+
+    logits, routing = model(step.tokens[:, :-1])
+    nats = F.cross_entropy(logits.flatten(0, 1), step.tokens[:, 1:].flatten())
+    weights = [each for name, each in model.named_parameters() if name.endswith("router.weight")]
+
+    def pull(value: torch.Tensor) -> torch.Tensor:
+        grads = torch.autograd.grad(value, weights, retain_graph=True)
+        return torch.cat([each.flatten() for each in grads])
+
+    micro, whole = (
+        weight * balance_loss(scope.frequency(routing), routing.prob_mass)
+        for weight, scope in ((0.3, Micro(2)), (0.1, Global()))
+    )
+    task = pull(nats)
+    assert found["forces/cross_entropy"] == pytest.approx(float(task.norm()))
+    for end, value in {"": micro + whole, f"/{Micro(2)}": micro, f"/{Global()}": whole}.items():
+        expected = pull(value)
+        assert found[f"forces/balance{end}"] == pytest.approx(float(expected.norm()), rel=1e-6)
+        cosine = float(F.cosine_similarity(task, expected, dim=0))
+        assert found[f"forces/cosine{end}"] == pytest.approx(cosine, abs=1e-6)
+
+
+def test_no_balance_term_has_no_force() -> None:
+    model, step = model_of(FP64), a_step()
+    assert list(forces(model, Objective((), micro_bsz=2), step, [])) == ["forces/cross_entropy"]
+
+
+@pytest.mark.parametrize("estimator", [Estimator(), Estimator("ema", decay=0.5)])
+def test_leave_no_trace(estimator: Estimator) -> None:
+    objective = Objective((Term(Micro(2), 0.3),), micro_bsz=2, estimator=estimator)
+    step = a_step(device_bsz=4)
+
+    def second(look: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = copy.deepcopy(model_of(torch.float32))
+        model.zero_grad()
+        outcome = accumulate_gradients(model, objective, step)
+        if look:
+            forces(model, objective, step, outcome.states)
+        kept = [each.grad.clone() for each in model.parameters() if each.grad is not None]
+        after = accumulate_gradients(model, objective, step, outcome.states)
+        grads = [each.grad for each in model.parameters() if each.grad is not None]
+        carried = [each for state in after.states if state is not None for each in state]
+        return [*kept, *grads, *carried, torch.get_rng_state()]
+
+    for one, other in zip(second(True), second(False), strict=True):
+        assert torch.equal(one, other)
