@@ -102,7 +102,7 @@ def theirs(
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_heads,
-        head_dim=shape.d_model // shape.num_heads,
+        head_dim=shape.d_model // shape.num_heads,  # pyright: ignore
         num_experts=shape.num_experts,
         num_experts_per_tok=shape.top_k,
         moe_intermediate_size=shape.expert_dim,
@@ -113,7 +113,7 @@ def theirs(
         max_position_embeddings=shape.seq_len,
         use_cache=False,
         tie_word_embeddings=False,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore
     )
     config._experts_implementation = experts
     torch.manual_seed(0)

@@ -424,6 +424,8 @@ def _over_training(config: ExperimentConfig, record: Record, first: dict[str, An
     """What only a whole run can say: the state at its start, and how soon routing was settled."""
     found = {f"{key}_start": first[key] for key in AT_START if key in first}
     steps = record.routing_steps()
+    if not steps:  # of a dense model
+        return found
     settled = saturation({step: record.routing(step)["probe_index"] for step in steps})
     half = min(settled, key=lambda step: abs(step - config.train.steps / 2))
     return {**found, "router/saturation": settled[half]}

@@ -214,9 +214,17 @@ def test_what_may_change_after_a_run_is_not_sealed(tmp_path: Path) -> None:
     record = sealed(tmp_path / "run")
     record.set_status("done", step=4, note="later")
     (record.path / "tensorboard" / "events").unlink()
-    (record.path / "tasks").mkdir()
-    write_json(record.path / "tasks" / "blimp.json", {"accuracy": 0.5})
+    record.save_task("blimp", {"accuracy": 0.5})
     assert record.damage() == []
+
+
+def test_a_task_seals_itself(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    made = record.save_task("blimp", {"accuracy": 0.5})
+    assert record.tasks() == {"blimp": made}
+    for changed in ({**made, "accuracy": 0.9}, {"accuracy": 0.5}):
+        write_json(record.path / "tasks" / "blimp.json", changed)
+        assert record.damage() == ["tasks/blimp.json: was changed"]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ def overlap(one: npt.ArrayLike, other: npt.ArrayLike) -> npt.NDArray[np.float64]
         one, other: [layers, sequences, tokens, top_k] distinct experts of the same tokens.
     """
     one, other = np.asarray(one), np.asarray(other)
-    common = (one[..., :, None] == other[..., None, :]).any(-1)
-    return common.mean((1, 2, 3))
+    there = one >= 0  # -1 is a slot without an expert
+    common = (one[..., :, None] == other[..., None, :]).any(-1) & there
+    return common.sum((1, 2, 3)) / there.sum((1, 2, 3))
 
 
 def changed_tokens(one: npt.ArrayLike, other: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -208,7 +208,7 @@ def cautions(table: Table) -> list[str]:
             if way == "more"
             else f"it keeps clearly closer to {table.baseline} than the other arms do"
         )
-        told.append(f"{name}: {how} (F test at 1 %); {fate}.")
+        told.append(f"{name}: {how} (F test at 0.1 %); {fate}.")
     if len({arm.seeds for arm in table.arms}) > 1:
         told.append(
             "Not every arm has every seed: differences are between runs of one seed, and need "

@@ -62,9 +62,7 @@ def test_a_job_whose_data_changed_is_refused(
     content["runs"][0]["run"] = "global-s3-0000000000"
     one_job.write_text(json.dumps(content))
     assert run_jobs(one_job, [0]) == 2
-    assert capsys.readouterr().err == (
-        "error: global-s3-0000000000: the data has changed since the plan; sweep again\n"
-    )
+    assert capsys.readouterr().err == "error: the data has changed since the plan; sweep again\n"
     assert not (one_job.parents[2] / "global-s3-0000000000").exists()
 
 
