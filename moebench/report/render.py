@@ -14,7 +14,7 @@ from rich.text import Text
 from moebench.report.table import Block, Cell, Grid, Heading, Sentences
 
 WIDTH = 100
-NARROWEST_NAME = 10
+NARROWEST_NAME, WIDEST_WORD = 10, 24  # columns that names have at least, and one word of them
 
 
 # As text
@@ -43,9 +43,11 @@ def _rich(block: Block) -> list[Any]:
 
 def _grid(block: Grid, columns: Iterable[int]) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    grid.add_column(Text(block.headers[0]), overflow="fold", min_width=NARROWEST_NAME)
-    for column in columns:
-        width = min(_width(block, column), WIDTH - NARROWEST_NAME - 2)
+    least = _name_width(block)
+    widths = {column: min(_width(block, column), WIDTH - least - 2) for column in columns}
+    room = WIDTH - sum(2 + width for width in widths.values())  # else the last column would be cut
+    grid.add_column(Text(block.headers[0]), overflow="fold", min_width=least, max_width=room)
+    for column, width in widths.items():
         grid.add_column(
             Text(block.headers[column]), justify="right", overflow="fold", min_width=width
         )
@@ -57,15 +59,21 @@ def _grid(block: Grid, columns: Iterable[int]) -> RichTable:
 def _columns(block: Grid) -> list[list[int]]:
     """The columns of numbers, in as few grids as leave room for the names."""
     grids: list[list[int]] = [[]]
-    room = WIDTH - NARROWEST_NAME
+    room = WIDTH - _name_width(block)
     for column in range(1, len(block.headers)):
         width = 2 + _width(block, column)
         if width > room and grids[-1]:
             grids.append([])
-            room = WIDTH - NARROWEST_NAME
+            room = WIDTH - _name_width(block)
         grids[-1].append(column)
         room -= width
     return grids
+
+
+def _name_width(block: Grid) -> int:
+    """What names take at least: their longest word is not broken, unless it is very long."""
+    words = [word for row in block.rows for word in _stacked(row[0]).split()]
+    return max(NARROWEST_NAME, min(WIDEST_WORD, max(map(len, words), default=0)))
 
 
 def _width(block: Grid, column: int) -> int:
