@@ -63,7 +63,8 @@ WRONG = {
     "train model=[tiny]": "model=['tiny']: no such model; did you mean tiny?",
     "train model={_target_:os.system}": "model={'_target_': 'os.system'}: no such model; there are",
     "train model@x=tiny": "model@x=tiny: a preset stays in its group; drop @x",
-    "train experiment=x": "experiment=x: no such experiment; there are small-bpe, tiny-bpe",
+    "train experiment=x": "experiment=x: no such experiment; moebench train --print-config shows",
+    "train experiment=tiny-bep": "experiment=tiny-bep: no such experiment; did you mean tiny-bpe?",
     # values
     "train model.top_k=two": f"model.top_k=two: {WHOLE}",
     "train model.top_k=1e0": f"model.top_k=1e0: {WHOLE}",

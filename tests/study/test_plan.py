@@ -71,7 +71,7 @@ def test_a_study_is_its_arms_with_its_overrides_and_size(composer: Composer, sma
     assert (plan.name, plan.question, plan.size, plan.baseline) == (
         *("mine", "Which?", "short", "micro"),
     )
-    assert arms(plan) == ["micro", "global", "none"]
+    assert arms(plan) == ["micro", "global", "z-loss"]
     assert len(plan.jobs) == 2 * 4, "global by its size and by default is one arm"
     assert {job.config["loss"]["balance"] for job in plan.jobs} == {0.5}
     assert {job.config["train"]["steps"] for job in plan.jobs} == {6}
@@ -150,7 +150,7 @@ def test_a_plan_is_named_by_its_runs_and_what_they_are_for(
         plan.job(2)
     assert plan.slug.startswith("sweep-")
     assert plan_of(composer, small("seed=0,2", "train.steps=6")).slug != plan.slug
-    base = plan_of(composer, small("study=mine", "study.baseline=none"))
+    base = plan_of(composer, small("study=mine", "study.baseline=z-loss"))
     assert base.slug != plan_of(composer, small("study=mine")).slug
 
 
