@@ -34,7 +34,7 @@ UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that takes no more
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = (
-    *("valid/", "tune/", "heldout/", "specialization/"),
+    *("valid/", "assigned/", "tune/", "heldout/", "specialization/"),
     *("load/max_vio_global", "load/dead_experts_global", "load/utilization/"),
     *("router/changed", "forces/"),
 )

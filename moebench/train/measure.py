@@ -1,5 +1,6 @@
 """What a step and an evaluation measure, as rows of metrics and arrays of counts."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,7 +99,7 @@ def evaluate(
 
     Returns:
         A row of `valid/*` (and `heldout/*`, `tune/*`), and the row and the arrays of
-        `routing_metrics`, with the same probe in every run, and `active` [layers, experts] where
+        `routing_metrics`, `assigned/nats` of a method that assigns experts, with the same probe in every run, and `active` [layers, experts] where
         experts come and go; no arrays of a dense model.
     """
     row: dict[str, Any] = {}
@@ -136,6 +137,8 @@ def evaluate(
         document = validation_documents(corpus, half, **size)
         found = by_document(torch.cat(nats).double().cpu().numpy(), batch, document, corpus)
         row |= standard_errors(prefix, found, domains)
+        if prefix == "valid" and model.gating.method is not None:
+            row["assigned/nats"] = _assigned_nats(model, batch, device_bsz, device, steering)
         if prefix == "valid" and model.router_weights:
             judged, arrays = routing_metrics(
                 join(parts, along="sequences"),
@@ -147,6 +150,33 @@ def evaluate(
             if steering is not None and steering.mask is not None:
                 arrays["active"] = steering.mask.cpu().numpy()
     return row, arrays
+
+
+def _assigned_nats(
+    model: MoETransformer,
+    batch: Batch,
+    device_bsz: int,
+    device: torch.device,
+    steering: Steering | None,
+) -> float:
+    """Nats a token where the method assigns experts as in training, over whole logical groups.
+
+    Apart from `valid/nats`, with which it is not to be compared: an assignment may depend on later
+    tokens, as Expert Choice's does.
+    """
+    group = model.gating.group_bsz
+    size = max(group, device_bsz // group * group)
+    whole = len(batch.tokens) // group * group
+    total, tokens = 0.0, 0
+    for start in range(0, whole, size):
+        own = slice(start, min(start + size, whole))
+        part = torch.from_numpy(batch.tokens[own]).to(device)
+        steered = None if steering is None else steering.of(own)
+        logits, _ = model(part[:, :-1], steered, training=True)
+        targets = part[:, 1:]
+        nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        total, tokens = total + float(nats.double().sum()), tokens + targets.numel()
+    return total / tokens if tokens else math.nan
 
 
 def by_document(nats: np.ndarray, batch: Batch, document: np.ndarray, corpus: Corpus) -> Documents:

@@ -84,3 +84,14 @@ def test_the_snippet_takes_no_part_of_a_step(compose: Compose, tmp_path: Path) -
     config = compose("method=snippet", "run.device_bsz=4")
     with pytest.raises(ConfigError, match="takes a step as one pass"):
         run_experiment(config, prepare(config.data), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["expert_choice", "base", "sinkhorn", "quantile"])
+def test_what_an_assignment_gives_is_told_apart(
+    compose: Compose, tmp_path: Path, name: str
+) -> None:
+    config = compose(*METHODS[name])
+    summary = run_experiment(config, prepare(config.data), tmp_path).summary()
+    assert ("assigned/nats" in summary) == (name != "quantile")
+    if name != "quantile":
+        assert 0 < summary["assigned/nats"] != summary["valid/nats"]
