@@ -98,9 +98,9 @@ def evaluate(
         tune: whether to add the quality on the other half.
 
     Returns:
-        A row of `valid/*` (and `heldout/*`, `tune/*`), and the row and the arrays of
-        `routing_metrics`, `assigned/nats` of a method that assigns experts, with the same probe in every run, and `active` [layers, experts] where
-        experts come and go; no arrays of a dense model.
+        A row of `valid/*` (and `heldout/*`, `tune/*`), `assigned/nats` of a method that assigns
+        experts, and the row and the arrays of `routing_metrics`, with the same probe in every run,
+        and `active` [layers, experts] where experts come and go; no arrays of a dense model.
     """
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
