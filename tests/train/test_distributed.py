@@ -15,7 +15,7 @@ SMALL = [
 ]
 
 
-VARIES = {"time", "speed/tokens_per_second", "speed/step_seconds", "memory/peak_bytes"}
+VARIES = {"time", "speed/tokens_per_second", "speed/step_seconds", "speed/mfu", "memory/peak_bytes"}
 
 
 def train(place: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
