@@ -181,8 +181,9 @@ def _cost_grid(table: Table) -> list[Grid]:
     virtual = [
         (header, name)
         for header, name in (
-            ("slowdown\nvirtual", "ep/slowdown"),
-            ("slowdown\nplaced", "ep/slowdown_placed"),
+            ("slowdown\nround-robin", "ep/slowdown"),
+            ("slowdown\ngreedy", "ep/slowdown_greedy"),
+            ("slowdown\nredundant", "ep/slowdown_redundant"),
         )
         if _has(table, name)
     ]
