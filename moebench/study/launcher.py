@@ -105,6 +105,8 @@ class LocalLauncher:
             return []
         config = from_dict(job.config)
         key, room = stack_key(config), self.stack_size(config) - 1
+        if not room:
+            return []
         found = [
             each
             for each in self.waiting
