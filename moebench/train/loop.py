@@ -229,7 +229,9 @@ def train(
     """
     arm = Arm(config, corpus, state, device, ranks)
     if state.step == 0:
-        yield arm.begin()
+        event = arm.begin()
+        with arm.clock.paused():
+            yield event
     while not arm.done:
         step = arm.next_step()
         outcome = accumulate_gradients(state.model, arm.objective, step, state.balance)
