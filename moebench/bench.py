@@ -21,24 +21,27 @@ from moebench.train.loop import Arm, make_state
 from moebench.train.measure import step_metrics
 from moebench.train.step import Objective, Outcome, Share, Step, accumulate_gradients
 
+ROUNDS = 9  # steps of each arm that count, unless it is said
+
 
 @dataclass(frozen=True)
 class Timing:
     """What a step of an arm takes.
 
     Attributes:
-        seconds: of the clock, a step, the median.
-        cpu_seconds: of the process, the same.
-        ratio: seconds over those of the first arm, the median of the pairs.
+        step_seconds: of the clock, of each step.
+        counting_seconds: of it, the counting pass of `exact`, timed apart; none where none is made.
+        cpu_seconds: of the process, a step, the median.
+        ratio: step_seconds over those of the first arm, the median of the pairs.
         tokens_per_second: target tokens.
         mfu: share of what the device's matrix products reach; counts no counting pass.
         loading, balancing, statistics: shares of a step: of its batch, of balance loss and counting
             pass together, and of a logged row.
-        counting: whether a counting pass goes before.
         peak_bytes: most memory that a GPU gave; None on a CPU, where it cannot be parted.
     """
 
-    seconds: float
+    step_seconds: list[float]
+    counting_seconds: list[float]
     cpu_seconds: float
     ratio: float
     tokens_per_second: float
@@ -46,7 +49,6 @@ class Timing:
     loading: float
     balancing: float
     statistics: float
-    counting: bool
     peak_bytes: int | None
 
 
@@ -65,6 +67,7 @@ class _Entrant:
         self.outcome: Outcome = self._gradients(self.arm.objective)
         self.arm.finish(self.step, self.outcome)
         self.of_token = training_flops(config, corpus.vocab_size) / kernels.peak_flops
+        self.counts = self._share().counting
         self.times: dict[str, list[float]] = {}
 
     def _gradients(self, objective: Objective) -> Outcome:
@@ -84,6 +87,15 @@ class _Entrant:
         self._gradients(self.bare)
         self.arm.state.optimizer.zero_grad()
 
+    @torch.no_grad()
+    def _count(self) -> None:
+        share = self._share()
+        for own in self.step.passes():
+            share.count(self.arm.state.model(*share.inputs(own), training=True)[1], own)
+
+    def _share(self) -> Share:
+        return Share(self.arm.objective, self.step, self.arm.state.balance or [])
+
     def _statistics(self) -> None:
         step_metrics(self.outcome, self.arm.objective)
 
@@ -96,6 +108,8 @@ class _Entrant:
         self._time("gradients", lambda: self._gradients(self.arm.objective))
         self.arm.state.optimizer.zero_grad()
         self._time("bare", self._without)
+        if self.counts:
+            self._time("counting", self._count)
         self._time("statistics", self._statistics)
 
     def _time(self, name: str, act: Callable[[], object]) -> None:
@@ -141,7 +155,8 @@ def _timing(own: _Entrant, first: _Entrant) -> Timing:
 
     extra = [a - b for a, b in zip(times["gradients"], times["bare"], strict=True)]
     return Timing(
-        seconds=seconds,
+        step_seconds=times["training"],
+        counting_seconds=times.get("counting", []),
         cpu_seconds=statistics.median(times["cpu"]),
         ratio=statistics.median(
             a / b for a, b in zip(times["training"], first.times["training"], strict=True)
@@ -151,11 +166,23 @@ def _timing(own: _Entrant, first: _Entrant) -> Timing:
         loading=share(times["loading"]),
         balancing=max(0.0, share(extra)),
         statistics=share(times["statistics"]),
-        counting=Share(own.arm.objective, own.step, own.arm.state.balance or []).counting,
         peak_bytes=torch.cuda.max_memory_allocated(own.device)
         if own.device.type == "cuda"
         else None,
     )
+
+
+def machine_of(config: ExperimentConfig) -> str:
+    """What arms are timed on, in words."""
+    if (device := device_of(config)).type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    threads = config.run.threads or 1
+    return f"{threads} thread{'s' * (threads > 1)} of a CPU, torch {torch.__version__}"
+
+
+def device_of(config: ExperimentConfig) -> torch.device:
+    cuda = torch.cuda.is_available() and config.run.device != "cpu"
+    return torch.device("cuda" if cuda else "cpu")
 
 
 def time_arms(
@@ -168,8 +195,7 @@ def time_arms(
 
     The kernels are those of the runs in `runs_dir`.
     """
-    cuda = torch.cuda.is_available() and configs[0].run.device != "cpu"
-    device = torch.device("cuda" if cuda else "cpu")
+    device = device_of(configs[0])
     threads = configs[0].run.threads or 1
     torch.set_num_threads(threads)
     resolved = [

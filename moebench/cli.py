@@ -557,8 +557,11 @@ def bench(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", parser=_number, metavar="N", help="steps of each that count")
-    ] = 9,
+        int | None,
+        typer.Option(
+            "--rounds", parser=_number, metavar="N", help="steps of each that count; 9 by default"
+        ),
+    ] = None,
     as_json: AsJson = False,
     config_dir: ConfigDir = None,
     runs_dir: RunsDir = RUNS,
@@ -574,7 +577,7 @@ def bench(
     from moebench.config.compose import Composer, from_dict
     from moebench.config.identity import label
     from moebench.progress import counted, say
-    from moebench.records import write_json
+    from moebench.records import COSTS, write_json
     from moebench.study import find_plan
 
     plan = None
@@ -588,16 +591,18 @@ def bench(
     else:
         config = Composer(config_dir).compose(overrides or [])
         configs = {label(config): config}
-    from moebench.bench import time_arms  # torch, only here
+    from moebench.bench import ROUNDS, machine_of, time_arms  # torch, only here
 
+    rounds = rounds or ROUNDS
     found: dict[str, Any] = {}
     looks = time_arms(list(configs.values()), runs_dir, rounds, say)
     for timings in counted(looks, rounds, "rounds"):
         found = {name: asdict(each) for name, each in zip(configs, timings, strict=True)}
     if plan is not None:
-        path = plan.path(runs_dir).with_name("timing.json")
-        write_json(path, {"schema_version": 1, "rounds": rounds, "arms": found})
-        say(f"{path}: holds the timing of {len(found)} arms")
+        path = plan.path(runs_dir).with_name(COSTS)
+        machine = machine_of(next(iter(configs.values())))
+        write_json(path, {name: {**each, "machine": machine} for name, each in found.items()})
+        say(f"{path}: holds the timing of {len(found)} arms, which moebench report shows")
     if as_json:
         _print_json({"schema_version": 1, "arms": found})
         return
@@ -607,7 +612,7 @@ def bench(
         table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
     for name, each in found.items():
         shares = [f"{each[key]:.1%}" for key in ("mfu", "loading", "balancing", "statistics")]
-        counted_first = " (counts first)" if each["counting"] else ""
+        counted_first = " (counts first)" if each["counting_seconds"] else ""
         speed = f"{each['tokens_per_second']:,.0f}"
         table.add_row(label(configs[name]) + counted_first, speed, f"{each['ratio']:.2f}", *shares)
     Console().print(table)

@@ -38,6 +38,7 @@ EVALUATED = (
     *("load/max_vio_global", "load/dead_experts_global", "load/utilization/"),
     *("router/changed", "forces/"),
 )
+COSTS = "cost.json"  # beside the plan of a study: its arms, each timed by itself
 SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
 LEFTOVERS = ".*.tmp"  # what a killed process leaves of a file or folder that it wrote aside
 

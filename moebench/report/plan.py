@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moebench.errors import RecordError
-from moebench.records import printable
+from moebench.records import COSTS, printable
 from moebench.report.frame import Problem
 from moebench.report.reading import PRIMARY
 
@@ -115,7 +115,7 @@ def _read(path: Path) -> Plan:
         runs=tuple(PlannedRun(*(run[key] for key in PlannedRun._fields)) for run in runs),
         size=str(found.get("size") or ""),
         overrides=tuple(tuple(map(str, run.get("overrides") or ())) for run in runs),
-        costs=_costs(path.with_name("cost.json")),
+        costs=_costs(path.with_name(COSTS)),
     )
 
 
@@ -135,7 +135,7 @@ def _costs(path: Path) -> dict[str, Cost]:
             if isinstance(cost, dict) and cost.get("step_seconds")
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise RecordError("cost.json: is no table of costs; time the study again") from None
+        raise RecordError(f"{COSTS}: is no table of costs; time the study again") from None
 
 
 def _is_run(run: Any) -> bool:
