@@ -87,20 +87,24 @@ def _seeds(arm: Arm) -> Cell:
     return str(len(arm.seeds)), ", ".join(f"{n} {state}" for state, n in arm.unfinished.items())
 
 
+MORE_BITS = (
+    ("at\nstart", "specialization/domain_start", "at start: before it was trained"),
+    (
+        "given\ntoken",
+        "specialization/domain_given_token",
+        "given token: beyond what the token tells",
+    ),
+)
+
+
 def _load_grid(table: Table) -> Grid:
+    more = [each for each in MORE_BITS if _has(table, each[1])]
     columns = [
         *((f"MaxVio\n{scope}", f"load/max_vio_{scope}", 2) for scope in SCOPES),
         ("load\nentropy", "load/entropy", 3),
         ("dead\nshare", "load/dead_experts", 3),
         ("domain\nbits", "specialization/domain", 3),
-        *(
-            (header, name, 3)
-            for header, name in (
-                ("at\nstart", "specialization/domain_start"),
-                ("given\ntoken", "specialization/domain_given_token"),
-            )
-            if _has(table, name)
-        ),
+        *((header, name, 3) for header, name, _ in more),
     ]
     rows = [
         [
@@ -118,10 +122,12 @@ def _load_grid(table: Table) -> Grid:
         rows.append([("random routing", ""), *[("", "")] * 3, *random, *rest])
     return Grid(
         title="Load and specialisation",
-        caption="Means over seeds, ± half of a 95 % interval from 3 seeds. Group: whose counts the "
-        "balance loss averages. MaxVio: largest load over the mean, less 1, in a micro-batch, a "
-        "step and the validation set; 0 is even. Load entropy: 1 is even. Domain bits: what an "
-        "expert tells of the domain.",
+        caption="Means over seeds, ± half of a 95 % interval where there are 3. Group: whose "
+        "counts the balance loss averages. MaxVio: largest load over the mean, less 1, in a "
+        "micro-batch, a step and the validation set; 0 is even. Load entropy: 1 is even. Domain "
+        "bits: what an expert tells of the domain"
+        + "".join(f"; {meaning}" for *_, meaning in more)
+        + ".",
         headers=["arm", "seeds", "group\nseqs", "group\ntokens", *(each[0] for each in columns)],
         rows=rows,
     )
@@ -144,8 +150,9 @@ def _metrics_grid(table: Table, metrics: Sequence[str]) -> Grid:
         rows.append([(arm.name, ""), _seeds(arm), *cells])
     return Grid(
         title=f"Metrics; differences are to {table.baseline}",
-        caption="Means over seeds, ± half of a 95 % interval from 3 seeds; paired differences with "
-        f"95 % intervals, for all arms together if of {table.primary}, else for one arm alone.",
+        caption="Means over seeds, ± half of a 95 % interval where there are 3; paired "
+        "differences with 95 % intervals, for all arms together if of "
+        f"{table.primary}, else for one arm alone.",
         headers=["arm", "seeds", *(each for name in metrics for each in (name, "difference"))],
         rows=rows,
     )
