@@ -50,9 +50,9 @@ format: $(DEV) ## mend what can be mended by a tool
 bench: $(READY) ## measure speed on this machine, and race others (benchmarks/README.md)
 	@$(PIP) --editable '.[bench]'
 	$(BIN)/moebench bench
-	$(BIN)/python benchmarks/race.py
+	$(BIN)/python benchmarks/race.py --compile --memory
 	$(BIN)/python benchmarks/stack.py
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/study.py
 	$(BIN)/python benchmarks/balance_loss.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/startup.py

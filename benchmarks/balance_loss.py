@@ -9,15 +9,13 @@ first. The entrants take turns in one process and are compared by the median of 
 """
 
 import argparse
-import platform
 import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
-import transformers
-from step import seconds
+from timing import device_here, header, timed
 from torch import Tensor
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
@@ -114,17 +112,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{versions}, {where}, {asked.threads} threads, {asked.rounds} rounds")
+    device = device_here()
+    print(f"{header(asked.threads, 'transformers')}, {asked.rounds} rounds")
     print(f"losses and gradients agree to {check(device):.1e}\n")
     print(f"{'':12}{'ms: ours':>10}{'theirs':>10}{'loop':>10}{'theirs/ours':>13}{'loop/ours':>11}")
     for name, size in SIZES.items():
         logits = size.logits(device)
         entrants: list[Loss] = [ours, theirs, *([loop] if name == LOOPED else [])]
         times = [
-            [seconds(partial(gradients, each, logits, size), device) for each in entrants]
+            [timed(partial(gradients, each, logits, size), device)[0] for each in entrants]
             for _ in range(asked.rounds + 1)
         ][1:]  # the first round warms up
         columns = list(zip(*times, strict=True))

@@ -8,12 +8,11 @@ its memory and without.
 """
 
 import argparse
-import platform
 import statistics
-import time
 from functools import partial
 
 import torch
+from timing import device_here, header, timed
 
 from moebench.config.compose import Composer
 from moebench.data.batches import make_batches
@@ -21,16 +20,6 @@ from moebench.data.corpus import prepare
 from moebench.train.feed import Feed
 from moebench.train.loop import make_objective, make_state
 from moebench.train.step import Step, accumulate_gradients
-
-
-def seconds(act, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    act()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -41,21 +30,20 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     config = Composer().compose(asked.overrides)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     corpus = prepare(config.data)
     batches = make_batches(corpus, config)
     state = make_state(config, corpus.vocab_size, device)
     objective = make_objective(config, corpus.domains)
     device_bsz = config.run.device_bsz or config.global_bsz
-    where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-    print(f"torch {torch.__version__}, {where}, {asked.threads} threads, {asked.rounds} rounds")
+    print(f"{header(asked.threads)}, {asked.rounds} rounds")
     print(f"{config.global_bsz} x {config.seq_len} tokens, {len(corpus.domains)} domains")
     print(f"{'tokens lie':12} {'batch ms':>10} {'step ms':>10} {'share':>8}")
     for resident in (False, True) if device.type == "cuda" else (False,):
         feed = Feed(batches, device, resident=resident)
         loading, stepping = [], []
         for step in range(1, asked.rounds + 2):
-            loading.append(seconds(partial(feed, step), device))
+            loading.append(timed(partial(feed, step), device)[0])
             tokens, domain = feed(step)
 
             def update(tokens=tokens, domain=domain) -> None:
@@ -64,7 +52,7 @@ def main() -> None:
                 accumulate_gradients(state.model, objective, one)
                 state.optimizer.step()
 
-            stepping.append(seconds(update, device))
+            stepping.append(timed(update, device)[0])
         # the first round also warms up
         batch, step = (1e3 * statistics.median(each[1:]) for each in (loading, stepping))
         place = "on the GPU" if resident else "on the CPU"

@@ -5,29 +5,33 @@ same number of tokens, with equally many parameters but for the norms' gains. On
 that of the process with one thread; each is compared with the default of transformers (grouped_mm,
 SDPA, fp32) by the median of the paired ratios. Wall time stands beside it.
 
-    python benchmarks/race.py [--shapes A D] [--rounds 9] [--threads 1] [--compile] [--smoke]
+    python benchmarks/race.py [--shapes A D] [--rounds 9] [--threads 1] [--compile] [--memory]
+                              [--smoke]
 
-What is compiled takes minutes to begin with, and is left out without `--compile`.
+What is compiled takes minutes to begin with, and is left out without `--compile`. `--memory` adds
+the most memory that each takes, in a process of its own that makes two steps: on a CPU beyond what
+the process has before there is a model, on a GPU what torch gives out.
 """
 
 import argparse
-import os
-import platform
+import multiprocessing
+import re
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import transformers
+from timing import device_here, header, timed
 from torch import Tensor
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from moebench.balance import Global, Term
 from moebench.model.transformer import MoETransformer, initialize
-from moebench.train.step import Objective, Step, accumulate_gradients, forward_of
+from moebench.train.step import Objective, Step, Wrap, accumulate_gradients, forward_of
 
 
 class Shape(NamedTuple):
@@ -76,10 +80,12 @@ def model_of(
     return model.to(device)
 
 
-def ours(shape: Shape, compute: torch.dtype, device: torch.device, *, compiled: bool) -> Entrant:
+def ours(
+    shape: Shape, compute: torch.dtype, device: torch.device, wrap: Wrap | None = None
+) -> Entrant:
     """moebench's step: fp32 master weights, whatever the products are computed in."""
     model = model_of(shape, compute, device)
-    forward = forward_of(model, torch.compile if compiled else None)
+    forward = forward_of(model, wrap)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
     tokens = _tokens(shape, device)
@@ -147,65 +153,101 @@ def _tokens(shape: Shape, device: torch.device) -> Tensor:
     return torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
 
 
-def entrants(shape: Shape, device: torch.device, *, compiled: bool) -> dict[str, Entrant]:
-    """Each by its name; what its parameters are in stands in it."""
+def entrants(
+    shape: Shape, device: torch.device, *, compiled: bool
+) -> dict[str, Callable[[], Entrant]]:
+    """What makes each, by its name; what its parameters are in stands in it."""
     fp32, bf16 = torch.float32, torch.bfloat16
-    found = {
-        BASE: theirs(shape, device),
-        "HF fp32, eager experts": theirs(shape, device, experts="eager"),
-        "HF fp32, batched_mm": theirs(shape, device, experts="batched_mm"),
-        "HF autocast bf16": theirs(shape, device, autocast=True),
-        "HF autocast bf16, eager experts": theirs(shape, device, experts="eager", autocast=True),
-        "HF bf16 parameters": theirs(shape, device, dtype=bf16),
-        "moebench fp32": ours(shape, fp32, device, compiled=False),
-        "moebench bf16, fp32 parameters": ours(shape, bf16, device, compiled=False),
+    hugging = partial(theirs, shape, device)
+    own = partial(ours, shape, device=device)
+    found: dict[str, Callable[[], Entrant]] = {
+        BASE: hugging,
+        "HF fp32, eager experts": partial(hugging, experts="eager"),
+        "HF fp32, batched_mm": partial(hugging, experts="batched_mm"),
+        "HF autocast bf16": partial(hugging, autocast=True),
+        "HF autocast bf16, eager experts": partial(hugging, experts="eager", autocast=True),
+        "HF bf16 parameters": partial(hugging, dtype=bf16),
+        "moebench fp32": partial(own, compute=fp32),
+        "moebench bf16, fp32 parameters": partial(own, compute=bf16),
     }
     if shape.tokens * shape.top_k * shape.d_model * shape.expert_dim * 3 * 4 > 4 * 2**30:
         del found["HF fp32, batched_mm"]  # it copies the weights of every token's experts
     if compiled:
         found |= {
-            "HF fp32, compiled": theirs(shape, device, compiled=True),
-            "HF bf16 parameters, compiled": theirs(shape, device, dtype=bf16, compiled=True),
-            "moebench fp32, compiled": ours(shape, fp32, device, compiled=True),
-            "moebench bf16, fp32 parameters, compiled": ours(shape, bf16, device, compiled=True),
+            "HF fp32, compiled": partial(hugging, compiled=True),
+            "HF bf16 parameters, compiled": partial(hugging, dtype=bf16, compiled=True),
+            "moebench fp32, compiled": partial(own, compute=fp32, wrap=torch.compile),
+            "moebench bf16, fp32 parameters, compiled": partial(
+                own, compute=bf16, wrap=torch.compile
+            ),
         }
+    if compiled and device.type == "cuda":
+        graphs = partial(torch.compile, mode="reduce-overhead")
+        found["moebench bf16, fp32 parameters, CUDA graphs"] = partial(
+            own, compute=bf16, wrap=graphs
+        )
     return found
 
 
-def timed(act: Entrant, device: torch.device) -> tuple[float, float]:
-    """Seconds of the process (on a GPU, of the clock) and of the clock."""
-    began, wall = time.process_time(), time.perf_counter()
-    act()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    wall = time.perf_counter() - wall
-    return (wall if device.type == "cuda" else time.process_time() - began), wall
-
-
-def race(name: str, shape: Shape, device: torch.device, rounds: int, *, compiled: bool) -> None:
-    field = entrants(shape, device, compiled=compiled)
-    for act in field.values():
+def race(
+    name: str,
+    shape: Shape,
+    device: torch.device,
+    rounds: int,
+    threads: int,
+    *,
+    compiled: bool,
+    memory: bool,
+) -> None:
+    makers = entrants(shape, device, compiled=compiled)
+    field = {}
+    for each, make in makers.items():
+        print(f"{name}: {each}", file=sys.stderr)
+        field[each] = make()
         for _ in range(2):
-            act()
+            field[each]()
     times: dict[str, list[tuple[float, float]]] = {each: [] for each in field}
     for number in range(rounds):
         print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
         for each, act in field.items():
             times[each].append(timed(act, device))
+    del field
     print(f"\n### {name}: {shape.tokens:,} tokens a step\n")
-    print("| entrant | tokens/s | against HF fp32 | wall tokens/s |\n|---|---:|---:|---:|")
+    more = " peak MB |" if memory else ""
+    print(f"| entrant | tokens/s | against HF fp32 | wall tokens/s |{more}")
+    print("|---|---:|---:|---:|" + ("---:|" if memory else ""))
     for each, own in times.items():
         ratio = statistics.median(a[0] / b[0] for a, b in zip(times[BASE], own, strict=True))
         cpu, wall = (statistics.median(column) for column in zip(*own, strict=True))
-        speeds = f"{shape.tokens / cpu:,.0f} | {ratio:.2f} | {shape.tokens / wall:,.0f}"
-        print(f"| {each} | {speeds} |", flush=True)
+        cells = [f"{shape.tokens / cpu:,.0f}", f"{ratio:.2f}", f"{shape.tokens / wall:,.0f}"]
+        if memory:
+            cells.append(f"{peak(shape, each, threads) / 1e6:,.0f}")
+        print(f"| {each} | {' | '.join(cells)} |", flush=True)
 
 
-def header(threads: int) -> str:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "CPU"
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{versions}, {where}, {threads} threads, load {os.getloadavg()[0]:.1f}"
+def peak(shape: Shape, entrant: str, threads: int) -> int:
+    """Bytes, in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (shape, entrant, threads))
+
+
+def _peak(shape: Shape, entrant: str, threads: int) -> int:
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message=".*compile.*")
+    device = device_here()
+    before = _most_resident()
+    act = entrants(shape, device, compiled=True)[entrant]()
+    for _ in range(2):
+        act()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return _most_resident() - before
+
+
+def _most_resident() -> int:
+    """Bytes; not ru_maxrss, in which Linux counts what the parent had."""
+    [size] = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(size)
 
 
 def main() -> None:
@@ -214,15 +256,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="one tiny shape, to see that it runs")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     warnings.filterwarnings("ignore", message=".*compile.*")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{header(asked.threads)}, {asked.rounds} rounds")
+    device = device_here()
+    print(f"{header(asked.threads, 'transformers')}, {asked.rounds} rounds")
     shapes = {"smoke": SMOKE} if asked.smoke else {each: SHAPES[each] for each in asked.shapes}
     for name, shape in shapes.items():
-        race(name, shape, device, asked.rounds, compiled=asked.compile)
+        race(
+            name,
+            shape,
+            device,
+            asked.rounds,
+            asked.threads,
+            compiled=asked.compile,
+            memory=asked.memory,
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from race import SHAPES, SMOKE, WEIGHT, Shape, header, model_of, ours, timed
+from race import SHAPES, SMOKE, WEIGHT, Shape, model_of, ours
+from timing import device_here, header, timed
 
 from moebench.balance import Global, Term
 from moebench.train.stack import Stack
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="a tiny shape, to see that it runs")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_here()
     shape = SMOKE if asked.smoke else SHAPES[asked.shape]
     print(f"{header(asked.threads)}, {asked.rounds} rounds, {shape}\n")
     arms = [each for each in (1, 2, 4, 8, 16, 32) if each <= asked.most]
@@ -92,9 +93,7 @@ def main() -> None:
     for each, (seconds, ratio) in found.items():
         print(f"| {each} | {each * shape.tokens / seconds:,.0f} | {each / ratio:.2f} |")
     sizes = {each: shape._replace(num_experts=each) for each in (8, 16, 32, 64, 128)}
-    field = {
-        each: ours(one, compute_of(device), device, compiled=False) for each, one in sizes.items()
-    }
+    field = {each: ours(one, compute_of(device), device) for each, one in sizes.items()}
     found = compare(field, device, asked.rounds)
     print("\n| experts | tokens/s | step against 8 experts |\n|---:|---:|---:|")
     for each, (seconds, ratio) in found.items():

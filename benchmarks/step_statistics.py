@@ -10,11 +10,11 @@ counts. With `run.log_every=N`, a run pays the first on every step and the secon
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from timing import header, timed
 
 from moebench.balance import Estimator, Global, Term
 from moebench.config.compose import Composer
@@ -22,11 +22,12 @@ from moebench.train.loop import make_state
 from moebench.train.measure import recent_load, step_metrics
 from moebench.train.step import Objective, Step, accumulate_gradients
 
+CPU = torch.device("cpu")
+
 
 def cpu_seconds(act: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.process_time()
-    made = act()
-    return time.process_time() - began, made
+    made: list[Any] = []
+    return timed(lambda: made.append(act()), CPU)[0], made[0]
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     config = Composer().compose([f"model={asked.model}", "global_bsz=32", "data=synthetic"])
-    state = make_state(config, 256, torch.device("cpu"))
+    state = make_state(config, 256, CPU)
     objective = Objective((Term(Global(), 0.05),), config.micro_bsz, estimator=Estimator())
     generator = torch.Generator().manual_seed(0)
     shape = (config.global_bsz, config.seq_len + 1)
@@ -65,7 +66,7 @@ def main() -> None:
             always.append(keeping / took)
             logged.append(row / took)
     every, one = statistics.median(always), statistics.median(logged)
-    print(f"torch {torch.__version__}, one thread, model={asked.model}, {asked.rounds} rounds")
+    print(f"{header(1)}, model={asked.model}, {asked.rounds} rounds")
     print(f"{'a step, CPU':28}{statistics.median(whole):9.4f} s")
     print(f"{'kept of every step':28}{every:9.3%} of it")
     print(f"{'row of a logged step':28}{one:9.3%} of it")

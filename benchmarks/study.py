@@ -1,0 +1,119 @@
+"""A whole study against its arms one by one, and what a CPU's cores do best with arms.
+
+First, training alone: as many processes of one thread as there are cores, each with its own arm,
+against one process with all of the threads, on the shapes of `race.py`. Then whole commands, data
+prepared before: `moebench sweep` against a `moebench train` for each of its arms, one after the
+other, each with all threads of a CPU or the GPU to itself. Seconds are those of the clock, so
+nothing else may run beside this.
+
+    python benchmarks/study.py [--seconds 20] [--steps 100] [--rounds 3] [--skip-threads]
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.synchronize import Barrier
+
+import torch
+from race import SHAPES, ours
+from timing import device_here, header
+
+MOEBENCH = (sys.executable, "-m", "moebench.cli")
+SCOPES, SEEDS = ("none", "micro", "global"), ("0", "1")
+
+
+def throughput(shape: str, processes: int, threads: int, seconds: float) -> float:
+    """Arms' tokens a second of the clock, over all processes."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(processes)
+    with context.Pool(processes, _begin, (ready,)) as pool:
+        work = [(shape, threads, seconds)] * processes
+        return sum(pool.starmap(_steps, work, chunksize=1))
+
+
+def _begin(ready: Barrier) -> None:
+    global _ready
+    _ready = ready
+
+
+def _steps(shape: str, threads: int, seconds: float) -> float:
+    torch.set_num_threads(threads)
+    act = ours(SHAPES[shape], torch.float32, torch.device("cpu"))
+    act()
+    act()
+    _ready.wait()
+    began, number = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < seconds:
+        act()
+        number += 1
+    _ready.wait()  # the others are not to have the machine to themselves while they still count
+    return number * SHAPES[shape].tokens / took
+
+
+def commands(steps: int, device: str, cores: int) -> dict[str, list[list[str]]]:
+    """What is run, one after another, for each way to train all arms."""
+    common = ["model=tiny", "global_bsz=32", f"train.steps={steps}", "data=synthetic"]
+    common += [f"run.device={device}", "data.valid_sequences=64"]
+    arms = [[f"scope={scope}", f"seed={seed}"] for scope in SCOPES for seed in SEEDS]
+    alone = [[*MOEBENCH, "train", *each, *common, f"run.threads={cores}"] for each in arms]
+    every = [f"scope={','.join(SCOPES)}", f"seed={','.join(SEEDS)}"]
+    return {"one by one": alone, "moebench sweep": [[*MOEBENCH, "sweep", *every, *common]]}
+
+
+def seconds(words: list[list[str]]) -> float:
+    """Of the clock, for these commands in a new folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        for each in words:
+            done = subprocess.run(each, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{' '.join(each)}: exit code {done.returncode}\n{done.stderr}")
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A whole study against its arms one by one.")
+    parser.add_argument("--seconds", type=float, default=20, help="of training, for each shape")
+    parser.add_argument("--steps", type=int, default=100, help="of each of the study's arms")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--skip-threads", action="store_true")
+    asked = parser.parse_args()
+    cores, device = os.cpu_count() or 1, device_here()
+    print(f"{header(cores)}, {asked.rounds} rounds")
+    if not asked.skip_threads:
+        print(f"\n| shape, fp32 | {cores} processes of 1 thread, tokens/s | 1 of {cores} | ratio |")
+        print("|---|---:|---:|---:|")
+        for shape in ("A", "D"):
+            pairs = [
+                [throughput(shape, *each, asked.seconds) for each in ((cores, 1), (1, cores))]
+                for _ in range(asked.rounds)
+            ]
+            many, one = (statistics.median(each) for each in zip(*pairs, strict=True))
+            ratio = statistics.median(a / b for a, b in pairs)
+            print(f"| {shape} | {many:,.0f} | {one:,.0f} | {ratio:.2f} |", flush=True)
+    ways = commands(asked.steps, device.type, cores)
+    for words in ways.values():  # the data, and whatever else is kept
+        seconds([[each.replace(f"steps={asked.steps}", "steps=1") for each in words[0]]])
+    times: dict[str, list[float]] = {each: [] for each in ways}
+    for number in range(asked.rounds):
+        for each, words in ways.items():
+            print(f"study: round {number + 1} of {asked.rounds}, {each}", file=sys.stderr)
+            times[each].append(seconds(words))
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    number = len(SCOPES) * len(SEEDS)
+    print(f"\n| {number} runs of {asked.steps} steps | seconds | against one by one |")
+    print("|---|---:|---:|")
+    for each, own in times.items():
+        ratio = statistics.median(a / b for a, b in zip(times["one by one"], own, strict=True))
+        print(f"| {each} | {statistics.median(own):.1f} | {ratio:.2f} |")
+    print(f"\nmost memory of a process: {most / 1e6:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
