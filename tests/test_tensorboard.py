@@ -202,6 +202,27 @@ def test_a_heatmap_of_any_shape_is_small(num_domains: int, num_experts: int) -> 
     assert len(png) < 110_000
 
 
+def test_a_heatmap_has_the_colours_of_its_scale() -> None:
+    """One expert a domain, an even domain and one without tokens, at the middle of each cell."""
+    counts = np.concatenate([np.eye(8) * 9, np.ones((1, 8)), np.zeros((1, 8))])
+    image = Image.open(io.BytesIO(heatmap(counts, ["x"] * 10, "title").png)).convert("RGB")
+    # the frame, and to its right that of the scale, are all black that reaches across
+    black = (np.asarray(image) == 0).all(2)
+    (top, bottom), (left, right) = (
+        np.flatnonzero(black.sum(axis) > 0.5 * black.shape[axis])[:2] for axis in (1, 0)
+    )
+    row, column = (bottom - top) / 10, (right - left) / 8
+    found = [
+        [image.getpixel((left + (x + 0.5) * column, top + (y + 0.5) * row)) for x in range(8)]
+        for y in range(10)
+    ]
+    most, none, even, empty = (122, 0, 25), (127, 178, 217), (255, 255, 255), (153, 153, 153)
+    for y in range(8):
+        assert found[y] == [most if x == y else none for x in range(8)]
+    assert found[8] == [even] * 8
+    assert set(found[9]) == {empty}
+
+
 def test_the_layout_asks_four_questions_of_tags_that_exist(done: Record) -> None:
     found = layout(done)
     assert list(found) == [*QUESTIONS, DOMAIN_CHARTS]
@@ -361,6 +382,13 @@ def test_partners_show_a_fixed_pair_and_chance() -> None:
     assert colours(chance).get(dark, 0) == 0
     assert sum(number for colour, number in colours(chance).items() if min(colour) > 245) > 1000
     assert colours(pairs)[dark] > 1000
+
+
+def test_partners_of_many_experts_have_a_pixel_each() -> None:
+    together = np.ones((5, 400, 400), dtype=np.int64)
+    picture = partners(together, np.ones((5, 1, 400)), "title")
+    assert picture.width < 1600
+    assert len(picture.png) < 110_000
 
 
 def test_random_routing_is_in_the_titles(tmp_path: Path) -> None:

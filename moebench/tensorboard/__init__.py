@@ -39,7 +39,7 @@ LEFT_OUT = (
     *("tune/", "valid/nats/", "valid/bits_per_byte/", "valid/nats_se", "valid/bits_per_byte_se"),
     *("ep/slowdown/", "ep/slowdown_greedy/", "ep/slowdown_redundant/", "load/layers/"),
 )
-MOST_IMAGES = 10  # a layer, since TensorBoard shows no more
+MOST_IMAGES = 5  # of each picture in a run: the first, the last and some in between
 PREFIX, SUFFIX = "events.out.tfevents.", ".moebench"
 
 

@@ -6,17 +6,35 @@ picture, so that pictures can be set side by side. Experts keep their true index
 
 import io
 import math
-import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moebench.tensorboard.words import line
 
-SHADES = [(0.0, "#7fb2d9"), (0.25, "#ffffff"), (0.5, "#f08a62"), (1.0, "#7a0019")]
 MOST = 4  # times even, the end of the scale
+SHADES = {0: "7fb2d9", 1: "ffffff", 2: "f08a62", MOST: "7a0019"}  # times even -> colour
+NUM_SHADES = 129
+# Of an image of one byte a pixel: the shades, then greys from black to white.
+PALETTE = np.concatenate(
+    [
+        np.stack(
+            [
+                np.interp(np.linspace(0, MOST, NUM_SHADES), list(SHADES), part)
+                for part in zip(*map(bytes.fromhex, SHADES.values()), strict=True)
+            ],
+            axis=1,
+        ),
+        np.linspace(0, 255, 256 - NUM_SHADES)[:, None].repeat(3, 1),
+    ]
+).astype(np.uint8)
+BLACK, NOTHING, WHITE = NUM_SHADES, 205, 255
+WIDEST, HIGHEST = 1080, 960  # pixels of all cells
 MOST_PANELS = 6  # layers side by side
+GAP = -1  # in place of times even: a cell between panels
 
 
 class Picture(NamedTuple):
@@ -76,7 +94,8 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str) -> Picture:
         counts: [layers, domains, experts], which order the experts as in `heatmap`.
     """
     layers, experts, _ = together.shape
-    shown = np.unique(np.linspace(0, layers - 1, min(layers, MOST_PANELS)).round().astype(int))
+    panels = min(layers, MOST_PANELS, max(1, WIDEST // (experts + 1)))
+    shown = np.unique(np.linspace(0, layers - 1, panels).round().astype(int))
     parts, names = [], []
     for layer in shown:
         order = _by_domain(counts[layer])
@@ -87,14 +106,14 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str) -> Picture:
         times = _times_even(panel) * (experts - 1) / experts
         times[own == 0] = np.nan
         np.fill_diagonal(times, np.nan)
-        parts += [times[order][:, order], np.full((experts, 1), np.nan)]
+        parts += [times[order][:, order], np.full((experts, 1), GAP)]
         names += [f"layer {layer}" if at == experts // 2 else "" for at in range(experts)] + [""]
     return _draw(
         np.concatenate(parts[:-1], 1),
         [""] * experts,
         names[:-1],
         title,
-        across="another expert of the same token",
+        across="another expert of the same token (grey: itself)",
         along="expert, in the order of its domains",
         bar="times as often as by chance",
         even=None,
@@ -126,47 +145,81 @@ def _draw(
 ) -> Picture:
     """Draw cells [rows, columns] in multiples of even.
 
+    One byte a pixel, an index into PALETTE; lengths are in pixels.
+
     Args:
         even: the share that is even, to label the scale by; None: it is labelled in multiples.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
+    from PIL import Image, ImageDraw
 
-    # Laid out by hand, in inches: matplotlib's own layout takes longer than all the drawing.
-    left, bottom, right, top = 0.5 + 0.075 * max(map(len, rows)), 0.5, 1.2, 0.32
-    wide = min(max(0.24 * len(columns), 3.4), 9.0)
-    high = min(max(0.2 * len(rows), 2.1), 8.0)
-    width, height = left + wide + right, bottom + high + top
-    figure = Figure(figsize=(width, height), dpi=120)
-    axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
-    axes.set_facecolor("0.6")  # where nothing was assigned
-    shades = LinearSegmentedColormap.from_list("times even", SHADES)
-    image = axes.imshow(times, cmap=shades, vmin=0, vmax=MOST, aspect="auto")
-    said = line(title, int(12 * width))
-    figure.text(0.01, 1 - 0.22 / height, said, fontsize=9, parse_math=False)
-    axes.set_xlabel(across, fontsize=9)
-    axes.set_ylabel(along, fontsize=9)
-    named = [at for at, name in enumerate(columns) if name]
-    named = named[:: math.ceil(len(named) / 64)]
-    axes.set_xticks(named, [columns[at] for at in named])
-    axes.set_yticks([at for at, name in enumerate(rows) if name], list(filter(None, rows)))
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
-    axes.tick_params(length=0, labelsize=8 if len(columns) <= 32 else 6)
-
-    place = ((left + wide + 0.12) / width, bottom / height, 0.14 / width, high / height)
-    scale = figure.colorbar(image, cax=figure.add_axes(place), extend="max")
+    large, small = _font(15), _font(13)
     labels = [f"{each}" if even is None else f"{each * even:.1%}" for each in range(MOST + 1)]
     labels[1] = "1: by chance" if even is None else f"even: 1/{round(1 / even)}"
-    scale.set_ticks(list(range(MOST + 1)), labels=labels, fontsize=8)
-    scale.ax.axhline(1, color="black", linewidth=1)
-    scale.set_label(bar, fontsize=8)
+    labels[MOST] = f"≥ {labels[MOST]}"
 
-    canvas, png = FigureCanvasAgg(figure), io.BytesIO()
-    with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes, which is no reason to warn.
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        canvas.print_png(png)
-    across_pixels, up_pixels = canvas.get_width_height()
-    return Picture(png.getvalue(), up_pixels, across_pixels)
+    wide = len(columns) * max(1, min(max(29, 408 // len(columns)), WIDEST // len(columns)))
+    high = len(rows) * max(1, min(max(24, 252 // len(rows)), HIGHEST // len(rows)))
+    left = 45 + round(max(map(small.getlength, rows)))
+    top, right, bottom = 38, left + wide, 38 + high
+    size = (right + 70 + round(max(map(small.getlength, labels))), bottom + 58)
+    sheet = Image.new("L", size, WHITE)
+    pen = ImageDraw.Draw(sheet)
+
+    def write(x: float, y: float, words: str, anchor: str, font: Any = small) -> None:
+        pen.text((x, y), words, BLACK, font, anchor)
+
+    def write_upwards(x: float, y: float, words: str, font: Any) -> None:
+        label = Image.new("L", (round(font.getlength(words)), 20), WHITE)
+        ImageDraw.Draw(label).text((0, 10), words, BLACK, font, "lm")
+        label = label.transpose(Image.Transpose.ROTATE_90)
+        sheet.paste(label, (round(x - label.width / 2), round(y - label.height / 2)))
+
+    cells = np.where(np.isnan(times), NOTHING, _shade(np.nan_to_num(times)))
+    cells[times == GAP] = WHITE
+    cells = cells.repeat(high // len(rows), 0).repeat(wide // len(columns), 1)
+    sheet.paste(Image.fromarray(cells.astype(np.uint8)), (left, top))
+    pen.rectangle((left - 1, top - 1, right, bottom), outline=BLACK)
+    write(8, 18, line(title, size[0] // 9), "lm", large)
+    write(left + wide / 2, bottom + 40, across, "mm", large)
+    write_upwards(14, top + high / 2, along, large)
+    font = small if len(list(filter(None, columns))) <= 32 else _font(10)
+    for at in _with_room(columns, wide / len(columns), max(map(font.getlength, columns)) + 3):
+        write(left + (at + 0.5) * wide / len(columns), bottom + 12, columns[at], "mm", font)
+    for at in _with_room(rows, high / len(rows), 13):
+        write(left - 8, top + (at + 0.5) * high / len(rows), rows[at], "rm")
+
+    scale = _shade(np.linspace(MOST, 0, high))[:, None].repeat(17, 1)
+    sheet.paste(Image.fromarray(scale), (right + 15, top))
+    pen.rectangle((right + 14, top - 1, right + 32, bottom), outline=BLACK)
+    for each, label in enumerate(labels):
+        y = bottom - round(high * each / MOST)
+        pen.line((right + (14 if each == 1 else 32), y, right + 37, y), BLACK)
+        write(right + 41, y, label, "lm")
+    write_upwards(size[0] - 14, top + high / 2, bar, small)
+
+    picture, png = Image.frombytes("P", size, sheet.tobytes()), io.BytesIO()
+    picture.putpalette(PALETTE.tobytes())
+    picture.save(png, "PNG")
+    return Picture(png.getvalue(), size[1], size[0])
+
+
+def _shade(times: np.ndarray) -> np.ndarray:
+    """Indices of the shades of PALETTE."""
+    return (np.clip(times / MOST, 0, 1) * (NUM_SHADES - 1)).round().astype(np.uint8)
+
+
+def _with_room(names: Sequence[str], distance: float, needed: float) -> list[int]:
+    """Places of the names to write, evenly thinned where neighbours would touch."""
+    named = [at for at, name in enumerate(names) if name]
+    if len(named) > 1:
+        distance *= named[1] - named[0]
+    return named[:: math.ceil(needed / distance)]
+
+
+@cache
+def _font(size: int) -> Any:
+    import matplotlib
+    from PIL import ImageFont
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
