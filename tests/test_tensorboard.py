@@ -129,7 +129,7 @@ def test_scalars_equal_the_rows(done: Record) -> None:
             left_out = key == "step" or key.startswith(("tune/", "valid/nats/"))
             if not left_out and not isinstance(value, list):
                 wanted.setdefault(key, []).append((row["step"], value))
-    wanted |= {f"final/{key}": [(STEPS, 0.5)] for key in FINAL}
+    wanted |= {f"Final/{key}": [(STEPS, 0.5)] for key in FINAL}
     assert sorted(found.Tags()["scalars"]) == sorted(wanted)
     for key, points in wanted.items():
         seen = [(each.step, each.value) for each in found.Scalars(key)]
@@ -398,9 +398,11 @@ def test_random_routing_is_in_the_titles(tmp_path: Path) -> None:
     titles = [title for charts in layout(record).values() for title in charts]
     assert not [title for title in titles if "{" in title]
     assert [
-        title for title in titles if "micro-batch: excess" in title and "random: 0.224" in title
+        title
+        for title in titles
+        if "micro-batch: excess" in title and "random routing: 0.224)" in title
     ]
-    assert [title for title in titles if "slowest" in title and "random: 1.08" in title]
+    assert [title for title in titles if "slowest" in title and "random routing: 1.08)" in title]
 
 
 def test_a_view_of_an_older_record_has_what_the_record_has(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ PALETTE = np.concatenate(
     ]
 ).astype(np.uint8)
 BLACK, NOTHING, WHITE = NUM_SHADES, 205, 255
-WIDEST, HIGHEST = 1080, 960  # pixels of all cells
+MOST_PIXELS = 1080  # of all cells, across or up
+CARD = 350  # pixels that TensorBoard gives a picture; it shrinks wider ones by leaving pixels out
 MOST_PANELS = 6  # layers side by side
 GAP = -1  # in place of times even: a cell between panels
 
@@ -45,7 +46,7 @@ class Picture(NamedTuple):
     width: int
 
 
-def heatmap(counts: np.ndarray, domains: Sequence[str], title: str) -> Picture:
+def heatmap(counts: np.ndarray, domains: Sequence[str], title: str, about: str = "") -> Picture:
     """The share of each domain's assignments that goes to each expert.
 
     Experts stand in the order of the domain that uses them most, so that specialisation shows as a
@@ -60,14 +61,15 @@ def heatmap(counts: np.ndarray, domains: Sequence[str], title: str) -> Picture:
         [line(name, 20) for name in domains],
         [str(each) for each in order],
         title,
-        across="expert, ordered by the domain that uses it most",
+        about,
+        across="expert, by the domain that uses it most",
         along="domain",
         bar="share of the domain's assignments",
         even=1 / counts.shape[1],
     )
 
 
-def loads(counts: np.ndarray, title: str) -> Picture:
+def loads(counts: np.ndarray, title: str, about: str = "") -> Picture:
     """The load of every expert of every layer.
 
     Args:
@@ -79,6 +81,7 @@ def loads(counts: np.ndarray, title: str) -> Picture:
         [str(each) for each in range(layers)],
         [str(each) for each in range(experts)],
         title,
+        about,
         across="expert",
         along="layer",
         bar="share of the layer's assignments",
@@ -86,7 +89,7 @@ def loads(counts: np.ndarray, title: str) -> Picture:
     )
 
 
-def partners(together: np.ndarray, counts: np.ndarray, title: str) -> Picture:
+def partners(together: np.ndarray, counts: np.ndarray, title: str, about: str = "") -> Picture:
     """How often the experts of a token meet: N_ij / N_i over the (k - 1) / (E - 1) of chance.
 
     Args:
@@ -94,7 +97,7 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str) -> Picture:
         counts: [layers, domains, experts], which order the experts as in `heatmap`.
     """
     layers, experts, _ = together.shape
-    panels = min(layers, MOST_PANELS, max(1, WIDEST // (experts + 1)))
+    panels = min(layers, MOST_PANELS, max(1, MOST_PIXELS // (experts + 1)))
     shown = np.unique(np.linspace(0, layers - 1, panels).round().astype(int))
     parts, names = [], []
     for layer in shown:
@@ -113,8 +116,9 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str) -> Picture:
         [""] * experts,
         names[:-1],
         title,
+        about,
         across="another expert of the same token (grey: itself)",
-        along="expert, in the order of its domains",
+        along="expert, by its domain",
         bar="times as often as by chance",
         even=None,
     )
@@ -137,6 +141,7 @@ def _draw(
     rows: Sequence[str],
     columns: Sequence[str],
     title: str,
+    about: str,
     *,
     across: str,
     along: str,
@@ -148,59 +153,64 @@ def _draw(
     One byte a pixel, an index into PALETTE; lengths are in pixels.
 
     Args:
+        about: a second line below the title.
         even: the share that is even, to label the scale by; None: it is labelled in multiples.
     """
     from PIL import Image, ImageDraw
 
-    large, small = _font(15), _font(13)
-    labels = [f"{each}" if even is None else f"{each * even:.1%}" for each in range(MOST + 1)]
-    labels[1] = "1: by chance" if even is None else f"even: 1/{round(1 / even)}"
-    labels[MOST] = f"≥ {labels[MOST]}"
-
-    wide = len(columns) * max(1, min(max(29, 408 // len(columns)), WIDEST // len(columns)))
-    high = len(rows) * max(1, min(max(24, 252 // len(rows)), HIGHEST // len(rows)))
-    left = 45 + round(max(map(small.getlength, rows)))
-    top, right, bottom = 38, left + wide, 38 + high
-    size = (right + 70 + round(max(map(small.getlength, labels))), bottom + 58)
+    large, small, tiny = _font(12), _font(11), _font(10)
+    left, top = 30 + round(max(map(small.getlength, rows))), 38
+    cell_wide = _cell(len(columns), CARD - left - 8, 2)
+    cell_high = _cell(len(rows), 176, 14 if any(rows) else 2)
+    right, bottom = left + cell_wide * len(columns), top + cell_high * len(rows)
+    size = (max(CARD, right + 8), bottom + 90)
     sheet = Image.new("L", size, WHITE)
     pen = ImageDraw.Draw(sheet)
 
-    def write(x: float, y: float, words: str, anchor: str, font: Any = small) -> None:
+    def write(x: float, y: float, words: str, anchor: str = "mm", font: Any = small) -> None:
         pen.text((x, y), words, BLACK, font, anchor)
 
-    def write_upwards(x: float, y: float, words: str, font: Any) -> None:
-        label = Image.new("L", (round(font.getlength(words)), 20), WHITE)
-        ImageDraw.Draw(label).text((0, 10), words, BLACK, font, "lm")
-        label = label.transpose(Image.Transpose.ROTATE_90)
-        sheet.paste(label, (round(x - label.width / 2), round(y - label.height / 2)))
+    def paint(shades: np.ndarray, x: int, y: int) -> None:
+        sheet.paste(Image.fromarray(shades), (x, y))
+        high, wide = shades.shape
+        pen.rectangle((x - 1, y - 1, x + wide, y + high), outline=BLACK)
 
+    write(4, 11, line(title, 50), "lm", large)
+    write(4, 26, line(about, 54), "lm")
     cells = np.where(np.isnan(times), NOTHING, _shade(np.nan_to_num(times)))
     cells[times == GAP] = WHITE
-    cells = cells.repeat(high // len(rows), 0).repeat(wide // len(columns), 1)
-    sheet.paste(Image.fromarray(cells.astype(np.uint8)), (left, top))
-    pen.rectangle((left - 1, top - 1, right, bottom), outline=BLACK)
-    write(8, 18, line(title, size[0] // 9), "lm", large)
-    write(left + wide / 2, bottom + 40, across, "mm", large)
-    write_upwards(14, top + high / 2, along, large)
-    font = small if len(list(filter(None, columns))) <= 32 else _font(10)
-    for at in _with_room(columns, wide / len(columns), max(map(font.getlength, columns)) + 3):
-        write(left + (at + 0.5) * wide / len(columns), bottom + 12, columns[at], "mm", font)
-    for at in _with_room(rows, high / len(rows), 13):
-        write(left - 8, top + (at + 0.5) * high / len(rows), rows[at], "rm")
+    paint(cells.repeat(cell_high, 0).repeat(cell_wide, 1).astype(np.uint8), left, top)
+    for at in _with_room(columns, cell_wide, max(map(tiny.getlength, columns)) + 2):
+        write(left + (at + 0.5) * cell_wide, bottom + 10, columns[at], font=tiny)
+    for at in _with_room(rows, cell_high, 12):
+        write(left - 5, top + (at + 0.5) * cell_high, rows[at], "rm")
+    write(size[0] / 2, bottom + 26, across)
+    upwards = Image.new("L", (round(small.getlength(along)), 16), WHITE)
+    ImageDraw.Draw(upwards).text((0, 8), along, BLACK, small, "lm")
+    upwards = upwards.transpose(Image.Transpose.ROTATE_90)
+    sheet.paste(upwards, (2, (top + bottom - upwards.height) // 2))
 
-    scale = _shade(np.linspace(MOST, 0, high))[:, None].repeat(17, 1)
-    sheet.paste(Image.fromarray(scale), (right + 15, top))
-    pen.rectangle((right + 14, top - 1, right + 32, bottom), outline=BLACK)
-    for each, label in enumerate(labels):
-        y = bottom - round(high * each / MOST)
-        pen.line((right + (14 if each == 1 else 32), y, right + 37, y), BLACK)
-        write(right + 41, y, label, "lm")
-    write_upwards(size[0] - 14, top + high / 2, bar, small)
+    # the scale, below and all across
+    long, y = size[0] - 60, bottom + 44
+    paint(_shade(np.linspace(0, MOST, long))[None].repeat(10, 0), 30, y)
+    for each in range(MOST + 1):
+        label = f"{each}" if even is None else f"{each * even:.1%}"
+        if each == 1:
+            label = "1: by chance" if even is None else f"even: 1/{round(1 / even)}"
+        x = 30 + round(long * each / MOST)
+        pen.line((x, y - 1 if each == 1 else y + 10, x, y + 14), BLACK)
+        write(x, y + 21, f"≥ {label}" if each == MOST else label)
+    write(size[0] / 2, y + 36, bar)
 
     picture, png = Image.frombytes("P", size, sheet.tobytes()), io.BytesIO()
     picture.putpalette(PALETTE.tobytes())
     picture.save(png, "PNG")
     return Picture(png.getvalue(), size[1], size[0])
+
+
+def _cell(number: int, together: int, least: int) -> int:
+    """The size of each of some cells, that they have some pixels together."""
+    return max(1, min(max(together // number, least), MOST_PIXELS // number))
 
 
 def _shade(times: np.ndarray) -> np.ndarray:
