@@ -1,5 +1,6 @@
 """What routers do, to be looked at: of a run from its record, of a text from a checkpoint."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,7 @@ def _random(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> di
     }
     for name in ("cv", "entropy", "gini", "dead_experts"):
         found[f"load/{name}"] = loads.get("batch", {}).get(name)
+    found["load/dead_experts_global"] = loads.get("global", {}).get("dead_experts")
     found["load/drop_rate"] = loads.get("micro", {}).get("drop_rate")
     found["ep/slowdown"] = manifest.get("random_slowdown")
     return {key: each for key, each in found.items() if each is not None} | by_chance(
@@ -125,7 +127,8 @@ class Routed(NamedTuple):
     """A text and where its tokens go.
 
     Attributes:
-        tokens: the text of each; a byte inside a character is written as hexadecimal.
+        tokens: the text of each; of a character that several tokens make up, the last shows it and
+            the others their bytes in hexadecimal.
         experts: [layers][tokens][top_k], the likeliest first.
         num_experts: of a layer.
     """
@@ -143,21 +146,25 @@ def inspect_text(path: Path, text: str, step: int | None = None) -> Routed:
 
     if not text:
         raise ConfigError("--text: is empty; give some words")
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("--text: is no UTF-8; give text in that encoding") from None
     checkpoint = open_checkpoint(Record(path), step)
-    tokens = checkpoint.tokenizer.encode(text.encode())
+    tokens = checkpoint.tokenizer.encode(content)
     with torch.no_grad():
         given = torch.tensor(tokens.astype(np.int64), device=checkpoint.device)
         _, routing = checkpoint(given[None])
     return Routed(
-        _spelled(checkpoint.tokenizer, tokens),
+        _spelled(content, [checkpoint.tokenizer.bytes_in(each) for each in tokens]),
         routing.expert_index[:, 0].tolist(),
         routing.counts.shape[-1],
     )
 
 
-def _spelled(tokenizer: Any, tokens: Sequence[int] | np.ndarray) -> list[str]:
-    each = [tokenizer.decode([token]) for token in tokens]
-    return [
-        word if "\N{REPLACEMENT CHARACTER}" not in word else f"<{int(token):02x}>"
-        for word, token in zip(each, tokens, strict=True)
-    ]
+def _spelled(text: bytes, sizes: Sequence[int]) -> list[str]:
+    """The text cut into pieces of some bytes, as `Routed.tokens`."""
+    decoder = getincrementaldecoder("utf-8")()
+    ends = np.cumsum(sizes).tolist()
+    pieces = [text[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    return [decoder.decode(piece) or "".join(f"<{byte:02x}>" for byte in piece) for piece in pieces]

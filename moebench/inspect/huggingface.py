@@ -68,6 +68,8 @@ def inspect_checkpoint(
     random = {f"load/{name}": value for name, value in loads["batch"].items()}
     random |= {f"load/max_vio_{window}": each["max_vio"] for window, each in loads.items()}
     random["load/drop_rate"] = loads["micro"]["drop_rate"]
+    random["load/max_vio_global"] = random["load/max_vio_batch"]
+    random["load/dead_experts_global"] = random["load/dead_experts"]
     judged = quality(
         "valid", torch.cat(nats).numpy(), seq_len, text_bytes, domain.numpy(), corpus.domains
     )
@@ -75,7 +77,8 @@ def inspect_checkpoint(
         name=str(directory),
         about=[
             f"{model.config.model_type}: {len(routing.counts)} MoE layers, {experts} experts, "
-            f"top-{top_k}; {len(made)} domains x {sequences} sequences of {seq_len} tokens"
+            f"top-{top_k}; {len(made)} domains x {sequences} sequences of {seq_len} tokens",
+            f"a micro-batch is {micro_bsz} sequences of one domain, a step is all of them",
         ],
         domains=list(corpus.domains),
         counts=arrays["counts"],

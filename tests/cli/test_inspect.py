@@ -1,19 +1,22 @@
 """Looking at routers: of runs, of texts and of Hugging Face checkpoints."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
 from moebench.evaluate import open_checkpoint
 from moebench.experiment import run_experiment
-from moebench.inspect import Inspection
-from moebench.inspect.render import show
+from moebench.inspect import Inspection, Routed
+from moebench.inspect.render import show, show_text
 from moebench.records import Record
 from tests.calls import Call
 
@@ -41,7 +44,7 @@ def test_a_run_by_its_record(record: Record, call: Call) -> None:
     shown = call("inspect", record.path, "--layer", "0").out
     assert "layer 0: experts" in shown
     assert "digits" in shown
-    assert "ep/slowdown" in shown
+    assert "ep/\n  slowdown " in re.sub(" +\n", "\n", shown)
 
 
 def test_an_older_record_is_read(record: Record, tmp_path: Path, call: Call) -> None:
@@ -69,12 +72,38 @@ def test_dead_experts_and_specialists_are_named(capsys: pytest.CaptureFixture[st
 
 def test_a_text_goes_where_the_model_sends_it(record: Record, call: Call) -> None:
     said = json.loads(call("inspect", record.path, "--text", "0é1", "--json").out)
-    assert said["tokens"] == ["0", "<c3>", "<a9>", "1"]
+    assert said["tokens"] == ["0", "<c3>", "é", "1"]
     given = torch.tensor([list("0é1".encode())])
     _, routing = open_checkpoint(record).model(given)
     assert said["experts"] == routing.expert_index[:, 0].tolist()
     shown = call("inspect", record.path, "--text", "0é1").out
-    assert "layer 1  0<c3><a9>1" in shown
+    rows = [line.split() for line in shown.splitlines()[2:]]
+    first, second = said["experts"]
+    wanted = [[str(each) for each in (*a, *b)] for a, b in zip(first, second, strict=True)]
+    assert [row[0] for row in rows] == ["0", "<c3>", "é", "1"]
+    assert [row[1:] for row in rows] == wanted
+    alone = call("inspect", record.path, "--text", "0é1", "--layer", "1").out
+    assert [line.split()[1:] for line in alone.splitlines()[2:]] == [row[2:] for row in wanted]
+
+
+def test_a_text_is_coloured_where_there_are_colours_and_fits_its_width() -> None:
+    draw = np.random.default_rng(0)
+    made = Routed(list("abc"), draw.integers(0, 64, (24, 3, 8)).tolist(), 64)
+    for width in (80, 100):
+        out = io.StringIO()
+        show_text(made, Console(file=out, width=width, force_terminal=True, color_system="256"))
+        plain = Text.from_ansi(out.getvalue()).plain.splitlines()
+        assert [line for line in plain if line.endswith("abc")] == [
+            f"layer {layer}  abc" for layer in range(24)
+        ]
+        assert max(map(len, plain)) <= width
+        tables = " ".join(plain[plain.index("the experts of each token, the likeliest first") :])
+        for layer in made.experts:
+            for experts in layer:
+                assert " ".join(map(str, experts)) in tables
+    out = io.StringIO()
+    show_text(made, Console(file=out, width=80))
+    assert "abc" not in out.getvalue(), "without colours it would say nothing"
 
 
 def test_bad_words_are_one_line(call: Call, record: Record, tmp_path: Path) -> None:
@@ -86,6 +115,8 @@ def test_bad_words_are_one_line(call: Call, record: Record, tmp_path: Path) -> N
         (record.path, "--step", "3"): "it has 0, 2, 4",
         (record.path, "--layer", "9"): "--layer=9: must be between 0 and",
         (record.path, "--text", ""): "--text: is empty",
+        (record.path, "--text", "\udcff"): "--text: is no UTF-8",
+        (record.path, "--text", "a", "--layer", "9"): "--layer=9: must be between 0 and",
         ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
         ("--hf", tmp_path): "takes --data",
         ("--hf", tmp_path, "--data", tmp_path): "cannot be loaded",
