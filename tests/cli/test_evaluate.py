@@ -20,6 +20,7 @@ from moebench.evaluate import (
     run_tasks,
 )
 from moebench.experiment import run_experiment
+from moebench.metrics.tasks import cloze
 from moebench.records import Record
 from tests.calls import Call
 
@@ -117,11 +118,39 @@ def test_results_are_sealed_and_verify_finds_a_change(
     assert "tasks/blimp-step-2.json: was changed" in damaged.out
 
 
-def test_bytes_of_a_tokenizer_of_pieces_normalise_cloze(tmp_path: Path, text_folder: Path) -> None:
+def test_cloze_equals_a_scorer_by_candidate_token_and_byte(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    """Of a tokenizer of pieces, whose candidates have as many tokens but not as many bytes."""
     record = make_run(tmp_path, text_folder, "data.tokenizer=bpe", "data.vocab_size=300")
-    found = run_tasks(open_checkpoint(record), ["cloze"], Settings(questions=5), silent)["cloze"]
-    assert 0 < found["all"]["n"] <= 15
-    assert set(found["domain"]) == {"digits", "letters", "shapes"}
+    checkpoint = open_checkpoint(record)
+    found = run_tasks(checkpoint, ["cloze"], Settings(questions=5), silent)["cloze"]
+    corpus = checkpoint.corpus
+    questions = cloze(
+        [(name, corpus.valid(name, "test")) for name in corpus.domains],
+        end=corpus.tokenizer.end,
+        questions=5,
+        context=24,
+        length=8,
+    )
+    right: dict[str, list[float]] = {}
+    sizes = set()
+    for each in questions:
+        scores = []
+        for candidate in each.candidates:
+            tokens = [*each.context, *candidate]
+            with torch.no_grad():
+                logits = checkpoint.model(torch.tensor([tokens]))[0][0].double().log_softmax(-1)
+            total = sum(float(logits[at - 1, tokens[at]]) for at in range(24, 32))
+            size = len(corpus.tokenizer.decode(candidate).encode())
+            sizes.add(size)
+            scores.append(total / size)
+        right.setdefault(each.domain, []).append(float(scores[0] == max(scores)))
+    assert len(sizes) > 1
+    assert set(right) == {"digits", "letters", "shapes"}
+    for domain, each in right.items():
+        assert found["domain"][domain]["n"] == len(each)
+        assert found["domain"][domain]["accuracy"] == pytest.approx(sum(each) / len(each))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -36,11 +37,11 @@ def numbers(routing: Routing) -> dict[str, float]:
     return {key: value.detach().item() for key, value in batch_metrics(routing, MICRO).items()}
 
 
-def mean(values: list[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def violation(count: list[float]) -> float:
+def violation(count: Sequence[float]) -> float:
     return max(count) / mean(count) - 1
 
 
