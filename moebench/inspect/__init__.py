@@ -104,7 +104,8 @@ def _random(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> di
         found[f"load/{name}"] = loads.get("batch", {}).get(name)
     found["load/dead_experts_global"] = loads.get("global", {}).get("dead_experts")
     found["load/drop_rate"] = loads.get("micro", {}).get("drop_rate")
-    found["ep/slowdown"] = manifest.get("random_slowdown")
+    for key in ("ep/slowdown", "ep/slowdown_greedy"):  # no earlier load foretells a random one
+        found[key] = manifest.get("random_slowdown")
     return {key: each for key, each in found.items() if each is not None} | by_chance(
         experts, top_k
     )

@@ -48,7 +48,7 @@ QUESTIONS: dict[str, dict[str, str]] = {
     },
     "What does it cost?": {
         "Expert parallel: slowest of the virtual ranks over the mean (even: 1{0})": "ep/slowdown",
-        "The same, experts placed by recent load (even: 1)": "ep/slowdown_greedy",
+        "The same, experts placed by recent load (even: 1{0})": "ep/slowdown_greedy",
         "The same, and the fullest experts copied (even: 1)": "ep/slowdown_redundant",
         "Dropped, or would be at a capacity of 1.25 (share; even: 0{0})": "load/drop_rate",
         "Tokens per second": "speed/tokens_per_second",
@@ -82,7 +82,8 @@ def random_values(manifest: Mapping[str, Any]) -> dict[str, float]:
         "load/drop_rate": ("micro", "drop_rate"),
     }
     found = {key: loads.get(window, {}).get(name) for key, (window, name) in known.items()}
-    found["ep/slowdown"] = manifest.get("random_slowdown")
+    for key in ("ep/slowdown", "ep/slowdown_greedy"):  # no earlier load foretells a random one
+        found[key] = manifest.get("random_slowdown")
     return {key: value for key, value in found.items() if is_finite(value)}
 
 
