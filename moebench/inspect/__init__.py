@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moebench import chance
 from moebench.errors import ConfigError, RecordError
 from moebench.metrics.change import saturation
 from moebench.records import Record
+
+DENSE = "is of a dense model, which has no routers to look at"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def inspect_run(path: Path, step: int | None = None) -> Inspection:
     if not record.exists():
         raise RecordError(f"{path}: is no run; moebench train makes one")
     steps = record.routing_steps()
+    if not steps and record.config().get("model.moe") is False:
+        raise RecordError(f"{path}: {DENSE}")
     if not steps:
         raise RecordError(f"{path}: has no evaluation yet")
     chosen = steps[-1] if step is None else step
@@ -76,14 +81,15 @@ def inspect_run(path: Path, step: int | None = None) -> Inspection:
     metrics = {key: value for key, value in {**row, **whole}.items() if "/" in key}
     about = [f"step {chosen} of {record.config().get('train.steps')}, arm {manifest.get('arm')}"]
     probes = {each: record.routing(each)["probe_index"] for each in steps}
+    top_k = arrays["probe_index"].shape[-1]
     return Inspection(
         name=str(path),
         about=about,
         domains=_names(manifest.get("domains"), arrays["counts"].shape[1]),
         counts=arrays["counts"],
-        top_k=arrays["probe_index"].shape[-1],
+        top_k=top_k,
         metrics=metrics,
-        random=_random(manifest, arrays),
+        random=chance.of_run(manifest) | chance.of_shape(arrays["counts"].shape[2], top_k),
         settled=saturation(probes),
     )
 
@@ -91,37 +97,6 @@ def inspect_run(path: Path, step: int | None = None) -> Inspection:
 def _names(domains: Any, number: int) -> list[str]:
     known = [str(each) for each in domains or ()]
     return known if len(known) == number else [str(each) for each in range(number)]
-
-
-def _random(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
-    experts, top_k = arrays["counts"].shape[2], arrays["probe_index"].shape[-1]
-    loads = manifest.get("random_load") or {}
-    found = {
-        f"load/max_vio_{window}": value
-        for window, value in (manifest.get("random_max_vio") or {}).items()
-    }
-    for name in ("cv", "entropy", "gini", "dead_experts"):
-        found[f"load/{name}"] = loads.get("batch", {}).get(name)
-    found["load/dead_experts_global"] = loads.get("global", {}).get("dead_experts")
-    found["load/drop_rate"] = loads.get("micro", {}).get("drop_rate")
-    for key in ("ep/slowdown", "ep/slowdown_greedy"):  # no earlier load foretells a random one
-        found[key] = manifest.get("random_slowdown")
-    return {key: each for key, each in found.items() if each is not None} | by_chance(
-        experts, top_k
-    )
-
-
-def by_chance(experts: int, top_k: int) -> dict[str, float]:
-    """What random routing gives whatever the number of tokens."""
-    return {
-        "specialization/domain": 0.0,
-        "specialization/domain_given_token": 0.0,
-        "specialization/largest_share": top_k / experts,
-        "specialization/vocabulary": top_k / experts,
-        "specialization/coactivation": (top_k - 1) / (experts - 1) if experts > 1 else 0.0,
-        "router/topk_mass": top_k / experts,
-        "router/saturation": top_k / experts,
-    }
 
 
 class Routed(NamedTuple):
@@ -152,6 +127,8 @@ def inspect_text(path: Path, text: str, step: int | None = None) -> Routed:
     except UnicodeEncodeError:
         raise ConfigError("--text: is no UTF-8; give text in that encoding") from None
     checkpoint = open_checkpoint(Record(path), step)
+    if not checkpoint.model.router_weights:
+        raise RecordError(f"{path}: {DENSE}")
     tokens = checkpoint.tokenizer.encode(content)
     with torch.no_grad():
         given = torch.tensor(tokens.astype(np.int64), device=checkpoint.device)

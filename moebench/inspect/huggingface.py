@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moebench import chance
 from moebench.balance import Routing, join, observe
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, DataError
-from moebench.inspect import Inspection, by_chance
+from moebench.inspect import Inspection
 from moebench.metrics.batch import batch_metrics
 from moebench.metrics.evaluation import routing_metrics
 from moebench.metrics.load import random_load
@@ -61,15 +62,10 @@ def inspect_checkpoint(
     )
     batch = {key: float(value) for key, value in batch_metrics(routing, micro_bsz).items()}
     top_k, experts = routing.expert_index.shape[-1], routing.counts.shape[-1]
-    loads = {
-        window: random_load(experts, top_k, size * seq_len)
-        for window, size in (("micro", micro_bsz), ("batch", len(tokens)))
-    }
-    random = {f"load/{name}": value for name, value in loads["batch"].items()}
-    random |= {f"load/max_vio_{window}": each["max_vio"] for window, each in loads.items()}
-    random["load/drop_rate"] = loads["micro"]["drop_rate"]
-    random["load/max_vio_global"] = random["load/max_vio_batch"]
-    random["load/dead_experts_global"] = random["load/dead_experts"]
+    micro, whole = (
+        random_load(experts, top_k, size * seq_len) for size in (micro_bsz, len(tokens))
+    )
+    loads = {"micro": micro, "batch": whole, "global": whole}
     judged = quality(
         "valid", torch.cat(nats).numpy(), seq_len, text_bytes, domain.numpy(), corpus.domains
     )
@@ -84,7 +80,7 @@ def inspect_checkpoint(
         counts=arrays["counts"],
         top_k=top_k,
         metrics={**judged, **batch, **row},
-        random=random | by_chance(experts, top_k),
+        random=chance.of_run({"random_load": loads}) | chance.of_shape(experts, top_k),
     )
 
 

@@ -232,8 +232,7 @@ def show_tasks(found: Mapping[str, Mapping[str, Any]], console: Console) -> None
         part = "phenomenon" if "phenomenon" in results[0] else "domain"
         chance = results[0]["all"]["chance"]
         table = Table(box=None, pad_edge=False)
-        table.title = f"{task}: accuracy, percent (chance: {100 * chance:g})"
-        table.title_justify = "left"
+        title = f"{task}: accuracy, percent (chance: {100 * chance:g})"
         table.add_column(part)
         table.add_column("n", justify="right")
         for run in found:
@@ -242,4 +241,4 @@ def show_tasks(found: Mapping[str, Mapping[str, Any]], console: Console) -> None
             each = [one["all"] if name is None else one[part][name] for one in results]
             cells = [f"{100 * a['accuracy']:.1f} ±{50 * (a['high'] - a['low']):.1f}" for a in each]
             table.add_row(Text(printable(name or "all")), str(each[0]["n"]), *cells)
-        console.print(table)
+        console.print(Text(title, style="bold"), table)

@@ -28,8 +28,9 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
+from moebench import chance
 from moebench.records import Record
-from moebench.tensorboard.page import FINAL, FINAL_TAG, layout, random_values, session
+from moebench.tensorboard.page import FINAL, FINAL_TAG, layout, session
 from moebench.tensorboard.pictures import Picture, heatmap, loads, partners
 from moebench.tensorboard.words import is_finite, text
 
@@ -64,11 +65,15 @@ class View:
         manifest = record.manifest()
         self._arm = text(manifest.get("arm", record.name))
         self._domains = [text(name) for name in manifest.get("domains") or ()]
-        self._random = random_values(manifest)
+        self._random = chance.of_run(manifest)
         self._science: dict[str, Any] = manifest.get("science") or {}
         self._start = self._last_time = _epoch_seconds(manifest.get("start"))
         self._last_step = -1
-        self._steps = record.config().get("train.steps")
+        config = record.config()
+        self._steps = config.get("train.steps")
+        experts, top_k = config.get("model.num_experts"), config.get("model.top_k")
+        if isinstance(experts, int) and isinstance(top_k, int) and 0 < top_k <= experts:
+            self._random |= chance.of_shape(experts, top_k)
         self._pictured = -1  # the part of the run, of MOST_IMAGES, that has its images
         self._concluded = False
 

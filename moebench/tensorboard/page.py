@@ -43,8 +43,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "The same, given the token: more than vocabulary, bits (nothing: 0)": (
             "specialization/domain_given_token"
         ),
-        "Router probability of the chosen experts together": "router/topk_mass",
-        "Tokens whose experts changed since the evaluation before (share)": "router/changed",
+        "Router probability of the chosen experts (all: 1{0})": "router/topk_mass",
+        "Tokens whose experts changed since the evaluation before (none: 0{0})": "router/changed",
     },
     "What does it cost?": {
         "Expert parallel: slowest of the virtual ranks over the mean (even: 1{0})": "ep/slowdown",
@@ -69,22 +69,6 @@ FINAL = (
     "specialization/domain",
     "valid/ppl",
 )
-
-
-def random_values(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Metric -> its value under random routing, as far as a run's manifest knows it."""
-    loads = manifest.get("random_load") or {}
-    known = {
-        "load/max_vio_micro": ("micro", "max_vio"),
-        "load/max_vio_batch": ("batch", "max_vio"),
-        "load/max_vio_global": ("global", "max_vio"),
-        "load/entropy": ("batch", "entropy"),
-        "load/drop_rate": ("micro", "drop_rate"),
-    }
-    found = {key: loads.get(window, {}).get(name) for key, (window, name) in known.items()}
-    for key in ("ep/slowdown", "ep/slowdown_greedy"):  # no earlier load foretells a random one
-        found[key] = manifest.get("random_slowdown")
-    return {key: value for key, value in found.items() if is_finite(value)}
 
 
 def layout(domains: Sequence[str], random: Mapping[str, float]) -> Summary.Value:

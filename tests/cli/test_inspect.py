@@ -21,14 +21,26 @@ from moebench.records import Record
 from tests.calls import Call
 
 
-@pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Record:
+def make_run(folder: Path, text_folder: Path, *more: str) -> Record:
     words = [
         *("model=smoke", "train.steps=4", "global_bsz=8", "seq_len=32", "data.valid_sequences=4"),
         *("data=folder", f"data.path={text_folder}", "run.device=cpu", "run.threads=1"),
     ]
-    config = Composer().compose([*words, "train.eval_every=2"])
-    return run_experiment(config, prepare(config.data), tmp_path_factory.mktemp("runs"))
+    config = Composer().compose([*words, *more])
+    return run_experiment(config, prepare(config.data), folder)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Record:
+    return make_run(tmp_path_factory.mktemp("runs"), text_folder, "train.eval_every=2")
+
+
+def test_a_dense_run_has_nothing_to_look_at(text_folder: Path, tmp_path: Path, call: Call) -> None:
+    dense = make_run(tmp_path, text_folder, "model.moe=false")
+    for words in ((), ("--text", "a")):
+        said = call("inspect", dense.path, *words)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.endswith("is of a dense model, which has no routers to look at\n")
 
 
 def test_a_run_by_its_record(record: Record, call: Call) -> None:
