@@ -130,7 +130,9 @@ def test_scalars_equal_the_rows(done: Record) -> None:
             if not left_out and not isinstance(value, list):
                 wanted.setdefault(key, []).append((row["step"], value))
     wanted |= {f"Final/{key}": [(STEPS, 0.5)] for key in FINAL}
-    assert sorted(found.Tags()["scalars"]) == sorted(wanted)
+    tags = sorted(found.Tags()["scalars"])
+    assert tags == sorted(wanted)
+    assert tags[: len(FINAL)] == [f"Final/{key}" for key in FINAL], "which HParams shows at first"
     for key, points in wanted.items():
         seen = [(each.step, each.value) for each in found.Scalars(key)]
         assert seen == [(step, float(np.float32(value))) for step, value in points]

@@ -45,8 +45,14 @@ def inspect_checkpoint(
     """
     if sequences % micro_bsz:
         raise ConfigError(f"--micro-bsz={micro_bsz}: must divide --sequences={sequences}")
-    model, tokenizer = _load(directory)
-    corpus = prepare(DataConfig(source="folder", path=str(data)))
+    library = _transformers()
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"--hf={directory}: has no config.json; name a checkpoint's folder")
+    try:
+        corpus = prepare(DataConfig(source="folder", path=str(data)))
+    except DataError as error:
+        raise DataError(str(error).replace("data.path=", "--data=", 1)) from None
+    model, tokenizer = _load(directory, library)
     made = [_tokens(corpus, name, tokenizer, sequences, seq_len) for name in corpus.domains]
     tokens = torch.from_numpy(np.concatenate([each for each, _ in made]))
     text_bytes = np.concatenate([each for _, each in made])
@@ -73,7 +79,7 @@ def inspect_checkpoint(
         name=str(directory),
         about=[
             f"{model.config.model_type}: {len(routing.counts)} MoE layers, {experts} experts, "
-            f"top-{top_k}; {len(made)} domains x {sequences} sequences of {seq_len} tokens",
+            f"top-{top_k}; {sequences} sequences of {seq_len} tokens of each domain ({len(made)})",
             f"a micro-batch is {micro_bsz} sequences of one domain, a step is all of them",
         ],
         domains=list(corpus.domains),
@@ -84,19 +90,22 @@ def inspect_checkpoint(
     )
 
 
-def _load(directory: Path) -> tuple[Any, Any]:
-    """The model and the tokenizer of a folder."""
+def _transformers() -> Any:
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers
     except ImportError:
         raise ConfigError(
             "--hf: needs the transformers library; pip install 'moebench[huggingface]'"
         ) from None
-    if not (directory / "config.json").is_file():
-        raise ConfigError(f"--hf={directory}: has no config.json; name a checkpoint's folder")
+    return transformers
+
+
+def _load(directory: Path, library: Any) -> tuple[Any, Any]:
+    """The model and the tokenizer of a folder."""
+    local = {"local_files_only": True}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model = library.AutoModelForCausalLM.from_pretrained(directory, **local)
+        tokenizer = library.AutoTokenizer.from_pretrained(directory, **local)
     except Exception as error:  # the library raises a dozen kinds
         raise ConfigError(
             f"--hf={directory}: cannot be loaded ({str(error).splitlines()[0]})"

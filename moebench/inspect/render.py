@@ -1,6 +1,6 @@
 """Inspections and tasks in a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -226,19 +226,30 @@ def _colour(expert: int, number: int) -> str:
 
 
 def show_tasks(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    """Print accuracies, a column a run, with the half of their 95 % intervals."""
+    """Print accuracies with their 95 % intervals, a column a run."""
     for task in dict.fromkeys(name for tasks in found.values() for name in tasks):
         results = [tasks[task] for tasks in found.values()]
         part = "phenomenon" if "phenomenon" in results[0] else "domain"
         chance = results[0]["all"]["chance"]
         table = Table(box=None, pad_edge=False)
-        title = f"{task}: accuracy, percent (chance: {100 * chance:g})"
+        title = f"{task}: accuracy and its 95 % interval, in percent (chance: {100 * chance:g})"
         table.add_column(part)
         table.add_column("n", justify="right")
         for run in found:
             table.add_column(Text(printable(run.rsplit("/", 1)[-1])), justify="right")
-        for name in (*results[0][part], None):
-            each = [one["all"] if name is None else one[part][name] for one in results]
-            cells = [f"{100 * a['accuracy']:.1f} ±{50 * (a['high'] - a['low']):.1f}" for a in each]
-            table.add_row(Text(printable(name or "all")), str(each[0]["n"]), *cells)
+        for name in dict.fromkeys(name for one in results for name in one[part]):
+            _accuracies(table, name, [one[part].get(name) for one in results])
+        _accuracies(table, "all", [one["all"] for one in results])
         console.print(Text(title, style="bold"), table)
+
+
+def _accuracies(table: Table, name: str, each: Sequence[Mapping[str, Any] | None]) -> None:
+    """Add a row: of each run its accuracy, or nothing where it has none of the name."""
+    numbers = {str(one["n"]) for one in each if one}
+    cells = [
+        "{:.1f} ({:.1f}–{:.1f})".format(*(100 * one[key] for key in ("accuracy", "low", "high")))
+        if one
+        else ""
+        for one in each
+    ]
+    table.add_row(Text(printable(name)), numbers.pop() if len(numbers) == 1 else "differs", *cells)

@@ -3,10 +3,12 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
@@ -20,7 +22,8 @@ from moebench.evaluate import (
     run_tasks,
 )
 from moebench.experiment import run_experiment
-from moebench.metrics.tasks import cloze
+from moebench.inspect.render import show_tasks
+from moebench.metrics.tasks import accuracy, cloze
 from moebench.records import Record
 from tests.calls import Call
 
@@ -166,6 +169,22 @@ def test_bad_pairs_are_told_of(tmp_path: Path, text: str, wanted: str) -> None:
     (tmp_path / "x.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match=r"x.jsonl"):
         read_blimp(tmp_path)
+
+
+def test_runs_of_other_domains_share_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def result(domain: str, right: list[int]) -> dict[str, Any]:
+        found = accuracy(right, 0.25)._asdict()
+        return {"cloze": {"all": found, "domain": {domain: found}}}
+
+    show_tasks({"runs/a": result("law", [1] * 9), "b": result("code", [0, 1])}, Console(width=90))
+    title, head, *rows = capsys.readouterr().out.splitlines()
+    assert "chance: 25" in title
+    assert head.split() == ["domain", "n", "a", "b"]
+    assert [row.split() for row in rows] == [
+        ["law", "9", "100.0", "(70.1–100.0)"],
+        ["code", "2", "50.0", "(9.5–90.5)"],
+        ["all", "differs", "100.0", "(70.1–100.0)", "50.0", "(9.5–90.5)"],
+    ]
 
 
 def test_bad_words_are_one_line(call: Call, record: Record) -> None:

@@ -118,7 +118,9 @@ def test_a_text_is_coloured_where_there_are_colours_and_fits_its_width() -> None
     assert "abc" not in out.getvalue(), "without colours it would say nothing"
 
 
-def test_bad_words_are_one_line(call: Call, record: Record, tmp_path: Path) -> None:
+def test_bad_words_are_one_line(
+    call: Call, record: Record, tmp_path: Path, text_folder: Path
+) -> None:
     (tmp_path / "config.json").write_text("{}")
     for words, wanted in {
         (): "name either a run, or --hf",
@@ -131,7 +133,8 @@ def test_bad_words_are_one_line(call: Call, record: Record, tmp_path: Path) -> N
         (record.path, "--text", "a", "--layer", "9"): "--layer=9: must be between 0 and",
         ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
         ("--hf", tmp_path): "takes --data",
-        ("--hf", tmp_path, "--data", tmp_path): "cannot be loaded",
+        ("--hf", tmp_path, "--data", tmp_path): f"--data={tmp_path}: holds no domain",
+        ("--hf", tmp_path, "--data", text_folder): "cannot be loaded",
         ("--hf", tmp_path, "--data", tmp_path, "--micro-bsz", "5"): "must divide --sequences=32",
     }.items():
         said = call("inspect", *words)
