@@ -31,7 +31,7 @@ PALETTE = np.concatenate(
         np.linspace(0, 255, 256 - NUM_SHADES)[:, None].repeat(3, 1),
     ]
 ).astype(np.uint8)
-BLACK, NOTHING, WHITE = NUM_SHADES, 205, 255
+BLACK, NOTHING, WHITE = NUM_SHADES, 205, 255  # in PALETTE
 MOST_PIXELS = 1080  # of all cells, across or up
 CARD = 350  # pixels that TensorBoard gives a picture; it shrinks wider ones by leaving pixels out
 MOST_PANELS = 6  # layers side by side
