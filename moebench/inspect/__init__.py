@@ -40,12 +40,6 @@ class Inspection:
     random: Mapping[str, float] = field(default_factory=dict)
     settled: Mapping[int, float] = field(default_factory=dict)
 
-    def shares(self) -> np.ndarray:
-        """[layers, domains, experts] of each domain's assignments, rows summing to 1."""
-        total = self.counts.sum(-1, keepdims=True)
-        empty = np.zeros(self.counts.shape)
-        return np.divide(self.counts, total, out=empty, where=total > 0)
-
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,

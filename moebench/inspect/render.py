@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from moebench.errors import ConfigError
 from moebench.inspect import Inspection, Routed
-from moebench.metrics.clustering import domain_tree
+from moebench.metrics.clustering import domain_tree, shares
 from moebench.records import printable
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -100,8 +100,8 @@ def _number(value: float) -> str:
 
 def _loads(found: Inspection, console: Console) -> None:
     """A line a layer: a bar for each expert, full at twice even."""
-    shares = found.shares().mean(1)  # domains weigh the same
-    times = shares * shares.shape[1]
+    mean = shares(found.counts).mean(1)  # domains weigh the same
+    times = mean * mean.shape[1]
     console.print(
         Text(
             "\nloads: a bar an expert, half high where even, full from twice; . is dead",
@@ -122,21 +122,24 @@ def _bar(times: float) -> str:
 
 def _experts(found: Inspection, layer: int) -> Table:
     """The experts of a layer, the fullest first, each with the domains that its tokens are of."""
-    shares = found.shares()[layer]  # [domains, experts]
-    load = shares.mean(0) * shares.shape[1]
+    share = shares(found.counts)[layer]  # [domains, experts]
+    load = share.mean(0) * share.shape[1]
+    order = np.argsort(-load, kind="stable")
     table = Table(box=None, pad_edge=False)
-    table.title = f"\nlayer {layer}: experts, the fullest first"
+    number = share.shape[1]
+    some = f", {MOST_ROWS} of {number}" if number > MOST_ROWS else ""
+    table.title = f"\nlayer {layer}: experts, the fullest first{some}"
     table.title_justify, table.title_style = "left", "bold"
     table.add_column("expert", justify="right")
     table.add_column("load", justify="right")
     table.add_column("", no_wrap=True)
-    table.add_column(f"its domains (even: {1 / len(shares):.0%} each)", overflow="fold")
-    for expert in np.argsort(-load, kind="stable")[:MOST_ROWS]:
-        total = shares[:, expert].sum()
+    table.add_column(f"its domains (even: {1 / len(share):.0%} each)", overflow="fold")
+    for expert in order[:MOST_ROWS]:
+        total = share[:, expert].sum()
         if not total:
             table.add_row(str(expert), "0", "", Text("dead: no token chose it", style="red"))
             continue
-        of_domain = shares[:, expert] / total
+        of_domain = share[:, expert] / total
         best = np.argsort(-of_domain, kind="stable")[:3]
         names = ", ".join(f"{printable(found.domains[d])} {of_domain[d]:.0%}" for d in best)
         table.add_row(
@@ -145,6 +148,9 @@ def _experts(found: Inspection, layer: int) -> Table:
             Text("█" * max(1, round(3 * min(load[expert], 4))), style="cyan"),
             Text(names),
         )
+    unseen = [str(expert) for expert in order[MOST_ROWS:] if not load[expert]]
+    if unseen:
+        table.add_row("", "0", "", Text(f"dead, too: {', '.join(unseen)}", style="red"))
     return table
 
 

@@ -82,6 +82,17 @@ def test_dead_experts_and_specialists_are_named(capsys: pytest.CaptureFixture[st
     assert "law 83%, code 17%" in out
 
 
+def test_of_many_experts_the_dead_are_named_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    counts = np.ones((1, 2, 100), np.int64)
+    counts[..., [7, 41]] = 0
+    show(Inspection("x", [], ["code", "law"], counts, 1, {}), Console(width=80))
+    out = capsys.readouterr().out
+    assert "the fullest first, 64 of 100" in out
+    assert "dead, too: 7, 41" in out
+
+
 def test_a_text_goes_where_the_model_sends_it(record: Record, call: Call) -> None:
     said = json.loads(call("inspect", record.path, "--text", "0é1", "--json").out)
     assert said["tokens"] == ["0", "<c3>", "é", "1"]
