@@ -435,7 +435,11 @@ def inspect(
         typer.Option("--step", help="of the evaluation or checkpoint; the last by default"),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option("--layer", help="whose experts are listed; the last by default")
+        int | None,
+        typer.Option(
+            "--layer",
+            help="whose experts are listed, the last by default; or of --text, all by default",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -465,7 +469,7 @@ def inspect(
         if as_json:
             _print_json({"schema_version": 1, **tokens._asdict()})
         else:
-            show_text(tokens, Console())
+            show_text(tokens, Console(), layer)
         return
     else:
         assert run is not None

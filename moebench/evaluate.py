@@ -132,9 +132,9 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     objective = make_objective(config, manifest["domains"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = record.path / "checkpoints" / f"step-{step}"
-    kept = load_checkpoint(path, model, device=device, kinds=state_kinds(objective))
+    loaded = load_checkpoint(path, model, device=device, kinds=state_kinds(objective))
     model.to(device).eval()
-    steering = steering_after(objective, model, kept.balance)
+    steering = steering_after(objective, model, loaded.balance)
     return Checkpoint(record, config, model, step, device, steering)
 
 

@@ -479,6 +479,15 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
         "batch": config.global_bsz * config.seq_len,
         "global": len(corpus.domains) * config.data.valid_sequences * config.seq_len,
     }
+    loads = {
+        window: random_load(model.num_experts, model.top_k, tokens)
+        for window, tokens in windows.items()
+    }
+    factor = config.router.capacity_factor
+    if factor is not None:  # the drop rate is then what such groups drop
+        tokens = (config.router.group_bsz or config.micro_bsz) * config.seq_len
+        own = random_load(model.num_experts, model.top_k, tokens, factor)
+        loads["micro"]["drop_rate"] = own["drop_rate"]
     return {
         "run": run_name(config, corpus.content_hash),
         "hash": run_hash(config, corpus.content_hash),
@@ -501,10 +510,7 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
             window: random_max_violation(model.num_experts, model.top_k, tokens)
             for window, tokens in windows.items()
         },
-        "random_load": {
-            window: random_load(model.num_experts, model.top_k, tokens)
-            for window, tokens in windows.items()
-        },
+        "random_load": loads,
         "random_slowdown": random_slowdown(model.num_experts, model.top_k, windows["micro"], ranks)
         if ranks
         else None,

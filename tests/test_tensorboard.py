@@ -129,8 +129,10 @@ def test_scalars_equal_the_rows(done: Record) -> None:
             left_out = key == "step" or key.startswith(("tune/", "valid/nats/"))
             if not left_out and not isinstance(value, list):
                 wanted.setdefault(key, []).append((row["step"], value))
-    wanted |= {f"final/{key}": [(STEPS, 0.5)] for key in FINAL}
-    assert sorted(found.Tags()["scalars"]) == sorted(wanted)
+    wanted |= {f"Final/{key}": [(STEPS, 0.5)] for key in FINAL}
+    tags = sorted(found.Tags()["scalars"])
+    assert tags == sorted(wanted)
+    assert tags[: len(FINAL)] == [f"Final/{key}" for key in FINAL], "which HParams shows at first"
     for key, points in wanted.items():
         seen = [(each.step, each.value) for each in found.Scalars(key)]
         assert seen == [(step, float(np.float32(value))) for step, value in points]
@@ -200,6 +202,27 @@ def test_a_heatmap_of_any_shape_is_small(num_domains: int, num_experts: int) -> 
     assert image.size == (width, height)
     assert max(image.size) < 1600
     assert len(png) < 110_000
+
+
+def test_a_heatmap_has_the_colours_of_its_scale() -> None:
+    """One expert a domain, an even domain and one without tokens, at the middle of each cell."""
+    counts = np.concatenate([np.eye(8) * 9, np.ones((1, 8)), np.zeros((1, 8))])
+    image = Image.open(io.BytesIO(heatmap(counts, ["x"] * 10, "title").png)).convert("RGB")
+    # the frame, and to its right that of the scale, are all black that reaches across
+    black = (np.asarray(image) == 0).all(2)
+    (top, bottom), (left, right) = (
+        np.flatnonzero(black.sum(axis) > 0.5 * black.shape[axis])[:2] for axis in (1, 0)
+    )
+    row, column = (bottom - top) / 10, (right - left) / 8
+    found = [
+        [image.getpixel((left + (x + 0.5) * column, top + (y + 0.5) * row)) for x in range(8)]
+        for y in range(10)
+    ]
+    most, none, even, empty = (122, 0, 25), (127, 178, 217), (255, 255, 255), (153, 153, 153)
+    for y in range(8):
+        assert found[y] == [most if x == y else none for x in range(8)]
+    assert found[8] == [even] * 8
+    assert set(found[9]) == {empty}
 
 
 def test_the_layout_asks_four_questions_of_tags_that_exist(done: Record) -> None:
@@ -363,6 +386,13 @@ def test_partners_show_a_fixed_pair_and_chance() -> None:
     assert colours(pairs)[dark] > 1000
 
 
+def test_partners_of_many_experts_have_a_pixel_each() -> None:
+    together = np.ones((5, 400, 400), dtype=np.int64)
+    picture = partners(together, np.ones((5, 1, 400)), "title")
+    assert picture.width < 1600
+    assert len(picture.png) < 110_000
+
+
 def test_random_routing_is_in_the_titles(tmp_path: Path) -> None:
     loads = {"micro": {"max_vio": 0.2239, "drop_rate": 0.01}}
     record = begin(tmp_path / "run", random_load=loads, random_slowdown=1.08)
@@ -370,9 +400,11 @@ def test_random_routing_is_in_the_titles(tmp_path: Path) -> None:
     titles = [title for charts in layout(record).values() for title in charts]
     assert not [title for title in titles if "{" in title]
     assert [
-        title for title in titles if "micro-batch: excess" in title and "random: 0.224" in title
+        title
+        for title in titles
+        if "micro-batch: excess" in title and "random routing: 0.224)" in title
     ]
-    assert [title for title in titles if "slowest" in title and "random: 1.08" in title]
+    assert [title for title in titles if "slowest" in title and "random routing: 1.08)" in title]
 
 
 def test_a_view_of_an_older_record_has_what_the_record_has(tmp_path: Path) -> None:

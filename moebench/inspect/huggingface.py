@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moebench import chance
 from moebench.balance import Routing, join, observe
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, DataError
-from moebench.inspect import Inspection, by_chance
+from moebench.inspect import Inspection
 from moebench.metrics.batch import batch_metrics
 from moebench.metrics.evaluation import routing_metrics
 from moebench.metrics.load import random_load
@@ -44,8 +45,14 @@ def inspect_checkpoint(
     """
     if sequences % micro_bsz:
         raise ConfigError(f"--micro-bsz={micro_bsz}: must divide --sequences={sequences}")
-    model, tokenizer = _load(directory)
-    corpus = prepare(DataConfig(source="folder", path=str(data)))
+    library = _transformers()
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"--hf={directory}: has no config.json; name a checkpoint's folder")
+    try:
+        corpus = prepare(DataConfig(source="folder", path=str(data)))
+    except DataError as error:
+        raise DataError(str(error).replace("data.path=", "--data=", 1)) from None
+    model, tokenizer = _load(directory, library)
     made = [_tokens(corpus, name, tokenizer, sequences, seq_len) for name in corpus.domains]
     tokens = torch.from_numpy(np.concatenate([each for each, _ in made]))
     text_bytes = np.concatenate([each for _, each in made])
@@ -61,13 +68,10 @@ def inspect_checkpoint(
     )
     batch = {key: float(value) for key, value in batch_metrics(routing, micro_bsz).items()}
     top_k, experts = routing.expert_index.shape[-1], routing.counts.shape[-1]
-    loads = {
-        window: random_load(experts, top_k, size * seq_len)
-        for window, size in (("micro", micro_bsz), ("batch", len(tokens)))
-    }
-    random = {f"load/{name}": value for name, value in loads["batch"].items()}
-    random |= {f"load/max_vio_{window}": each["max_vio"] for window, each in loads.items()}
-    random["load/drop_rate"] = loads["micro"]["drop_rate"]
+    micro, whole = (
+        random_load(experts, top_k, size * seq_len) for size in (micro_bsz, len(tokens))
+    )
+    loads = {"micro": micro, "batch": whole, "global": whole}
     judged = quality(
         "valid", torch.cat(nats).numpy(), seq_len, text_bytes, domain.numpy(), corpus.domains
     )
@@ -75,29 +79,33 @@ def inspect_checkpoint(
         name=str(directory),
         about=[
             f"{model.config.model_type}: {len(routing.counts)} MoE layers, {experts} experts, "
-            f"top-{top_k}; {len(made)} domains x {sequences} sequences of {seq_len} tokens"
+            f"top-{top_k}; {sequences} sequences of {seq_len} tokens of each domain ({len(made)})",
+            f"a micro-batch is {micro_bsz} sequences of one domain, a step is all of them",
         ],
         domains=list(corpus.domains),
         counts=arrays["counts"],
         top_k=top_k,
         metrics={**judged, **batch, **row},
-        random=random | by_chance(experts, top_k),
+        random=chance.of_run({"random_load": loads}) | chance.of_shape(experts, top_k),
     )
 
 
-def _load(directory: Path) -> tuple[Any, Any]:
-    """The model and the tokenizer of a folder."""
+def _transformers() -> Any:
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        import transformers
     except ImportError:
         raise ConfigError(
             "--hf: needs the transformers library; pip install 'moebench[huggingface]'"
         ) from None
-    if not (directory / "config.json").is_file():
-        raise ConfigError(f"--hf={directory}: has no config.json; name a checkpoint's folder")
+    return transformers
+
+
+def _load(directory: Path, library: Any) -> tuple[Any, Any]:
+    """The model and the tokenizer of a folder."""
+    local = {"local_files_only": True}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model = library.AutoModelForCausalLM.from_pretrained(directory, **local)
+        tokenizer = library.AutoTokenizer.from_pretrained(directory, **local)
     except Exception as error:  # the library raises a dozen kinds
         raise ConfigError(
             f"--hf={directory}: cannot be loaded ({str(error).splitlines()[0]})"

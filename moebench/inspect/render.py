@@ -1,9 +1,10 @@
 """Inspections and tasks in a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,71 +12,83 @@ from rich.tree import Tree
 
 from moebench.errors import ConfigError
 from moebench.inspect import Inspection, Routed
-from moebench.metrics.clustering import domain_tree
+from moebench.metrics.clustering import domain_tree, shares
 from moebench.records import printable
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 TALLEST = 2.0  # times even, of a full block
 MOST_ROWS = 64  # experts in one table
-SHOWN = {  # metric -> what it says
-    "valid/ppl": "validation perplexity",
-    "valid/bits_per_byte": "bits a byte",
-    "train/balance_loss_micro": "balance loss, micro-batches (even: 1)",
-    "train/balance_loss_global": "balance loss, global (even: 1)",
-    "load/max_vio_micro": "MaxVio, micro-batch (even: 0)",
-    "load/max_vio_batch": "MaxVio, step (even: 0)",
-    "load/max_vio_global": "MaxVio, validation (even: 0)",
-    "load/cv": "CV, step (even: 0)",
-    "load/gini": "Gini, step (even: 0)",
-    "load/entropy": "exp(H) / E, step (even: 1)",
-    "load/dead_experts": "dead experts, step",
-    "load/dead_experts_global": "dead experts, validation",
-    "load/drop_rate": "dropped at capacity 1.25, micro-batch",
-    "ep/slowdown": "slowdown on virtual ranks (even: 1)",
+SHOWN = {  # metric -> what it says, in 35 letters at most
+    "valid/ppl": "perplexity of validation text",
+    "valid/bits_per_byte": "the same in bits a byte of text",
+    "train/balance_loss_micro": "over micro-batches (even: 1)",
+    "train/balance_loss_global": "over whole steps (even: 1)",
+    "load/max_vio_micro": "MaxVio in a micro-batch (even: 0)",
+    "load/max_vio_batch": "MaxVio in a step (even: 0)",
+    "load/max_vio_global": "MaxVio in validation (even: 0)",
+    "load/cv": "deviation / mean, step (even: 0)",
+    "load/gini": "Gini coefficient, step (even: 0)",
+    "load/entropy": "exp(entropy) / E, step (even: 1)",
+    "load/dead_experts": "share of dead experts in a step",
+    "load/dead_experts_global": "... and in validation",
+    "load/drop_rate": "dropped, or at a capacity of 1.25",
+    "ep/slowdown": "slowest rank over mean (even: 1)",
     "ep/slowdown_greedy": "... experts placed by load",
     "ep/slowdown_redundant": "... and the fullest copied",
-    "specialization/domain": "domain bits of an expert",
-    "specialization/domain_given_token": "... given the token",
+    "specialization/domain": "bits an expert tells of the domain",
+    "specialization/domain_given_token": "... beyond what the token tells",
     "specialization/largest_share": "largest share of a domain's tokens",
-    "specialization/vocabulary": "tokens at their entry's favourite expert",
+    "specialization/vocabulary": "tokens at their favourite expert",
     "specialization/coactivation": "met with the commonest partner",
     "router/topk_mass": "probability of the chosen experts",
-    "router/saturation": "experts settled at half of the steps",
-    "forces/cross_entropy": "router gradient, cross-entropy",
-    "forces/balance": "router gradient, balance",
+    "router/saturation": "experts settled at half of the run",
+    "router/intervention": "experts chosen by the bias alone",
+    "forces/cross_entropy": "router gradient of the loss",
+    "forces/balance": "router gradient of the balance",
     "forces/cosine": "cosine of the two",
 }
+MOST_SETTLED = 9  # steps of which it is said how far experts are settled
 
 
 def show(found: Inspection, console: Console, layer: int | None = None) -> None:
     """Print an inspection: metrics, loads of all layers, the experts of one, domains as a tree."""
-    layers = len(found.counts)
-    if layer is not None and not 0 <= layer < layers:
-        raise ConfigError(f"--layer={layer}: must be between 0 and {layers - 1}")
+    listed = _chosen(len(found.counts), layer)[-1]
     console.print(Text(printable(found.name), style="bold"))
     for line in found.about:
         console.print(Text(printable(line)))
     console.print(_metrics(found))
     _loads(found, console)
-    console.print(_experts(found, layers - 1 if layer is None else layer))
+    console.print(_experts(found, listed))
     if len(found.domains) > 1:
         console.print(_tree(found))
     if len(found.settled) > 1:
-        each = "  ".join(f"{step}: {share:.0%}" for step, share in found.settled.items())
-        console.print(Text(f"\nexperts that are those of the last evaluation, by step  {each}"))
+        console.print(
+            Text("\nexperts that are those of the last evaluation, by step", style="bold")
+        )
+        steps = list(found.settled)
+        some = np.linspace(0, len(steps) - 1, min(len(steps), MOST_SETTLED)).round().astype(int)
+        console.print(
+            Text("  ".join(f"{steps[at]}: {found.settled[steps[at]]:.0%}" for at in some))
+        )
 
 
 def _metrics(found: Inspection) -> Table:
+    """A row a metric, under the group that its name begins with."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column("metric", style="dim")
+    table.add_column("metric", no_wrap=True)
     for name in ("value", "random"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("(random: if tokens chose at random)", style="dim")
+    before = ""
     for key, meaning in SHOWN.items():
         value = found.metrics.get(key)
         if isinstance(value, int | float):
-            random = found.random.get(key)
-            table.add_row(meaning, key, _number(value), "" if random is None else _number(random))
+            group, name = key.split("/")
+            if group != before:
+                table.add_row(Text(f"{group}/", style="bold"))
+            before, random = group, found.random.get(key)
+            told = "" if random is None else _number(random)
+            table.add_row(f"  {name}", _number(value), told, meaning)
     return table
 
 
@@ -87,8 +100,8 @@ def _number(value: float) -> str:
 
 def _loads(found: Inspection, console: Console) -> None:
     """A line a layer: a bar for each expert, full at twice even."""
-    shares = found.shares().mean(1)  # domains weigh the same
-    times = shares * shares.shape[1]
+    mean = shares(found.counts).mean(1)  # domains weigh the same
+    times = mean * mean.shape[1]
     console.print(
         Text(
             "\nloads: a bar an expert, half high where even, full from twice; . is dead",
@@ -109,29 +122,35 @@ def _bar(times: float) -> str:
 
 def _experts(found: Inspection, layer: int) -> Table:
     """The experts of a layer, the fullest first, each with the domains that its tokens are of."""
-    shares = found.shares()[layer]  # [domains, experts]
-    load = shares.mean(0) * shares.shape[1]
+    share = shares(found.counts)[layer]  # [domains, experts]
+    load = share.mean(0) * share.shape[1]
+    order = np.argsort(-load, kind="stable")
     table = Table(box=None, pad_edge=False)
-    table.title = f"\nlayer {layer}: experts, the fullest first"
+    number = share.shape[1]
+    some = f", {MOST_ROWS} of {number}" if number > MOST_ROWS else ""
+    table.title = f"\nlayer {layer}: experts, the fullest first{some}"
     table.title_justify, table.title_style = "left", "bold"
     table.add_column("expert", justify="right")
     table.add_column("load", justify="right")
     table.add_column("", no_wrap=True)
-    table.add_column(f"its domains (even: {1 / len(shares):.0%} each)", overflow="fold")
-    for expert in np.argsort(-load, kind="stable")[:MOST_ROWS]:
-        total = shares[:, expert].sum()
+    table.add_column(f"its domains (even: {1 / len(share):.0%} each)", overflow="fold")
+    for expert in order[:MOST_ROWS]:
+        total = share[:, expert].sum()
         if not total:
             table.add_row(str(expert), "0", "", Text("dead: no token chose it", style="red"))
             continue
-        of_domain = shares[:, expert] / total
+        of_domain = share[:, expert] / total
         best = np.argsort(-of_domain, kind="stable")[:3]
         names = ", ".join(f"{printable(found.domains[d])} {of_domain[d]:.0%}" for d in best)
         table.add_row(
             str(expert),
             f"{load[expert]:.2f}",
-            Text("█" * max(1, round(6 * min(load[expert], 4))), style="cyan"),
+            Text("█" * max(1, round(3 * min(load[expert], 4))), style="cyan"),
             Text(names),
         )
+    unseen = [str(expert) for expert in order[MOST_ROWS:] if not load[expert]]
+    if unseen:
+        table.add_row("", "0", "", Text(f"dead, too: {', '.join(unseen)}", style="red"))
     return table
 
 
@@ -155,28 +174,51 @@ def _tree(found: Inspection) -> Tree:
     return tree
 
 
-def show_text(found: Routed, console: Console) -> None:
-    """Print a text once a layer, each token in the colour of its first expert; then a table."""
-    for layer, each in enumerate(found.experts):
-        line = Text(f"layer {layer}  ", style="dim")
-        for token, experts in zip(found.tokens, each, strict=True):
-            line.append(printable(token), style=_colour(experts[0], found.num_experts))
-        console.print(line, overflow="fold")
-    legend = Text("experts  ", style="dim")
-    for expert in range(found.num_experts):
-        legend.append(f" {expert} ", style=_colour(expert, found.num_experts))
-    console.print(legend, overflow="fold")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("token")
-    for layer in range(len(found.experts)):
-        table.add_column(f"layer {layer}", justify="right")
-    for at, token in enumerate(found.tokens):
-        cells = [
-            Text(" ".join(map(str, each[at])), style=_colour(each[at][0], found.num_experts))
-            for each in found.experts
-        ]
-        table.add_row(Text(repr(token)[1:-1]), *cells)
-    console.print(table)
+def show_text(found: Routed, console: Console, layer: int | None = None) -> None:
+    """Print a text once a layer, each token in the colour of its first expert; then a table.
+
+    Without colours, the table alone. Of one layer, if it is given.
+    """
+    layers = _chosen(len(found.experts), layer)
+    if console.color_system is not None:
+        for each in layers:
+            line = Text().append(f"layer {each}  ", style="dim")
+            for token, experts in zip(found.tokens, found.experts[each], strict=True):
+                line.append(printable(token), style=_colour(experts[0], found.num_experts))
+            console.print(line, overflow="fold")
+        legend = Text().append("experts  ", style="dim")
+        for expert in range(found.num_experts):
+            legend.append(f" {expert} ", style=_colour(expert, found.num_experts))
+        console.print(legend, overflow="fold")
+        console.print()
+    console.print(Text("the experts of each token, the likeliest first", style="bold"))
+    tokens = [repr(token)[1:-1].replace(" ", "␣") for token in found.tokens]
+    widest = max(len(" ".join(map(str, each))) for layer in found.experts for each in layer)
+    room = console.width - max(map(cell_len, tokens))
+    together = max(1, room // (2 + max(len("layer 99"), widest)))
+    for first in range(0, len(layers), together):
+        table = Table(box=None, pad_edge=False)
+        table.add_column("token")
+        for each in layers[first : first + together]:
+            table.add_column(f"layer {each}", justify="right")
+        for at, token in enumerate(tokens):
+            cells = [
+                Text(" ".join(map(str, experts)), style=_colour(experts[0], found.num_experts))
+                for experts in (
+                    found.experts[each][at] for each in layers[first : first + together]
+                )
+            ]
+            table.add_row(Text(token), *cells)
+        console.print(table)
+
+
+def _chosen(layers: int, layer: int | None) -> list[int]:
+    """All layers, or the one that is asked for."""
+    if layer is None:
+        return list(range(layers))
+    if not 0 <= layer < layers:
+        raise ConfigError(f"--layer={layer}: must be between 0 and {layers - 1}")
+    return [layer]
 
 
 def _colour(expert: int, number: int) -> str:
@@ -190,20 +232,30 @@ def _colour(expert: int, number: int) -> str:
 
 
 def show_tasks(found: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    """Print accuracies, a column a run, with the half of their 95 % intervals."""
+    """Print accuracies with their 95 % intervals, a column a run."""
     for task in dict.fromkeys(name for tasks in found.values() for name in tasks):
         results = [tasks[task] for tasks in found.values()]
         part = "phenomenon" if "phenomenon" in results[0] else "domain"
         chance = results[0]["all"]["chance"]
         table = Table(box=None, pad_edge=False)
-        table.title = f"{task}: accuracy, percent (chance: {100 * chance:g})"
-        table.title_justify = "left"
+        title = f"{task}: accuracy and its 95 % interval, in percent (chance: {100 * chance:g})"
         table.add_column(part)
         table.add_column("n", justify="right")
         for run in found:
             table.add_column(Text(printable(run.rsplit("/", 1)[-1])), justify="right")
-        for name in (*results[0][part], None):
-            each = [one["all"] if name is None else one[part][name] for one in results]
-            cells = [f"{100 * a['accuracy']:.1f} ±{50 * (a['high'] - a['low']):.1f}" for a in each]
-            table.add_row(Text(printable(name or "all")), str(each[0]["n"]), *cells)
-        console.print(table)
+        for name in dict.fromkeys(name for one in results for name in one[part]):
+            _accuracies(table, name, [one[part].get(name) for one in results])
+        _accuracies(table, "all", [one["all"] for one in results])
+        console.print(Text(title, style="bold"), table)
+
+
+def _accuracies(table: Table, name: str, each: Sequence[Mapping[str, Any] | None]) -> None:
+    """Add a row: of each run its accuracy, or nothing where it has none of the name."""
+    numbers = {str(one["n"]) for one in each if one}
+    cells = [
+        "{:.1f} ({:.1f}–{:.1f})".format(*(100 * one[key] for key in ("accuracy", "low", "high")))
+        if one
+        else ""
+        for one in each
+    ]
+    table.add_row(Text(printable(name)), numbers.pop() if len(numbers) == 1 else "differs", *cells)

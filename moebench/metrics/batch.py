@@ -55,7 +55,9 @@ def batch_metrics(routing: Routing, micro_bsz: int) -> dict[str, Tensor]:
     if routing.dropped is not None:
         found["load/drop_rate"] = routing.dropped.sum() / routing.counts.sum()
     if routing.own_index is not None:
-        found["router/intervention"] = load.intervention(routing.expert_index, routing.own_index)
+        found["router/intervention"] = load.intervention_rate(
+            routing.expert_index, routing.own_index
+        )
     if routing.topk_mass is not None:
         found["router/topk_mass"] = routing.topk_mass.mean() / tokens
     return found

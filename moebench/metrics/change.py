@@ -1,11 +1,9 @@
-"""How routing changes: over training, and by a bias on the scores."""
+"""How routing changes over training."""
 
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float
-from torch import Tensor
 
 
 def overlap(one: npt.ArrayLike, other: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -35,16 +33,3 @@ def saturation(probes: Mapping[int, npt.ArrayLike]) -> dict[int, float]:
     """Step -> overlap of the experts on a probe with those at the last step, mean over layers."""
     last = probes[max(probes)]
     return {step: float(overlap(probes[step], last).mean()) for step in sorted(probes)}
-
-
-def intervention_rate(
-    scores: Float[Tensor, "*batch experts"], bias: Float[Tensor, "*#batch experts"], top_k: int
-) -> Float[Tensor, "*batch"]:
-    """Share of each token's experts that the bias puts in place of what the scores alone choose.
-
-    1 - |topK(s) and topK(s + b) in common| / k; 0 without a bias, 1 - k / E in expectation where
-    the bias decides alone and knows nothing of the token.
-    """
-    wanted = scores.topk(top_k, dim=-1).indices
-    given = (scores + bias).topk(top_k, dim=-1).indices
-    return 1 - (wanted.unsqueeze(-1) == given.unsqueeze(-2)).any(-1).double().mean(-1)

@@ -6,6 +6,13 @@ from scipy.cluster.hierarchy import average, leaves_list
 from scipy.spatial.distance import pdist
 
 
+def shares(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """[layers, domains, experts] p(expert | domain) of counts, 0 in a domain without any."""
+    counts = np.asarray(counts, np.float64)
+    total = counts.sum(-1, keepdims=True)
+    return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+
+
 def expert_vectors(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """[domains, layers * experts] square roots of each layer's p(expert | domain).
 
@@ -15,10 +22,8 @@ def expert_vectors(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     Args:
         counts: [layers, domains, experts].
     """
-    counts = np.asarray(counts, np.float64)
-    total = counts.sum(-1, keepdims=True)
-    share = np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
-    return np.sqrt(share).swapaxes(0, 1).reshape(counts.shape[1], -1)
+    roots = np.sqrt(shares(counts))
+    return roots.swapaxes(0, 1).reshape(roots.shape[1], -1)
 
 
 def domain_tree(counts: npt.ArrayLike) -> tuple[list[int], npt.NDArray[np.float64]]:

@@ -40,12 +40,17 @@ def dead_experts(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*ba
     return (counts == 0).double().mean(-1)
 
 
-def intervention(
+def intervention_rate(
     expert_index: Int[Tensor, "*batch slots"], own_index: Int[Tensor, "*batch top_k"]
 ) -> Float[Tensor, ""]:
-    """Share of the selected experts that are not those of the highest scores: 0 without a bias.
+    """Share of the selected experts that are not those of the token's highest scores.
 
-    A slot of -1 has no expert in it and does not count.
+    1 - |topK(s) and topK(s + b) in common| / k for a bias b on scores s: 0 without one, 1 - k / E
+    in expectation where the bias decides alone and knows nothing of the token.
+
+    Args:
+        expert_index: the experts that were selected; a slot of -1 holds none and does not count.
+        own_index: those of the highest scores.
     """
     selected = expert_index >= 0
     same = (expert_index[..., :, None] == own_index[..., None, :]).any(-1) & selected

@@ -138,24 +138,39 @@ def _has(table: Table, metric: str) -> bool:
 
 
 def _metrics_grid(table: Table, metrics: Sequence[str]) -> Grid:
+    """An arm a row; or a metric a row if they are more than the arms, as a list is read down."""
     metrics = [name for name in metrics if _has(table, name)]
-    rows = []
-    for arm in table.arms:
-        cells: list[Cell] = []
-        for name in metrics:
-            each = arm.metrics.get(name)
-            value = each and each.difference
-            difference = "" if value is None else f"{value:+.3g}"
-            cells += [_plain(each), (difference, _short(*_ends(each)) if each else "")]
-        rows.append([(arm.name, ""), _seeds(arm), *cells])
+    arms = [
+        (arm.name, _seeds(arm), [_value_and_difference(arm.metrics.get(name)) for name in metrics])
+        for arm in table.arms
+    ]
+    if len(metrics) <= len(arms):
+        headers = ["arm", "seeds", *(each for name in metrics for each in (name, "difference"))]
+        rows = [
+            [(arm, ""), seeds, *(cell for pair in pairs for cell in pair)]
+            for arm, seeds, pairs in arms
+        ]
+    else:
+        headers = ["metric", *(each for arm, *_ in arms for each in (arm, "difference"))]
+        rows = [[("seeds", ""), *(cell for _, seeds, _ in arms for cell in (seeds, ("", "")))]]
+        rows += [
+            [(name, ""), *(cell for *_, pairs in arms for cell in pairs[at])]
+            for at, name in enumerate(metrics)
+        ]
     return Grid(
         title=f"Metrics; differences are to {table.baseline}",
         caption="Means over seeds, ± half of a 95 % interval where there are 3; paired "
         "differences with 95 % intervals, for all arms together if of "
         f"{table.primary}, else for one arm alone.",
-        headers=["arm", "seeds", *(each for name in metrics for each in (name, "difference"))],
+        headers=headers,
         rows=rows,
     )
+
+
+def _value_and_difference(described: Described | None) -> tuple[Cell, Cell]:
+    value = described and described.difference
+    difference = "" if value is None else f"{value:+.3g}"
+    return _plain(described), (difference, _short(*_ends(described)) if described else "")
 
 
 def _domain_grid(table: Table) -> Grid:

@@ -28,8 +28,9 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
+from moebench import chance
 from moebench.records import Record
-from moebench.tensorboard.page import FINAL, layout, random_values, session
+from moebench.tensorboard.page import FINAL, FINAL_TAG, layout, session
 from moebench.tensorboard.pictures import Picture, heatmap, loads, partners
 from moebench.tensorboard.words import is_finite, text
 
@@ -39,7 +40,7 @@ LEFT_OUT = (
     *("tune/", "valid/nats/", "valid/bits_per_byte/", "valid/nats_se", "valid/bits_per_byte_se"),
     *("ep/slowdown/", "ep/slowdown_greedy/", "ep/slowdown_redundant/", "load/layers/"),
 )
-MOST_IMAGES = 10  # a layer, since TensorBoard shows no more
+MOST_IMAGES = 5  # of each picture in a run: the first, the last and some in between
 PREFIX, SUFFIX = "events.out.tfevents.", ".moebench"
 
 
@@ -64,11 +65,15 @@ class View:
         manifest = record.manifest()
         self._arm = text(manifest.get("arm", record.name))
         self._domains = [text(name) for name in manifest.get("domains") or ()]
-        self._random = random_values(manifest)
+        self._random = chance.of_run(manifest)
         self._science: dict[str, Any] = manifest.get("science") or {}
         self._start = self._last_time = _epoch_seconds(manifest.get("start"))
         self._last_step = -1
-        self._steps = record.config().get("train.steps")
+        config = record.config()
+        self._steps = config.get("train.steps")
+        experts, top_k = config.get("model.num_experts"), config.get("model.top_k")
+        if isinstance(experts, int) and isinstance(top_k, int) and 0 < top_k <= experts:
+            self._random |= chance.of_shape(experts, top_k)
         self._pictured = -1  # the part of the run, of MOST_IMAGES, that has its images
         self._concluded = False
 
@@ -132,7 +137,7 @@ class View:
             if "/" not in key or key.startswith(LEFT_OUT):
                 continue
             if isinstance(value, list | tuple):
-                values += histogram_pb(text(key), list(filter(is_finite, value))).value
+                values.append(_utilization(text(key), list(filter(is_finite, value))))
             elif is_finite(value):
                 values.append(Summary.Value(tag=text(key), simple_value=value))
         if routing is not None:
@@ -153,7 +158,7 @@ class View:
         self._concluded = True
         summary = self.record.summary()
         final = [
-            Summary.Value(tag=f"final/{key}", simple_value=summary[key])
+            Summary.Value(tag=FINAL_TAG.format(key), simple_value=summary[key])
             for key in FINAL
             if is_finite(summary.get(key))
         ]
@@ -184,14 +189,16 @@ class View:
         # each domain weighs the same, however many of its sequences there are
         total = counts.sum(-1, keepdims=True)
         shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
-        yield _image("load/experts", loads(shares.sum(1), f"Load of the experts, {about}"))
+        picture = loads(shares.sum(1), "Load of the experts", about)
+        yield _image("load/experts", picture)
         together = np.asarray(routing.get("coactivation", ()))
         if together.ndim == 3 and (together.sum(2) > together.diagonal(axis1=1, axis2=2)).any():
-            title = f"Experts that meet in a token, {about}"
-            yield _image("specialization/partners", partners(together, counts, title))
+            picture = partners(together, counts, "Experts that meet in a token", about)
+            yield _image("specialization/partners", picture)
         for layer, each in enumerate(counts):
-            title = f"Layer {layer}, {about}: where a domain's tokens go"
-            yield _image(f"specialization/domain/{layer}", heatmap(each, names, title))
+            title = f"Layer {layer}: where a domain's tokens go"
+            picture = heatmap(each, names, title, about)
+            yield _image(f"specialization/domain/{layer}", picture)
 
 
 def rebuild(record: Record) -> Path:
@@ -214,17 +221,24 @@ def _image(tag: str, picture: Picture) -> Summary.Value:
     return Summary.Value(tag=tag, image=image)
 
 
+def _utilization(tag: str, values: Sequence[float]) -> Summary.Value:
+    """A histogram of a layer's experts, of few bars where they are few."""
+    bars = min(30, max(6, len(values) // 4))
+    value = histogram_pb(tag, values, buckets=bars).value[0]
+    value.metadata.display_name = f"Layer {tag.rsplit('/', 1)[-1]}: experts by load (even: 1)"
+    return value
+
+
 def _probabilities(counts: np.ndarray) -> Iterator[Summary.Value]:
     """A histogram a layer, from counts [layers, bins] of even bins from 0 to 1."""
     for layer, each in enumerate(counts):
         ends = np.linspace(0, 1, len(each) + 1)
         buckets = np.stack([ends[:-1], ends[1:], each], 1)
+        title = f"Layer {layer}: likeliest expert's probability"
         yield Summary.Value(
             tag=f"router/likeliest/{layer}",
             tensor=tensor_util.make_tensor_proto(buckets, dtype=np.float64),
-            metadata=histogram.create_summary_metadata(
-                display_name=None, description="Probability of each token's likeliest expert"
-            ),
+            metadata=histogram.create_summary_metadata(display_name=title, description=None),
         )
 
 

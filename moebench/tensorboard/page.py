@@ -4,6 +4,7 @@
 # pyright: reportAttributeAccessIssue=false
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from moebench.tensorboard.words import is_finite, text
 
 # What the four questions are answered with: title of a chart -> metric. {0} in a title is what the
-# metric would be under random routing.
+# metric would be under random routing, {1} what it is if each domain has experts of its own.
 QUESTIONS: dict[str, dict[str, str]] = {
     "Is it learning?": {
         "Training loss, nats per token": "train/loss",
@@ -35,21 +36,21 @@ QUESTIONS: dict[str, dict[str, str]] = {
         "Balance loss in a micro-batch (even: 1)": "train/balance_loss_micro",
         "Balance loss in a whole step (even: 1)": "train/balance_loss_global",
         "Entropy of the load: exp(H) / experts (even: 1{0})": "load/entropy",
-        "Dead experts: share chosen by no token of a step": "load/dead_experts",
+        "Dead experts: share that no token of a step chose": "load/dead_experts",
     },
     "Does it specialise?": {
-        "What an expert tells of the domain, bits (none: 0)": "specialization/domain",
-        "The same, given the token: more than vocabulary, bits (none: 0)": (
+        "What an expert tells of the domain, bits (nothing: 0{1})": "specialization/domain",
+        "The same, given the token: more than vocabulary, bits (nothing: 0)": (
             "specialization/domain_given_token"
         ),
-        "Router probability of the chosen experts together": "router/topk_mass",
-        "Tokens whose experts changed since the evaluation before (share)": "router/changed",
+        "Router probability of the chosen experts (all: 1{0})": "router/topk_mass",
+        "Tokens whose experts changed since the evaluation before (none: 0{0})": "router/changed",
     },
     "What does it cost?": {
         "Expert parallel: slowest of the virtual ranks over the mean (even: 1{0})": "ep/slowdown",
-        "The same, experts placed by recent load (even: 1)": "ep/slowdown_greedy",
+        "The same, experts placed by recent load (even: 1{0})": "ep/slowdown_greedy",
         "The same, and the fullest experts copied (even: 1)": "ep/slowdown_redundant",
-        "Would be dropped at a capacity of 1.25 (share; even: 0{0})": "load/drop_rate",
+        "Dropped, or would be at a capacity of 1.25 (share; even: 0{0})": "load/drop_rate",
         "Tokens per second": "speed/tokens_per_second",
         "Seconds per step": "speed/step_seconds",
         "Peak memory, bytes": "memory/peak_bytes",
@@ -59,7 +60,8 @@ QUESTIONS: dict[str, dict[str, str]] = {
 DOMAINS = "And in each domain?"
 DOMAIN_TITLE, DOMAIN_TAG = "Validation perplexity: {}", "valid/ppl/{}"
 
-# HParams shows five metrics at first, by alphabet: these are all of `final/`, which sorts first.
+# HParams shows five metrics at first, by alphabet: these, since capitals sort before small letters.
+FINAL_TAG = "Final/{}"
 FINAL = (
     "ep/slowdown",
     "load/max_vio_global",
@@ -67,21 +69,6 @@ FINAL = (
     "specialization/domain",
     "valid/ppl",
 )
-
-
-def random_values(manifest: Mapping[str, Any]) -> dict[str, float]:
-    """Metric -> its value under random routing, as far as a run's manifest knows it."""
-    loads = manifest.get("random_load") or {}
-    known = {
-        "load/max_vio_micro": ("micro", "max_vio"),
-        "load/max_vio_batch": ("batch", "max_vio"),
-        "load/max_vio_global": ("global", "max_vio"),
-        "load/entropy": ("batch", "entropy"),
-        "load/drop_rate": ("micro", "drop_rate"),
-    }
-    found = {key: loads.get(window, {}).get(name) for key, (window, name) in known.items()}
-    found["ep/slowdown"] = manifest.get("random_slowdown")
-    return {key: value for key, value in found.items() if is_finite(value)}
 
 
 def layout(domains: Sequence[str], random: Mapping[str, float]) -> Summary.Value:
@@ -92,12 +79,14 @@ def layout(domains: Sequence[str], random: Mapping[str, float]) -> Summary.Value
         random: of some metrics, the value under random routing.
     """
     made = layout_pb2.Layout()
+    most = f", all: {math.log2(len(domains)):.2g}" if len(domains) > 1 else ""
     each = {DOMAIN_TITLE.format(name): DOMAIN_TAG.format(name) for name in domains}
     for question, charts in {**QUESTIONS, DOMAINS: each}.items():
         category = made.category.add(title=question)
         for title, tag in charts.items():
-            floor = f", random: {random[tag]:.3g}" if tag in random else ""
-            chart = category.chart.add(title=title.replace("{0}", floor))
+            floor = f", random routing: {random[tag]:.3g}" if tag in random else ""
+            title = title.replace("{0}", floor).replace("{1}", most)
+            chart = category.chart.add(title=title)
             chart.multiline.tag.append(f"{re.escape(tag)}$")  # TensorBoard wants a pattern
     return Summary.Value(
         tag=custom_scalar.CONFIG_SUMMARY_TAG,

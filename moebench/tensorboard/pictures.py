@@ -6,17 +6,36 @@ picture, so that pictures can be set side by side. Experts keep their true index
 
 import io
 import math
-import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moebench.tensorboard.words import line
 
-SHADES = [(0.0, "#7fb2d9"), (0.25, "#ffffff"), (0.5, "#f08a62"), (1.0, "#7a0019")]
 MOST = 4  # times even, the end of the scale
+SHADES = {0: "7fb2d9", 1: "ffffff", 2: "f08a62", MOST: "7a0019"}  # times even -> colour
+NUM_SHADES = 129
+# Of an image of one byte a pixel: the shades, then greys from black to white.
+PALETTE = np.concatenate(
+    [
+        np.stack(
+            [
+                np.interp(np.linspace(0, MOST, NUM_SHADES), list(SHADES), part)
+                for part in zip(*map(bytes.fromhex, SHADES.values()), strict=True)
+            ],
+            axis=1,
+        ),
+        np.linspace(0, 255, 256 - NUM_SHADES)[:, None].repeat(3, 1),
+    ]
+).astype(np.uint8)
+BLACK, NOTHING, WHITE = NUM_SHADES, 205, 255  # in PALETTE
+MOST_PIXELS = 1080  # of all cells, across or up
+CARD = 350  # pixels that TensorBoard gives a picture; it shrinks wider ones by leaving pixels out
 MOST_PANELS = 6  # layers side by side
+GAP = -1  # in place of times even: a cell between panels
 
 
 class Picture(NamedTuple):
@@ -27,7 +46,7 @@ class Picture(NamedTuple):
     width: int
 
 
-def heatmap(counts: np.ndarray, domains: Sequence[str], title: str) -> Picture:
+def heatmap(counts: np.ndarray, domains: Sequence[str], title: str, about: str = "") -> Picture:
     """The share of each domain's assignments that goes to each expert.
 
     Experts stand in the order of the domain that uses them most, so that specialisation shows as a
@@ -42,14 +61,15 @@ def heatmap(counts: np.ndarray, domains: Sequence[str], title: str) -> Picture:
         [line(name, 20) for name in domains],
         [str(each) for each in order],
         title,
-        across="expert, ordered by the domain that uses it most",
+        about,
+        across="expert, by the domain that uses it most",
         along="domain",
         bar="share of the domain's assignments",
         even=1 / counts.shape[1],
     )
 
 
-def loads(counts: np.ndarray, title: str) -> Picture:
+def loads(counts: np.ndarray, title: str, about: str = "") -> Picture:
     """The load of every expert of every layer.
 
     Args:
@@ -61,6 +81,7 @@ def loads(counts: np.ndarray, title: str) -> Picture:
         [str(each) for each in range(layers)],
         [str(each) for each in range(experts)],
         title,
+        about,
         across="expert",
         along="layer",
         bar="share of the layer's assignments",
@@ -68,7 +89,7 @@ def loads(counts: np.ndarray, title: str) -> Picture:
     )
 
 
-def partners(together: np.ndarray, counts: np.ndarray, title: str) -> Picture:
+def partners(together: np.ndarray, counts: np.ndarray, title: str, about: str = "") -> Picture:
     """How often the experts of a token meet: N_ij / N_i over the (k - 1) / (E - 1) of chance.
 
     Args:
@@ -76,7 +97,8 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str) -> Picture:
         counts: [layers, domains, experts], which order the experts as in `heatmap`.
     """
     layers, experts, _ = together.shape
-    shown = np.unique(np.linspace(0, layers - 1, min(layers, MOST_PANELS)).round().astype(int))
+    panels = min(layers, MOST_PANELS, max(1, MOST_PIXELS // (experts + 1)))
+    shown = np.unique(np.linspace(0, layers - 1, panels).round().astype(int))
     parts, names = [], []
     for layer in shown:
         order = _by_domain(counts[layer])
@@ -87,15 +109,16 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str) -> Picture:
         times = _times_even(panel) * (experts - 1) / experts
         times[own == 0] = np.nan
         np.fill_diagonal(times, np.nan)
-        parts += [times[order][:, order], np.full((experts, 1), np.nan)]
+        parts += [times[order][:, order], np.full((experts, 1), GAP)]
         names += [f"layer {layer}" if at == experts // 2 else "" for at in range(experts)] + [""]
     return _draw(
         np.concatenate(parts[:-1], 1),
         [""] * experts,
         names[:-1],
         title,
-        across="another expert of the same token",
-        along="expert, in the order of its domains",
+        about,
+        across="another expert of the same token (grey: itself)",
+        along="expert, by its domain",
         bar="times as often as by chance",
         even=None,
     )
@@ -118,6 +141,7 @@ def _draw(
     rows: Sequence[str],
     columns: Sequence[str],
     title: str,
+    about: str,
     *,
     across: str,
     along: str,
@@ -126,47 +150,86 @@ def _draw(
 ) -> Picture:
     """Draw cells [rows, columns] in multiples of even.
 
+    One byte a pixel, an index into PALETTE; lengths are in pixels.
+
     Args:
+        about: a second line below the title.
         even: the share that is even, to label the scale by; None: it is labelled in multiples.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
+    from PIL import Image, ImageDraw
 
-    # Laid out by hand, in inches: matplotlib's own layout takes longer than all the drawing.
-    left, bottom, right, top = 0.5 + 0.075 * max(map(len, rows)), 0.5, 1.2, 0.32
-    wide = min(max(0.24 * len(columns), 3.4), 9.0)
-    high = min(max(0.2 * len(rows), 2.1), 8.0)
-    width, height = left + wide + right, bottom + high + top
-    figure = Figure(figsize=(width, height), dpi=120)
-    axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
-    axes.set_facecolor("0.6")  # where nothing was assigned
-    shades = LinearSegmentedColormap.from_list("times even", SHADES)
-    image = axes.imshow(times, cmap=shades, vmin=0, vmax=MOST, aspect="auto")
-    said = line(title, int(12 * width))
-    figure.text(0.01, 1 - 0.22 / height, said, fontsize=9, parse_math=False)
-    axes.set_xlabel(across, fontsize=9)
-    axes.set_ylabel(along, fontsize=9)
-    named = [at for at, name in enumerate(columns) if name]
-    named = named[:: math.ceil(len(named) / 64)]
-    axes.set_xticks(named, [columns[at] for at in named])
-    axes.set_yticks([at for at, name in enumerate(rows) if name], list(filter(None, rows)))
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
-    axes.tick_params(length=0, labelsize=8 if len(columns) <= 32 else 6)
+    large, small, tiny = _font(12), _font(11), _font(10)
+    left, top = 30 + round(max(map(small.getlength, rows))), 38
+    cell_wide = _cell(len(columns), CARD - left - 8, 2)
+    cell_high = _cell(len(rows), 176, 14 if any(rows) else 2)
+    right, bottom = left + cell_wide * len(columns), top + cell_high * len(rows)
+    size = (max(CARD, right + 8), bottom + 90)
+    sheet = Image.new("L", size, WHITE)
+    pen = ImageDraw.Draw(sheet)
 
-    place = ((left + wide + 0.12) / width, bottom / height, 0.14 / width, high / height)
-    scale = figure.colorbar(image, cax=figure.add_axes(place), extend="max")
-    labels = [f"{each}" if even is None else f"{each * even:.1%}" for each in range(MOST + 1)]
-    labels[1] = "1: by chance" if even is None else f"even: 1/{round(1 / even)}"
-    scale.set_ticks(list(range(MOST + 1)), labels=labels, fontsize=8)
-    scale.ax.axhline(1, color="black", linewidth=1)
-    scale.set_label(bar, fontsize=8)
+    def write(x: float, y: float, words: str, anchor: str = "mm", font: Any = small) -> None:
+        pen.text((x, y), words, BLACK, font, anchor)
 
-    canvas, png = FigureCanvasAgg(figure), io.BytesIO()
-    with warnings.catch_warnings():
-        # A name in a script that the font lacks is drawn as boxes, which is no reason to warn.
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        canvas.print_png(png)
-    across_pixels, up_pixels = canvas.get_width_height()
-    return Picture(png.getvalue(), up_pixels, across_pixels)
+    def paint(shades: np.ndarray, x: int, y: int) -> None:
+        sheet.paste(Image.fromarray(shades), (x, y))
+        high, wide = shades.shape
+        pen.rectangle((x - 1, y - 1, x + wide, y + high), outline=BLACK)
+
+    write(4, 11, line(title, 50), "lm", large)
+    write(4, 26, line(about, 54), "lm")
+    cells = np.where(np.isnan(times), NOTHING, _shade(np.nan_to_num(times)))
+    cells[times == GAP] = WHITE
+    paint(cells.repeat(cell_high, 0).repeat(cell_wide, 1).astype(np.uint8), left, top)
+    for at in _with_room(columns, cell_wide, max(map(tiny.getlength, columns)) + 2):
+        write(left + (at + 0.5) * cell_wide, bottom + 10, columns[at], font=tiny)
+    for at in _with_room(rows, cell_high, 12):
+        write(left - 5, top + (at + 0.5) * cell_high, rows[at], "rm")
+    write(size[0] / 2, bottom + 26, across)
+    upwards = Image.new("L", (round(small.getlength(along)), 16), WHITE)
+    ImageDraw.Draw(upwards).text((0, 8), along, BLACK, small, "lm")
+    upwards = upwards.transpose(Image.Transpose.ROTATE_90)
+    sheet.paste(upwards, (2, (top + bottom - upwards.height) // 2))
+
+    # the scale, below and all across
+    long, y = size[0] - 60, bottom + 44
+    paint(_shade(np.linspace(0, MOST, long))[None].repeat(10, 0), 30, y)
+    for each in range(MOST + 1):
+        label = f"{each}" if even is None else f"{each * even:.1%}"
+        if each == 1:
+            label = "1: by chance" if even is None else f"even: 1/{round(1 / even)}"
+        x = 30 + round(long * each / MOST)
+        pen.line((x, y - 1 if each == 1 else y + 10, x, y + 14), BLACK)
+        write(x, y + 21, f"≥ {label}" if each == MOST else label)
+    write(size[0] / 2, y + 36, bar)
+
+    picture, png = Image.frombytes("P", size, sheet.tobytes()), io.BytesIO()
+    picture.putpalette(PALETTE.tobytes())
+    picture.save(png, "PNG")
+    return Picture(png.getvalue(), size[1], size[0])
+
+
+def _cell(number: int, together: int, least: int) -> int:
+    """The size of each of some cells, that they have some pixels together."""
+    return max(1, min(max(together // number, least), MOST_PIXELS // number))
+
+
+def _shade(times: np.ndarray) -> np.ndarray:
+    """Indices of the shades of PALETTE."""
+    return (np.clip(times / MOST, 0, 1) * (NUM_SHADES - 1)).round().astype(np.uint8)
+
+
+def _with_room(names: Sequence[str], distance: float, needed: float) -> list[int]:
+    """Places of the names to write, evenly thinned where neighbours would touch."""
+    named = [at for at, name in enumerate(names) if name]
+    if len(named) > 1:
+        distance *= named[1] - named[0]
+    return named[:: math.ceil(needed / distance)]
+
+
+@cache
+def _font(size: int) -> Any:
+    import matplotlib
+    from PIL import ImageFont
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)

@@ -3,10 +3,12 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
@@ -20,6 +22,8 @@ from moebench.evaluate import (
     run_tasks,
 )
 from moebench.experiment import run_experiment
+from moebench.inspect.render import show_tasks
+from moebench.metrics.tasks import accuracy, cloze
 from moebench.records import Record
 from tests.calls import Call
 
@@ -117,11 +121,39 @@ def test_results_are_sealed_and_verify_finds_a_change(
     assert "tasks/blimp-step-2.json: was changed" in damaged.out
 
 
-def test_bytes_of_a_tokenizer_of_pieces_normalise_cloze(tmp_path: Path, text_folder: Path) -> None:
+def test_cloze_equals_a_scorer_by_candidate_token_and_byte(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    """Of a tokenizer of pieces, whose candidates have as many tokens but not as many bytes."""
     record = make_run(tmp_path, text_folder, "data.tokenizer=bpe", "data.vocab_size=300")
-    found = run_tasks(open_checkpoint(record), ["cloze"], Settings(questions=5), silent)["cloze"]
-    assert 0 < found["all"]["n"] <= 15
-    assert set(found["domain"]) == {"digits", "letters", "shapes"}
+    checkpoint = open_checkpoint(record)
+    found = run_tasks(checkpoint, ["cloze"], Settings(questions=5), silent)["cloze"]
+    corpus = checkpoint.corpus
+    questions = cloze(
+        [(name, corpus.valid(name, "test")) for name in corpus.domains],
+        end=corpus.tokenizer.end,
+        questions=5,
+        context=24,
+        length=8,
+    )
+    right: dict[str, list[float]] = {}
+    sizes = set()
+    for each in questions:
+        scores = []
+        for candidate in each.candidates:
+            tokens = [*each.context, *candidate]
+            with torch.no_grad():
+                logits = checkpoint.model(torch.tensor([tokens]))[0][0].double().log_softmax(-1)
+            total = sum(float(logits[at - 1, tokens[at]]) for at in range(24, 32))
+            size = len(corpus.tokenizer.decode(candidate).encode())
+            sizes.add(size)
+            scores.append(total / size)
+        right.setdefault(each.domain, []).append(float(scores[0] == max(scores)))
+    assert len(sizes) > 1
+    assert set(right) == {"digits", "letters", "shapes"}
+    for domain, each in right.items():
+        assert found["domain"][domain]["n"] == len(each)
+        assert found["domain"][domain]["accuracy"] == pytest.approx(sum(each) / len(each))
 
 
 @pytest.mark.parametrize(
@@ -137,6 +169,22 @@ def test_bad_pairs_are_told_of(tmp_path: Path, text: str, wanted: str) -> None:
     (tmp_path / "x.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match=r"x.jsonl"):
         read_blimp(tmp_path)
+
+
+def test_runs_of_other_domains_share_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    def result(domain: str, right: list[int]) -> dict[str, Any]:
+        found = accuracy(right, 0.25)._asdict()
+        return {"cloze": {"all": found, "domain": {domain: found}}}
+
+    show_tasks({"runs/a": result("law", [1] * 9), "b": result("code", [0, 1])}, Console(width=90))
+    title, head, *rows = capsys.readouterr().out.splitlines()
+    assert "chance: 25" in title
+    assert head.split() == ["domain", "n", "a", "b"]
+    assert [row.split() for row in rows] == [
+        ["law", "9", "100.0", "(70.1–100.0)"],
+        ["code", "2", "50.0", "(9.5–90.5)"],
+        ["all", "differs", "100.0", "(70.1–100.0)", "50.0", "(9.5–90.5)"],
+    ]
 
 
 def test_bad_words_are_one_line(call: Call, record: Record) -> None:

@@ -1,31 +1,46 @@
 """Looking at routers: of runs, of texts and of Hugging Face checkpoints."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
 from moebench.evaluate import open_checkpoint
 from moebench.experiment import run_experiment
-from moebench.inspect import Inspection
-from moebench.inspect.render import show
+from moebench.inspect import Inspection, Routed
+from moebench.inspect.render import show, show_text
 from moebench.records import Record
 from tests.calls import Call
 
 
-@pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Record:
+def make_run(folder: Path, text_folder: Path, *more: str) -> Record:
     words = [
         *("model=smoke", "train.steps=4", "global_bsz=8", "seq_len=32", "data.valid_sequences=4"),
         *("data=folder", f"data.path={text_folder}", "run.device=cpu", "run.threads=1"),
     ]
-    config = Composer().compose([*words, "train.eval_every=2"])
-    return run_experiment(config, prepare(config.data), tmp_path_factory.mktemp("runs"))
+    config = Composer().compose([*words, *more])
+    return run_experiment(config, prepare(config.data), folder)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Record:
+    return make_run(tmp_path_factory.mktemp("runs"), text_folder, "train.eval_every=2")
+
+
+def test_a_dense_run_has_nothing_to_look_at(text_folder: Path, tmp_path: Path, call: Call) -> None:
+    dense = make_run(tmp_path, text_folder, "model.moe=false")
+    for words in ((), ("--text", "a")):
+        said = call("inspect", dense.path, *words)
+        assert (said.code, said.out) == (2, "")
+        assert said.err.endswith("is of a dense model, which has no routers to look at\n")
 
 
 def test_a_run_by_its_record(record: Record, call: Call) -> None:
@@ -41,7 +56,7 @@ def test_a_run_by_its_record(record: Record, call: Call) -> None:
     shown = call("inspect", record.path, "--layer", "0").out
     assert "layer 0: experts" in shown
     assert "digits" in shown
-    assert "ep/slowdown" in shown
+    assert "ep/\n  slowdown " in re.sub(" +\n", "\n", shown)
 
 
 def test_an_older_record_is_read(record: Record, tmp_path: Path, call: Call) -> None:
@@ -67,17 +82,56 @@ def test_dead_experts_and_specialists_are_named(capsys: pytest.CaptureFixture[st
     assert "law 83%, code 17%" in out
 
 
+def test_of_many_experts_the_dead_are_named_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    counts = np.ones((1, 2, 100), np.int64)
+    counts[..., [7, 41]] = 0
+    show(Inspection("x", [], ["code", "law"], counts, 1, {}), Console(width=80))
+    out = capsys.readouterr().out
+    assert "the fullest first, 64 of 100" in out
+    assert "dead, too: 7, 41" in out
+
+
 def test_a_text_goes_where_the_model_sends_it(record: Record, call: Call) -> None:
     said = json.loads(call("inspect", record.path, "--text", "0é1", "--json").out)
-    assert said["tokens"] == ["0", "<c3>", "<a9>", "1"]
+    assert said["tokens"] == ["0", "<c3>", "é", "1"]
     given = torch.tensor([list("0é1".encode())])
     _, routing = open_checkpoint(record).model(given)
     assert said["experts"] == routing.expert_index[:, 0].tolist()
     shown = call("inspect", record.path, "--text", "0é1").out
-    assert "layer 1  0<c3><a9>1" in shown
+    rows = [line.split() for line in shown.splitlines()[2:]]
+    first, second = said["experts"]
+    wanted = [[str(each) for each in (*a, *b)] for a, b in zip(first, second, strict=True)]
+    assert [row[0] for row in rows] == ["0", "<c3>", "é", "1"]
+    assert [row[1:] for row in rows] == wanted
+    alone = call("inspect", record.path, "--text", "0é1", "--layer", "1").out
+    assert [line.split()[1:] for line in alone.splitlines()[2:]] == [row[2:] for row in wanted]
 
 
-def test_bad_words_are_one_line(call: Call, record: Record, tmp_path: Path) -> None:
+def test_a_text_is_coloured_where_there_are_colours_and_fits_its_width() -> None:
+    draw = np.random.default_rng(0)
+    made = Routed(list("abc"), draw.integers(0, 64, (24, 3, 8)).tolist(), 64)
+    for width in (80, 100):
+        out = io.StringIO()
+        show_text(made, Console(file=out, width=width, force_terminal=True, color_system="256"))
+        plain = Text.from_ansi(out.getvalue()).plain.splitlines()
+        assert [line for line in plain if line.endswith("abc")] == [
+            f"layer {layer}  abc" for layer in range(24)
+        ]
+        assert max(map(len, plain)) <= width
+        tables = " ".join(plain[plain.index("the experts of each token, the likeliest first") :])
+        for layer in made.experts:
+            for experts in layer:
+                assert " ".join(map(str, experts)) in tables
+    out = io.StringIO()
+    show_text(made, Console(file=out, width=80))
+    assert "abc" not in out.getvalue(), "without colours it would say nothing"
+
+
+def test_bad_words_are_one_line(
+    call: Call, record: Record, tmp_path: Path, text_folder: Path
+) -> None:
     (tmp_path / "config.json").write_text("{}")
     for words, wanted in {
         (): "name either a run, or --hf",
@@ -86,9 +140,12 @@ def test_bad_words_are_one_line(call: Call, record: Record, tmp_path: Path) -> N
         (record.path, "--step", "3"): "it has 0, 2, 4",
         (record.path, "--layer", "9"): "--layer=9: must be between 0 and",
         (record.path, "--text", ""): "--text: is empty",
+        (record.path, "--text", "\udcff"): "--text: is no UTF-8",
+        (record.path, "--text", "a", "--layer", "9"): "--layer=9: must be between 0 and",
         ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
         ("--hf", tmp_path): "takes --data",
-        ("--hf", tmp_path, "--data", tmp_path): "cannot be loaded",
+        ("--hf", tmp_path, "--data", tmp_path): f"--data={tmp_path}: holds no domain",
+        ("--hf", tmp_path, "--data", text_folder): "cannot be loaded",
         ("--hf", tmp_path, "--data", tmp_path, "--micro-bsz", "5"): "must divide --sequences=32",
     }.items():
         said = call("inspect", *words)

@@ -63,6 +63,27 @@ def test_options_choose_what_is_shown(call: Call, runs: Path) -> None:
     assert [row["arm"] for row in turned["rows"]] == ["global", "micro"]
 
 
+def test_many_metrics_are_a_row_each_and_few_an_arm_each(call: Call, runs: Path) -> None:
+    told = ["report", "--runs-dir", str(runs), "--format", "md"]
+
+    def table(metrics: str) -> tuple[list[str], dict[str, list[str]]]:
+        lines = call(*told, "--metrics", metrics).out.split("\n\n")[1].splitlines()
+        head, _, *rows = ([each.strip() for each in line.split("|")[1:-1]] for line in lines)
+        return head, {name: cells for name, *cells in rows}
+
+    head, rows = table("*")
+    assert (head[0], head[-1]) == ("metric", "difference")
+    assert {"seeds", "load/entropy", "valid/nats", "valid/nats/law"} <= set(rows)
+    turned, few = table("valid/nats,load/entropy")
+    assert turned[:2] == ["arm", "seeds"]
+    for arm in ("micro", "global"):
+        at = head.index(arm) - 1
+        assert rows["seeds"][at] == few[arm][0] == "3"
+        for metric in ("valid/nats", "load/entropy"):
+            assert rows[metric][at] == few[arm][turned.index(metric) - 1]
+    assert rows["valid/nats"][-1] == few["global"][turned.index("valid/nats")]
+
+
 def test_every_format_tells_the_same_numbers(call: Call, runs: Path) -> None:
     told = ["report", "--runs-dir", str(runs), "--format"]
     rows = json.loads(call(*told, "json").out)["rows"]

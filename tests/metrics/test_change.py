@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 
-from moebench.metrics.change import changed_tokens, intervention_rate, overlap, saturation
+from moebench.metrics.change import changed_tokens, overlap, saturation
 
 
 def draws(seed: int, tokens: int = 4000) -> np.ndarray:
@@ -43,14 +42,3 @@ def test_saturation_ends_at_one() -> None:
     assert list(found) == [0, 3, 9]
     assert found[9] == found[3] == 1
     assert found[0] == pytest.approx(2 / 8, abs=0.03)
-
-
-def test_intervention_rate() -> None:
-    scores = torch.rand(3000, 8, generator=torch.Generator().manual_seed(0))
-    assert intervention_rate(scores, torch.zeros(8), 2).sum() == 0
-    strong = torch.tensor([9.0, 9, 0, 0, 0, 0, 0, 0])
-    found = intervention_rate(scores, strong, 2)
-    assert float(found.mean()) == pytest.approx(1 - 2 / 8, abs=0.03)
-    for token in range(20):
-        wanted = set(scores[token].topk(2).indices.tolist())
-        assert found[token] == 1 - len(wanted & {0, 1}) / 2

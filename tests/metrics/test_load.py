@@ -13,7 +13,7 @@ from moebench.metrics.load import (
     dead_experts,
     drop_rate,
     gini,
-    intervention,
+    intervention_rate,
     load_entropy,
     max_violation,
     random_load,
@@ -75,10 +75,24 @@ def test_random_routing_equals_a_simulation(tokens: int, experts: int, top_k: in
 
 def test_intervention_is_the_share_of_experts_that_scores_would_not_have_selected() -> None:
     own = torch.tensor([[0, 1], [2, 3]])
-    assert intervention(own.flip(-1), own).item() == 0
-    assert intervention(torch.tensor([[0, 2], [2, 3]]), own).item() == 0.25
+    assert intervention_rate(own.flip(-1), own).item() == 0
+    assert intervention_rate(torch.tensor([[0, 2], [2, 3]]), own).item() == 0.25
     # three experts, one of them not its own, and slots without any
-    assert intervention(torch.tensor([[0, 2, -1], [3, -1, -1]]), own).item() == pytest.approx(1 / 3)
+    assert intervention_rate(torch.tensor([[0, 2, -1], [3, -1, -1]]), own).item() == pytest.approx(
+        1 / 3
+    )
+
+
+def test_intervention_equals_a_loop_and_chance_where_the_bias_decides_alone() -> None:
+    scores = torch.rand(3000, 8, generator=torch.Generator().manual_seed(0))
+    own = scores.topk(2).indices
+    for bias, by_chance in ((0.2, None), (9.0, 1 - 2 / 8)):
+        moved = (scores + bias * (torch.arange(8) < 2)).topk(2).indices
+        found = intervention_rate(moved, own).item()
+        pairs = zip(moved.tolist(), own.tolist(), strict=True)
+        kept = sum(len(set(a) & set(b)) for a, b in pairs)
+        assert found == pytest.approx(1 - kept / 6000)
+        assert by_chance is None or found == pytest.approx(by_chance, abs=0.03)
 
 
 def test_gini_and_drops_of_even_load_and_of_collapse() -> None:

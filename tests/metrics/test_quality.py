@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from moebench.data.tokenizer import ByteTokenizer, Subwords, train_bpe
 from moebench.metrics.quality import Documents, quality, standard_errors
 
 
@@ -27,15 +28,26 @@ def test_mean_over_domains_is_unweighted_whatever_their_sizes() -> None:
     assert found["valid/bits_per_byte"] == pytest.approx(1.3 / math.log(2))
 
 
-def test_bits_per_byte_do_not_depend_on_the_tokens_a_text_is_cut_into() -> None:
-    """Two tokenizers that give a text the same likelihood."""
-
-    def bits(tokens: int) -> float:
-        return quality("tune", np.array([70.0]), tokens, np.array([50]), np.array([0]), ["a"])[
-            "tune/bits_per_byte"
-        ]
-
-    assert bits(50) == bits(13)
+def test_bits_per_byte_are_equal_for_two_tokenizers_of_equal_likelihood() -> None:
+    """Models that give every letter 1 in 16, whatever pieces it comes in: 4 bits each."""
+    text = "the cat sat on the mat, then the dog sat on the cat; " * 40
+    found, nats = [], []
+    for tokenizer in (ByteTokenizer(), Subwords(train_bpe([text], 270), "x")):
+        tokens = tokenizer.encode(text.encode())
+        rows = tokens[: len(tokens) // 10 * 10].reshape(-1, 10)
+        lost = [sum(len(tokenizer.decode([each])) for each in row) * math.log(16) for row in rows]
+        made = quality(
+            "tune",
+            np.array(lost),
+            10,
+            np.array([tokenizer.bytes_in(row) for row in rows]),
+            np.zeros(len(rows), int),
+            ["a"],
+        )
+        found.append(made["tune/bits_per_byte"])
+        nats.append(made["tune/nats"])
+    assert found == pytest.approx([4, 4])
+    assert nats[1] > 1.5 * nats[0], "the pieces are longer"
 
 
 def test_errors_are_those_of_a_ratio_over_documents() -> None:

@@ -165,8 +165,10 @@ def test_a_dense_model_trains_and_says_nothing_of_experts(
 
 def test_dropped_assignments_are_on_record(text_folder: Path, tmp_path: Path) -> None:
     config = compose(text_folder, "router=capacity", "router.capacity_factor=0.5")
-    summary = run_experiment(config, prepare(config.data), tmp_path).summary()
-    assert 0.5 <= summary["load/drop_rate"] < 1
+    record = run_experiment(config, prepare(config.data), tmp_path)
+    assert 0.5 <= record.summary()["load/drop_rate"] < 1
+    by_chance = record.manifest()["random_load"]["micro"]["drop_rate"]
+    assert by_chance == pytest.approx(0.5, abs=0.02), "random routing fills every expert"
 
 
 def test_pruned_experts_never_come_back() -> None:
