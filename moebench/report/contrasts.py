@@ -98,10 +98,24 @@ def _by_seed(values: np.ndarray, seeds: int, spent: float) -> Contrast:
     return Contrast(mean, error if error > 1e-12 * abs(mean) else None, seeds - 1, seeds, spent)
 
 
-def slope(x: Sequence[float]) -> np.ndarray:
+def slope(x: Sequence[float] | np.ndarray) -> np.ndarray:
     """Coefficients that give the least-squares slope of arms along x, in units a unit of x."""
     centred = np.asarray(x, float) - np.mean(x)
     return centred / (centred @ centred)
+
+
+def bend(x: Sequence[float], at: float) -> np.ndarray | None:
+    """Coefficients that give by how much the slope from one point on exceeds that up to it.
+
+    None unless there are arms at two places on either side, where arms at the point are on both.
+    """
+    places = np.asarray(x, float)
+    found = np.zeros(len(places))
+    for side, sign in ((places >= at, 1), (places <= at, -1)):
+        if len(np.unique(places[side])) < 2:
+            return None
+        found[side] += sign * slope(places[side])
+    return found
 
 
 class Equality(NamedTuple):

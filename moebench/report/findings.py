@@ -4,9 +4,9 @@ Each finding is a file in `paper/`: its claim, where the paper says so, its type
 recognised and the paper's perplexities. Arms of one finding differ in nothing else. A *difference*
 agrees where its interval, adjusted for all arms of the table, lies off 0 on the paper's side; an
 *equality* where the arms differ by less than a quarter of the gap of micro and global in the same
-runs; a *trend* where the slope along the arms lies off 0. An interval that excludes the paper's
-size, or lies on the other side, contradicts. The paper's sizes are log ratios of perplexities a
-token, divided by an assumed number of bytes a token.
+runs; a *trend* where the slope along the arms, or its change at a point, lies off 0. An interval
+that excludes the paper's size, or lies on the other side, contradicts. The paper's sizes are log
+ratios of perplexities a token, divided by an assumed number of bytes a token.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from moebench.config.schema import in_steps
-from moebench.report.contrasts import EQUAL_SHARE, Contrast, contrasts, equality, slope
+from moebench.report.contrasts import EQUAL_SHARE, Contrast, bend, contrasts, equality, slope
 from moebench.report.statistics import FEWEST_SEEDS, Comparisons, Estimate, compare, seeds_needed
 
 PAPER = "arXiv 2501.11873"
@@ -100,6 +100,7 @@ def paper_gap() -> float:
 def verdicts(study: Study) -> list[Verdict]:
     """Every finding whose arms are there, for each set of arms that are equal in all else."""
     judges = {"difference": _difference, "equality": _equality, "trend": _trend}
+    study = replace(study, sciences=[_options_as_keys(each) for each in study.sciences])
     return [
         verdict for each in findings().values() for verdict in judges[each["type"]](each, study)
     ]
@@ -108,9 +109,22 @@ def verdicts(study: Study) -> list[Verdict]:
 # Which arms are meant
 
 
+def _options_as_keys(science: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options as keys of their own, as they are typed."""
+    plain = {key: value for key, value in science.items() if key != "method.options"}
+    options = science.get("method.options")
+    options = options if isinstance(options, dict) else {}
+    return plain | {f"method.options.{key}": value for key, value in options.items()}
+
+
 def _pairs(study: Study, *selectors: Mapping[str, Any]) -> Iterable[tuple[int, ...]]:
-    """Columns that meet the selectors in turn and are equal in every key that none names."""
+    """Columns that meet the selectors in turn and are equal in every key that none names.
+
+    Their balance losses have one weight, unless one of them has none by its selector.
+    """
     named = {key for each in selectors for key in each}
+    if any(each.get("scope") == "none" for each in selectors):
+        named.add("weight")
     found = [
         [i for i, science in enumerate(study.sciences) if _meets(each, science)]
         for each in selectors
@@ -126,10 +140,15 @@ def _pairs(study: Study, *selectors: Mapping[str, Any]) -> Iterable[tuple[int, .
 
 
 def _meets(selector: Mapping[str, Any], science: Mapping[str, Any]) -> bool:
-    """Whether an arm is meant. A control is not, nor one whose estimator is not named."""
+    """Whether an arm is meant. A control is not, nor one whose estimator is not named.
+
+    A selector's null stands for a key at its default, which no science holds.
+    """
     unnamed = {*CONTROLS, "balance.estimator", "terms"} - {*selector}
     return not unnamed & {*science} and all(
-        key in science and _equals(wanted, science[key], science)
+        key not in science
+        if wanted is None
+        else key in science and _equals(wanted, science[key], science)
         for key, wanted in selector.items()
     )
 
@@ -170,7 +189,8 @@ def _rest(science: Mapping[str, Any], named: Iterable[str]) -> dict[str, Any]:
     terms = science.get("terms")
     weight = terms[0]["weight"] if terms else science.get("loss.balance")
     apart = {*TREATMENT, *named, "balance.pass_bsz"}
-    return {key: value for key, value in science.items() if key not in apart} | {"weight": weight}
+    rest = {**science, "weight": weight}
+    return {key: value for key, value in rest.items() if key not in apart}
 
 
 # What they say
@@ -215,6 +235,13 @@ def _sd(estimate: Estimate, paired: Estimate | None, seeds: int) -> float | None
 
 def _trend(finding: Mapping[str, Any], study: Study) -> Iterable[Verdict]:
     place, per = AXES[finding["along"]]
+    bends_at = finding.get("bends_at")
+
+    def coefficients(x: Sequence[float]) -> np.ndarray | None:
+        if len({*x}) < 3:
+            return None
+        return slope(x) if bends_at is None else bend(x, bends_at)
+
     groups: dict[str, list[tuple[float, int]]] = {}
     for i, science in enumerate(study.sciences):
         x = place(science)
@@ -222,20 +249,18 @@ def _trend(finding: Mapping[str, Any], study: Study) -> Iterable[Verdict]:
             rest = _rest(science, ["data.homogeneity"])
             groups.setdefault(repr(sorted(rest.items(), key=str)), []).append((x, i))
     for placed in groups.values():
-        x, columns = [x for x, _ in placed], [i for _, i in placed]
-        if len({*x}) < 3:
+        columns = [i for _, i in placed]
+        own = coefficients([x for x, _ in placed])
+        if own is None:
             continue
         weights = np.zeros((1, len(study.arms)))
-        weights[0, columns] = slope(x)
+        weights[0, columns] = own
         (found,) = contrasts(study.values, weights)
         if not found.seeds:
             continue
         perplexity = finding.get("perplexity", {})
-        paper = (
-            float(slope(list(perplexity)) @ np.log(list(perplexity.values())))
-            if perplexity
-            else None
-        )
+        theirs = coefficients(list(perplexity))
+        paper = None if theirs is None else float(theirs @ np.log(list(perplexity.values())))
         sd = None if found.error is None else found.error * math.sqrt(found.seeds / 2)
         columns = [i for _, i in sorted(placed)]
         yield _judged(finding, study, columns, found.estimate(), paper, found.seeds, sd, per=per)
