@@ -5,7 +5,7 @@ findings, and in words what the numbers can and cannot tell.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moebench.records import printable
 from moebench.report import words
@@ -79,7 +79,18 @@ def blocks(table: Table, shown: Shown = Shown()) -> list[Block]:
         Sentences("Load and specialisation in words", words.load(table)),
         Sentences("Caution", words.cautions(table)),
     ]
-    return [each for each in found if not isinstance(each, Sentences) or each.items]
+    return [
+        _without_empty_columns(each) if isinstance(each, Grid) else each
+        for each in found
+        if not isinstance(each, Sentences) or each.items
+    ]
+
+
+def _without_empty_columns(grid: Grid) -> Grid:
+    """What no arm has, as a paired t below three seeds, takes no room."""
+    kept = [i for i in range(len(grid.headers)) if i == 0 or any(any(row[i]) for row in grid.rows)]
+    rows = [[row[i] for i in kept] for row in grid.rows]
+    return replace(grid, headers=[grid.headers[i] for i in kept], rows=rows)
 
 
 def _seeds(arm: Arm) -> Cell:
@@ -87,6 +98,7 @@ def _seeds(arm: Arm) -> Cell:
     return str(len(arm.seeds)), ", ".join(f"{n} {state}" for state, n in arm.unfinished.items())
 
 
+TESTED = "95 % for all arms together, adjusted p"
 MORE_BITS = (
     ("at\nstart", "specialization/domain_start", "at start: before it was trained"),
     (
@@ -322,13 +334,15 @@ def _perplexity_grid(table: Table) -> Grid:
                 _percent(nats),
             ]
         )
-    tested = table.primary == PRIMARY
+    difference = "not tested" if table.primary != PRIMARY else TESTED
+    if table.primary == PRIMARY and not table.comparisons.family:
+        difference = "below it that of each seed, as an interval takes three"
+    else:
+        difference += "; paired t: 95 % for one arm alone"
     return Grid(
         title=f"Perplexity; differences are to {table.baseline}",
-        caption="Means ± as above: validation nats a token, their exponential, and bits a byte. "
-        "Difference in nats: "
-        + ("95 % for all arms together, adjusted p" if tested else "not tested")
-        + "; paired t: 95 % for one arm alone; percent: of perplexity.",
+        caption="Means ± as above: validation nats a token, their exponential, and bits a byte; "
+        f"of all, lower is better. Difference in nats: {difference}; percent: of perplexity.",
         headers=[
             *("arm", "seeds", "nats a\ntoken", "PPL", "bits a\nbyte"),
             *("difference", "paired t", "percent"),
@@ -349,7 +363,7 @@ def _primary_grid(table: Table) -> Grid:
     ]
     return Grid(
         title=f"Primary endpoint {table.primary}; differences are to {table.baseline}",
-        caption="Difference: 95 % for all arms together, adjusted p; paired t: for one arm alone.",
+        caption=f"Difference: {TESTED}; paired t: for one arm alone.",
         headers=["arm", "seeds", "mean", "difference", "paired t"],
         rows=rows,
     )

@@ -13,6 +13,25 @@ from moebench.report.findings import BYTES, PAPER_TOKENS, paper_gap
 from moebench.report.statistics import FEWEST_SEEDS, Comparison, seeds_needed
 
 
+def lead(table: Table) -> str:
+    """What is compared, for a reader who sees such a page for the first time."""
+    runs = sum(len(arm.runs) for arm in table.arms)
+    arms = (
+        "One arm, a way to balance the router"
+        if len(table.arms) == 1
+        else (f"{len(table.arms)} arms, each a way to balance the router")
+    )
+    seeds = _seeds(dict.fromkeys(sorted({seed for arm in table.arms for seed in arm.seeds}), 0.0))
+    steps = f" of {_span(table.steps)} steps" if table.steps else ""
+    told = f"{arms}, with {seeds}: {runs} run{'s' * (runs != 1)}{steps}."
+    if len(table.arms) == 1:
+        return told
+    return (
+        f"{told} Runs of one seed see the same text from the same initial weights, and differences "
+        f"are between them: an arm's less that of {table.baseline}."
+    )
+
+
 def verdicts(table: Table) -> list[str]:
     """One sentence an arm on the primary endpoint, and one on what the seeds allow."""
     unit = unit_of(table.primary)
