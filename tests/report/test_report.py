@@ -157,10 +157,29 @@ def test_hostile_labels_are_text_in_every_format(runs: Path, run: Make, form: st
         plain = re.sub(r"\\[&%$#_{}]", "", text)
         body = "".join(re.findall(r"midrule(.*?)\\bottomrule", plain, re.DOTALL))
         assert r"\textless{}script\textgreater{}" in body
-        assert not re.search(r"[%$#_]", body.replace(r"$\pm$", ""))
+        assert not re.search(r"[%$#_]", body.replace(r"$\pm$", "").replace("$-$", ""))
         assert all(row.count("&") == 7 or "&" not in row for row in body.split(r"\\")[-5:])
     if form == "json":
         assert HOSTILE[3] in [row["arm"] for row in json.loads(text)["rows"]]
+
+
+def test_latex_compiles_everywhere_and_joins_no_signs(runs: Path, run: Make) -> None:
+    for label in ("עברית", "a--b", "``x''", "русский 10", "W" * 90, "\ufffd"):
+        for seed in range(3):
+            run(runs, label, seed, 1.6 + 0.001 * seed * len(label))
+    text = make_report([runs], baseline="a--b").render("latex")
+    letters = re.compile(r"\\letters\{([^\0-\xff]+)\}\{((?:\\textbackslash\{\}u[0-9a-f]{4})+)\}")
+    found = dict(letters.findall(text))
+    assert found["עברית"].replace(r"\textbackslash{}u", "\\u") == r"\u05e2\u05d1\u05e8\u05d9\u05ea"
+    assert "русский" in found
+    assert letters.sub("", text).isascii()  # no other letter that pdfLaTeX lacks
+    assert "a-{}-b" in text
+    assert r"\textasciigrave{}\textasciigrave{}x'{}'" in text
+    assert r"W\allowbreak{}W" in text
+    assert (
+        text.count(r"\begin{tabular}") == text.count(r"\resizebox") == text.count(r"\end{tabular}}")
+    )
+    assert re.search(r"\$-\$0\.\d{4} to ", text)
 
 
 def test_one_and_two_seeds_are_no_finding(runs: Path, tmp_path: Path, run: Make) -> None:
