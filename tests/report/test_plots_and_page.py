@@ -224,6 +224,20 @@ def test_broken_pairing_is_named(runs: Path, run: Make) -> None:
     )
 
 
+def test_arms_that_see_other_batches_are_named(runs: Path, run: Make) -> None:
+    run(runs, "micro")
+    run(runs, "mixed", science={"data.homogeneity": 0.0})  # the same sequences of a step, regrouped
+    assert "are no pairs" not in make_report([runs]).render()
+    run(runs, "law", science={"data.weights": {"law": 2}})
+    run(runs, "eight", science={"micro_bsz": 8})
+    text = " ".join(make_report([runs]).render().split())
+    assert "eight and micro are no pairs: they see other batches (micro_bsz 8, there 4)." in text
+    assert "(data.weights {'law': 2}, there at its default)" in text
+    assert "mixed and micro" not in text
+    run(runs, "other data", science={"data": "ffff"})  # is never compared at all
+    assert len(make_report([runs]).tables) == 2
+
+
 def test_a_page_needs_no_torch_and_no_network(runs: Path, run: Make) -> None:
     run(runs, "micro", rows=ROWS)
     code = (
