@@ -16,7 +16,7 @@ from moebench.report.arms import Arm, Described, Table
 from moebench.report.drawing import drawing, encoded, errors, look, short
 from moebench.report.findings import share_before_global
 from moebench.report.frame import Frame
-from moebench.report.frontier import MAX_VIO, WEIGHT, frontier
+from moebench.report.frontier import MAX_VIO, WEIGHT, but_for_weight, frontier
 from moebench.report.reading import PRIMARY
 from moebench.report.words import unit_of
 
@@ -272,7 +272,7 @@ def domains(table: Table, frame: Frame) -> Plot | None:
     """Which share of each domain's tokens goes to each expert, an arm a heatmap."""
     found = [
         (arm, share)
-        for arm in table.arms[:MOST_HEATMAPS]
+        for arm in _unlike(table.arms)[:MOST_HEATMAPS]
         if (share := _shares(arm, frame)) is not None
     ]
     if not found:
@@ -310,6 +310,19 @@ def domains(table: Table, frame: Frame) -> Plot | None:
             + (f" {more} more arms are not shown." if more > 0 else ""),
             figure,
         )
+
+
+def _unlike(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms in order, but first one of each that differ in weight alone: of the baseline's."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(but_for_weight(arm), []).append(arm)
+    wanted = arms[0].science.get(WEIGHT)
+    first = [
+        next((arm for arm in each if arm.science.get(WEIGHT) == wanted), each[0])
+        for each in groups.values()
+    ]
+    return [*first, *(arm for arm in arms if arm not in first)]
 
 
 def cost(table: Table, _: Frame) -> Plot | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from moebench.records import Record
-from moebench.report import Report, make_report
+from moebench.report import Report, make_report, plots
 from tests.report.test_report import HOSTILE
 
 Make = Callable[..., Record]
@@ -99,6 +99,24 @@ def test_scopes_over_weights_are_a_frontier(runs: Path, run: Make) -> None:
     assert row[1] == "0.01"
     differences = [float(each) for each in row if re.fullmatch(r"-0\.\d{4}", each)]
     assert differences == pytest.approx([-0.02, -0.02], abs=2e-3)
+
+
+def test_heatmaps_show_every_scope_before_other_weights_of_one(
+    runs: Path, run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {
+        f"{scope} loss.balance={weight}": {**ARMS[scope], "loss.balance": weight}
+        for scope in ("micro", "global", "sequence")
+        for weight in (0.05, 0.005, 0.5)
+    }
+    a_study(runs, run, arms, seeds=1)
+    report = make_report([runs], baseline="micro loss.balance=0.05")
+    titled: list[str] = []
+    monkeypatch.setattr(plots, "short", lambda name: titled.append(name) or name)
+    plots.domains(report.tables[0], report.frame)
+    heatmaps = [name for name in titled if name in arms]
+    assert len(heatmaps) == plots.MOST_HEATMAPS
+    assert sorted(heatmaps[:3]) == sorted(name for name in arms if name.endswith("=0.05"))
 
 
 class Checker(html.parser.HTMLParser):
