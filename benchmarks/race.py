@@ -59,8 +59,9 @@ WEIGHT = 0.01  # of the balance loss
 Entrant = Callable[[], object]
 
 
-def ours(shape: Shape, compute: torch.dtype, device: torch.device, *, compiled: bool) -> Entrant:
-    """moebench's step: fp32 master weights, whatever the products are computed in."""
+def model_of(
+    shape: Shape, compute: torch.dtype, device: torch.device, seed: int = 0
+) -> MoETransformer:
     model = MoETransformer(
         vocab_size=shape.vocab_size,
         d_model=shape.d_model,
@@ -71,8 +72,13 @@ def ours(shape: Shape, compute: torch.dtype, device: torch.device, *, compiled: 
         expert_dim=shape.expert_dim,
         compute=compute,
     )
-    initialize(model, 0)
-    model.to(device)
+    initialize(model, seed)
+    return model.to(device)
+
+
+def ours(shape: Shape, compute: torch.dtype, device: torch.device, *, compiled: bool) -> Entrant:
+    """moebench's step: fp32 master weights, whatever the products are computed in."""
+    model = model_of(shape, compute, device)
     call = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)

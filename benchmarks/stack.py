@@ -12,16 +12,14 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from race import SHAPES, SMOKE, WEIGHT, Shape, header, timed
+from race import SHAPES, SMOKE, WEIGHT, Shape, header, model_of, ours, timed
 
 from moebench.balance import Global, Term
-from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.stack import Stack
 from moebench.train.step import (
     Objective,
     Share,
     Step,
-    accumulate_gradients,
     accumulate_together,
     begin_states,
 )
@@ -29,24 +27,13 @@ from moebench.train.step import (
 OBJECTIVE = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
 
 
-def model_of(shape: Shape, device: torch.device, seed: int = 0) -> MoETransformer:
-    model = MoETransformer(
-        vocab_size=shape.vocab_size,
-        d_model=shape.d_model,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_experts=shape.num_experts,
-        top_k=shape.top_k,
-        expert_dim=shape.expert_dim,
-        compute=torch.bfloat16 if device.type == "cuda" else torch.float32,
-    )
-    initialize(model, seed)
-    return model.to(device)
+def compute_of(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def stacked(shape: Shape, arms: int, device: torch.device) -> Callable[[], object]:
     """A step of so many arms, each with its own batch and optimizer."""
-    models = [model_of(shape, device, seed) for seed in range(arms)]
+    models = [model_of(shape, compute_of(device), device, seed) for seed in range(arms)]
     stack = Stack(models)
     optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-4, fused=True) for each in models]
     size = (shape.sequences, shape.seq_len + 1)
@@ -66,20 +53,6 @@ def stacked(shape: Shape, arms: int, device: torch.device) -> Callable[[], objec
         stack.hand_out()
         for each in optimizers:
             each.step()
-
-    return step
-
-
-def alone(shape: Shape, device: torch.device) -> Callable[[], object]:
-    model = model_of(shape, device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    size = (shape.sequences, shape.seq_len + 1)
-    tokens = torch.randint(0, shape.vocab_size, size, device=device)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        accumulate_gradients(model, OBJECTIVE, Step(tokens, shape.sequences))
-        optimizer.step()
 
     return step
 
@@ -112,14 +85,17 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = SMOKE if asked.smoke else SHAPES[asked.shape]
-    print(f"{header(asked.threads)}, {asked.rounds} rounds, shape {asked.shape}\n")
+    print(f"{header(asked.threads)}, {asked.rounds} rounds, {shape}\n")
     arms = [each for each in (1, 2, 4, 8, 16, 32) if each <= asked.most]
     found = compare({each: stacked(shape, each, device) for each in arms}, device, asked.rounds)
     print("| arms | arms' tokens/s | against one |\n|---:|---:|---:|")
     for each, (seconds, ratio) in found.items():
         print(f"| {each} | {each * shape.tokens / seconds:,.0f} | {each / ratio:.2f} |")
     sizes = {each: shape._replace(num_experts=each) for each in (8, 16, 32, 64, 128)}
-    found = compare({each: alone(one, device) for each, one in sizes.items()}, device, asked.rounds)
+    field = {
+        each: ours(one, compute_of(device), device, compiled=False) for each, one in sizes.items()
+    }
+    found = compare(field, device, asked.rounds)
     print("\n| experts | tokens/s | step against 8 experts |\n|---:|---:|---:|")
     for each, (seconds, ratio) in found.items():
         print(f"| {each} | {shape.tokens / seconds:,.0f} | {ratio:.2f} |")

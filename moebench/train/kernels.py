@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from moebench.config.cost import training_flops
@@ -60,25 +61,27 @@ def choose(
     """
     known = "".join(each if each.isalnum() else "-" for each in _name(device)).strip("-").lower()
     path = runs_dir / FOLDER / f"{re.sub('-+', '-', known)}.json"
-    found = _read(path)
-    before = json.dumps(found)
-    found.setdefault("attention", "sdpa" if device.type == "cuda" else "matmul")
-    found.setdefault("experts", "grouped_mm")
-    wanted = ranks == 1 and _wants_compile(config, vocab_size, device)
-    if wanted and "no_compile" not in found:
-        found["no_compile"] = _why_not(device)
-    if wanted and config.run.compile == "true" and found["no_compile"]:
-        print(
-            f"run.compile=true: cannot be compiled here ({found['no_compile']}); the run goes on "
-            "without",
-            file=sys.stderr,
-        )
-    peaks: dict[str, float] = found.setdefault("peak_flops", {})
-    case = f"{config.train.precision}, {config.run.threads} threads, torch {torch.__version__}"
-    if case not in peaks:
-        peaks[case] = _measured_peak(COMPUTE[config.train.precision], device)
-    if json.dumps(found) != before:
-        write_json(path, {"device": _name(device), **found})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # runs that begin at once agree on one peak
+        found = _read(path)
+        before = json.dumps(found)
+        found.setdefault("attention", "sdpa" if device.type == "cuda" else "matmul")
+        found.setdefault("experts", "grouped_mm")
+        wanted = ranks == 1 and _wants_compile(config, vocab_size, device)
+        if wanted and "no_compile" not in found:
+            found["no_compile"] = _why_not(device)
+        if wanted and config.run.compile == "true" and found["no_compile"]:
+            print(
+                f"run.compile=true: cannot be compiled here ({found['no_compile']}); the run goes "
+                "on without",
+                file=sys.stderr,
+            )
+        peaks: dict[str, float] = found.setdefault("peak_flops", {})
+        case = f"{config.train.precision}, {config.run.threads} threads, torch {torch.__version__}"
+        if case not in peaks:
+            peaks[case] = _measured_peak(COMPUTE[config.train.precision], device)
+        if json.dumps(found) != before:
+            write_json(path, {"device": _name(device), **found})
     return Kernels(
         attention=found["attention"],
         experts=found["experts"],
