@@ -261,15 +261,24 @@ def _trend(finding: Mapping[str, Any], study: Study) -> Iterable[Verdict]:
         perplexity = finding.get("perplexity", {})
         theirs = coefficients(list(perplexity))
         paper = None if theirs is None else float(theirs @ np.log(list(perplexity.values())))
-        sd = None if found.error is None else found.error * math.sqrt(found.seeds / 2)
         columns = [i for _, i in sorted(placed)]
-        yield _judged(finding, study, columns, found.estimate(), paper, found.seeds, sd, per=per)
+        yield _judged(
+            finding,
+            study,
+            columns,
+            found.estimate(),
+            paper,
+            found.seeds,
+            _one_run(found),
+            per=per,
+        )
 
 
 def _log2_balance_bsz(science: Mapping[str, Any]) -> float | None:
-    if not _meets({"scope": "group"}, science):
+    size = science.get("balance_bsz")
+    if not _meets({"scope": "group"}, science) or not isinstance(size, int) or size < 1:
         return None
-    return math.log2(science["balance_bsz"])
+    return math.log2(size)
 
 
 def share_before_global(science: Mapping[str, Any]) -> float | None:

@@ -76,8 +76,9 @@ def mean_interval(values: np.ndarray, level: float = LEVEL) -> Estimate:
 
     The mean alone below three values, and of values that do not vary: they say nothing of chance.
     """
-    n, mean = len(values), float(np.mean(values))
-    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n >= FEWEST_SEEDS else 0.0
+    n, size = len(values), float(np.max(np.abs(values))) or 1.0  # squares of 1e200 overflow
+    mean = float(np.mean(values / size)) * size
+    error = float(np.std(values / size, ddof=1)) * size / math.sqrt(n) if n >= FEWEST_SEEDS else 0.0
     if error <= _floor(values):
         return Estimate(mean)
     from scipy.special import stdtr, stdtrit

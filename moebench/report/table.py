@@ -6,6 +6,7 @@ findings, and in words what the numbers can and cannot tell.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from moebench.records import printable
 from moebench.report import words
@@ -98,6 +99,7 @@ def _seeds(arm: Arm) -> Cell:
     return str(len(arm.seeds)), ", ".join(f"{n} {state}" for state, n in arm.unfinished.items())
 
 
+MOST_DIGITS = 1e7  # from here on the perplexity of a run that diverged is shown by its power of 10
 TESTED = "95 % for all arms together, adjusted p"
 MORE_BITS = (
     ("at\nstart", "specialization/domain_start", "at start: before it was trained"),
@@ -232,7 +234,7 @@ def _cost_grid(table: Table) -> list[Grid]:
 
 
 def _median(values: Sequence[float]) -> str:
-    return f"{sorted(values)[len(values) // 2]:.4f}" if values else ""
+    return f"{median(values):.4f}" if values else ""
 
 
 def _frontier_grid(table: Table) -> list[Grid]:
@@ -334,21 +336,31 @@ def _perplexity_grid(table: Table) -> Grid:
                 _percent(nats),
             ]
         )
-    difference = "not tested" if table.primary != PRIMARY else TESTED
-    if table.primary == PRIMARY and not table.comparisons.family:
-        difference = "below it that of each seed, as an interval takes three"
-    else:
-        difference += "; paired t: 95 % for one arm alone"
+    compared = any(any(cell) for row in rows for cell in row[5:])
     return Grid(
-        title=f"Perplexity; differences are to {table.baseline}",
+        title="Perplexity" + f"; differences are to {table.baseline}" * compared,
         caption="Means ± as above: validation nats a token, their exponential, and bits a byte; "
-        f"of all, lower is better. Difference in nats: {difference}; percent: of perplexity.",
+        "of all, lower is better." + f" Difference in nats: {_meaning(table)}" * compared,
         headers=[
             *("arm", "seeds", "nats a\ntoken", "PPL", "bits a\nbyte"),
             *("difference", "paired t", "percent"),
         ],
         rows=rows,
     )
+
+
+def _meaning(table: Table) -> str:
+    """What stands in the columns of differences of nats."""
+    seeds = max((len(each.per_seed) for each in table.comparisons.arms.values()), default=0)
+    if table.primary != PRIMARY:
+        told = "not tested; paired t: 95 % for one arm alone"
+    elif seeds >= FEWEST_SEEDS:
+        told = f"{TESTED}; paired t: 95 % for one arm alone"
+    elif seeds == 1:
+        told = "of one seed, as an interval takes three"
+    else:
+        told = "below it those of the seeds, as an interval takes three"
+    return f"{told}; percent: of perplexity."
 
 
 def _primary_grid(table: Table) -> Grid:
@@ -398,8 +410,14 @@ def _percent(nats: Described | None) -> Cell:
     if nats is None or (value := percent(nats.difference)) is None:
         return "", ""
     low, high = (percent(end) for end in _ends(nats))
-    below = f"{low:.2f} to {high:.2f}" if low is not None and high is not None else ""
-    return f"{round(value, 2) + 0.0:.2f}", below
+    below = (
+        f"{_hundredths(low)} to {_hundredths(high)}" if low is not None and high is not None else ""
+    )
+    return _hundredths(value), below
+
+
+def _hundredths(value: float) -> str:
+    return f"{value:.3g}" if value >= MOST_DIGITS else f"{round(value, 2) + 0.0:.2f}"
 
 
 def _mean(described: Described | None, digits: int) -> Cell:
@@ -414,6 +432,8 @@ def _mean(described: Described | None, digits: int) -> Cell:
 def _perplexity(described: Described | None) -> str:
     if described is None or described.mean is None:
         return "-"
+    if described.mean >= MOST_DIGITS:
+        return f"{described.mean:.3g}"
     return f"{described.mean:.3f}" if described.mean < 100 else f"{described.mean:,.0f}"
 
 

@@ -327,7 +327,7 @@ def test_a_primary_that_no_run_holds_is_said(
 ) -> None:
     plan(runs, "odd", scopes(runs, run), primary="valid/x")
     text = texts(make_report([runs]))
-    assert "cannot tell: no runs of it and of micro hold valid/x" in text
+    assert "cannot tell: no run of global and micro holds valid/x" in text
 
 
 # Errors
@@ -344,6 +344,44 @@ def test_nothing_finished_is_one_line_with_what_there_is(runs: Path, run: Make) 
     assert "1 running" in text
     assert text.endswith("moebench sweep")
     assert error.value.exit_code == 2
+
+
+def test_finished_runs_without_a_metric_are_named(runs: Path, run: Make) -> None:
+    run(runs, "micro", 0, None)
+    with pytest.raises(RecordError, match=r"no finished run .*holds no metric"):
+        make_report([runs])
+    run(runs, "global", 0)
+    report = make_report([runs])
+    assert [arm.name for arm in report.tables[0].arms] == ["global"]
+    assert "summary.json: holds no metric" in report.render()
+
+
+def test_arms_without_a_shared_seed_are_said_to_have_none(runs: Path, run: Make) -> None:
+    for seed in range(3):
+        run(runs, "micro", seed, 1.6 + 0.01 * seed)
+        run(runs, "global", 5 + seed, 1.5 + 0.01 * seed)
+    text = make_report([runs]).render()
+    assert "global: cannot tell: it shares no finished seed with micro." in text
+    assert "differences are to" not in text  # a table has no column of them, and no such words
+
+
+def test_runs_that_diverged_are_shown_by_powers_of_ten(runs: Path, run: Make) -> None:
+    for seed in range(3):
+        run(runs, "micro", seed, 1.6 + 0.01 * seed)
+        run(runs, "global", seed, 400.0 * (1 + 0.1 * seed))
+    text = make_report([runs]).render()
+    assert re.search(r"\be\+19\d|\de\+19\d", text)
+    assert max(map(len, re.findall(r"\d+", text))) < 16
+    assert "takes more than 10,000 seeds (approximate)" in " ".join(text.split())
+
+
+def test_intervals_are_not_spoken_of_where_there_are_none(runs: Path, run: Make) -> None:
+    for arm in ("micro", "global", "shuffled"):
+        for seed in range(3):
+            run(runs, arm, seed, 1.6)
+    text = make_report([runs]).render()
+    assert "global: equals micro in seeds 0, 1 and 2." in text
+    assert "Intervals and p values" not in text
 
 
 def test_an_unknown_format_is_refused(runs: Path, run: Make) -> None:

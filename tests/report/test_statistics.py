@@ -247,6 +247,14 @@ def test_mean_interval_is_students() -> None:
     assert mean_interval(values[:2]).low is None
 
 
+def test_mean_interval_of_values_whose_squares_overflow() -> None:
+    small, large = np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 4.0]) * 1e250
+    found, scaled = mean_interval(small), mean_interval(large)
+    assert found.low is not None
+    assert scaled.low == pytest.approx(found.low * 1e250)
+    assert scaled.p == pytest.approx(found.p)
+
+
 def test_seeds_needed_give_the_power_that_is_promised() -> None:
     sd, effect, rng = 0.006, 0.004, np.random.default_rng(13)
     n = seeds_needed(sd, 1, effect)
