@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from moebench.records import Record
-from moebench.report import Report, make_report, plots
+from moebench.report import Report, heatmaps, make_report
 from tests.report.test_report import HOSTILE
 
 Make = Callable[..., Record]
@@ -112,11 +112,11 @@ def test_heatmaps_show_every_scope_before_other_weights_of_one(
     a_study(runs, run, arms, seeds=1)
     report = make_report([runs], baseline="micro loss.balance=0.05")
     titled: list[str] = []
-    monkeypatch.setattr(plots, "short", lambda name: titled.append(name) or name)
-    plots.domains(report.tables[0], report.frame)
-    heatmaps = [name for name in titled if name in arms]
-    assert len(heatmaps) == plots.MOST_HEATMAPS
-    assert sorted(heatmaps[:3]) == sorted(name for name in arms if name.endswith("=0.05"))
+    monkeypatch.setattr(heatmaps, "short", lambda name: titled.append(name) or name)
+    heatmaps.domains(report.tables[0], report.frame)
+    shown = [name for name in titled if name in arms]
+    assert len(shown) == heatmaps.MOST_HEATMAPS
+    assert sorted(shown[:3]) == sorted(name for name in arms if name.endswith("=0.05"))
 
 
 class Checker(html.parser.HTMLParser):
