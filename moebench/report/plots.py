@@ -25,7 +25,7 @@ from moebench.report.frame import Frame
 from moebench.report.frontier import MAX_VIO, WEIGHT, frontier
 from moebench.report.heatmaps import domains
 from moebench.report.reading import PRIMARY
-from moebench.report.words import unit_of
+from moebench.report.words import paper_gap_here, unit_of
 
 
 def plots(table: Table, frame: Frame) -> list[Plot]:
@@ -42,9 +42,9 @@ def differences(table: Table, _: Frame) -> Plot | None:
     with drawing(size=(6.4, 1.3 + 0.34 * len(arms))) as (figure, axes):
         axis = axes[0, 0]
         axis.axvline(0, color="black", linewidth=1)
-        gap = next((each.paper for each in table.findings if each.type == "difference"), None)
-        if gap and table.bytes_per_token and table.baseline == "micro":
-            near, far = (gap[i] * table.bytes_per_token for i in (2, 1))
+        gaps = paper_gap_here(table) if table.baseline == "micro" else None
+        if gaps:
+            near, far = -min(gaps), -max(gaps)
             axis.axvspan(far, near, color="#DDDDDD", zorder=0)
             axis.text((near + far) / 2, len(arms) - 0.42, "paper", ha="center", fontsize=7.5)
         for y, arm in enumerate(reversed(arms)):
@@ -74,7 +74,7 @@ def differences(table: Table, _: Frame) -> Plot | None:
             "few seeds. Strokes: each seed's own difference. An interval across 0 cannot tell."
             + (
                 " Grey: the paper's global against micro, at an assumed 3 to 5 bytes a token."
-                if gap and table.baseline == "micro"
+                if gaps
                 else ""
             ),
             figure,

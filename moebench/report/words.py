@@ -92,6 +92,13 @@ def _verdict(name: str, table: Table, comparison: Comparison | None, unit: str) 
     )
 
 
+def paper_gap_here(table: Table) -> tuple[float, ...] | None:
+    """The paper's micro less global in nats a token of these runs, at 4, 3 and 5 bytes a token
+    there, which are assumed; None where these runs do not tell their own."""
+    own = table.bytes_per_token
+    return tuple(paper_gap() / each * own for each in BYTES) if own else None
+
+
 def limits(table: Table) -> list[str]:
     """The smallest difference that shows, the paper's effect beside it, and how little was seen."""
     told = []
@@ -101,18 +108,20 @@ def limits(table: Table) -> list[str]:
             f"These runs resolve differences of {found.resolved:.4f}{unit} and more "
             "(half of the widest adjusted interval); smaller ones they cannot tell from 0."
         )
-    own_bytes = table.bytes_per_token
-    if found.sd is not None and found.resolved is not None and own_bytes:
-        gap = paper_gap()
-        gaps = [gap / each * own_bytes for each in BYTES]
+    gaps = paper_gap_here(table)
+    if found.sd is not None and found.resolved is not None and gaps:
         needed = [seeds_needed(found.sd, found.family, gap) for gap in gaps]
         counts = [f"{each:,}" if each else MORE_SEEDS for each in needed]
         about = counts[0] if counts[0] == MORE_SEEDS else f"about {counts[0]}"
         over = f"{counts[1]} to {counts[2]} over that range; " if counts[1] != counts[2] else ""
         way = "less" if gaps[0] < found.resolved else "more"
-        per = "byte" if math.isclose(own_bytes, 1, rel_tol=0.01) else "token of these runs"
+        per = (
+            "byte"
+            if math.isclose(table.bytes_per_token or 0, 1, rel_tol=0.01)
+            else "token of these runs"
+        )
         told.append(
-            f"The paper's micro-to-global gap, ln(8.167 / 8.038) = {gap:.4f} nats a token, "
+            f"The paper's micro-to-global gap, ln(8.167 / 8.038) = {paper_gap():.4f} nats a token, "
             f"is about {gaps[0]:.4f} nats a {per} (assumed: 4 bytes a token; {gaps[2]:.4f} at 5, "
             f"{gaps[1]:.4f} at 3), {way} than that. To show it in four of five studies takes "
             f"{about} seeds ({over}approximate)."

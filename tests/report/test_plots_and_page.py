@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from moebench.records import Record
-from moebench.report import Report, heatmaps, make_report
+from moebench.report import Report, heatmaps, make_report, plots
+from moebench.report.words import paper_gap_here
 from tests.report.test_report import HOSTILE
 
 Make = Callable[..., Record]
@@ -99,6 +101,25 @@ def test_scopes_over_weights_are_a_frontier(runs: Path, run: Make) -> None:
     assert row[1] == "0.01"
     differences = [float(each) for each in row if re.fullmatch(r"-0\.\d{4}", each)]
     assert differences == pytest.approx([-0.02, -0.02], abs=2e-3)
+
+
+def test_the_papers_gap_is_that_of_global_and_micro_whatever_arms_there_are(
+    runs: Path, run: Make
+) -> None:
+    bias = GROUP | {"scope": "none", "method.name": "bias"}
+    micro = {"method.options": {"balance_bsz": 4.0}}
+    a_study(runs, run, {"micro": ARMS["micro"], "bias": bias, "bias-4": bias | micro})
+    (table,) = make_report([runs]).tables
+    gaps = paper_gap_here(table)
+    assert gaps is not None
+    assert table.bytes_per_token == pytest.approx(1)
+    assert gaps == pytest.approx([math.log(8.167 / 8.038) / size for size in (4, 3, 5)])
+    plot = plots.differences(table, make_report([runs]).frame)
+    assert plot is not None
+    assert "Grey: the paper's global against micro" in plot.caption
+    other = plots.differences(make_report([runs], baseline="bias").tables[0], None)  # pyright: ignore
+    assert other is not None
+    assert "Grey" not in other.caption
 
 
 def test_heatmaps_show_every_scope_before_other_weights_of_one(
