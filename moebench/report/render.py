@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from moebench.report.table import Block, Cell, Grid, Heading, Sentences
+from moebench.report.cells import Cell
+from moebench.report.table import Block, Grid, Heading, Sentences
 
 WIDTH = 100
 NARROWEST_NAME, WIDEST_WORD = 10, 24  # columns that names have at least, and one word of them

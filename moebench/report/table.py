@@ -6,17 +6,28 @@ findings, and in words what the numbers can and cannot tell.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 from moebench.records import printable
 from moebench.report import words
-from moebench.report.arms import Arm, Described, Table, percent
+from moebench.report.arms import Arm, Table
+from moebench.report.cells import (
+    Cell,
+    count,
+    ends,
+    estimate_cell,
+    interval,
+    interval_of_any_size,
+    mean,
+    mean_of_any_size,
+    median_of,
+    percent_of_perplexity,
+    perplexity,
+    span,
+)
 from moebench.report.findings import PAPER, Verdict
 from moebench.report.frontier import WEIGHT, frontier
 from moebench.report.reading import PRIMARY, SCOPES
-from moebench.report.statistics import FEWEST_SEEDS, Estimate
-
-Cell = tuple[str, str]  # what is said first, and what stands below it
+from moebench.report.statistics import FEWEST_SEEDS
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,6 @@ def _seeds(arm: Arm) -> Cell:
     return str(len(arm.seeds)), ", ".join(f"{n} {state}" for state, n in arm.unfinished.items())
 
 
-MOST_DIGITS = 1e7  # from here on the perplexity of a run that diverged is shown by its power of 10
 TESTED = "95 % for all arms together, adjusted p"
 MORE_BITS = (
     ("at\nstart", "specialization/domain_start", "at start: before it was trained"),
@@ -124,14 +134,14 @@ def _load_grid(table: Table) -> Grid:
         [
             (arm.name, ""),
             _seeds(arm),
-            (_count(arm.sequences), ""),
-            (_count(arm.group_tokens), ""),
-            *(_mean(arm.metrics.get(name), digits) for _, name, digits in columns),
+            (count(arm.sequences), ""),
+            (count(arm.group_tokens), ""),
+            *(mean(arm.metrics.get(name), digits) for _, name, digits in columns),
         ]
         for arm in table.arms
     ]
     if table.random:
-        random = [(_range(table.random.get(scope)), "") for scope in SCOPES]
+        random = [(span(table.random.get(scope)), "") for scope in SCOPES]
         rest = [("", "")] * (len(columns) - len(SCOPES))
         rows.append([("random routing", ""), *[("", "")] * 3, *random, *rest])
     return Grid(
@@ -160,7 +170,10 @@ def _metrics_grid(table: Table, metrics: Sequence[str]) -> Grid:
             each = arm.metrics.get(name)
             value = each and each.difference
             difference = "" if value is None else f"{value:+.3g}"
-            cells += [_plain(each), (difference, _short(*_ends(each)) if each else "")]
+            cells += [
+                mean_of_any_size(each),
+                (difference, interval_of_any_size(*ends(each)) if each else ""),
+            ]
         rows.append([(arm.name, ""), _seeds(arm), *cells])
     return Grid(
         title=f"Metrics; differences are to {table.baseline}",
@@ -214,11 +227,11 @@ def _cost_grid(table: Table) -> list[Grid]:
     headers += ["seconds\na step"] * timed + ["of it\ncounting"] * counting
     rows = []
     for arm in table.arms:
-        cells = [_mean(arm.metrics.get(name), 3) for _, name in virtual]
+        cells = [mean(arm.metrics.get(name), 3) for _, name in virtual]
         if timed:
-            cells.append((_median(arm.cost.step_seconds if arm.cost else ()), ""))
+            cells.append((median_of(arm.cost.step_seconds if arm.cost else ()), ""))
         if counting:
-            cells.append((_median(arm.cost.counting_seconds if arm.cost else ()), ""))
+            cells.append((median_of(arm.cost.counting_seconds if arm.cost else ()), ""))
         rows.append([(arm.name, ""), _seeds(arm), *cells])
     machines = sorted({arm.cost.machine for arm in table.arms if arm.cost})
     told = f" Seconds: the median of runs that were timed alone on {', '.join(machines)}."
@@ -233,10 +246,6 @@ def _cost_grid(table: Table) -> list[Grid]:
     ]
 
 
-def _median(values: Sequence[float]) -> str:
-    return f"{median(values):.4f}" if values else ""
-
-
 def _frontier_grid(table: Table) -> list[Grid]:
     scopes = frontier(table)
     if not scopes:
@@ -248,11 +257,11 @@ def _frontier_grid(table: Table) -> list[Grid]:
             [
                 (scope.name, f"{len(scope.arms)} weights"),
                 (f"{scope.best.science[WEIGHT]:g}", ""),
-                _mean(best.get("load/max_vio_global"), 2),
-                _mean(best.get(PRIMARY), 4),
-                _estimate(scope.best_difference),
+                mean(best.get("load/max_vio_global"), 2),
+                mean(best.get(PRIMARY), 4),
+                estimate_cell(scope.best_difference),
                 (f"{scope.matched:.4f}" if scope.matched else "-", ""),
-                _estimate(scope.matched_difference),
+                estimate_cell(scope.matched_difference),
             ]
         )
     at = f" ({scopes[0].at:.2f} on average)" if scopes[0].at else ""
@@ -282,7 +291,7 @@ def _findings_grid(table: Table) -> list[Grid]:
             [
                 (each.claim, f"{_compared(each)}; {each.source.partition(', ')[2]}"),
                 (each.verdict, ""),
-                _estimate(each.here),
+                estimate_cell(each.here),
                 _paper(each),
                 ("-" if each.resolved is None else f"{each.resolved:.4f}", ""),
                 ("-" if each.seeds is None else f"{each.seeds:,}", ""),
@@ -315,12 +324,6 @@ def _paper(verdict: Verdict) -> Cell:
     return middle, f"{near} to {far}"
 
 
-def _estimate(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return "", ""
-    return words.signed(estimate.value), _interval(estimate.low, estimate.high)
-
-
 def _perplexity_grid(table: Table) -> Grid:
     rows = []
     for arm in table.arms:
@@ -329,11 +332,11 @@ def _perplexity_grid(table: Table) -> Grid:
             [
                 (arm.name, ""),
                 _seeds(arm),
-                _mean(nats, 4),
-                (_perplexity(arm.metrics.get("valid/ppl")), ""),
-                _mean(arm.metrics.get("valid/bits_per_byte"), 4),
+                mean(nats, 4),
+                (perplexity(arm.metrics.get("valid/ppl")), ""),
+                mean(arm.metrics.get("valid/bits_per_byte"), 4),
                 *_differences(table, arm, PRIMARY),
-                _percent(nats),
+                percent_of_perplexity(nats),
             ]
         )
     compared = any(any(cell) for row in rows for cell in row[5:])
@@ -368,7 +371,7 @@ def _primary_grid(table: Table) -> Grid:
         [
             (arm.name, ""),
             _seeds(arm),
-            _mean(arm.metrics.get(table.primary), 4),
+            mean(arm.metrics.get(table.primary), 4),
             *_differences(table, arm, table.primary),
         ]
         for arm in table.arms
@@ -387,80 +390,15 @@ def _differences(table: Table, arm: Arm, metric: str) -> tuple[Cell, Cell]:
     if described is None or described.difference is None:
         return none, none
     if metric != table.primary or arm.name not in table.comparisons.arms:
-        ends = described.difference_low, described.difference_high
-        return none, (words.signed(described.difference), _interval(*ends))
+        return none, (words.signed(described.difference), interval(*ends(described)))
     comparison = table.comparisons.arms[arm.name]
-    value, low, high = words.signed(described.difference), *_ends(described)
+    value, low, high = words.signed(described.difference), *ends(described)
     p = words.p_value(described.p)
-    below = _interval(low, high)
+    below = interval(low, high)
     if not below and 1 < len(comparison.per_seed) < FEWEST_SEEDS:
         below = " and ".join(words.signed(each) for each in comparison.per_seed.values())
     first: Cell = (f"{value}  {p}".strip(), below)
     paired = comparison.paired
     if paired is None:
         return first, none
-    return first, (words.p_value(paired.p), _interval(paired.low, paired.high))
-
-
-def _ends(described: Described) -> tuple[float | None, float | None]:
-    return described.difference_low, described.difference_high
-
-
-def _percent(nats: Described | None) -> Cell:
-    if nats is None or (value := percent(nats.difference)) is None:
-        return "", ""
-    low, high = (percent(end) for end in _ends(nats))
-    below = (
-        f"{_hundredths(low)} to {_hundredths(high)}" if low is not None and high is not None else ""
-    )
-    return _hundredths(value), below
-
-
-def _hundredths(value: float) -> str:
-    return f"{value:.3g}" if value >= MOST_DIGITS else f"{round(value, 2) + 0.0:.2f}"
-
-
-def _mean(described: Described | None, digits: int) -> Cell:
-    if described is None or described.mean is None:
-        return "-", ""
-    half = ""
-    if described.low is not None and described.high is not None:
-        half = f"±{(described.high - described.low) / 2:.{digits}f}"
-    return f"{described.mean:.{digits}f}", half
-
-
-def _perplexity(described: Described | None) -> str:
-    if described is None or described.mean is None:
-        return "-"
-    if described.mean >= MOST_DIGITS:
-        return f"{described.mean:.3g}"
-    return f"{described.mean:.3f}" if described.mean < 100 else f"{described.mean:,.0f}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return ""
-    return f"{words.signed(low)} to {words.signed(high)}"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
-
-
-def _range(values: tuple[float, float] | None) -> str:
-    if values is None:
-        return "-"
-    low, high = (f"{value:.2f}" for value in values)
-    return low if low == high else f"{low}-{high}"
-
-
-def _plain(described: Described | None) -> Cell:
-    """A mean of any size, in four digits."""
-    if described is None or described.mean is None:
-        return "-", ""
-    half = "" if described.low is None else f"±{described.mean - described.low:.2g}"
-    return f"{described.mean:.4g}", half
-
-
-def _short(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+    return first, (words.p_value(paired.p), interval(paired.low, paired.high))
