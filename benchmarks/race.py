@@ -27,7 +27,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from moebench.balance import Global, Term
 from moebench.model.transformer import MoETransformer, initialize
-from moebench.train.step import Objective, Step, accumulate_gradients
+from moebench.train.step import Objective, Step, accumulate_gradients, forward_of
 
 
 class Shape(NamedTuple):
@@ -79,14 +79,14 @@ def model_of(
 def ours(shape: Shape, compute: torch.dtype, device: torch.device, *, compiled: bool) -> Entrant:
     """moebench's step: fp32 master weights, whatever the products are computed in."""
     model = model_of(shape, compute, device)
-    call = torch.compile(model) if compiled else model
+    forward = forward_of(model, torch.compile if compiled else None)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
     tokens = _tokens(shape, device)
 
     def step() -> None:
         optimizer.zero_grad()
-        accumulate_gradients(call, objective, Step(tokens, shape.sequences))  # pyright: ignore
+        accumulate_gradients(model, objective, Step(tokens, shape.sequences), forward=forward)
         optimizer.step()
 
     return step

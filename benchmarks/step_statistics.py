@@ -51,7 +51,7 @@ def main() -> None:
         return outcome
 
     def look(outcome: Any) -> Any:
-        return step_metrics(outcome, objective, before=state.load, assignment_bytes=4)
+        return step_metrics(outcome, objective, before=state.load, assignment_bytes=4)()
 
     always, logged, whole = [], [], []
     for number in range(asked.rounds + 2):

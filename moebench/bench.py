@@ -91,13 +91,15 @@ class _Entrant:
     def _count(self) -> None:
         share = self._share()
         for own in self.step.passes():
-            share.count(self.arm.state.model(*share.inputs(own), training=True)[1], own)
+            inputs = share.inputs(own)
+            routing = self.arm.state.model(inputs.tokens, inputs.steering, training=True)[1]
+            share.count(routing, own)
 
     def _share(self) -> Share:
         return Share(self.arm.objective, self.step, self.arm.state.balance or [])
 
     def _statistics(self) -> None:
-        step_metrics(self.outcome, self.arm.objective)
+        step_metrics(self.outcome, self.arm.objective)()
 
     def round(self) -> None:
         """Time each part once."""

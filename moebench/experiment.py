@@ -238,10 +238,15 @@ def _session(
             with suppress(OSError):  # of a full disk, `reason` tells
                 tell(status, reason=reason)
 
+    def due(step: int) -> bool:
+        return step % config.run.checkpoint_every == 0 or step == steps
+
     def keep(event: Event, arm: Arm, view: View) -> None:
         nonlocal told
         if event.row is not None:
             row = {**event.row, **_changed(record, event)}
+            if "speed/tokens_per_second" in row and stacked == 1:
+                row["speed/mfu"] = row["speed/tokens_per_second"] * of_token
             row["time"] = round(time.monotonic() - began, 3)
             record.append(row)
             if event.routing is not None:
@@ -253,8 +258,7 @@ def _session(
             on_event(event)
         # looked at once: it may come at any moment
         stopping = ranks.tell(stop[0] if stop else None)
-        due = event.step % config.run.checkpoint_every == 0 or event.step == steps
-        if event.step and (due or stopping):
+        if event.step and (due(event.step) or stopping):
             arm.look()
             save_checkpoint(
                 checkpoints,
@@ -281,7 +285,8 @@ def _session(
             record.begin(to_yaml(config), manifest)
         state = make_state(config, corpus.vocab_size, device)
         kernels_of.apply(kernels, state.model)
-        flops, wrap = training_flops(config, corpus.vocab_size), kernels_of.wrapper(kernels)
+        of_token = training_flops(config, corpus.vocab_size) / kernels.peak_flops
+        wrap = kernels_of.wrapper(kernels)
         kept = steps_kept(checkpoints)
         if kept:
             path = checkpoints / f"step-{kept[-1]}"
@@ -298,16 +303,19 @@ def _session(
         with View(record) as view:
             event = arm.begin() if state.step == 0 else None
             while True:
-                if event is not None:
-                    speed = (event.row or {}).get("speed/tokens_per_second")
-                    if event.row is not None and speed is not None and stacked == 1:
-                        event.row["speed/mfu"] = speed * flops / kernels.peak_flops
+                if event is not None and (event.pending is None or due(event.step)):
+                    event.arrive()
                     with arm.clock.paused():
                         keep(event, arm, view)
+                    event = None
                 if arm.done:
                     break
                 step = arm.next_step()
-                event = arm.finish(step, (yield Work(arm, step, wrap)))
+                outcome = yield Work(arm, step, wrap)
+                if event is not None:  # the GPU has enough to do while the last step is told
+                    event.arrive()
+                    keep(event, arm, view)
+                event = arm.finish(step, outcome)
             _seal(config, record, state, time.monotonic() - began)
     except (Stopped, KeyboardInterrupt) as stopped:
         end("stopped", str(stopped) or "interrupted twice")

@@ -4,21 +4,28 @@ A product of [m, k] and [k, n] is 2 m k n FLOPs; of everything else there is lit
 two products for each of the forward's.
 """
 
-from moebench.config.schema import ExperimentConfig
+from moebench.config.schema import ExperimentConfig, moe_layers
 
 BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
 
 
 def forward_flops(config: ExperimentConfig, vocab_size: int) -> int:
-    """FLOPs of a token's forward: what it passes, be it one of many experts.
+    """FLOPs of a token's forward in training: what it passes, be it one of many experts.
 
     Attention is counted over the whole sequence, as it is computed where nothing is left out.
+    Where a token's number of experts is a matter of the data, it counts `model.top_k`, but for a
+    relu gate, which computes all of them in training.
     """
     model, d = config.model, config.model.d_model
     attention = 2 * 4 * d * d + 2 * 2 * config.seq_len * d
-    router = 2 * d * model.num_experts
-    experts = 2 * 3 * d * model.expert_dim * (model.top_k + model.num_shared_experts)
-    return model.num_layers * (attention + router + experts) + 2 * d * vocab_size
+    feed_forward = 2 * 3 * d * model.expert_dim * (model.top_k + model.num_shared_experts)
+    more = model.num_experts - model.top_k if config.router.gate == "relu" else 0
+    routed = 2 * _router_weights(config) + 2 * 3 * d * model.expert_dim * more
+    return (
+        model.num_layers * (attention + feed_forward)
+        + moe_layers(config) * routed
+        + 2 * d * vocab_size
+    )
 
 
 def training_flops(config: ExperimentConfig, vocab_size: int) -> int:
@@ -28,10 +35,24 @@ def training_flops(config: ExperimentConfig, vocab_size: int) -> int:
 
 def parameters(config: ExperimentConfig, vocab_size: int) -> int:
     """How many there are, in all experts."""
-    model, d = config.model, config.model.d_model
-    experts = 3 * d * model.expert_dim * (model.num_experts + model.num_shared_experts)
-    layer = 4 * d * d + d // model.num_heads + d * model.num_experts + experts
-    return model.num_layers * layer + 2 * d * vocab_size
+    model, router, d = config.model, config.router, config.model.d_model
+    attention = 4 * d * d + d // model.num_heads
+    feed_forward = 3 * d * model.expert_dim * (model.top_k + model.num_shared_experts)
+    routed = _router_weights(config) + 3 * d * model.expert_dim * (model.num_experts - model.top_k)
+    routed += model.num_experts * router.gate_bias + (router.form == "cosine")
+    return (
+        model.num_layers * (attention + feed_forward)
+        + moe_layers(config) * routed
+        + 2 * d * vocab_size
+    )
+
+
+def _router_weights(config: ExperimentConfig) -> int:
+    """In the matrices of one router, each of which a token is multiplied by."""
+    router, experts, d = config.router, config.model.num_experts, config.model.d_model
+    width = max(1, experts // 2) if router.form == "cosine" else d
+    hidden = 0 if router.form == "linear" else width * d
+    return hidden + width * experts + (d * experts if router.noise else 0)
 
 
 def memory_bytes(config: ExperimentConfig, vocab_size: int) -> int:

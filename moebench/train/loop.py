@@ -7,7 +7,7 @@ from a checkpoint of step n goes on as if it had never stopped, on a CPU bit for
 import math
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -28,7 +28,7 @@ from moebench.records import SETTLED
 from moebench.train.distributed import Ranks
 from moebench.train.feed import Feed
 from moebench.train.forces import forces
-from moebench.train.measure import evaluate, recent_load, step_metrics
+from moebench.train.measure import evaluate, fetched, recent_load, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
 from moebench.train.step import (
     Objective,
@@ -63,12 +63,24 @@ class State:
 class Event:
     """One step: its metrics where they are logged, and an evaluation's routing where there was one.
 
-    `row` is None at a step that is not logged; `routing` is None without an evaluation.
+    `row` is None at a step that is not logged; `routing` is None without an evaluation. A row whose
+    metrics are still on their way from a GPU is `pending`, so that the next step can be launched
+    before `arrive` waits for it.
     """
 
     step: int
     row: dict[str, Any] | None = None
     routing: dict[str, np.ndarray] | None = None
+    pending: Callable[[], dict[str, Any]] | None = None
+
+    def arrive(self) -> None:
+        """Have the row that is pending.
+
+        Raises TrainingError if a step so far was not finite.
+        """
+        if self.pending is not None:
+            read, self.pending = self.pending, None
+            self.row = read()
 
 
 @dataclass
@@ -236,6 +248,7 @@ def train(
         step = arm.next_step()
         outcome = accumulate_gradients(state.model, arm.objective, step, state.balance)
         event = arm.finish(step, outcome)
+        event.arrive()
         with arm.clock.paused():  # what the caller does with it is no training
             yield event
 
@@ -329,32 +342,50 @@ class Arm:
 
         event = Event(number)
         every = config.train.eval_every
-        evaluates = self.ranks.first and (number == steps or (every and number % every == 0))
-        if self._is_logged(number) or evaluates:
-            self.look()
         if self._is_logged(number):
-            event.row = {
-                "step": number,
-                **step_metrics(
-                    outcome,
-                    self.objective,
-                    before=before,
-                    assignment_bytes=_assignment_bytes(config),
-                ),
-                **self._error,
-                **self.ranks.take(self.clock.steps),
-                "train/grad_norm": norm.item(),
-                "train/lr": rate,
-                **self.clock.read(),
-                "memory/peak_bytes": _peak_bytes(self.device),
-            }
-            self.clock = Clock()
+            event.pending = self._row(outcome, before, norm, rate)
+        evaluates = self.ranks.first and (number == steps or (every and number % every == 0))
+        if evaluates or not self.looks_later or self.ranks.size > 1:
+            event.arrive()
         if evaluates:
+            self.look()
             with self.clock.paused():
                 row, event.routing = self._evaluated(tune=number == steps)
                 pulls = forces(state.model, self.objective, step, state.balance or ())
             event.row = {"step": number, **(event.row or {}), **row, **pulls}
         return event
+
+    def _row(
+        self, outcome: Outcome, before: Tensor | None, norm: Tensor, rate: float
+    ) -> Callable[[], dict[str, Any]]:
+        """What gives the row of a step, once the device has come to its end."""
+        number, error = self.state.step, self._error
+        metrics = step_metrics(
+            outcome,
+            self.objective,
+            before=before,
+            assignment_bytes=_assignment_bytes(self.config),
+        )
+        values = fetched(torch.stack([norm.double(), self._bad.double()]))
+
+        def row() -> dict[str, Any]:
+            grad_norm, bad = values().tolist()
+            if bad:
+                self.look()
+            found = {
+                "step": number,
+                **metrics(),
+                **error,
+                **self.ranks.take(self.clock.steps),
+                "train/grad_norm": grad_norm,
+                "train/lr": rate,
+                **self.clock.read(),
+                "memory/peak_bytes": _peak_bytes(self.device),
+            }
+            self.clock = Clock()
+            return found
+
+        return row
 
     def _evaluated(
         self, *, tune: bool = False

@@ -1,7 +1,7 @@
 """What a step and an evaluation measure, as rows of metrics and arrays of counts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,22 +32,42 @@ def recent_load(before: Tensor | None, outcome: Outcome) -> Tensor:
     return counts if before is None else RECENT * before + counts
 
 
+def fetched(values: Tensor) -> Callable[[], Tensor]:
+    """Send values to the host now, without waiting; calling what is returned waits for them."""
+    if not values.is_cuda:
+        return lambda: values
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> Tensor:
+        arrived.synchronize()
+        return host
+
+    return read
+
+
 def step_metrics(
     outcome: Outcome,
     objective: Objective,
     *,
     before: Tensor | None = None,
     assignment_bytes: int = 0,
-) -> dict[str, Any]:
+) -> Callable[[], dict[str, Any]]:
     """The `train/*`, `load/*`, `router/*` and `ep/*` metrics of one step's batch.
 
     Args:
         before: [layers, experts] recent loads of earlier steps, by which experts are placed.
         assignment_bytes: what sending one assignment to its expert and back takes in a step.
+
+    Returns:
+        What gives the row. Until it is called, nothing waits for the device.
     """
     routing, micro_bsz = outcome.routing, objective.micro_bsz
     if not len(routing.counts):  # a dense model
-        return {"train/loss": outcome.cross_entropy.item()}
+        nats = fetched(outcome.cross_entropy)
+        return lambda: {"train/loss": nats().item()}
     found = {"train/loss": outcome.cross_entropy, **batch_metrics(routing, micro_bsz)}
     weight = sum(each for each, _ in outcome.balance)
     if weight:
@@ -58,22 +78,28 @@ def step_metrics(
         found |= {f"method/{name}": value for name, value in method.metrics(state).items()}
     if any(each.penalizes for each in objective.methods):
         found["train/penalty"] = outcome.penalty
-    # one transfer for all; counts are exact in fp64
-    values = torch.stack([value.double() for value in found.values()])
     by_micro = micro_batch_counts(routing, micro_bsz)
-    layers, _, experts = by_micro.shape
+    shape = by_micro.shape
+    layers, _, experts = shape
     placing = by_micro.new_zeros(layers, experts) if before is None else before
-    sent = torch.cat([values, by_micro.double().flatten(), placing.double().flatten()]).cpu()
-    values, micro, placing = sent.split([len(values), by_micro.numel(), placing.numel()])
-    row: dict[str, Any] = dict(zip(found, values.tolist(), strict=True))
-    micro = micro.view(by_micro.shape)
-    row["load/layers/max_vio_micro"] = _rounded(load.max_violation(micro).mean(1))
-    row["load/layers/max_vio_batch"] = _rounded(load.max_violation(micro.sum(1)))
-    row |= expert_parallel.cost(
-        micro.numpy(), placing.view(layers, experts).numpy(), assignment_bytes
-    )
-    if any(term.start is not None or term.stop is not None for term in objective.terms):
-        row["train/balance_weight"] = weight
+    # one transfer for all; counts are exact in fp64
+    parts = [torch.stack([value.double() for value in found.values()])]
+    parts += [by_micro.double().flatten(), placing.double().flatten()]
+    sent = fetched(torch.cat(parts))
+
+    def row() -> dict[str, Any]:
+        values, micro, placing = sent().split([len(each) for each in parts])
+        row: dict[str, Any] = dict(zip(found, values.tolist(), strict=True))
+        micro = micro.view(shape)
+        row["load/layers/max_vio_micro"] = _rounded(load.max_violation(micro).mean(1))
+        row["load/layers/max_vio_batch"] = _rounded(load.max_violation(micro.sum(1)))
+        row |= expert_parallel.cost(
+            micro.numpy(), placing.view(layers, experts).numpy(), assignment_bytes
+        )
+        if any(term.start is not None or term.stop is not None for term in objective.terms):
+            row["train/balance_weight"] = weight
+        return row
+
     return row
 
 

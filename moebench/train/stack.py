@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ from moebench.train.step import (
     Outcome,
     Share,
     Step,
+    Wrap,
     accumulate_together,
     begin_states,
+    forward_of,
+    summed_nats,
 )
-
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Work(NamedTuple):
@@ -54,11 +55,10 @@ class Stack:
     def __init__(self, models: Sequence[MoETransformer], wrap: Wrap | None = None) -> None:
         self.models = tuple(models)
         self.parameters: dict[str, Tensor] = {}
-        wrap = wrap or (lambda call: call)
         if len(models) == 1:
             for parameter in models[0].parameters():
                 parameter.data = parameter.data.clone()  # else it would keep an old stack alive
-            self._call = wrap(partial(models[0], training=True))
+            self.forward = forward_of(models[0], wrap)
             return
         self.parameters, _ = stack_module_state(list(models))  # pyright: ignore
         for arm, model in enumerate(self.models):
@@ -66,28 +66,42 @@ class Stack:
                 parameter.data = self.parameters[name].data[arm]
         plain = copy.deepcopy(models[0]).to("meta")
 
-        def call(
+        def of_arm(
             parameters: dict[str, Tensor], tokens: Tensor, steering: dict[str, Tensor]
         ) -> tuple[Tensor, dict[str, Tensor]]:
-            inputs = Inputs(tokens, Steering(**steering) if steering else None)
+            inputs = tokens, Steering(**steering) if steering else None
             logits, routing = functional_call(plain, parameters, inputs, {"training": True})
             said = {name: each for name, each in routing._asdict().items() if each is not None}
             return logits, said
 
-        self._call = wrap(vmap(call))
+        of_all = vmap(of_arm)
 
-    def forward(self, inputs: list[Inputs]) -> list[tuple[Tensor, Routing]]:
-        """Logits and routing of each arm for its own inputs."""
-        if not self.parameters:
-            return [self._call(*inputs[0])]
-        tokens = torch.stack([each.tokens for each in inputs])
-        logits, said = self._call(self.parameters, tokens, _stacked(inputs))
-        # unbind, whose backward is one stack, where indexing would add up as many as there are arms
-        parts = {name: each.unbind() for name, each in said.items()}
-        return [
-            (each, Routing(**{name: part[arm] for name, part in parts.items()}))
-            for arm, each in enumerate(logits.unbind())
-        ]
+        def call(
+            parameters: dict[str, Tensor],
+            tokens: Tensor,
+            steering: dict[str, Tensor],
+            targets: list[Tensor] | None,
+        ) -> list[tuple[Tensor | None, Routing]]:
+            logits, said = of_all(parameters, tokens, steering)
+            # unbind, whose backward is one stack, where indexing would add up one for each arm
+            parts = {name: each.unbind() for name, each in said.items()}
+            each_logits = logits.unbind()
+            return [
+                (
+                    None if targets is None else summed_nats(each_logits[arm], targets[arm]),
+                    Routing(**{name: part[arm] for name, part in parts.items()}),
+                )
+                for arm in range(len(models))
+            ]
+
+        wrapped = call if wrap is None else wrap(call)
+
+        def forward(inputs: list[Inputs]) -> list[tuple[Tensor | None, Routing]]:
+            tokens = torch.stack([each.tokens for each in inputs])
+            targets = [each.targets for each in inputs if each.targets is not None]
+            return wrapped(self.parameters, tokens, _stacked(inputs), targets or None)
+
+        self.forward = forward
 
     def gradients(self, works: Sequence[Work]) -> list[Outcome]:
         """What `accumulate_gradients` gives for each arm; gradients lie in its own model."""

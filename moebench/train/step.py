@@ -193,11 +193,54 @@ def _steering(
     return found if pairs or found.noise is not None else None
 
 
+class Inputs(NamedTuple):
+    """Of a forward pass.
+
+    Attributes:
+        tokens: [sequences, seq_len].
+        steering: of the selection of experts; None: nothing steers.
+        targets: [sequences, seq_len], the tokens that follow; None where a pass only counts.
+    """
+
+    tokens: Tensor
+    steering: Steering | None
+    targets: Tensor | None
+
+
+Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+Forward = Callable[[list[Inputs]], Sequence[tuple[Tensor | None, Routing]]]
+
+
+def forward_of(model: MoETransformer, wrap: Wrap | None = None) -> Forward:
+    """From the inputs of one arm to the sum of its nats, which is None without targets, and its
+    routing.
+
+    Args:
+        wrap: what this is wrapped in, as `torch.compile`. The cross-entropy lies within: with a
+            large vocabulary that saves as much as all the rest of a compilation does.
+    """
+
+    def call(
+        tokens: Tensor, steering: Steering | None, targets: Tensor | None
+    ) -> tuple[Tensor | None, Routing]:
+        logits, routing = model(tokens, steering, training=True)
+        return None if targets is None else summed_nats(logits, targets), routing
+
+    wrapped = call if wrap is None else wrap(call)
+    return lambda inputs: [wrapped(*inputs[0])]
+
+
+def summed_nats(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of all target tokens, summed."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
 def accumulate_gradients(
     model: MoETransformer,
     objective: Objective,
     step: Step,
     states: Sequence[Any] | None = None,
+    forward: Forward | None = None,
 ) -> Outcome:
     """Add the gradient of one step's objective to the parameters, summed over ranks.
 
@@ -205,45 +248,34 @@ def accumulate_gradients(
 
     Args:
         states: of each term and method before this step; None before the first.
+        forward: of the model; None: `forward_of` it.
     """
     own = Share(objective, step, states or begin_states(objective, model, step))
     own.penalize(model)
-    [outcome] = accumulate_together(lambda inputs: [model(*inputs[0], training=True)], [own])
+    [outcome] = accumulate_together(forward or forward_of(model), [own])
     step.ranks.sum_gradients(model)
     return outcome
-
-
-class Inputs(NamedTuple):
-    """Of a forward pass: tokens [sequences, seq_len], and what steers the selection of experts."""
-
-    tokens: Tensor
-    steering: Steering | None
-
-
-Forward = Callable[[list[Inputs]], Sequence[tuple[Tensor, Routing]]]
 
 
 def accumulate_together(forward: Forward, shares: Sequence["Share"]) -> list[Outcome]:
     """Go through the steps of several arms of equal shape side by side, with one backward a pass.
 
     Args:
-        forward: from the inputs of each arm to its logits and routing.
+        forward: from the inputs of each arm to its nats and routing.
         shares: of each arm, of equally many sequences in equally large passes.
     """
     passes = shares[0].step.passes()
 
-    def inputs(own: slice) -> list[Inputs]:
-        return [each.inputs(own) for each in shares]
-
     if any(each.counting for each in shares):
         with torch.no_grad():
             for own in passes:
-                for each, (_, routing) in zip(shares, forward(inputs(own)), strict=True):
+                inputs = [each.inputs(own)._replace(targets=None) for each in shares]
+                for each, (_, routing) in zip(shares, forward(inputs), strict=True):
                     each.count(routing, own)
         for each in shares:
             each.share_counts()
     for own in passes:
-        found = zip(shares, forward(inputs(own)), strict=True)
+        found = zip(shares, forward([each.inputs(own) for each in shares]), strict=True)
         losses = [each.loss(*outputs, own) for each, outputs in found]
         reduce(torch.add, losses).backward()
     return [each.outcome() for each in shares]
@@ -296,11 +328,11 @@ class Share:
         self.tallies = self.step.ranks.sum_counts(self.tallies)
         self.counting = True  # with others in a stack, an arm may be counted that need not be
 
-    def loss(self, logits: Tensor, routing: Routing, own: slice) -> Tensor:
+    def loss(self, nats: Tensor | None, routing: Routing, own: slice) -> Tensor:
         """What a pass adds to the objective, to go backward from."""
         objective, estimator, total = self.objective, self.objective.estimator, self.step.total
-        targets = self.step.tokens[own, 1:].flatten()
-        nats = F.cross_entropy(logits.flatten(0, 1), targets, reduction="sum") / total
+        assert nats is not None
+        nats = nats / total
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
         if not self.counting:
             new = _tallies(self.live, routing, own)
@@ -350,7 +382,8 @@ class Share:
 
 
 def _inputs(step: Step, own: slice, steering: Steering | None) -> Inputs:
-    return Inputs(step.tokens[own, :-1], None if steering is None else steering.of(own))
+    tokens = step.tokens[own]
+    return Inputs(tokens[:, :-1], None if steering is None else steering.of(own), tokens[:, 1:])
 
 
 def _tallies(live: Sequence["_Live"], routing: Routing, own: slice) -> list[Tensor]:
@@ -395,7 +428,7 @@ def estimator_error(
     weights = model.router_weights
     sums = [[torch.zeros_like(each) for each in weights] for _ in range(2)]
     for own in step.passes():
-        routing = model(*_inputs(step, own, steering), training=True)[1]
+        routing = _routing(model, _inputs(step, own, steering))
         for into, groups, counts, estimator in (
             (sums[0], live, tallies, objective.estimator),
             (sums[1], exact, wholes, Estimator()),
@@ -485,6 +518,10 @@ def _seen_in_time(
     return True
 
 
+def _routing(model: MoETransformer, inputs: Inputs) -> Routing:
+    return model(inputs.tokens, inputs.steering, training=True)[1]
+
+
 @torch.no_grad()
 def _count(
     model: MoETransformer, live: Sequence[_Live], step: Step, steering: Steering | None
@@ -492,7 +529,7 @@ def _count(
     """The tallies of the whole step, over all passes and ranks."""
     tallies: list[Tensor] = []
     for own in step.passes():
-        new = _tallies(live, model(*_inputs(step, own, steering), training=True)[1], own)
+        new = _tallies(live, _routing(model, _inputs(step, own, steering)), own)
         tallies = [a + b for a, b in zip(tallies, new, strict=True)] if tallies else new
     return step.ranks.sum_counts(tallies)
 

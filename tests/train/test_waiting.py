@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from moebench import experiment
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
 from moebench.errors import TrainingError
-from moebench.train.loop import Arm, make_state
+from moebench.train.loop import Arm, Event, make_state
 from moebench.train.step import accumulate_gradients
 
 Made = Callable[..., Arm]
@@ -32,10 +34,10 @@ def arm(text_folder: Path) -> Made:
     return made
 
 
-def go(arm: Arm) -> None:
+def go(arm: Arm) -> Event:
     step = arm.next_step()
     outcome = accumulate_gradients(arm.state.model, arm.objective, step, arm.state.balance)
-    arm.finish(step, outcome)
+    return arm.finish(step, outcome)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -52,8 +54,9 @@ def test_an_update_that_is_not_finite_is_never_made(arm: Made, device: str) -> N
     go(made)  # which would be finite again
     for name, each in made.state.model.state_dict().items():
         assert torch.equal(each, before[name]), name
+    told = go(made)  # and nobody has waited for it so far
     with pytest.raises(TrainingError, match=r"^step 2: "):
-        go(made)
+        told.arrive()
 
 
 def test_looking_later_changes_no_step(arm: Made) -> None:
@@ -65,6 +68,46 @@ def test_looking_later_changes_no_step(arm: Made) -> None:
             go(made)
         weights.append(made.state.model.state_dict())
     assert all(torch.equal(each, weights[1][name]) for name, each in weights[0].items())
+
+
+class Late(Arm):
+    """An arm on a CPU that tells of a step as one on a GPU does."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.looks_later = True
+
+
+def test_what_is_told_while_the_next_step_runs_is_the_same(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        *("model=smoke", "train.steps=12", "global_bsz=8", "seq_len=32", "run.threads=1"),
+        *("data.valid_sequences=4", "data=folder", f"data.path={text_folder}"),
+        *("run.device=cpu", "train.eval_every=6", "run.log_every=2", "run.checkpoint_every=4"),
+    )
+    config = Composer().compose(list(words))
+    corpus = prepare(config.data)
+    rows, seen = [], []
+    for name, kind in (("at_once", Arm), ("late", Late)):
+        monkeypatch.setattr(experiment, "Arm", kind)
+        of_run: list[int] = []
+        record = experiment.run_experiment(
+            config,
+            corpus,
+            tmp_path / name,
+            on_event=lambda event, of_run=of_run: of_run.append(event.step),
+        )
+        seen.append(of_run)
+        rows.append(
+            [{key: each for key, each in row.items() if not timed(key)} for row in record.rows()]
+        )
+    assert seen[0] == seen[1] == list(range(13))
+    assert rows[0] == rows[1]
+
+
+def timed(key: str) -> bool:
+    return key == "time" or key.startswith(("speed/", "memory/"))
 
 
 @pytest.mark.gpu
@@ -81,11 +124,17 @@ def test_looking_later_changes_no_step(arm: Made) -> None:
     ids=" ".join,
 )
 def test_no_step_waits_for_the_gpu(arm: Made, words: tuple[str, ...]) -> None:
-    made = arm("cuda", "train.precision=bf16", "model.d_model=64", *words)
-    go(made)  # the first one allocates
+    made = arm("cuda", "train.precision=bf16", "model.d_model=64", "run.log_every=2", *words)
+    go(made)
+    go(made).arrive()  # the first ones allocate
     torch.cuda.set_sync_debug_mode("error")
     try:
         go(made)
+        told = go(made)
+        assert told.pending is not None
         go(made)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    told.arrive()
+    assert told.row is not None
+    assert told.row["step"] == 4
