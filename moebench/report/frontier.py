@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moebench.report.arms import Arm, Table
-from moebench.report.findings import CONTROLS
 from moebench.report.reading import PRIMARY
+from moebench.report.selectors import CONTROLS
 from moebench.report.statistics import Estimate, mean_interval
 
 FEWEST_WEIGHTS = 3
