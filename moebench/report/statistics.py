@@ -220,6 +220,8 @@ def chosen_wrongly(arms: int) -> float:
     What leaves by chance leaves a pool that looks quieter than it is, and so errs more often than
     it says. But it errs in at most the studies in which the whole pool errs, and those in which an
     arm left: with this share taken out of the 5 % and added to every p, both together err in 5 %.
+    The levels of the two tests are added; that arms are tested in steps adds a little, which
+    simulation shows to be far less than what is spare (docs/reading.md).
     """
     return 2 * ODD if arms > 2 else 0.0
 
