@@ -181,7 +181,8 @@ def make_report(
         problems = []
         title = " and ".join(dict.fromkeys(map(_title, plans)))
     frame = read(roots, only, where=where, by=by).checked()
-    done = frame.runs.loc[frame.runs["state"] == "done"]
+    measured = frame.runs["run"].isin(list(frame.metrics["run"]))
+    done = frame.runs.loc[(frame.runs["state"] == "done") & measured]
     if done.empty:
         raise RecordError(_nothing_done(roots, study, frame))
     if baseline is not None and baseline not in set(done["arm"]):

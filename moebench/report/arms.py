@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from moebench.records import printable
 from moebench.report.findings import Study, Verdict, verdicts
 from moebench.report.frame import Frame
 from moebench.report.plan import Cost, Plan
 from moebench.report.reading import PRIMARY, SCOPES
 from moebench.report.statistics import Comparisons, Estimate, compare, mean_interval
 
+BATCHES = ("micro_bsz", "data.sampling", "data.temperature", "data.weights", "data.heldout")
+"""Keys that decide which sequences a step sees, beside those in which all runs of a table agree."""
 START_OFF = 1e-3  # nats; rounding gives 1e-6, other initial weights 1e-2
 EXPONENTIAL = re.compile(r"(?P<split>\w+)/ppl(?P<domain>/.*)?")
 
@@ -90,7 +93,7 @@ class Table:
         made_with: versions, devices and commits, every value of each.
         findings: what the runs say of the paper's, where they are about its endpoint.
         bytes_per_token: of the tokenizer on this text; None where it cannot be told.
-        unpaired: runs of one seed that did not begin alike, in words.
+        unpaired: arms that see other batches, and runs of one seed that did not begin alike.
         index: its place among the report's tables.
     """
 
@@ -192,7 +195,7 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         made_with=made_with,
         findings=found,
         bytes_per_token=per_token,
-        unpaired=tuple(_unpaired(runs, frame.starts)),
+        unpaired=(*_other_batches(arms), *_other_starts(runs, frame.starts)),
         index=index,
     )
 
@@ -326,7 +329,23 @@ def _bytes_per_token(arm: Arm, primary: str) -> float | None:
     return nats.mean / (bits.mean * math.log(2))
 
 
-def _unpaired(runs: Sequence[Mapping[str, Any]], starts: Mapping[str, float]) -> Iterable[str]:
+def _other_batches(arms: Sequence[Arm]) -> Iterable[str]:
+    """Arms whose runs see other sequences than the baseline's of the same seed."""
+    base = arms[0]
+    for arm in arms[1:]:
+        differ = [key for key in BATCHES if arm.science.get(key) != base.science.get(key)]
+        if differ:
+            told = ", ".join(
+                printable(
+                    f"{key} {arm.science.get(key, 'at its default')}, there "
+                    f"{base.science.get(key, 'at its default')}"
+                )
+                for key in differ
+            )
+            yield f"{arm.name} and {base.name} are no pairs: they see other batches ({told})."
+
+
+def _other_starts(runs: Sequence[Mapping[str, Any]], starts: Mapping[str, float]) -> Iterable[str]:
     """Runs of one seed whose nats before the first step differ, though nothing that acts then does.
 
     Arms of a seed share initial weights, so that before training they are one model, unless a

@@ -11,32 +11,50 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moebench.report.statistics import FEWEST_SEEDS, LEVEL, BlockFit, Estimate, odd_arms
+from moebench.report.statistics import (
+    FEWEST_SEEDS,
+    LEVEL,
+    BlockFit,
+    Estimate,
+    chosen_wrongly,
+    odd_arms,
+)
 
 EQUAL_SHARE = 0.25  # of the gap of micro and global, within which arms are called equal
 EQUAL_LEVEL = 0.05
 
 
 class Contrast(NamedTuple):
-    """A value, its standard error (None where the seeds do not give one) and degrees of freedom."""
+    """A contrast, as far as the seeds tell it.
+
+    Attributes:
+        value, error: with its standard error, None where the seeds do not give one.
+        df: degrees of freedom of the error.
+        seeds: that have all of its arms.
+        spent: of the 5 %, by choosing the pool (`statistics.chosen_wrongly`).
+    """
 
     value: float
     error: float | None
     df: int
     seeds: int
+    spent: float = 0.0
 
-    def estimate(self, level: float = LEVEL) -> Estimate:
-        """With a two-sided interval, and a p value for a contrast of 0."""
+    def estimate(self) -> Estimate:
+        """With a two-sided interval of 95 %, and a p value for a contrast of 0."""
         if self.error is None:
             return Estimate(self.value)
         from scipy.special import stdtrit
 
-        half = float(stdtrit(self.df, (1 + level) / 2)) * self.error
-        p = 2 * self.tail(abs(self.value))
+        half = float(stdtrit(self.df, (1 + LEVEL + self.spent) / 2)) * self.error
+        p = min(1.0, 2 * self._tail(abs(self.value)) + self.spent)
         return Estimate(self.value, self.value - half, self.value + half, p)
 
     def tail(self, value: float) -> float:
-        """The probability of a value as large by chance, if the truth is 0."""
+        """The probability, at most, of a value as large by chance, if the truth is 0."""
+        return min(1.0, self._tail(value) + self.spent)
+
+    def _tail(self, value: float) -> float:
         from scipy.special import stdtr
 
         assert self.error is not None
@@ -57,31 +75,47 @@ def contrasts(values: np.ndarray, coefficients: np.ndarray) -> list[Contrast]:
     rest = [i for i in range(values.shape[1]) if i != base]
     shared = (~np.isnan(values[:, rest] - values[:, [base]])).sum(axis=0)
     pool = [base, *(i for i, n in zip(rest, shared, strict=True) if n >= 2)]
+    spent = 0.0
     if seeds >= FEWEST_SEEDS and set(involved) <= set(pool):
-        odd = odd_arms(values[:, pool])
+        spent, odd = chosen_wrongly(len(pool)), odd_arms(values[:, pool])
         pool = [i for n, i in enumerate(pool) if n not in odd]
     if seeds < FEWEST_SEEDS or not set(involved) <= set(pool):
-        return [_by_seed(complete @ row, seeds) for row in coefficients]
+        return [_by_seed(complete @ row, seeds, spent) for row in coefficients]
     fit = BlockFit(values[:, pool])
     difference, covariance = fit.contrasts(0, range(1, len(pool)))
     flat = fit.rss <= fit.floor  # runs that do not vary say nothing about chance
     found = []
     for row in coefficients[:, pool[1:]]:
         error = math.sqrt(float(row @ covariance @ row) * fit.rss / fit.df)
-        found.append(Contrast(float(row @ difference), None if flat else error, fit.df, seeds))
+        value = float(row @ difference)
+        found.append(Contrast(value, None if flat else error, fit.df, seeds, spent))
     return found
 
 
-def _by_seed(values: np.ndarray, seeds: int) -> Contrast:
+def _by_seed(values: np.ndarray, seeds: int, spent: float) -> Contrast:
     mean = float(values.mean()) if seeds else math.nan
     error = float(values.std(ddof=1)) / math.sqrt(seeds) if seeds >= FEWEST_SEEDS else 0.0
-    return Contrast(mean, error if error > 1e-12 * abs(mean) else None, seeds - 1, seeds)
+    return Contrast(mean, error if error > 1e-12 * abs(mean) else None, seeds - 1, seeds, spent)
 
 
-def slope(x: Sequence[float]) -> np.ndarray:
+def slope(x: Sequence[float] | np.ndarray) -> np.ndarray:
     """Coefficients that give the least-squares slope of arms along x, in units a unit of x."""
     centred = np.asarray(x, float) - np.mean(x)
     return centred / (centred @ centred)
+
+
+def bend(x: Sequence[float], at: float) -> np.ndarray | None:
+    """Coefficients that give by how much the slope from one point on exceeds that up to it.
+
+    None unless there are arms at two places on either side, where arms at the point are on both.
+    """
+    places = np.asarray(x, float)
+    found = np.zeros(len(places))
+    for side, sign in ((places >= at, 1), (places <= at, -1)):
+        if len(np.unique(places[side])) < 2:
+            return None
+        found[side] += sign * slope(places[side])
+    return found
 
 
 class Equality(NamedTuple):

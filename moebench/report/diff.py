@@ -10,11 +10,12 @@ import numpy as np
 from moebench.errors import ConfigError, RecordError
 from moebench.records import Record, printable
 from moebench.report.cache import read_curves
+from moebench.report.cells import Cell
 from moebench.report.frame import Frame, load
 from moebench.report.plan import find_plans, of_study
 from moebench.report.reading import PRIMARY, read_run
 from moebench.report.render import as_latex, as_markdown, as_text
-from moebench.report.table import Block, Cell, Grid, Heading, Sentences
+from moebench.report.table import Block, Grid, Heading, Sentences
 
 OF_STUDIES = (PRIMARY, "load/max_vio_micro", "load/max_vio_global", "specialization/domain")
 MOST_STEPS = 12  # rows of a table of curves

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from moebench.report.arms import Arm, Table
+
 # black, orange, sky blue, bluish green, vermilion, blue, reddish purple, grey
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#7F7F7F")
 MARKERS = "osD^vP*X<>ph"
@@ -38,7 +40,25 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "moebench",
     "text.parse_math": False,  # a name with dollars is no formula
 }
+NATS = "validation nats a token"
 LONGEST = 32  # characters of a name in a plot
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of one table.
+
+    Attributes:
+        name: of its files.
+        title, caption: in words; a caption says what to look at and what bars and bands are.
+        svg, png: the files.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: bytes
+    png: bytes
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,10 @@ def look(place: int) -> Look:
     )
 
 
+def look_of(table: Table, arm: Arm) -> Look:
+    return look(next(i for i, each in enumerate(table.arms) if each.name == arm.name))
+
+
 @contextmanager
 def drawing(
     rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None
@@ -72,14 +96,20 @@ def drawing(
         yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def encoded(figure: Any) -> dict[str, bytes]:
-    """The figure as `svg` and `png`; call it within `drawing`."""
+def plot(name: str, title: str, caption: str, figure: Any) -> Plot:
+    """What was drawn, as files; call it within `drawing`."""
     found = {}
     for form, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         file = io.BytesIO()
         figure.savefig(file, format=form, metadata=metadata)
         found[form] = file.getvalue()
-    return found
+    return Plot(name, title, caption, found["svg"], found["png"])
+
+
+def legend(figure: Any, axis: Any) -> None:
+    """The arms of an axis, below the figure."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
 
 def short(name: str) -> str:

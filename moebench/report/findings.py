@@ -4,9 +4,9 @@ Each finding is a file in `paper/`: its claim, where the paper says so, its type
 recognised and the paper's perplexities. Arms of one finding differ in nothing else. A *difference*
 agrees where its interval, adjusted for all arms of the table, lies off 0 on the paper's side; an
 *equality* where the arms differ by less than a quarter of the gap of micro and global in the same
-runs; a *trend* where the slope along the arms lies off 0. An interval that excludes the paper's
-size, or lies on the other side, contradicts. The paper's sizes are log ratios of perplexities a
-token, divided by an assumed number of bytes a token.
+runs; a *trend* where the slope along the arms, or its change at a point, lies off 0. An interval
+that excludes the paper's size, or lies on the other side, contradicts. The paper's sizes are log
+ratios of perplexities a token, divided by an assumed number of bytes a token.
 """
 
 import math
@@ -19,16 +19,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from moebench.config.schema import in_steps
-from moebench.report.contrasts import EQUAL_SHARE, Contrast, contrasts, equality, slope
+from moebench.report.contrasts import EQUAL_SHARE, Contrast, bend, contrasts, equality, slope
+from moebench.report.selectors import CONTROLS, all_else, equals, meets, options_as_keys, pairs
 from moebench.report.statistics import FEWEST_SEEDS, Comparisons, Estimate, compare, seeds_needed
 
 PAPER = "arXiv 2501.11873"
 PAPER_TOKENS = 120e9
 BYTES = (4.0, 3.0, 5.0)
 """Bytes a token in the paper: assumed, and the range of the assumption."""
-CONTROLS = ("data.homogeneity", "router.perturb")  # at these a finding is not to be expected
-TREATMENT = ("scope", "balance_bsz", "loss.balance", "terms", "seed")
 
 AGREES, CONTRADICTS, CANNOT_TELL = "agrees", "contradicts", "cannot tell"
 
@@ -100,84 +98,17 @@ def paper_gap() -> float:
 def verdicts(study: Study) -> list[Verdict]:
     """Every finding whose arms are there, for each set of arms that are equal in all else."""
     judges = {"difference": _difference, "equality": _equality, "trend": _trend}
+    study = replace(study, sciences=[options_as_keys(each) for each in study.sciences])
     return [
         verdict for each in findings().values() for verdict in judges[each["type"]](each, study)
     ]
-
-
-# Which arms are meant
-
-
-def _pairs(study: Study, *selectors: Mapping[str, Any]) -> Iterable[tuple[int, ...]]:
-    """Columns that meet the selectors in turn and are equal in every key that none names."""
-    named = {key for each in selectors for key in each}
-    found = [
-        [i for i, science in enumerate(study.sciences) if _meets(each, science)]
-        for each in selectors
-    ]
-    for first in found[0]:
-        wanted = _rest(study.sciences[first], named)
-        others = [
-            next((i for i in each if _rest(study.sciences[i], named) == wanted), None)
-            for each in found[1:]
-        ]
-        if None not in others:
-            yield (first, *(int(i) for i in others if i is not None))
-
-
-def _meets(selector: Mapping[str, Any], science: Mapping[str, Any]) -> bool:
-    """Whether an arm is meant. A control is not, nor one whose estimator is not named."""
-    unnamed = {*CONTROLS, "balance.estimator", "terms"} - {*selector}
-    return not unnamed & {*science} and all(
-        key in science and _equals(wanted, science[key], science)
-        for key, wanted in selector.items()
-    )
-
-
-def _equals(wanted: Any, found: Any, science: Mapping[str, Any]) -> bool:
-    if isinstance(wanted, list):
-        return (
-            isinstance(found, list)
-            and len(wanted) == len(found)
-            and all(_is_term(w, f, found[0], science) for w, f in zip(wanted, found, strict=True))
-        )
-    if isinstance(wanted, str) and wanted in science:  # as in balance_bsz: global_bsz
-        wanted = science[wanted]
-    return wanted == found
-
-
-def _is_term(
-    wanted: Mapping[str, Any],
-    found: Mapping[str, Any],
-    first: Mapping[str, Any],
-    science: Mapping[str, Any],
-) -> bool:
-    """A term: start and stop as shares of the steps, its weight as a share of the first's."""
-    if {"start", "stop"} & {*found} != {"start", "stop"} & {*wanted}:
-        return False
-    steps = science["train.steps"]
-    moments = {key: in_steps(wanted[key], steps) for key in ("start", "stop") if key in wanted}
-    if any(found[key] != moment for key, moment in moments.items()):
-        return False
-    if not math.isclose(found["weight"], wanted.get("share", 1) * first["weight"]):
-        return False
-    plain = {key: wanted[key] for key in ("scope", "balance_bsz")}
-    return all(_equals(value, found.get(key), science) for key, value in plain.items())
-
-
-def _rest(science: Mapping[str, Any], named: Iterable[str]) -> dict[str, Any]:
-    """What arms of one finding must share: all but the treatment, and its weight."""
-    terms = science.get("terms")
-    weight = terms[0]["weight"] if terms else science.get("loss.balance")
-    apart = {*TREATMENT, *named, "balance.pass_bsz"}
-    return {key: value for key, value in science.items() if key not in apart} | {"weight": weight}
 
 
 # What they say
 
 
 def _difference(finding: Mapping[str, Any], study: Study) -> Iterable[Verdict]:
-    for arm, against in _pairs(study, finding["arm"], finding["against"]):
+    for arm, against in pairs(study.sciences, finding["arm"], finding["against"]):
         found = compare_with(study, against)
         comparison = found.arms.get(study.arms[arm])
         if comparison is None:
@@ -215,56 +146,70 @@ def _sd(estimate: Estimate, paired: Estimate | None, seeds: int) -> float | None
 
 def _trend(finding: Mapping[str, Any], study: Study) -> Iterable[Verdict]:
     place, per = AXES[finding["along"]]
+    bends_at = finding.get("bends_at")
+
+    def coefficients(x: Sequence[float]) -> np.ndarray | None:
+        if len({*x}) < 3:
+            return None
+        return slope(x) if bends_at is None else bend(x, bends_at)
+
     groups: dict[str, list[tuple[float, int]]] = {}
     for i, science in enumerate(study.sciences):
         x = place(science)
         if x is not None:
-            rest = _rest(science, ["data.homogeneity"])
+            rest = all_else(science, ["data.homogeneity"])
             groups.setdefault(repr(sorted(rest.items(), key=str)), []).append((x, i))
     for placed in groups.values():
-        x, columns = [x for x, _ in placed], [i for _, i in placed]
-        if len({*x}) < 3:
+        columns = [i for _, i in placed]
+        own = coefficients([x for x, _ in placed])
+        if own is None:
             continue
         weights = np.zeros((1, len(study.arms)))
-        weights[0, columns] = slope(x)
+        weights[0, columns] = own
         (found,) = contrasts(study.values, weights)
         if not found.seeds:
             continue
         perplexity = finding.get("perplexity", {})
-        paper = (
-            float(slope(list(perplexity)) @ np.log(list(perplexity.values())))
-            if perplexity
-            else None
-        )
-        sd = None if found.error is None else found.error * math.sqrt(found.seeds / 2)
+        theirs = coefficients(list(perplexity))
+        paper = None if theirs is None else float(theirs @ np.log(list(perplexity.values())))
         columns = [i for _, i in sorted(placed)]
-        yield _judged(finding, study, columns, found.estimate(), paper, found.seeds, sd, per=per)
+        yield _judged(
+            finding,
+            study,
+            columns,
+            found.estimate(),
+            paper,
+            found.seeds,
+            _one_run(found),
+            per=per,
+        )
 
 
 def _log2_balance_bsz(science: Mapping[str, Any]) -> float | None:
-    if not _meets({"scope": "group"}, science):
+    size = science.get("balance_bsz")
+    if not meets({"scope": "group"}, science) or not isinstance(size, int) or size < 1:
         return None
-    return math.log2(science["balance_bsz"])
+    return math.log2(size)
 
 
 def share_before_global(science: Mapping[str, Any]) -> float | None:
     micro, whole = (
         {"scope": "group", "balance_bsz": f"{size}_bsz"} for size in ("micro", "global")
     )
-    if _meets(whole, science) or _meets(micro, science):
-        return float(_meets(micro, science))
+    if meets(whole, science) or meets(micro, science):
+        return float(meets(micro, science))
     terms = science.get("terms")
     if not isinstance(terms, list) or len(terms) != 2 or {*CONTROLS} & {*science}:
         return None
     switch = terms[0].get("stop")
     share = None if switch is None else switch / science["train.steps"]
     wanted = [micro | {"stop": share}, whole | {"start": share}]
-    return share if share is not None and _equals(wanted, terms, science) else None
+    return share if share is not None and equals(wanted, terms, science) else None
 
 
 def _homogeneity(science: Mapping[str, Any]) -> float | None:
     found = {key: value for key, value in science.items() if key != "data.homogeneity"}
-    if not _meets({"scope": "group", "balance_bsz": "micro_bsz"}, found):
+    if not meets({"scope": "group", "balance_bsz": "micro_bsz"}, found):
         return None
     return science.get("data.homogeneity", 1.0)
 
@@ -278,7 +223,7 @@ AXES = {
 
 def _equality(finding: Mapping[str, Any], study: Study) -> Iterable[Verdict]:
     selectors = [finding[key] for key in ("arm", "against", "worse", "better")]
-    for arm, against, worse, better in _pairs(study, *selectors):
+    for arm, against, worse, better in pairs(study.sciences, *selectors):
         test = equality(study.values, arm, against, worse, better)
         if not test.difference.seeds:
             continue

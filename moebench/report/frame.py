@@ -200,6 +200,8 @@ def load(
         lost = sorted(name for name, value in row["metrics"].items() if value is None)
         if lost:
             problems.append(Problem(row["run"], f"no finite value of {', '.join(lost)}"))
+        elif row["state"] == "done" and not row["metrics"]:
+            problems.append(Problem(row["run"], "summary.json: holds no metric"))
     tables = _number_tables(rows, by)
     _tell_apart(rows)
     kept = ("run", "arm", "arm_hash", "seed", "table")

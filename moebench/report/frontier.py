@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moebench.report.arms import Arm, Table
-from moebench.report.findings import CONTROLS
 from moebench.report.reading import PRIMARY
+from moebench.report.selectors import CONTROLS
 from moebench.report.statistics import Estimate, mean_interval
 
 FEWEST_WEIGHTS = 3
@@ -45,14 +45,19 @@ class Scope:
     at: float | None
 
 
+def but_for_weight(arm: Arm) -> str:
+    """What arms share that differ in the weight of their balance loss alone."""
+    rest = {key: value for key, value in arm.science.items() if key not in (WEIGHT, "seed")}
+    return repr(sorted(rest.items(), key=str))
+
+
 def frontier(table: Table) -> list[Scope]:
     """The scopes of a table that have three weights or more; the baseline's first."""
     groups: dict[str, list[Arm]] = {}
     for arm in table.arms:
         science = arm.science
         if WEIGHT in science and not {*CONTROLS} & {*science}:
-            rest = {key: value for key, value in science.items() if key not in (WEIGHT, "seed")}
-            groups.setdefault(repr(sorted(rest.items(), key=str)), []).append(arm)
+            groups.setdefault(but_for_weight(arm), []).append(arm)
     found = [
         sorted(each, key=lambda arm: arm.science[WEIGHT])
         for each in groups.values()

@@ -5,6 +5,7 @@ text is escaped by the template; plots are pictures, in which no script of a nam
 """
 
 import base64
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from moebench import __version__
+from moebench.report import words
 from moebench.report.arms import Table
 from moebench.report.findings import AGREES, CANNOT_TELL, CONTRADICTS
 from moebench.report.plan import Plan
 from moebench.report.plots import Plot
 from moebench.report.table import Block, Grid, Heading, Sentences
 
+FITS_A_PHONE = 500  # points; a wider plot, of several panels, is scrolled there
 MARKS = {AGREES: "✓", CONTRADICTS: "✗", CANNOT_TELL: "?"}  # so that no one needs the colour
 
 
@@ -70,6 +73,7 @@ def _section(number: int, section: Section) -> dict[str, Any]:
     table = section.table
     return {
         "id": f"t{number}",
+        "lead": words.lead(table) if table else "",
         "blocks": _in_order(
             [_block(f"t{number}b{i}", each) for i, each in enumerate(section.blocks)],
             {"kind": "plots", "id": f"t{number}plots", "title": "Plots"} if section.plots else None,
@@ -79,6 +83,7 @@ def _section(number: int, section: Section) -> dict[str, Any]:
                 "id": f"t{number}p{i}",
                 "title": each.title,
                 "caption": each.caption,
+                "fits": _points(each.svg) < FITS_A_PHONE,
                 "source": "data:image/svg+xml;base64," + base64.b64encode(each.svg).decode(),
             }
             for i, each in enumerate(section.plots)
@@ -96,6 +101,13 @@ def _in_order(blocks: list[dict[str, Any]], plots: dict[str, Any] | None) -> lis
         return blocks
     tables = [each for each in blocks if each["kind"] != "sentences"]
     return [*tables, plots, *(each for each in blocks if each["kind"] == "sentences")]
+
+
+def _points(svg: bytes) -> float:
+    """How wide a plot is."""
+    found = re.search(rb'<svg[^>]* width="([\d.]+)pt"', svg)
+    assert found
+    return float(found[1])
 
 
 def _block(anchor: str, block: Block) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from moebench.report.table import Block, Cell, Grid, Heading, Sentences
+from moebench.report.cells import Cell
+from moebench.report.table import Block, Grid, Heading, Sentences
 
 WIDTH = 100
 NARROWEST_NAME, WIDEST_WORD = 10, 24  # columns that names have at least, and one word of them
@@ -144,19 +145,31 @@ _LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "`": r"\textasciigrave{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
     "−": "--",
+    "\ufffd": r"\textbackslash{}ufffd",  # which LuaTeX takes for a broken file
     '"': "''",
 }
+LATEX_HEAD = r"""% \usepackage[T1]{fontenc} \usepackage{array,booktabs,graphicx}
+% pdfLaTeX shows letters that it lacks by number; LuaLaTeX and XeLaTeX show what their font has.
+\providecommand\letters{}
+\DeclareRobustCommand\letters[2]{\ifdefined\directlua#1\else\ifdefined\XeTeXversion#1\else#2\fi\fi}
+"""
+FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+WIDEST_NAME = 30  # characters of a name that is not broken into lines
+LONGEST_WORD = 24  # characters after which a word may be broken anywhere
 
 
 def as_latex(content: Iterable[Block]) -> str:
-    """Paragraphs, lists and `booktabs` tables, to be put into a document of one's own."""
-    note = "% \\usepackage{booktabs}; in LuaLaTeX or XeLaTeX names may hold any letter\n"
-    return note + "\n\n".join(filter(None, map(_latex, content))) + "\n"
+    """Paragraphs, lists and `booktabs` tables, to be put into a document of one's own.
+
+    Tables that are wider than a line are made smaller.
+    """
+    return LATEX_HEAD + "\n" + "\n\n".join(filter(None, map(_latex, content))) + "\n"
 
 
 def _latex(block: Block) -> str:
@@ -172,11 +185,13 @@ def _latex(block: Block) -> str:
         *(_tex_row(part) for row in block.rows for part in _stacked_row(row)),
     ]
     body = "\n".join(f"    {row}" for row in rows)
-    columns = "l" + "r" * (len(block.headers) - 1)
+    longest = max((len(part) for row in block.rows for part in row[0]), default=0)
+    name = r">{\raggedright\arraybackslash}p{16em}" if longest > WIDEST_NAME else "l"
+    columns = name + "r" * (len(block.headers) - 1)
     return (
         f"\\begin{{table}}\n  \\caption{{\\textbf{{{_tex(block.title)}.}} {_tex(block.caption)}}}\n"
-        f"  \\begin{{tabular}}{{{columns}}}\n    \\toprule\n{body}\n    \\bottomrule\n"
-        "  \\end{tabular}\n\\end{table}"
+        f"  {FITTED}\n  \\begin{{tabular}}{{{columns}}}\n    \\toprule\n{body}\n    \\bottomrule\n"
+        "  \\end{tabular}}\n\\end{table}"
     )
 
 
@@ -192,5 +207,31 @@ def _tex_row(cells: Iterable[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    text = "".join(_LATEX.get(each, each) for each in text.replace("\n", " "))
+    """Text as text; signs of numbers as LaTeX sets them, and no two signs that it would join."""
+    words = [_tex_word(each) for each in text.replace("\n", " ").split(" ")]
+    text = " ".join(words)
     return f"{{}}{text}" if text.startswith(("[", "*")) else text  # options of \\ and \item
+
+
+def _tex_word(word: str) -> str:
+    parts = [word]
+    if len(word) > LONGEST_WORD:
+        parts = [word[i : i + 8] for i in range(0, len(word), 8)]
+    return r"\allowbreak{}".join(
+        "".join(map(_tex_part, re.findall(r"[^\0-\xff±−]+|[\0-\xff±−]+", part))) for part in parts
+    )
+
+
+def _tex_part(part: str) -> str:
+    if part[0] > "\xff" and part[0] not in _LATEX:
+        return (
+            f"\\letters{{{part}}}{{"
+            + "".join(rf"\textbackslash{{}}u{ord(e):04x}" for e in part)
+            + "}"
+        )
+    part = re.sub(r"([-,'])(?=\1)", "\\1\0", part)
+    number = re.fullmatch(r"(\(?)-([\d.].*)", part)
+    if number:
+        part = f"{number[1]}\1{number[2]}"
+    joined = {"\0": "{}", "\1": "$-$"}
+    return "".join(_LATEX.get(each, joined.get(each, each)) for each in part)

@@ -5,17 +5,29 @@ findings, and in words what the numbers can and cannot tell.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moebench.records import printable
 from moebench.report import words
-from moebench.report.arms import Arm, Described, Table, percent
+from moebench.report.arms import Arm, Described, Table
+from moebench.report.cells import (
+    Cell,
+    count,
+    ends,
+    estimate_cell,
+    interval,
+    interval_of_any_size,
+    mean,
+    mean_of_any_size,
+    median_of,
+    percent_of_perplexity,
+    perplexity,
+    span,
+)
 from moebench.report.findings import PAPER, Verdict
 from moebench.report.frontier import WEIGHT, frontier
 from moebench.report.reading import PRIMARY, SCOPES
-from moebench.report.statistics import FEWEST_SEEDS, Estimate
-
-Cell = tuple[str, str]  # what is said first, and what stands below it
+from moebench.report.statistics import FEWEST_SEEDS
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,18 @@ def blocks(table: Table, shown: Shown = Shown()) -> list[Block]:
         Sentences("Load and specialisation in words", words.load(table)),
         Sentences("Caution", words.cautions(table)),
     ]
-    return [each for each in found if not isinstance(each, Sentences) or each.items]
+    return [
+        _without_empty_columns(each) if isinstance(each, Grid) else each
+        for each in found
+        if not isinstance(each, Sentences) or each.items
+    ]
+
+
+def _without_empty_columns(grid: Grid) -> Grid:
+    """What no arm has, as a paired t below three seeds, takes no room."""
+    kept = [i for i in range(len(grid.headers)) if i == 0 or any(any(row[i]) for row in grid.rows)]
+    rows = [[row[i] for i in kept] for row in grid.rows]
+    return replace(grid, headers=[grid.headers[i] for i in kept], rows=rows)
 
 
 def _seeds(arm: Arm) -> Cell:
@@ -87,6 +110,7 @@ def _seeds(arm: Arm) -> Cell:
     return str(len(arm.seeds)), ", ".join(f"{n} {state}" for state, n in arm.unfinished.items())
 
 
+TESTED = "95 % for all arms together, adjusted p"
 MORE_BITS = (
     ("at\nstart", "specialization/domain_start", "at start: before it was trained"),
     (
@@ -110,14 +134,14 @@ def _load_grid(table: Table) -> Grid:
         [
             (arm.name, ""),
             _seeds(arm),
-            (_count(arm.sequences), ""),
-            (_count(arm.group_tokens), ""),
-            *(_mean(arm.metrics.get(name), digits) for _, name, digits in columns),
+            (count(arm.sequences), ""),
+            (count(arm.group_tokens), ""),
+            *(mean(arm.metrics.get(name), digits) for _, name, digits in columns),
         ]
         for arm in table.arms
     ]
     if table.random:
-        random = [(_range(table.random.get(scope)), "") for scope in SCOPES]
+        random = [(span(table.random.get(scope)), "") for scope in SCOPES]
         rest = [("", "")] * (len(columns) - len(SCOPES))
         rows.append([("random routing", ""), *[("", "")] * 3, *random, *rest])
     return Grid(
@@ -170,7 +194,8 @@ def _metrics_grid(table: Table, metrics: Sequence[str]) -> Grid:
 def _value_and_difference(described: Described | None) -> tuple[Cell, Cell]:
     value = described and described.difference
     difference = "" if value is None else f"{value:+.3g}"
-    return _plain(described), (difference, _short(*_ends(described)) if described else "")
+    reach = interval_of_any_size(*ends(described)) if described else ""
+    return mean_of_any_size(described), (difference, reach)
 
 
 def _domain_grid(table: Table) -> Grid:
@@ -215,11 +240,11 @@ def _cost_grid(table: Table) -> list[Grid]:
     headers += ["seconds\na step"] * timed + ["of it\ncounting"] * counting
     rows = []
     for arm in table.arms:
-        cells = [_mean(arm.metrics.get(name), 3) for _, name in virtual]
+        cells = [mean(arm.metrics.get(name), 3) for _, name in virtual]
         if timed:
-            cells.append((_median(arm.cost.step_seconds if arm.cost else ()), ""))
+            cells.append((median_of(arm.cost.step_seconds if arm.cost else ()), ""))
         if counting:
-            cells.append((_median(arm.cost.counting_seconds if arm.cost else ()), ""))
+            cells.append((median_of(arm.cost.counting_seconds if arm.cost else ()), ""))
         rows.append([(arm.name, ""), _seeds(arm), *cells])
     machines = sorted({arm.cost.machine for arm in table.arms if arm.cost})
     told = f" Seconds: the median of runs that were timed alone on {', '.join(machines)}."
@@ -234,10 +259,6 @@ def _cost_grid(table: Table) -> list[Grid]:
     ]
 
 
-def _median(values: Sequence[float]) -> str:
-    return f"{sorted(values)[len(values) // 2]:.4f}" if values else ""
-
-
 def _frontier_grid(table: Table) -> list[Grid]:
     scopes = frontier(table)
     if not scopes:
@@ -249,11 +270,11 @@ def _frontier_grid(table: Table) -> list[Grid]:
             [
                 (scope.name, f"{len(scope.arms)} weights"),
                 (f"{scope.best.science[WEIGHT]:g}", ""),
-                _mean(best.get("load/max_vio_global"), 2),
-                _mean(best.get(PRIMARY), 4),
-                _estimate(scope.best_difference),
+                mean(best.get("load/max_vio_global"), 2),
+                mean(best.get(PRIMARY), 4),
+                estimate_cell(scope.best_difference),
                 (f"{scope.matched:.4f}" if scope.matched else "-", ""),
-                _estimate(scope.matched_difference),
+                estimate_cell(scope.matched_difference),
             ]
         )
     at = f" ({scopes[0].at:.2f} on average)" if scopes[0].at else ""
@@ -283,7 +304,7 @@ def _findings_grid(table: Table) -> list[Grid]:
             [
                 (each.claim, f"{_compared(each)}; {each.source.partition(', ')[2]}"),
                 (each.verdict, ""),
-                _estimate(each.here),
+                estimate_cell(each.here),
                 _paper(each),
                 ("-" if each.resolved is None else f"{each.resolved:.4f}", ""),
                 ("-" if each.seeds is None else f"{each.seeds:,}", ""),
@@ -316,12 +337,6 @@ def _paper(verdict: Verdict) -> Cell:
     return middle, f"{near} to {far}"
 
 
-def _estimate(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return "", ""
-    return words.signed(estimate.value), _interval(estimate.low, estimate.high)
-
-
 def _perplexity_grid(table: Table) -> Grid:
     rows = []
     for arm in table.arms:
@@ -330,20 +345,18 @@ def _perplexity_grid(table: Table) -> Grid:
             [
                 (arm.name, ""),
                 _seeds(arm),
-                _mean(nats, 4),
-                (_perplexity(arm.metrics.get("valid/ppl")), ""),
-                _mean(arm.metrics.get("valid/bits_per_byte"), 4),
+                mean(nats, 4),
+                (perplexity(arm.metrics.get("valid/ppl")), ""),
+                mean(arm.metrics.get("valid/bits_per_byte"), 4),
                 *_differences(table, arm, PRIMARY),
-                _percent(nats),
+                percent_of_perplexity(nats),
             ]
         )
-    tested = table.primary == PRIMARY
+    compared = any(any(cell) for row in rows for cell in row[5:])
     return Grid(
-        title=f"Perplexity; differences are to {table.baseline}",
-        caption="Means ± as above: validation nats a token, their exponential, and bits a byte. "
-        "Difference in nats: "
-        + ("95 % for all arms together, adjusted p" if tested else "not tested")
-        + "; paired t: 95 % for one arm alone; percent: of perplexity.",
+        title="Perplexity" + f"; differences are to {table.baseline}" * compared,
+        caption="Means ± as above: validation nats a token, their exponential, and bits a byte; "
+        "of all, lower is better." + f" Difference in nats: {_meaning(table)}" * compared,
         headers=[
             *("arm", "seeds", "nats a\ntoken", "PPL", "bits a\nbyte"),
             *("difference", "paired t", "percent"),
@@ -352,19 +365,33 @@ def _perplexity_grid(table: Table) -> Grid:
     )
 
 
+def _meaning(table: Table) -> str:
+    """What stands in the columns of differences of nats."""
+    seeds = max((len(each.per_seed) for each in table.comparisons.arms.values()), default=0)
+    if table.primary != PRIMARY:
+        told = "not tested; paired t: 95 % for one arm alone"
+    elif seeds >= FEWEST_SEEDS:
+        told = f"{TESTED}; paired t: 95 % for one arm alone"
+    elif seeds == 1:
+        told = "of one seed, as an interval takes three"
+    else:
+        told = "below it those of the seeds, as an interval takes three"
+    return f"{told}; percent: of perplexity."
+
+
 def _primary_grid(table: Table) -> Grid:
     rows = [
         [
             (arm.name, ""),
             _seeds(arm),
-            _mean(arm.metrics.get(table.primary), 4),
+            mean(arm.metrics.get(table.primary), 4),
             *_differences(table, arm, table.primary),
         ]
         for arm in table.arms
     ]
     return Grid(
         title=f"Primary endpoint {table.primary}; differences are to {table.baseline}",
-        caption="Difference: 95 % for all arms together, adjusted p; paired t: for one arm alone.",
+        caption=f"Difference: {TESTED}; paired t: for one arm alone.",
         headers=["arm", "seeds", "mean", "difference", "paired t"],
         rows=rows,
     )
@@ -376,72 +403,15 @@ def _differences(table: Table, arm: Arm, metric: str) -> tuple[Cell, Cell]:
     if described is None or described.difference is None:
         return none, none
     if metric != table.primary or arm.name not in table.comparisons.arms:
-        ends = described.difference_low, described.difference_high
-        return none, (words.signed(described.difference), _interval(*ends))
+        return none, (words.signed(described.difference), interval(*ends(described)))
     comparison = table.comparisons.arms[arm.name]
-    value, low, high = words.signed(described.difference), *_ends(described)
+    value, low, high = words.signed(described.difference), *ends(described)
     p = words.p_value(described.p)
-    below = _interval(low, high)
+    below = interval(low, high)
     if not below and 1 < len(comparison.per_seed) < FEWEST_SEEDS:
         below = " and ".join(words.signed(each) for each in comparison.per_seed.values())
     first: Cell = (f"{value}  {p}".strip(), below)
     paired = comparison.paired
     if paired is None:
         return first, none
-    return first, (words.p_value(paired.p), _interval(paired.low, paired.high))
-
-
-def _ends(described: Described) -> tuple[float | None, float | None]:
-    return described.difference_low, described.difference_high
-
-
-def _percent(nats: Described | None) -> Cell:
-    if nats is None or (value := percent(nats.difference)) is None:
-        return "", ""
-    low, high = (percent(end) for end in _ends(nats))
-    below = f"{low:.2f} to {high:.2f}" if low is not None and high is not None else ""
-    return f"{round(value, 2) + 0.0:.2f}", below
-
-
-def _mean(described: Described | None, digits: int) -> Cell:
-    if described is None or described.mean is None:
-        return "-", ""
-    half = ""
-    if described.low is not None and described.high is not None:
-        half = f"±{(described.high - described.low) / 2:.{digits}f}"
-    return f"{described.mean:.{digits}f}", half
-
-
-def _perplexity(described: Described | None) -> str:
-    if described is None or described.mean is None:
-        return "-"
-    return f"{described.mean:.3f}" if described.mean < 100 else f"{described.mean:,.0f}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return ""
-    return f"{words.signed(low)} to {words.signed(high)}"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
-
-
-def _range(values: tuple[float, float] | None) -> str:
-    if values is None:
-        return "-"
-    low, high = (f"{value:.2f}" for value in values)
-    return low if low == high else f"{low}-{high}"
-
-
-def _plain(described: Described | None) -> Cell:
-    """A mean of any size, in four digits."""
-    if described is None or described.mean is None:
-        return "-", ""
-    half = "" if described.low is None else f"±{described.mean - described.low:.2g}"
-    return f"{described.mean:.4g}", half
-
-
-def _short(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+    return first, (words.p_value(paired.p), interval(paired.low, paired.high))

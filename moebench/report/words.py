@@ -12,6 +12,27 @@ from moebench.report.arms import Arm, Described, Table
 from moebench.report.findings import BYTES, PAPER_TOKENS, paper_gap
 from moebench.report.statistics import FEWEST_SEEDS, Comparison, seeds_needed
 
+MORE_SEEDS = "more than 10,000"
+
+
+def lead(table: Table) -> str:
+    """What is compared, for a reader who sees such a page for the first time."""
+    runs = sum(len(arm.runs) for arm in table.arms)
+    arms = (
+        "One arm, a way to balance the router"
+        if len(table.arms) == 1
+        else (f"{len(table.arms)} arms, each a way to balance the router")
+    )
+    seeds = _seeds(dict.fromkeys(sorted({seed for arm in table.arms for seed in arm.seeds}), 0.0))
+    steps = f" of {_span(table.steps)} steps" if table.steps else ""
+    told = f"{arms}, with {seeds}: {runs} run{'s' * (runs != 1)}{steps}."
+    if len(table.arms) == 1:
+        return told
+    return (
+        f"{told} Runs of one seed see the same text from the same initial weights, and differences "
+        f"are between them: an arm's less that of {table.baseline}."
+    )
+
 
 def verdicts(table: Table) -> list[str]:
     """One sentence an arm on the primary endpoint, and one on what the seeds allow."""
@@ -31,7 +52,7 @@ def verdicts(table: Table) -> list[str]:
             "Two seeds leave one degree of freedom, too few for an interval: "
             "their differences are no finding."
         )
-    if table.comparisons.family > 1:
+    if sum(each.adjusted.low is not None for each in table.comparisons.arms.values()) > 1:
         told.append(
             f"Intervals and p values of {table.primary} hold for all {table.comparisons.family} "
             f"comparisons with {table.baseline} together, at 95 %."
@@ -41,8 +62,9 @@ def verdicts(table: Table) -> list[str]:
 
 def _verdict(name: str, table: Table, comparison: Comparison | None, unit: str) -> str:
     base = table.baseline
-    if table.primary not in table.arm(name).metrics or not table.comparisons.arms:
-        return f"{name}: cannot tell: no runs of it and of {base} hold {table.primary}."
+    lacking = [arm for arm in (name, base) if table.primary not in table.arm(arm).metrics]
+    if lacking:
+        return f"{name}: cannot tell: no run of {_listed(lacking)} holds {table.primary}."
     if comparison is None:
         return f"{name}: cannot tell: it shares no finished seed with {base}."
     adjusted, each = comparison.adjusted, comparison.per_seed
@@ -70,6 +92,13 @@ def _verdict(name: str, table: Table, comparison: Comparison | None, unit: str) 
     )
 
 
+def paper_gap_here(table: Table) -> tuple[float, ...] | None:
+    """The paper's micro less global in nats a token of these runs, at 4, 3 and 5 bytes a token
+    there, which are assumed; None where these runs do not tell their own."""
+    own = table.bytes_per_token
+    return tuple(paper_gap() / each * own for each in BYTES) if own else None
+
+
 def limits(table: Table) -> list[str]:
     """The smallest difference that shows, the paper's effect beside it, and how little was seen."""
     told = []
@@ -79,20 +108,23 @@ def limits(table: Table) -> list[str]:
             f"These runs resolve differences of {found.resolved:.4f}{unit} and more "
             "(half of the widest adjusted interval); smaller ones they cannot tell from 0."
         )
-    own_bytes = table.bytes_per_token
-    if found.sd is not None and found.resolved is not None and own_bytes:
-        gap = paper_gap()
-        gaps = [gap / each * own_bytes for each in BYTES]
+    gaps = paper_gap_here(table)
+    if found.sd is not None and found.resolved is not None and gaps:
         needed = [seeds_needed(found.sd, found.family, gap) for gap in gaps]
-        counts = [f"{each:,}" if each else "more than 10,000" for each in needed]
-        over = f"{counts[1]} to {counts[2]}" if counts[1] != counts[2] else counts[1]
+        counts = [f"{each:,}" if each else MORE_SEEDS for each in needed]
+        about = counts[0] if counts[0] == MORE_SEEDS else f"about {counts[0]}"
+        over = f"{counts[1]} to {counts[2]} over that range; " if counts[1] != counts[2] else ""
         way = "less" if gaps[0] < found.resolved else "more"
-        per = "byte" if math.isclose(own_bytes, 1, rel_tol=0.01) else "token of these runs"
+        per = (
+            "byte"
+            if math.isclose(table.bytes_per_token or 0, 1, rel_tol=0.01)
+            else "token of these runs"
+        )
         told.append(
-            f"The paper's micro-to-global gap, ln(8.167 / 8.038) = {gap:.4f} nats a token, "
+            f"The paper's micro-to-global gap, ln(8.167 / 8.038) = {paper_gap():.4f} nats a token, "
             f"is about {gaps[0]:.4f} nats a {per} (assumed: 4 bytes a token; {gaps[2]:.4f} at 5, "
             f"{gaps[1]:.4f} at 3), {way} than that. To show it in four of five studies takes "
-            f"about {counts[0]} seeds ({over} over that range; approximate)."
+            f"{about} seeds ({over}approximate)."
         )
     if table.tokens and table.tokens[1] > 0:
         seen = PAPER_TOKENS / table.tokens[1]
@@ -194,7 +226,7 @@ def cautions(table: Table) -> list[str]:
     told += table.unpaired
     for name, way in table.comparisons.odd.items():
         fate = (
-            "as the baseline it leaves no pool, and each arm is compared by its own paired t"
+            "as it is the baseline, nothing is pooled, and each arm is compared by its own paired t"
             if name == table.baseline
             else "it left the pool"
             + (

@@ -29,6 +29,18 @@ def found(
     bytes_per_token: float | None = 1.0,
 ) -> dict[str, Verdict]:
     """Verdicts by the number of the finding."""
+    numbers = {claim: number for number, claim in CLAIM.items()}
+    told = all_found(sciences, effects, seeds, sd, bytes_per_token)
+    return {numbers[each.claim]: each for each in told}
+
+
+def all_found(
+    sciences: dict[str, dict[str, Any]],
+    effects: list[float],
+    seeds: int = 5,
+    sd: float = 1e-4,
+    bytes_per_token: float | None = 1.0,
+) -> list[Verdict]:
     shared = {"micro_bsz": 4, "global_bsz": 128, "train.steps": 400, "loss.balance": 0.1}
     rng = np.random.default_rng(0)
     values = (
@@ -43,15 +55,14 @@ def found(
         values,
         bytes_per_token,
     )
-    numbers = {claim: number for number, claim in CLAIM.items()}
-    return {numbers[each.claim]: each for each in verdicts(told)}
+    return verdicts(told)
 
 
 SCOPES = {"micro": MICRO, "global": GLOBAL, "shuffled": SHUFFLED}
 
 
 def test_every_finding_is_whole() -> None:
-    assert len(findings()) == 9
+    assert len(findings()) == 12
     for each in findings().values():
         assert {"claim", "source", "type"} <= {*each}
         assert each["type"] in ("difference", "equality", "trend")
@@ -114,6 +125,58 @@ def test_a_trend_over_the_balance_batch() -> None:
     assert "04" not in found({"micro": MICRO, "global": GLOBAL}, [0, -1])
 
 
+def test_a_trend_that_bends_at_128_sequences() -> None:
+    sizes = (4, 16, 64, 128, 256, 512)
+    arms = {f"global-{size}": {"scope": "group", "balance_bsz": size} for size in sizes}
+    x = [math.log2(size) for size in sizes]
+    saturating = [-0.01 * min(each, 7) for each in x]
+    each = found(arms, saturating, sd=1e-4)["10"]
+    assert (each.verdict, each.per) == ("agrees", " a doubling")
+    assert each.here.value == pytest.approx(0.01, abs=1e-3)
+    # the paper: 5 doublings up to 128 sequences, and 2 beyond
+    early, late = math.log(7.214 / 7.347) / 5, math.log(7.198 / 7.214) / 2
+    assert each.paper == pytest.approx([(late - early) / size for size in BYTES])
+    straight = [-0.01 * each for each in x]
+    assert found(arms, straight, sd=1e-5)["10"].verdict == "contradicts"
+    assert found(arms, straight, sd=1e-2)["10"].verdict == "cannot tell"
+    short = {name: arms[name] for name in ("global-4", "global-16", "global-64", "global-128")}
+    assert "10" not in found(short, saturating[:4])  # nothing lies beyond
+
+
+BIAS = {"scope": "none", "method.name": "bias", "loss.balance": 0.0}
+SIGMOID = {"router.gate": "sigmoid"}
+
+
+def test_a_bias_over_a_step_and_over_a_micro_batch() -> None:
+    arms = {
+        "bias": BIAS,
+        "bias-4": BIAS | {"method.options": {"balance_bsz": 4.0}},
+        "sigmoid bias": BIAS | SIGMOID,
+        "sigmoid bias-4": BIAS | SIGMOID | {"method.options": {"balance_bsz": 4.0}},
+        "faster sigmoid bias": BIAS | SIGMOID | {"method.options": {"rate": 0.01}},
+    }
+    verdicts_of = all_found(arms, [-0.06, 0, -0.06, 0, 0])
+    assert {each.arms: each.verdict for each in verdicts_of} == {
+        ("bias", "bias-4"): "agrees",
+        ("sigmoid bias", "sigmoid bias-4"): "agrees",
+    }
+    assert verdicts_of[0].paper == pytest.approx([math.log(8.080 / 8.521) / b for b in BYTES])
+
+
+def test_the_global_loss_against_a_bias() -> None:
+    arms = {
+        "global": GLOBAL,
+        "sigmoid global": GLOBAL | SIGMOID,
+        "global + bias": GLOBAL | {"method.name": "bias"},
+        "bias": BIAS,
+        "sigmoid bias": BIAS | SIGMOID,
+        "sigmoid bias-4": BIAS | SIGMOID | {"method.options": {"balance_bsz": 4.0}},
+    }
+    (each,) = (v for v in all_found(arms, [-0.1, 0, 0, 0, 0, 0.1]) if v.claim == CLAIM["12"])
+    assert (each.arms, each.verdict) == (("global", "sigmoid bias"), "agrees")
+    assert each.paper == pytest.approx([math.log(8.038 / 8.080) / size for size in BYTES])
+
+
 def test_controls_and_other_weights_are_not_mistaken_for_arms() -> None:
     apart = {"loss.balance": 0.2}
     arms = {
@@ -144,9 +207,15 @@ def test_the_arms_of_the_shipped_studies_are_recognised() -> None:
         "scope=micro data.homogeneity=0",
         "scope=shuffled",
         "scope=none",
+        "scope=none method=bias",
+        "scope=none method=bias method.options.balance_bsz=4",
+        "scope=none method=bias router=sigmoid",
+        "scope=none method=bias router=sigmoid method.options.balance_bsz=4",
     )
     told = found(switch, [0.0] * len(switch))
-    assert set(told) == {"01", "02", "03", "05", "06", "07", "08", "09"}
+    every = {f"{number:02}" for number in range(1, 13)}
+    assert set(told) == every - {"04", "10"}  # three sizes of a balance batch, and four
+    assert told["12"].arms == ("scope=global", "scope=none method=bias router=sigmoid")
     assert len(told["06"].arms) == 4
     assert told["06"].arms[0] == "scope=global"
     assert told["05"].arms[-1] == "scope=micro"

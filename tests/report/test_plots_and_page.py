@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from moebench.records import Record
-from moebench.report import Report, make_report
+from moebench.report import Report, heatmaps, make_report, plots
+from moebench.report.words import paper_gap_here
 from tests.report.test_report import HOSTILE
 
 Make = Callable[..., Record]
@@ -99,6 +101,43 @@ def test_scopes_over_weights_are_a_frontier(runs: Path, run: Make) -> None:
     assert row[1] == "0.01"
     differences = [float(each) for each in row if re.fullmatch(r"-0\.\d{4}", each)]
     assert differences == pytest.approx([-0.02, -0.02], abs=2e-3)
+
+
+def test_the_papers_gap_is_that_of_global_and_micro_whatever_arms_there_are(
+    runs: Path, run: Make
+) -> None:
+    bias = GROUP | {"scope": "none", "method.name": "bias"}
+    micro = {"method.options": {"balance_bsz": 4.0}}
+    a_study(runs, run, {"micro": ARMS["micro"], "bias": bias, "bias-4": bias | micro})
+    (table,) = make_report([runs]).tables
+    gaps = paper_gap_here(table)
+    assert gaps is not None
+    assert table.bytes_per_token == pytest.approx(1)
+    assert gaps == pytest.approx([math.log(8.167 / 8.038) / size for size in (4, 3, 5)])
+    plot = plots.differences(table, make_report([runs]).frame)
+    assert plot is not None
+    assert "Grey: the paper's global against micro" in plot.caption
+    other = plots.differences(make_report([runs], baseline="bias").tables[0], None)  # pyright: ignore
+    assert other is not None
+    assert "Grey" not in other.caption
+
+
+def test_heatmaps_show_every_scope_before_other_weights_of_one(
+    runs: Path, run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {
+        f"{scope} loss.balance={weight}": {**ARMS[scope], "loss.balance": weight}
+        for scope in ("micro", "global", "sequence")
+        for weight in (0.05, 0.005, 0.5)
+    }
+    a_study(runs, run, arms, seeds=1)
+    report = make_report([runs], baseline="micro loss.balance=0.05")
+    titled: list[str] = []
+    monkeypatch.setattr(heatmaps, "short", lambda name: titled.append(name) or name)
+    heatmaps.domains(report.tables[0], report.frame)
+    shown = [name for name in titled if name in arms]
+    assert len(shown) == heatmaps.MOST_HEATMAPS
+    assert sorted(shown[:3]) == sorted(name for name in arms if name.endswith("=0.05"))
 
 
 class Checker(html.parser.HTMLParser):
@@ -222,6 +261,20 @@ def test_broken_pairing_is_named(runs: Path, run: Make) -> None:
         rf"{broken.name} and \S+ are no pair: .* \(nats before the first step 5.6300 and 5.6000\)",
         text,
     )
+
+
+def test_arms_that_see_other_batches_are_named(runs: Path, run: Make) -> None:
+    run(runs, "micro")
+    run(runs, "mixed", science={"data.homogeneity": 0.0})  # the same sequences of a step, regrouped
+    assert "are no pairs" not in make_report([runs]).render()
+    run(runs, "law", science={"data.weights": {"law": 2}})
+    run(runs, "eight", science={"micro_bsz": 8})
+    text = " ".join(make_report([runs]).render().split())
+    assert "eight and micro are no pairs: they see other batches (micro_bsz 8, there 4)." in text
+    assert "(data.weights {'law': 2}, there at its default)" in text
+    assert "mixed and micro" not in text
+    run(runs, "other data", science={"data": "ffff"})  # is never compared at all
+    assert len(make_report([runs]).tables) == 2
 
 
 def test_a_page_needs_no_torch_and_no_network(runs: Path, run: Make) -> None:

@@ -157,10 +157,29 @@ def test_hostile_labels_are_text_in_every_format(runs: Path, run: Make, form: st
         plain = re.sub(r"\\[&%$#_{}]", "", text)
         body = "".join(re.findall(r"midrule(.*?)\\bottomrule", plain, re.DOTALL))
         assert r"\textless{}script\textgreater{}" in body
-        assert not re.search(r"[%$#_]", body.replace(r"$\pm$", ""))
+        assert not re.search(r"[%$#_]", body.replace(r"$\pm$", "").replace("$-$", ""))
         assert all(row.count("&") == 7 or "&" not in row for row in body.split(r"\\")[-5:])
     if form == "json":
         assert HOSTILE[3] in [row["arm"] for row in json.loads(text)["rows"]]
+
+
+def test_latex_compiles_everywhere_and_joins_no_signs(runs: Path, run: Make) -> None:
+    for label in ("עברית", "a--b", "``x''", "русский 10", "W" * 90, "\ufffd"):
+        for seed in range(3):
+            run(runs, label, seed, 1.6 + 0.001 * seed * len(label))
+    text = make_report([runs], baseline="a--b").render("latex")
+    letters = re.compile(r"\\letters\{([^\0-\xff]+)\}\{((?:\\textbackslash\{\}u[0-9a-f]{4})+)\}")
+    found = dict(letters.findall(text))
+    assert found["עברית"].replace(r"\textbackslash{}u", "\\u") == r"\u05e2\u05d1\u05e8\u05d9\u05ea"
+    assert "русский" in found
+    assert letters.sub("", text).isascii()  # no other letter that pdfLaTeX lacks
+    assert "a-{}-b" in text
+    assert r"\textasciigrave{}\textasciigrave{}x'{}'" in text
+    assert r"W\allowbreak{}W" in text
+    assert (
+        text.count(r"\begin{tabular}") == text.count(r"\resizebox") == text.count(r"\end{tabular}}")
+    )
+    assert re.search(r"\$-\$0\.\d{4} to ", text)
 
 
 def test_one_and_two_seeds_are_no_finding(runs: Path, tmp_path: Path, run: Make) -> None:
@@ -286,7 +305,7 @@ def test_a_study_may_have_another_primary_endpoint(
     plan(runs, "load", scopes(runs, run), primary="load/max_vio_micro")
     report = make_report([runs])
     rows = {row["arm"]: row["metrics"] for row in report.to_dict()["rows"]}
-    assert rows["global"]["load/max_vio_micro"]["p"] < 0.001
+    assert rows["global"]["load/max_vio_micro"]["p"] < 0.003  # 0.002 is for choosing the pool
     assert "p" not in rows["global"]["valid/nats"]
     text = texts(report)
     assert "Primary endpoint load/max_vio_micro" in text
@@ -308,7 +327,7 @@ def test_a_primary_that_no_run_holds_is_said(
 ) -> None:
     plan(runs, "odd", scopes(runs, run), primary="valid/x")
     text = texts(make_report([runs]))
-    assert "cannot tell: no runs of it and of micro hold valid/x" in text
+    assert "cannot tell: no run of global and micro holds valid/x" in text
 
 
 # Errors
@@ -325,6 +344,44 @@ def test_nothing_finished_is_one_line_with_what_there_is(runs: Path, run: Make) 
     assert "1 running" in text
     assert text.endswith("moebench sweep")
     assert error.value.exit_code == 2
+
+
+def test_finished_runs_without_a_metric_are_named(runs: Path, run: Make) -> None:
+    run(runs, "micro", 0, None)
+    with pytest.raises(RecordError, match=r"no finished run .*holds no metric"):
+        make_report([runs])
+    run(runs, "global", 0)
+    report = make_report([runs])
+    assert [arm.name for arm in report.tables[0].arms] == ["global"]
+    assert "summary.json: holds no metric" in report.render()
+
+
+def test_arms_without_a_shared_seed_are_said_to_have_none(runs: Path, run: Make) -> None:
+    for seed in range(3):
+        run(runs, "micro", seed, 1.6 + 0.01 * seed)
+        run(runs, "global", 5 + seed, 1.5 + 0.01 * seed)
+    text = make_report([runs]).render()
+    assert "global: cannot tell: it shares no finished seed with micro." in text
+    assert "differences are to" not in text  # a table has no column of them, and no such words
+
+
+def test_runs_that_diverged_are_shown_by_powers_of_ten(runs: Path, run: Make) -> None:
+    for seed in range(3):
+        run(runs, "micro", seed, 1.6 + 0.01 * seed)
+        run(runs, "global", seed, 400.0 * (1 + 0.1 * seed))
+    text = make_report([runs]).render()
+    assert re.search(r"\be\+19\d|\de\+19\d", text)
+    assert max(map(len, re.findall(r"\d+", text))) < 16
+    assert "takes more than 10,000 seeds (approximate)" in " ".join(text.split())
+
+
+def test_intervals_are_not_spoken_of_where_there_are_none(runs: Path, run: Make) -> None:
+    for arm in ("micro", "global", "shuffled"):
+        for seed in range(3):
+            run(runs, arm, seed, 1.6)
+    text = make_report([runs]).render()
+    assert "global: equals micro in seeds 0, 1 and 2." in text
+    assert "Intervals and p values" not in text
 
 
 def test_an_unknown_format_is_refused(runs: Path, run: Make) -> None:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from moebench.report.dunnett import critical_value
 from moebench.report.statistics import (
     BlockFit,
     Comparisons,
+    chosen_wrongly,
     compare,
     mean_interval,
     odd_arms,
@@ -71,10 +73,14 @@ def test_balanced_fit_is_the_two_way_analysis_of_variance() -> None:
     assert (found.df, found.family) == (8, 2)
     each = found.arms["global"].adjusted
     assert each.value == pytest.approx(column[1] - column[0])
-    # Half an interval is the published 5 % value for 2 comparisons and 8 df, 2.67, of errors.
+    # Half an interval is so many errors as Dunnett's value for 2 comparisons and 8 df, which is
+    # published as 2.67 at 5 %; choosing the pool has spent 0.2 % of it.
+    equal = np.array([[1, 0.5], [0.5, 1]])
+    assert critical_value(equal, found.df, 0.95) == pytest.approx(2.67, abs=5e-3)
+    t = critical_value(equal, found.df, 0.95 + chosen_wrongly(3))
     assert each.high is not None
     half = each.high - each.value
-    assert half == pytest.approx(2.67 * math.sqrt(2 * interaction / 5), rel=2e-3)
+    assert half == pytest.approx(t * math.sqrt(2 * interaction / 5))
 
 
 def test_paired_t_is_scipys() -> None:
@@ -121,8 +127,6 @@ def within(hits: int, n: int, level: float) -> bool:
 @pytest.mark.parametrize("missing", [(), ((0, 1), (2, 2), (4, 3))])
 def test_intervals_hold_for_all_arms_together(missing: tuple[tuple[int, int], ...]) -> None:
     """Simultaneous coverage over 2,000 studies, by the parts of which `compare` is made."""
-    from moebench.report.dunnett import critical_value
-
     rng, n, hits = np.random.default_rng(4), 2000, 0
     truth = np.array([0.0, -0.01, 0.003, 0.02])
     for _ in range(n):
@@ -158,8 +162,9 @@ def test_a_collapsed_arm_leaves_the_pool_and_gets_its_own_paired_t() -> None:
     collapsed = found.arms["none"]
     assert collapsed.left_pool == "more"
     theirs = stats.ttest_rel(values[:, 3], values[:, 0])
-    assert collapsed.adjusted.p == pytest.approx(min(1, 3 * theirs.pvalue))
-    interval = theirs.confidence_interval(1 - 0.05 / 3)
+    spent = chosen_wrongly(4)
+    assert collapsed.adjusted.p == pytest.approx(min(1, 3 * theirs.pvalue + spent))
+    interval = theirs.confidence_interval(1 - (0.05 - spent) / 3)
     assert (collapsed.adjusted.low, collapsed.adjusted.high) == pytest.approx(
         (interval.low, interval.high)
     )
@@ -240,6 +245,14 @@ def test_mean_interval_is_students() -> None:
     ours = mean_interval(values)
     assert (ours.low, ours.high) == pytest.approx((low, high))
     assert mean_interval(values[:2]).low is None
+
+
+def test_mean_interval_of_values_whose_squares_overflow() -> None:
+    small, large = np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 4.0]) * 1e250
+    found, scaled = mean_interval(small), mean_interval(large)
+    assert found.low is not None
+    assert scaled.low == pytest.approx(found.low * 1e250)
+    assert scaled.p == pytest.approx(found.p)
 
 
 def test_seeds_needed_give_the_power_that_is_promised() -> None:
