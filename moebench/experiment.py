@@ -34,7 +34,7 @@ from moebench.config.identity import (
     treatment,
 )
 from moebench.config.schema import ExperimentConfig, RunConfig
-from moebench.data.batches import check_epochs
+from moebench.data.batches import check_epochs, make_batches, sequences_hash
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
 from moebench.lock import hold
@@ -504,6 +504,7 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
             "tokenizer_hash": corpus.tokenizer.hash,
             "vocab_size": corpus.vocab_size,
         },
+        "first_sequences": sequences_hash(make_batches(corpus, config).batch(1))[:16],
         "group": {"sequences": size, "tokens": size and size * config.seq_len},
         "coefficient_per_router": coefficients(config),
         "random_max_vio": {

@@ -239,6 +239,12 @@ def batch_hash(batch: Batch) -> str:
     return digest.hexdigest()
 
 
+def sequences_hash(batch: Batch) -> str:
+    """Hex digest of a batch's sequences, in whatever order: equal for runs that can be paired."""
+    rows = sorted(row.tobytes() for row in batch.tokens.astype("<i8"))
+    return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
 def _count_windows(corpus: Corpus, domain: str, seq_len: int) -> int:
     """How many sequences a domain's training tokens hold; DataError for none."""
     tokens = len(corpus.train(domain))

@@ -195,7 +195,7 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         made_with=made_with,
         findings=found,
         bytes_per_token=per_token,
-        unpaired=(*_other_batches(arms), *_other_starts(runs, frame.starts)),
+        unpaired=(*_other_batches(arms, runs), *_other_starts(runs, frame.starts)),
         index=index,
     )
 
@@ -329,9 +329,12 @@ def _bytes_per_token(arm: Arm, primary: str) -> float | None:
     return nats.mean / (bits.mean * math.log(2))
 
 
-def _other_batches(arms: Sequence[Arm]) -> Iterable[str]:
-    """Arms whose runs see other sequences than the baseline's of the same seed."""
-    base = arms[0]
+def _other_batches(arms: Sequence[Arm], runs: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Arms whose runs see other sequences than the baseline's of the same seed.
+
+    By their keys; and whatever the keys say, by what the first steps of single runs held.
+    """
+    base, explained = arms[0], set()
     for arm in arms[1:]:
         differ = [key for key in BATCHES if arm.science.get(key) != base.science.get(key)]
         if differ:
@@ -342,7 +345,16 @@ def _other_batches(arms: Sequence[Arm]) -> Iterable[str]:
                 )
                 for key in differ
             )
+            explained.add(arm.name)
             yield f"{arm.name} and {base.name} are no pairs: they see other batches ({told})."
+    first: dict[Any, Mapping[str, Any]] = {}
+    for run in runs:
+        if not run["first_sequences"] or run["arm"] in explained:
+            continue
+        one = first.setdefault(run["seed"], run)
+        if run["first_sequences"] != one["first_sequences"]:
+            names = f"{run['run']} and {one['run']}"
+            yield f"{names} are no pair: their first steps hold other sequences."
 
 
 def _other_starts(runs: Sequence[Mapping[str, Any]], starts: Mapping[str, float]) -> Iterable[str]:

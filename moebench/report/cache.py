@@ -22,7 +22,7 @@ from moebench.data.cache import cache_root
 from moebench.errors import RecordError
 from moebench.records import Record, sha256, write_atomically
 
-FORMAT = 1  # raised when the same record would be kept otherwise
+FORMAT = 2  # raised when the same record would be kept otherwise
 KNOWN = b"moebench.known"  # where a Parquet file tells format and stamps, as JSON
 
 

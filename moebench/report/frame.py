@@ -48,8 +48,8 @@ class Frame:
             `tokens` (seen by a finished run), `sequences` and `group_tokens` (size of the balance
             group), `random_micro`, `random_batch`, `random_global` (MaxVio of random routing),
             `science` (every key that can change a result and is not at its neutral value),
-            `domains`, `made_with` (versions, device, commit), `end` and `path`. Missing numbers
-            are NaN.
+            `domains`, `first_sequences` (a hash of those of step 1, whatever their order),
+            `made_with` (versions, device, commit), `end` and `path`. Missing numbers are NaN.
         metrics: one row a finished run and metric: `run`, `arm`, `arm_hash`, `seed`, `table`,
             `metric`, `value`.
         tables: of each table, the keys in which its runs are equal, with their values.
@@ -226,7 +226,7 @@ _NUMBERS = (
 )
 _COLUMNS = [
     *("run", "arm", "arm_hash", "seed", "state", "reason", "table", *_NUMBERS),
-    *("science", "domains", "made_with", "end", "path"),
+    *("science", "domains", "first_sequences", "made_with", "end", "path"),
 ]
 
 

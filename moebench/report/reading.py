@@ -41,6 +41,7 @@ def read_run(record: Record) -> dict[str, Any]:
         "science": manifest["science"],
         "sequences": number(group.get("sequences")),
         "group_tokens": number(group.get("tokens")),
+        "first_sequences": printable(str(manifest.get("first_sequences", ""))),
         "device": printable(str(manifest.get("device", "?")).partition(":")[0]),
         "domains": [printable(str(each)) for each in manifest.get("domains") or ()],
         "made_with": {

@@ -9,7 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moebench.config.schema import DataConfig, ExperimentConfig
-from moebench.data.batches import Batch, Batches, batch_hash, check_epochs, validation
+from moebench.data.batches import (
+    Batch,
+    Batches,
+    batch_hash,
+    check_epochs,
+    sequences_hash,
+    validation,
+)
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import DataError
 
@@ -223,6 +230,14 @@ def test_validation_uses_all_the_room_and_no_more(corpus: Corpus):
     )
     with pytest.raises(DataError, match=r"has room for 0 of .*; lower seq_len, or add"):
         validation(corpus, "tune", sequences=1, seq_len=1_000_000)
+
+
+def test_sequences_hash_sees_sequences_and_not_their_order(corpus: Corpus):
+    orders = [make(corpus, homogeneity=each).batch(1) for each in (1.0, 0.5, 0.0)]
+    assert len({batch_hash(each) for each in orders}) == 3
+    assert len({sequences_hash(each) for each in orders}) == 1
+    others = [make(corpus).batch(2), make(corpus, seed=1).batch(1)]
+    assert len({sequences_hash(each) for each in (orders[0], *others)}) == 3
 
 
 def test_batch_hash_sees_tokens_domains_and_order(corpus: Corpus):

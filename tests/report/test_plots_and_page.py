@@ -263,6 +263,20 @@ def test_broken_pairing_is_named(runs: Path, run: Make) -> None:
     )
 
 
+def test_runs_whose_first_steps_hold_other_sequences_are_named(runs: Path, run: Make) -> None:
+    for seed in (0, 1):
+        for arm in ("micro", "global"):
+            run(runs, arm, seed, first_sequences=f"of seed {seed}")
+    run(runs, "before they were kept", 1)
+    assert "are no pair" not in make_report([runs]).render()
+    other = run(runs, "shuffled", 1, first_sequences="of a code that drew them otherwise")
+    run(runs, "eight", 1, science={"micro_bsz": 8}, first_sequences="of eight")
+    text = " ".join(make_report([runs]).render().split())
+    told = r"{} and \S+-s1 are no pair: their first steps hold other sequences\."
+    assert re.search(told.format(other.name), text)
+    assert len(re.findall(told.format(r"\S+"), text)) == 1, "an arm whose keys explain it"
+
+
 def test_arms_that_see_other_batches_are_named(runs: Path, run: Make) -> None:
     run(runs, "micro")
     run(runs, "mixed", science={"data.homogeneity": 0.0})  # the same sequences of a step, regrouped

@@ -56,13 +56,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_arm_leaves_batches_and_shared_weights_as_they_are(
     text_folder: Path, tmp_path: Path, seen: list[str], arm: list[str]
 ):
-    weights = []
+    weights, told = [], []
     for number, overrides in enumerate(([], arm)):
         config = compose(text_folder, *overrides)
-        run_experiment(config, prepare(config.data), tmp_path / str(number))
+        record = run_experiment(config, prepare(config.data), tmp_path / str(number))
         weights.append(make_model(config, 256).state_dict())
+        told.append(record.manifest()["first_sequences"])
     assert seen[:4] == seen[4:]
     assert len(set(seen)) == 4
+    assert told[0] == told[1]
     own = "perturb" in arm[0] or arm[0] == "router=cosine"  # whose vectors are shorter
     for name in weights[0].keys() & weights[1].keys():
         value = weights[0][name]
