@@ -120,7 +120,7 @@ def main() -> None:
         logits = size.logits(device)
         entrants: list[Loss] = [ours, theirs, *([loop] if name == LOOPED else [])]
         times = [
-            [timed(partial(gradients, each, logits, size), device)[0] for each in entrants]
+            [timed(partial(gradients, each, logits, size), device).own for each in entrants]
             for _ in range(asked.rounds + 1)
         ][1:]  # the first round warms up
         columns = list(zip(*times, strict=True))

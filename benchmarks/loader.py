@@ -43,7 +43,7 @@ def main() -> None:
         feed = Feed(batches, device, resident=resident)
         loading, stepping = [], []
         for step in range(1, asked.rounds + 2):
-            loading.append(timed(partial(feed, step), device)[0])
+            loading.append(timed(partial(feed, step), device).wall)
             tokens, domain = feed(step)
 
             def update(tokens=tokens, domain=domain) -> None:
@@ -52,7 +52,7 @@ def main() -> None:
                 accumulate_gradients(state.model, objective, one)
                 state.optimizer.step()
 
-            stepping.append(timed(update, device)[0])
+            stepping.append(timed(update, device).wall)
         # the first round also warms up
         batch, step = (1e3 * statistics.median(each[1:]) for each in (loading, stepping))
         place = "on the GPU" if resident else "on the CPU"

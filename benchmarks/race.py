@@ -1,16 +1,18 @@
 """A training step against that of Hugging Face's Qwen3-MoE, on the shapes A to D.
 
 Entrants take turns in one process: forward, loss, balance loss, backward and fused AdamW on the
-same number of tokens, with equally many parameters but for the norms' gains. On a CPU the time is
-that of the process with one thread; each is compared with the default of transformers (grouped_mm,
-SDPA, fp32) by the median of the paired ratios. Wall time stands beside it.
+same number of tokens (theirs predicts one less a sequence, and is counted as if it did not), with
+equally many parameters but for the norms' gains. On a CPU the time is that of the process, with one
+thread; each is compared with the default of transformers (grouped_mm, SDPA, fp32) by the median of
+the paired ratios. Wall time stands beside it.
 
     python benchmarks/race.py [--shapes A D] [--rounds 9] [--threads 1] [--compile] [--memory]
                               [--smoke]
 
 What is compiled takes minutes to begin with, and is left out without `--compile`. `--memory` adds
-the most memory that each takes, in a process of its own that makes two steps: on a CPU beyond what
-the process has before there is a model, on a GPU what torch gives out.
+the most memory that each takes in three steps, in a process of its own: on a CPU beyond what the
+process has before there is a model (not for what is compiled, where the compiler would count), on a
+GPU what torch allocates.
 """
 
 import argparse
@@ -20,12 +22,13 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from timing import device_here, header, timed
+from timing import Seconds, device_here, header, timed
 from torch import Tensor
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -139,7 +142,7 @@ def theirs(
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            # their own loss shifts labels: as many targets as ours has, but for one a sequence
+            # their own loss shifts labels, so there is one target less a sequence
             loss = call(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
         loss.backward()
         optimizer.step()
@@ -204,9 +207,9 @@ def race(
     for each, make in makers.items():
         print(f"{name}: {each}", file=sys.stderr)
         field[each] = make()
-        for _ in range(2):
+        for _ in range(3):  # of which CUDA graphs record the second
             field[each]()
-    times: dict[str, list[tuple[float, float]]] = {each: [] for each in field}
+    times: dict[str, list[Seconds]] = {each: [] for each in field}
     for number in range(rounds):
         print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
         for each, act in field.items():
@@ -217,18 +220,19 @@ def race(
     print(f"| entrant | tokens/s | against HF fp32 | wall tokens/s |{more}")
     print("|---|---:|---:|---:|" + ("---:|" if memory else ""))
     for each, own in times.items():
-        ratio = statistics.median(a[0] / b[0] for a, b in zip(times[BASE], own, strict=True))
+        ratio = statistics.median(a.own / b.own for a, b in zip(times[BASE], own, strict=True))
         cpu, wall = (statistics.median(column) for column in zip(*own, strict=True))
         cells = [f"{shape.tokens / cpu:,.0f}", f"{ratio:.2f}", f"{shape.tokens / wall:,.0f}"]
         if memory:
-            cells.append(f"{peak(shape, each, threads) / 1e6:,.0f}")
+            compiler = device.type == "cpu" and "compiled" in each
+            cells.append("" if compiler else f"{peak(shape, each, threads) / 1e6:,.0f}")
         print(f"| {each} | {' | '.join(cells)} |", flush=True)
 
 
 def peak(shape: Shape, entrant: str, threads: int) -> int:
     """Bytes, in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak, (shape, entrant, threads))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak, shape, entrant, threads).result()
 
 
 def _peak(shape: Shape, entrant: str, threads: int) -> int:
@@ -237,7 +241,7 @@ def _peak(shape: Shape, entrant: str, threads: int) -> int:
     device = device_here()
     before = _most_resident()
     act = entrants(shape, device, compiled=True)[entrant]()
-    for _ in range(2):
+    for _ in range(3):
         act()
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()

@@ -64,7 +64,7 @@ def compare(
     """Of each: seconds, and the median of its paired ratios to the first."""
     for act in field.values():
         act()
-    times = [{each: timed(act, device)[0] for each, act in field.items()} for _ in range(rounds)]
+    times = [{each: timed(act, device).own for each, act in field.items()} for _ in range(rounds)]
     first = next(iter(field))
     return {
         each: (

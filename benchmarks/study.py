@@ -4,37 +4,39 @@ First, training alone: as many processes of one thread as there are cores, each 
 against one process with all of the threads, on the shapes of `race.py`. Then whole commands, data
 prepared before: `moebench sweep` against a `moebench train` for each of its arms, one after the
 other, each with all threads of a CPU or the GPU to itself. Seconds are those of the clock, so
-nothing else may run beside this.
+nothing else may run beside this. Both ways measure the peak of the device anew in their folder.
 
-    python benchmarks/study.py [--seconds 20] [--steps 100] [--rounds 3] [--skip-threads]
+    python benchmarks/study.py [--seconds 20] [--steps 100] [--rounds 3] [--skip-threads] [--smoke]
 """
 
 import argparse
 import multiprocessing
-import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 
 import torch
 from race import SHAPES, ours
 from timing import device_here, header
 
+from moebench.machine import usable_cores
+
 MOEBENCH = (sys.executable, "-m", "moebench.cli")
+PATIENCE = 120  # seconds until processes that wait for one another give up
 SCOPES, SEEDS = ("none", "micro", "global"), ("0", "1")
 
 
 def throughput(shape: str, processes: int, threads: int, seconds: float) -> float:
     """Arms' tokens a second of the clock, over all processes."""
     context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(processes)
-    with context.Pool(processes, _begin, (ready,)) as pool:
-        work = [(shape, threads, seconds)] * processes
-        return sum(pool.starmap(_steps, work, chunksize=1))
+    ready = context.Barrier(processes, timeout=PATIENCE)
+    with ProcessPoolExecutor(processes, context, _begin, (ready,)) as pool:
+        work = [pool.submit(_steps, shape, threads, seconds) for _ in range(processes)]
+        return sum(each.result() for each in work)
 
 
 def _begin(ready: Barrier) -> None:
@@ -52,7 +54,8 @@ def _steps(shape: str, threads: int, seconds: float) -> float:
     while (took := time.perf_counter() - began) < seconds:
         act()
         number += 1
-    _ready.wait()  # the others are not to have the machine to themselves while they still count
+    # the others are not to have the machine to themselves while they still count
+    _ready.wait(seconds + PATIENCE)
     return number * SHAPES[shape].tokens / took
 
 
@@ -83,13 +86,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100, help="of each of the study's arms")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip-threads", action="store_true")
+    parser.add_argument("--smoke", action="store_true", help="as short as can be")
     asked = parser.parse_args()
-    cores, device = os.cpu_count() or 1, device_here()
+    if asked.smoke:
+        asked.seconds, asked.steps, asked.rounds = 0.1, 1, 1
+    cores, device = usable_cores(), device_here()
     print(f"{header(cores)}, {asked.rounds} rounds")
     if not asked.skip_threads:
         print(f"\n| shape, fp32 | {cores} processes of 1 thread, tokens/s | 1 of {cores} | ratio |")
         print("|---|---:|---:|---:|")
-        for shape in ("A", "D"):
+        for shape in ("D",) if asked.smoke else ("A", "D"):
             pairs = [
                 [throughput(shape, *each, asked.seconds) for each in ((cores, 1), (1, cores))]
                 for _ in range(asked.rounds)
@@ -98,21 +104,19 @@ def main() -> None:
             ratio = statistics.median(a / b for a, b in pairs)
             print(f"| {shape} | {many:,.0f} | {one:,.0f} | {ratio:.2f} |", flush=True)
     ways = commands(asked.steps, device.type, cores)
-    for words in ways.values():  # the data, and whatever else is kept
+    for words in ways.values():  # the data is prepared, and files are in memory
         seconds([[each.replace(f"steps={asked.steps}", "steps=1") for each in words[0]]])
     times: dict[str, list[float]] = {each: [] for each in ways}
     for number in range(asked.rounds):
-        for each, words in ways.items():
+        for each, words in list(ways.items())[:: 1 if number % 2 else -1]:
             print(f"study: round {number + 1} of {asked.rounds}, {each}", file=sys.stderr)
             times[each].append(seconds(words))
-    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     number = len(SCOPES) * len(SEEDS)
     print(f"\n| {number} runs of {asked.steps} steps | seconds | against one by one |")
     print("|---|---:|---:|")
     for each, own in times.items():
         ratio = statistics.median(a / b for a, b in zip(times["one by one"], own, strict=True))
         print(f"| {each} | {statistics.median(own):.1f} | {ratio:.2f} |")
-    print(f"\nmost memory of a process: {most / 1e6:,.0f} MB")
 
 
 if __name__ == "__main__":

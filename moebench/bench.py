@@ -19,7 +19,14 @@ from moebench.data.corpus import Corpus, prepare
 from moebench.train.kernels import Kernels, apply, choose
 from moebench.train.loop import Arm, make_state
 from moebench.train.measure import step_metrics
-from moebench.train.step import Objective, Outcome, Share, Step, accumulate_gradients
+from moebench.train.step import (
+    Objective,
+    Outcome,
+    Share,
+    Step,
+    accumulate_gradients,
+    routing_of,
+)
 
 ROUNDS = 9  # steps of each arm that count, unless it is said
 
@@ -91,9 +98,7 @@ class _Entrant:
     def _count(self) -> None:
         share = self._share()
         for own in self.step.passes():
-            inputs = share.inputs(own)
-            routing = self.arm.state.model(inputs.tokens, inputs.steering, training=True)[1]
-            share.count(routing, own)
+            share.count(routing_of(self.arm.state.model, share.inputs(own)), own)
 
     def _share(self) -> Share:
         return Share(self.arm.objective, self.step, self.arm.state.balance or [])

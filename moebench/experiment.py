@@ -33,7 +33,7 @@ from moebench.config.identity import (
     science,
     treatment,
 )
-from moebench.config.schema import ExperimentConfig, RunConfig
+from moebench.config.schema import ExperimentConfig, RunConfig, router_groups
 from moebench.data.batches import check_epochs, make_batches, sequences_hash
 from moebench.data.corpus import Corpus
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
@@ -219,6 +219,7 @@ def _session(
         torch.cuda.reset_peak_memory_stats(device)
     steps, checkpoints = config.train.steps, record.path / "checkpoints"
     state: State | None = None
+    event: Event | None = None
     latest: dict[str, Any] = {}
     began = time.monotonic() - (record.status().get("seconds", 0.0) if resumed else 0.0)
     told = 0.0
@@ -241,19 +242,30 @@ def _session(
     def due(step: int) -> bool:
         return step % config.run.checkpoint_every == 0 or step == steps
 
+    def append(event: Event) -> dict[str, Any]:
+        row = {**(event.row or {}), **_changed(record, event)}
+        if "speed/tokens_per_second" in row and stacked == 1:
+            row["speed/mfu"] = row["speed/tokens_per_second"] * of_token
+        row["time"] = round(time.monotonic() - began, 3)
+        record.append(row)
+        for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
+            latest[key] = row.get(key, latest.get(key))
+        return row
+
+    def append_pending(event: Event | None) -> None:
+        """What a step said that was made, though the next one failed."""
+        if event is not None and event.pending is not None:
+            with suppress(Exception):
+                event.arrive()
+                append(event)
+
     def keep(event: Event, arm: Arm, view: View) -> None:
         nonlocal told
         if event.row is not None:
-            row = {**event.row, **_changed(record, event)}
-            if "speed/tokens_per_second" in row and stacked == 1:
-                row["speed/mfu"] = row["speed/tokens_per_second"] * of_token
-            row["time"] = round(time.monotonic() - began, 3)
-            record.append(row)
+            row = append(event)
             if event.routing is not None:
                 record.save_routing(event.step, event.routing)
             view.add(row, event.routing)
-            for key in ("train/loss", "valid/nats", "speed/tokens_per_second"):
-                latest[key] = row.get(key, latest.get(key))
         if on_event is not None:
             on_event(event)
         # looked at once: it may come at any moment
@@ -312,15 +324,17 @@ def _session(
                     break
                 step = arm.next_step()
                 outcome = yield Work(arm, step, wrap)
-                if event is not None:  # the GPU has enough to do while the last step is told
+                if event is not None:  # the GPU goes on with this step while the last is told
                     event.arrive()
                     keep(event, arm, view)
                 event = arm.finish(step, outcome)
             _seal(config, record, state, time.monotonic() - began)
     except (Stopped, KeyboardInterrupt) as stopped:
+        append_pending(event)
         end("stopped", str(stopped) or "interrupted twice")
         raise
     except Exception as error:
+        append_pending(event)
         if _is_out_of_memory(error):
             error = TrainingError(
                 f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
@@ -483,9 +497,9 @@ def describe(config: ExperimentConfig, corpus: Corpus, device: torch.device) -> 
         window: random_load(model.num_experts, model.top_k, tokens)
         for window, tokens in windows.items()
     }
-    factor = config.router.capacity_factor
-    if factor is not None:  # the drop rate is then what such groups drop
-        tokens = (config.router.group_bsz or config.micro_bsz) * config.seq_len
+    factor, group_bsz = config.router.capacity_factor, router_groups(config)
+    if factor is not None and group_bsz is not None:  # the drop rate is what such groups drop
+        tokens = group_bsz * config.seq_len
         own = random_load(model.num_experts, model.top_k, tokens, factor)
         loads["micro"]["drop_rate"] = own["drop_rate"]
     return {

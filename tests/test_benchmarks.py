@@ -10,10 +10,6 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 BENCHMARKS = sorted(set(FOLDER.glob("*.py")) - {FOLDER / "timing.py"})
 
 
-def test_there_are_benchmarks() -> None:
-    assert {each.stem for each in BENCHMARKS} >= {"balance_loss", "race", "stack", "study"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_a_benchmark_starts(path: Path) -> None:
@@ -21,3 +17,26 @@ def test_a_benchmark_starts(path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {path.name}")
+
+
+SHORT = {
+    "race": ("--smoke", "--rounds", "1", "--memory"),
+    "stack": ("--smoke", "--rounds", "1", "--most", "2"),
+    "study": ("--smoke",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_a_benchmark_of_others_goes_to_its_end(name: str) -> None:
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *SHORT[name]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) > 3
+
+
+def test_the_page_of_benchmarks_names_all_of_them() -> None:
+    page = (FOLDER / "README.md").read_text()
+    named = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
+    assert {each.name for each in BENCHMARKS} <= named

@@ -21,7 +21,7 @@ from torch import nn
 from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
 from moebench.model.transformer import Attention
-from moebench.records import write_json
+from moebench.records import cannot_write, write_json
 from moebench.train.loop import COMPUTE
 
 FOLDER = ".kernels"  # hidden, so that it is no run
@@ -57,37 +57,52 @@ def choose(
         config: with `run.threads` resolved.
         ranks: of one run; several are not compiled.
 
-    Raises OSError if the file cannot be written.
+    Raises RecordError if the file cannot be written.
     """
     known = "".join(each if each.isalnum() else "-" for each in _name(device)).strip("-").lower()
     path = runs_dir / FOLDER / f"{re.sub('-+', '-', known)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # runs that begin at once agree on one peak
-        found = _read(path)
-        before = json.dumps(found)
-        found.setdefault("attention", "sdpa" if device.type == "cuda" else "matmul")
-        found.setdefault("experts", "grouped_mm")
-        wanted = ranks == 1 and _wants_compile(config, vocab_size, device)
-        if wanted and "no_compile" not in found:
-            found["no_compile"] = _why_not(device)
-        if wanted and config.run.compile == "true" and found["no_compile"]:
-            print(
-                f"run.compile=true: cannot be compiled here ({found['no_compile']}); the run goes "
-                "on without",
-                file=sys.stderr,
-            )
-        peaks: dict[str, float] = found.setdefault("peak_flops", {})
-        case = f"{config.train.precision}, {config.run.threads} threads, torch {torch.__version__}"
-        if case not in peaks:
-            peaks[case] = _measured_peak(COMPUTE[config.train.precision], device)
-        if json.dumps(found) != before:
-            write_json(path, {"device": _name(device), **found})
+    wanted = ranks == 1 and _wants_compile(config, vocab_size, device)
+    case = f"{config.train.precision}, {config.run.threads} threads, torch {torch.__version__}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # runs that begin at once agree on one peak
+            before = _read(path)
+            found = _completed(before, case, config, device, wanted)
+            if found != before:
+                write_json(path, {"device": _name(device), **found})
+    except OSError as error:
+        raise cannot_write(path.parent, error) from None
+    if wanted and config.run.compile == "true" and found["no_compile"]:
+        print(
+            f"run.compile=true: cannot be compiled here ({found['no_compile']}); the run goes on "
+            "without",
+            file=sys.stderr,
+        )
     return Kernels(
         attention=found["attention"],
         experts=found["experts"],
         compile=wanted and not found["no_compile"],
-        peak_flops=peaks[case],
+        peak_flops=found["peak_flops"][case],
     )
+
+
+def _completed(
+    found: dict[str, Any],
+    case: str,
+    config: ExperimentConfig,
+    device: torch.device,
+    wants_compile: bool,
+) -> dict[str, Any]:
+    """What a file holds, with what this run asks for and no run before it did."""
+    by_device = {"attention": "sdpa" if device.type == "cuda" else "matmul"}
+    found = {**by_device, "experts": "grouped_mm", **found}
+    if wants_compile and "no_compile" not in found:
+        found["no_compile"] = _why_not(device)
+    peaks: dict[str, float] = found.get("peak_flops", {})
+    if case not in peaks:
+        peak = _measured_peak(COMPUTE[config.train.precision], device)
+        found["peak_flops"] = {**peaks, case: peak}
+    return found
 
 
 def resumed(manifest: dict[str, Any]) -> Kernels | None:

@@ -85,7 +85,11 @@ class Event:
 
 @dataclass
 class Clock:
-    """Time and tokens since the last logged row; only training counts."""
+    """Time and tokens since the last logged row; only training counts.
+
+    On a GPU it is read when a step's metrics have arrived, and what is done with them then counts,
+    as it does not hold up the next step unless it takes longer.
+    """
 
     start: float = field(default_factory=time.perf_counter)
     tokens: int = 0
@@ -274,11 +278,12 @@ class Arm:
         self.clock = Clock()
         self._feed = Feed(make_batches(corpus, config), device)
         self._error: dict[str, float] = {}
+        self._gradients_of = 0  # the step whose gradients lie in the parameters
         # On a GPU nothing waits for a step to see whether it is finite: the device itself refuses
         # an update that is not, and all after it, until someone looks.
         self.looks_later = device.type == "cuda"
         self._bad = torch.zeros((), device=device)  # the first step that was not finite
-        self._seen: tuple[Outcome, Tensor] | None = None
+        self._seen: tuple[int, Outcome, Tensor] | None = None  # the last step
 
     @property
     def done(self) -> bool:
@@ -307,7 +312,7 @@ class Arm:
         )
         if state.balance is None:
             state.balance = begin_states(self.objective, state.model, step)
-        self._error = {}
+        self._error, self._gradients_of = {}, number
         if self._is_logged(number) and config.balance.estimator_error:
             with self.clock.paused():
                 found = estimator_error(state.model, self.objective, step, state.balance)
@@ -345,7 +350,9 @@ class Arm:
         if self._is_logged(number):
             event.pending = self._row(outcome, before, norm, rate)
         evaluates = self.ranks.first and (number == steps or (every and number % every == 0))
-        if evaluates or not self.looks_later or self.ranks.size > 1:
+        # what the ranks tell each other has its place, and an estimator's error waits by itself
+        late = self.looks_later and self.ranks.size == 1 and not config.balance.estimator_error
+        if evaluates or not late:
             event.arrive()
         if evaluates:
             self.look()
@@ -402,14 +409,16 @@ class Arm:
             TrainingError: for the first that was not. The weights are those before it.
         """
         if self.looks_later and self._seen is not None and (number := int(self._bad.item())):
-            outcome, norm = self._seen
-            _refuse_non_finite(self.state.model, self.objective, outcome, norm, number)
+            last, outcome, norm = self._seen
+            if last == number:  # whose gradients still lie there, unless the next step has begun
+                model = self.state.model if self._gradients_of == number else None
+                _refuse_non_finite(model, self.objective, outcome, norm, number)
             raise TrainingError(f"step {number}: the loss or the gradient is not finite")
 
     def _refuse_on_device(self, outcome: Outcome, norm: Tensor, number: int) -> None:
         finite = torch.isfinite(norm) & torch.isfinite(outcome.cross_entropy)
         self._bad = torch.where((self._bad > 0) | finite, self._bad, number)
-        self._seen = outcome, norm
+        self._seen = number, outcome, norm
         # the fused update does nothing where this is 1, as for a gradient scaler
         cast(Any, self.state.optimizer).found_inf = (self._bad > 0).float()
 
@@ -429,13 +438,16 @@ def _assignment_bytes(config: ExperimentConfig) -> int:
 
 
 def _refuse_non_finite(
-    model: MoETransformer, objective: Objective, outcome: Outcome, norm: Tensor, step: int
+    model: MoETransformer | None, objective: Objective, outcome: Outcome, norm: Tensor, step: int
 ) -> None:
+    """Raise TrainingError for what is not finite; with None, not by the name of its gradient."""
     if math.isfinite(norm.item()) and math.isfinite(outcome.cross_entropy.item()):
         return
     for term, value in objective_terms(objective, outcome).items():
         if not math.isfinite(value):
             raise TrainingError(f"step {step}: the {term} is {value}")
+    if model is None:
+        raise TrainingError(f"step {step}: the gradient is not finite")
     for name, each in model.named_parameters():
         if each.grad is not None and not torch.isfinite(each.grad).all():
             raise TrainingError(f"step {step}: the gradient of {name} is not finite")

@@ -74,7 +74,8 @@ class Stack:
             said = {name: each for name, each in routing._asdict().items() if each is not None}
             return logits, said
 
-        of_all = vmap(of_arm)
+        # neither this nor the models below, else what an arm has left would hold its memory
+        stacked, arms, of_all = self.parameters, len(models), vmap(of_arm)
 
         def call(
             parameters: dict[str, Tensor],
@@ -91,7 +92,7 @@ class Stack:
                     None if targets is None else summed_nats(each_logits[arm], targets[arm]),
                     Routing(**{name: part[arm] for name, part in parts.items()}),
                 )
-                for arm in range(len(models))
+                for arm in range(arms)
             ]
 
         wrapped = call if wrap is None else wrap(call)
@@ -99,7 +100,7 @@ class Stack:
         def forward(inputs: list[Inputs]) -> list[tuple[Tensor | None, Routing]]:
             tokens = torch.stack([each.tokens for each in inputs])
             targets = [each.targets for each in inputs if each.targets is not None]
-            return wrapped(self.parameters, tokens, _stacked(inputs), targets or None)
+            return wrapped(stacked, tokens, _stacked(inputs), targets or None)
 
         self.forward = forward
 

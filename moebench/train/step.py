@@ -428,7 +428,7 @@ def estimator_error(
     weights = model.router_weights
     sums = [[torch.zeros_like(each) for each in weights] for _ in range(2)]
     for own in step.passes():
-        routing = _routing(model, _inputs(step, own, steering))
+        routing = routing_of(model, _inputs(step, own, steering))
         for into, groups, counts, estimator in (
             (sums[0], live, tallies, objective.estimator),
             (sums[1], exact, wholes, Estimator()),
@@ -518,7 +518,8 @@ def _seen_in_time(
     return True
 
 
-def _routing(model: MoETransformer, inputs: Inputs) -> Routing:
+def routing_of(model: MoETransformer, inputs: Inputs) -> Routing:
+    """Of a pass in training."""
     return model(inputs.tokens, inputs.steering, training=True)[1]
 
 
@@ -529,7 +530,7 @@ def _count(
     """The tallies of the whole step, over all passes and ranks."""
     tallies: list[Tensor] = []
     for own in step.passes():
-        new = _tallies(live, _routing(model, _inputs(step, own, steering)), own)
+        new = _tallies(live, routing_of(model, _inputs(step, own, steering)), own)
         tallies = [a + b for a, b in zip(tallies, new, strict=True)] if tallies else new
     return step.ranks.sum_counts(tallies)
 

@@ -1,6 +1,8 @@
 """Stacked arms are what they are alone, bit for bit, whatever befalls another arm of the stack."""
 
+import gc
 import hashlib
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +83,20 @@ def test_a_stacked_arm_is_the_arm_alone_bit_for_bit(arms, split: str) -> None:
     for pair, state in zip(pairs, states, strict=True):
         for name, value in alone(pair[0], pair[1]).items():
             assert torch.equal(value, state.model.get_parameter(name)), name
+
+
+def test_a_stack_that_is_left_behind_holds_no_memory(arms) -> None:
+    models = [
+        make_state(config, corpus.vocab_size, CPU).model for config, corpus in arms(*ARMS[:2])
+    ]
+    gc.disable()
+    try:
+        stack = Stack(models)
+        left = weakref.ref(stack)
+        del stack
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 ROUTED = [

@@ -11,20 +11,26 @@ from moebench import experiment
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
 from moebench.errors import TrainingError
+from moebench.records import Record
 from moebench.train.loop import Arm, Event, make_state
-from moebench.train.step import accumulate_gradients
+from moebench.train.step import Step, accumulate_gradients
 
 Made = Callable[..., Arm]
 
 
 @pytest.fixture
 def arm(text_folder: Path) -> Made:
-    def made(device: str, *words: str) -> Arm:
+    def made(device: str, *words: str, log_every: int = 4) -> Arm:
         config = Composer().compose(
             [
                 *("model=smoke", "train.steps=8", "global_bsz=8", "seq_len=32"),
                 *("data.valid_sequences=4", "data=folder", f"data.path={text_folder}"),
-                *(f"run.device={device}", "train.eval_every=0", "run.log_every=4", *words),
+                *(
+                    f"run.device={device}",
+                    "train.eval_every=0",
+                    f"run.log_every={log_every}",
+                    *words,
+                ),
             ]
         )
         corpus = prepare(config.data)
@@ -55,8 +61,24 @@ def test_an_update_that_is_not_finite_is_never_made(arm: Made, device: str) -> N
     for name, each in made.state.model.state_dict().items():
         assert torch.equal(each, before[name]), name
     told = go(made)  # and nobody has waited for it so far
-    with pytest.raises(TrainingError, match=r"^step 2: "):
+    with pytest.raises(TrainingError, match=r"^step 2: the loss or the gradient is not finite$"):
         told.arrive()
+
+
+def test_what_is_not_finite_is_named_as_far_as_it_is_still_there(arm: Made) -> None:
+    for later, name in ((False, " of blocks.0.attention.qkv"), (True, "")):
+        made = arm("cpu", log_every=1)
+        made.looks_later = True
+        step = made.next_step()
+        outcome = accumulate_gradients(made.state.model, made.objective, step)
+        grad = made.state.model.get_parameter("blocks.0.attention.qkv").grad
+        assert grad is not None
+        grad[0, 0] = float("inf")
+        told = made.finish(step, outcome)
+        if later:  # the gradients of the next step lie there by now, which are finite
+            accumulate_gradients(made.state.model, made.objective, made.next_step())
+        with pytest.raises(TrainingError, match=rf"^step 1: the gradient{name} is not finite$"):
+            told.arrive()
 
 
 def test_looking_later_changes_no_step(arm: Made) -> None:
@@ -106,6 +128,29 @@ def test_what_is_told_while_the_next_step_runs_is_the_same(
     assert rows[0] == rows[1]
 
 
+def test_a_step_that_was_made_is_told_though_the_next_one_fails(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def next_step(self: Late) -> Step:
+        if self.state.step == 5:
+            raise RuntimeError("no more")
+        return Arm.next_step(self)
+
+    monkeypatch.setattr(Late, "next_step", next_step)
+    monkeypatch.setattr(experiment, "Arm", Late)
+    config = Composer().compose(
+        [
+            *("model=smoke", "train.steps=12", "global_bsz=8", "seq_len=32", "run.threads=1"),
+            *("data.valid_sequences=4", "data=folder", f"data.path={text_folder}"),
+            *("run.device=cpu", "run.log_every=1", "train.eval_every=0"),
+        ]
+    )
+    with pytest.raises(RuntimeError, match="no more"):
+        experiment.run_experiment(config, prepare(config.data), tmp_path)
+    [path] = tmp_path.glob("*-s0-*")
+    assert [row["step"] for row in Record(path).rows()] == [0, 1, 2, 3, 4, 5]
+
+
 def timed(key: str) -> bool:
     return key == "time" or key.startswith(("speed/", "memory/"))
 
@@ -124,7 +169,7 @@ def timed(key: str) -> bool:
     ids=" ".join,
 )
 def test_no_step_waits_for_the_gpu(arm: Made, words: tuple[str, ...]) -> None:
-    made = arm("cuda", "train.precision=bf16", "model.d_model=64", "run.log_every=2", *words)
+    made = arm("cuda", "train.precision=bf16", "model.d_model=64", *words, log_every=2)
     go(made)
     go(made).arrive()  # the first ones allocate
     torch.cuda.set_sync_debug_mode("error")
