@@ -30,7 +30,8 @@ from typing import NamedTuple
 import torch
 from timing import Seconds, device_here, header, timed
 from torch import Tensor
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeForCausalLM
 
 from moebench.balance import Global, Term
 from moebench.model.transformer import MoETransformer, initialize

@@ -5,6 +5,7 @@ measured is what moebench measures of its own models, and the balance loss over 
 domain beside that over all: the two that the paper compares.
 """
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,12 @@ def inspect_checkpoint(
 
 def _transformers() -> Any:
     try:
-        import transformers
+        # by name: its lazy package of all models takes a type checker half a minute to read
+        return importlib.import_module("transformers")
     except ImportError:
         raise ConfigError(
             "--hf: needs the transformers library; pip install 'moebench[huggingface]'"
         ) from None
-    return transformers
 
 
 def _load(directory: Path, library: Any) -> tuple[Any, Any]:

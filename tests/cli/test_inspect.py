@@ -166,7 +166,7 @@ def test_without_transformers_the_remedy_is_told(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Qwen3-MoE whose tokens are bytes."""
-    import transformers
+    transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     torch.manual_seed(0)
@@ -192,7 +192,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_hugging_face_checkpoint(checkpoint: Path, text_folder: Path, call: Call) -> None:
-    import transformers
+    transformers = pytest.importorskip("transformers")
 
     size = ("--sequences", 8, "--seq-len", 32, "--micro-bsz", 4)
     said = call("inspect", "--hf", checkpoint, "--data", text_folder, *size, "--json")
@@ -241,7 +241,7 @@ def test_a_hugging_face_checkpoint(checkpoint: Path, text_folder: Path, call: Ca
 def test_a_dense_checkpoint_is_refused(
     checkpoint: Path, text_folder: Path, call: Call, tmp_path: Path
 ) -> None:
-    import transformers
+    transformers = pytest.importorskip("transformers")
 
     config = transformers.LlamaConfig(
         vocab_size=256,
