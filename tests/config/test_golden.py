@@ -1,0 +1,104 @@
+"""Names and identities stay what they were: a record made by an older version is found again.
+
+`golden.json` holds the label and hashes of every preset, of every arm of every study in every
+size, and of every plan, whose hash covers the names of its runs. A change that moves one of them
+makes every record under the old name unreachable. To add entries for new presets and studies:
+`python -m tests.config.test_golden`.
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moebench.config.compose import Composer
+from moebench.config.identity import arm_hash, label, run_name
+from moebench.config.schema import StudyConfig
+from moebench.study import make_plan, plan
+
+GOLDEN = Path(__file__).with_name("golden.json")
+CONTENT = "c0ffee0000"  # stands for the hash of data and tokenizer
+COMPOSER = Composer()
+DATA = ["data=folder", "data.path=texts"]
+PRESETS = [
+    f"{group}={preset}"
+    for group in COMPOSER.groups
+    for preset in COMPOSER.choices(group)
+    if group not in ("data", "scope")
+]
+SCOPES = [
+    "scope=none",
+    "scope=sequence",
+    "scope=micro",
+    "scope=shuffled",
+    "scope=global",
+    "scope=domain",
+]
+PARTNERS = {"method=remoe": "router=relu"}
+STUDIES = [
+    f"study={study} study.size={size}"
+    for study in COMPOSER.choices("study")
+    for size in COMPOSER.study(study).sizes or [StudyConfig.size]
+]
+# One treatment under several names, and what only typed values reach.
+TYPED = [
+    *SCOPES,
+    *("scope=global balance_bsz=4", "scope=global balance_bsz=64", "scope=shuffled balance_bsz=4"),
+    *("scope=shuffled balance_bsz=32", "micro_bsz=1 scope=sequence", "scope=micro loss.balance=0"),
+    *("scope=global balance.estimator=buffer", "scope=micro balance.estimator=buffer"),
+    *("balance.estimator=ema", "balance.estimator=ema balance.decay=0", "balance.window_steps=4"),
+    *("balance.layers=sum balance.uniform=k", "balance.probs=top_k", "loss.local=0.01"),
+    *("scope=micro loss.local=0.01", "loss.z=0.001 scope=none", "model.moe=false"),
+    "balance.terms=[{scope:global},{scope:micro,weight:0.01,start:0.5,ramp:10}]",
+    *("scope=domain balance.terms=[{scope:domain,domains:{a:2}}]", "method=bias scope=none"),
+    *("method=bias method.options.rate=0.01", "router=sigmoid method=bias", "router=topk_softmax"),
+    *("data.homogeneity=0", "router.perturb=1e-6", "model.dense_layers=1", "router=capacity"),
+    *("seed=7 optim.lr=0.001 train.steps=40", "router=growing", "train.precision=bf16"),
+]
+
+
+def composed(words: str) -> dict[str, str]:
+    config = COMPOSER.compose([*DATA, *words.split(), *PARTNERS.get(words, "").split()])
+    return {
+        "label": label(config),
+        "arm": arm_hash(config, CONTENT),
+        "run": run_name(config, CONTENT),
+    }
+
+
+def planned(words: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(plan, "prepare", lambda *_, **__: SimpleNamespace(content_hash=CONTENT))
+    monkeypatch.setattr(plan, "check_epochs", lambda *_: None)
+    made, _ = make_plan(COMPOSER, [*words.split(), *DATA])
+    arms = {job.arm_hash: job.arm for job in made.jobs}
+    return {"plan": made.slug, "baseline": made.baseline, "runs": len(made.jobs), "arms": arms}
+
+
+def golden() -> dict[str, Any]:
+    return json.loads(GOLDEN.read_bytes())
+
+
+@pytest.mark.parametrize("words", [*PRESETS, *TYPED])
+def test_a_config_keeps_its_names(words: str) -> None:
+    assert composed(words) == golden()["configs"][words]
+
+
+@pytest.mark.parametrize("words", STUDIES)
+def test_a_study_keeps_its_names(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert planned(words, monkeypatch) == golden()["studies"][words]
+
+
+def test_nothing_golden_is_left_out() -> None:
+    assert golden()["configs"].keys() == {*PRESETS, *TYPED}
+    assert golden()["studies"].keys() == {*STUDIES}
+
+
+if __name__ == "__main__":
+    with pytest.MonkeyPatch.context() as patch:
+        kept = {
+            "configs": {words: composed(words) for words in [*PRESETS, *TYPED]},
+            "studies": {words: planned(words, patch) for words in STUDIES},
+        }
+    GOLDEN.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
