@@ -13,7 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from moebench.doctor import Finding, device, examine, exit_code, machine, render
+from moebench.doctor import Finding, device, examine, exit_code, render
+from moebench.doctor import host as machine
 from moebench.doctor.finding import Look, gather
 from moebench.model import grouped
 

@@ -7,9 +7,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from moebench.config import page
+from moebench.config import keys_page as page
 from moebench.config.compose import Composer
-from moebench.config.page import COMMAND, keys_page
+from moebench.config.keys_page import COMMAND, keys_page
 from moebench.config.presets import shipped_conf
 from moebench.config.schema import ExperimentConfig, StudyConfig
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moebench import progress
+from moebench.cli import progress
+from moebench.cli.progress import SweepDisplay, TrainDisplay, in_words, say
 from moebench.lock import hold
-from moebench.progress import SweepDisplay, TrainDisplay, in_words, say
 from moebench.records import Record
 from moebench.study import Job, LocalLauncher, Plan
 from moebench.study.launcher import Elsewhere

@@ -24,8 +24,8 @@ from tensorboard.util import tensor_util
 from moebench.errors import RecordError
 from moebench.records import Record
 from moebench.tensorboard import MOST_IMAGES, View, rebuild
-from moebench.tensorboard.page import DOMAINS as DOMAIN_CHARTS
-from moebench.tensorboard.page import FINAL, QUESTIONS
+from moebench.tensorboard.layout import DOMAINS as DOMAIN_CHARTS
+from moebench.tensorboard.layout import FINAL, QUESTIONS
 from moebench.tensorboard.pictures import heatmap, partners
 
 DOMAINS = ["english", "python", "latex"]

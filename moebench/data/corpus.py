@@ -1,7 +1,7 @@
 """A corpus on disk: tokens of each domain, made once and mapped into memory from then on.
 
-A folder of the cache (`moebench.data.cache`) holds the shards of some domains of one source and one
-tokenizer, uint8, uint16 or uint32 by the size of the vocabulary:
+A folder of the cache (`moebench.data.making.cache`) holds the shards of some domains of one source
+and one tokenizer, uint8, uint16 or uint32 by the size of the vocabulary:
 
     <domain>.train.bin        tokens of the documents, in the order of a hash of their text
     <domain>.valid.bin        the same for validation: the documents of half `tune`, then of `test`
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moebench.config.schema import DataConfig
-from moebench.data import retokenize, shards
-from moebench.data.cache import (
+from moebench.data.making import retokenize, shards
+from moebench.data.making.cache import (
     Manifest,
     cache_root,
     check,
@@ -30,7 +30,8 @@ from moebench.data.cache import (
     read_manifest,
     to_json,
 )
-from moebench.data.shards import stem
+from moebench.data.making.shards import stem
+from moebench.data.making.workers import Teller, cores
 from moebench.data.sources import choose_domains, choose_heldout, open_source
 from moebench.data.tokenizer import (
     BYTES,
@@ -41,7 +42,6 @@ from moebench.data.tokenizer import (
     Tokens,
     smallest_type,
 )
-from moebench.data.workers import Teller, cores
 from moebench.errors import DataError
 
 __all__ = ["Corpus", "Half", "cache_root", "prepare"]

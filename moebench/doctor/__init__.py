@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from moebench.doctor import device, machine
+from moebench.doctor import device
+from moebench.doctor import host as machine
 from moebench.doctor.finding import PIP, Finding, Look, gather
 
 __all__ = ["Finding", "examine", "exit_code", "render"]

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moebench.errors import ConfigError, RecordError
 from moebench.records import printable
-from moebench.report.arms import Arm, Table, make_table
-from moebench.report.diff import compare_two
-from moebench.report.export import as_csv, as_dict, as_parquet, write
-from moebench.report.frame import Frame, Problem
-from moebench.report.frame import load as read
-from moebench.report.plan import Plan, find_plans, of_study
-from moebench.report.render import as_latex, as_markdown, as_text
-from moebench.report.table import Block, Heading, Sentences, Shown, blocks
+from moebench.report.infer.arms import Arm, Table, make_table
+from moebench.report.read.frame import Frame, Problem
+from moebench.report.read.frame import load as load_frame
+from moebench.report.read.studies import Plan, find_plans, of_study
+from moebench.report.show.diff import compare_two
+from moebench.report.show.export import as_csv, as_dict, as_parquet, write
+from moebench.report.show.formats import as_latex, as_markdown, as_text
+from moebench.report.show.table import Block, Heading, Sentences, Shown, blocks
 
 if TYPE_CHECKING:
-    from moebench.report.plots import Plot
+    from moebench.report.draw.plots import Plot
 
 __all__ = ["FORMATS", "Report", "compare_two", "load", "make_report", "write"]
 
@@ -77,13 +77,13 @@ class Report:
         Raises:
             RecordError: if the metrics of a run on its way are damaged.
         """
-        from moebench.report.plots import plots
+        from moebench.report.draw.plots import plots
 
         return plots(table, self.frame)
 
     def page(self, command: str) -> str:
         """The report with its plots as one HTML file; `command` is what was typed to make it."""
-        from moebench.report.page import Section, page
+        from moebench.report.show.page import Section, page
 
         paths = {row["run"]: row["path"] for row in self.frame.rows()}
         sections = [
@@ -180,7 +180,7 @@ def make_report(
         only = {run.run for plan in plans for run in plan.runs}
         problems = []
         title = " and ".join(dict.fromkeys(map(_title, plans)))
-    frame = read(roots, only, where=where, by=by).checked()
+    frame = load_frame(roots, only, where=where, by=by).checked()
     measured = frame.runs["run"].isin(list(frame.metrics["run"]))
     done = frame.runs.loc[(frame.runs["state"] == "done") & measured]
     if done.empty:
@@ -232,7 +232,7 @@ def load(
     if study is not None:
         plans = of_study(study, *find_plans(paths), paths[0])
         only = {run.run for plan in plans for run in plan.runs}
-    return read(paths, only, where=where, by=by)
+    return load_frame(paths, only, where=where, by=by)
 
 
 def _chosen(patterns: Sequence[str], known: Sequence[str], option: str = "--metrics") -> list[str]:

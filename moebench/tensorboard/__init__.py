@@ -30,9 +30,9 @@ from tensorboard.util import tensor_util
 
 from moebench import chance
 from moebench.records import Record
-from moebench.tensorboard.page import FINAL, FINAL_TAG, layout, session
+from moebench.tensorboard.layout import FINAL, FINAL_TAG, layout, session
 from moebench.tensorboard.pictures import Picture, heatmap, loads, partners
-from moebench.tensorboard.words import is_finite, text
+from moebench.tensorboard.text import is_finite, text
 
 # No reported number comes from `tune/`; of a domain, perplexity alone says it all; of several
 # numbers of ranks, one does. What is of single layers is shown in pictures.

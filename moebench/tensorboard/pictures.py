@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moebench.tensorboard.words import line
+from moebench.tensorboard.text import line
 
 MOST = 4  # times even, the end of the scale
 SHADES = {0: "7fb2d9", 1: "ffffff", 2: "f08a62", MOST: "7a0019"}  # times even -> colour

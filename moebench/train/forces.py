@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moebench.balance import Method, Steering
 from moebench.model.transformer import MoETransformer
-from moebench.train.distributed import Ranks
+from moebench.train.ranks import Ranks
 from moebench.train.step import Objective, Step, accumulate_gradients, steering_after
 
 

@@ -25,11 +25,11 @@ from moebench.errors import ConfigError, TrainingError
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.records import SETTLED
-from moebench.train.distributed import Ranks
 from moebench.train.feed import Feed
 from moebench.train.forces import forces
 from moebench.train.measure import evaluate, fetched, recent_load, step_metrics
 from moebench.train.optimizer import learning_rate, make_optimizer
+from moebench.train.ranks import Ranks
 from moebench.train.step import (
     Objective,
     Outcome,

@@ -20,7 +20,7 @@ from moebench.metrics.evaluation import routing_metrics
 from moebench.metrics.quality import Documents, quality, standard_errors
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
-from moebench.train.distributed import world_size
+from moebench.train.ranks import world_size
 from moebench.train.step import Objective, Outcome
 
 RECENT = 0.9  # decay a step of the loads that experts are placed by

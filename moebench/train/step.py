@@ -34,7 +34,7 @@ from moebench.balance import (
 from moebench.balance.losses import Layers
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
-from moebench.train.distributed import Ranks
+from moebench.train.ranks import Ranks
 
 
 @dataclass(frozen=True)

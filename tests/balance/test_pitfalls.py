@@ -18,7 +18,7 @@ from moebench.balance import (
 )
 from moebench.metrics import load
 from moebench.metrics.specialization import coactivation
-from moebench.train.distributed import Ranks
+from moebench.train.ranks import Ranks
 from moebench.train.step import Objective, accumulate_gradients
 from tests.routings import random_routing, route
 from tests.train import invariance

@@ -1,6 +1,6 @@
 """What a source says of a domain, read to its end."""
 
-from moebench.data.document import Document, Source
+from moebench.data.sources.document import Document, Source
 
 
 def documents(source: Source, domain: str) -> list[Document]:

@@ -12,10 +12,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from moebench.config.compose import Composer
 from moebench.config.schema import DataConfig
-from moebench.data import shards
-from moebench.data.cache import replacing
 from moebench.data.corpus import Corpus, prepare
-from moebench.data.synthetic import Synthetic
+from moebench.data.making import shards
+from moebench.data.making.cache import replacing
+from moebench.data.sources.synthetic import Synthetic
 from moebench.data.tokenizer import Subwords, train_bpe
 from moebench.errors import ConfigError, DataError
 from tests.data.reading import documents

@@ -13,7 +13,7 @@ import pytest
 
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
-from moebench.data.folder import Folder
+from moebench.data.sources.folder import Folder
 from moebench.data.tokenizer import END
 from moebench.errors import DataError
 from tests.data.reading import documents

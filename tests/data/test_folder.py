@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from moebench.config.schema import DataConfig
-from moebench.data.folder import Folder
 from moebench.data.sources import Document, choose_domains, choose_heldout
+from moebench.data.sources.folder import Folder
 from moebench.errors import DataError
 from tests.data.reading import documents
 

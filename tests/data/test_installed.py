@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from moebench.config.schema import DataConfig
-from moebench.data import installed
 from moebench.data.corpus import prepare
-from moebench.data.installed import Installed
+from moebench.data.sources import installed
+from moebench.data.sources.installed import Installed
 from tests.data.reading import documents, texts
 
 SMALL = Installed(train_bytes=150_000, valid_bytes=40_000)
 
 DIGEST = """
 import hashlib
-from moebench.data.installed import Installed
+from moebench.data.sources.installed import Installed
 source = Installed(train_bytes=150_000, valid_bytes=40_000)
 print([
     hashlib.sha256(repr(list(source.documents(unit))).encode()).hexdigest()
@@ -30,7 +30,10 @@ print([
 
 NO_TORCH = """
 import sys
-from moebench.data import batches, corpus, document, folder, installed, sources, tokenizer
+from moebench.data import batches, corpus, sources, tokenizer
+from moebench.data.sources import document
+from moebench.data.sources import folder
+from moebench.data.sources import installed
 source = sources.Installed(train_bytes=1000, valid_bytes=1000)
 source.fingerprint(source.domains)
 assert list(source.documents(source.units(["cpp"])[0]))

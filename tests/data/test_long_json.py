@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.data import files, long_json
-from moebench.data.files import Columns, rows
-from moebench.data.long_json import LongString, decode, loads
+from moebench.data.sources import files, long_json
+from moebench.data.sources.files import Columns, rows
+from moebench.data.sources.long_json import LongString, decode, loads
 from moebench.errors import DataError
 
 PIECES = ["a", "é", "漢", "😀", "\\", '"', "\n", "/", "\x7f", " ", "u", "d83d", "\u2028"]

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from statsmodels.api import OLS
 
-from moebench.report.contrasts import Contrast, contrasts, equality, slope
-from moebench.report.statistics import chosen_wrongly, mean_interval
+from moebench.report.infer.contrasts import Contrast, contrasts, equality, slope
+from moebench.report.infer.statistics import chosen_wrongly, mean_interval
 
 
 def study(rng: np.random.Generator, seeds: int, effects: np.ndarray, sd: float = 1) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moebench.report.dunnett import critical_value, loadings, tails
+from moebench.report.infer.dunnett import critical_value, loadings, tails
 
 
 def tail(t: float, correlation: np.ndarray, df: int) -> float:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moebench.report.contrasts import EQUAL_SHARE, contrasts, equality
-from moebench.report.dunnett import critical_value
-from moebench.report.statistics import BlockFit, Estimate, chosen_wrongly, compare, odd_arms
+from moebench.report.infer.contrasts import EQUAL_SHARE, contrasts, equality
+from moebench.report.infer.dunnett import critical_value
+from moebench.report.infer.statistics import BlockFit, Estimate, chosen_wrongly, compare, odd_arms
 
 MANY = 20_000
 

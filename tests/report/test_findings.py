@@ -12,7 +12,7 @@ from moebench.config.compose import Composer
 from moebench.config.identity import science
 from moebench.records import Record
 from moebench.report import make_report
-from moebench.report.findings import BYTES, Study, Verdict, findings, paper_gap, verdicts
+from moebench.report.paper.findings import BYTES, Study, Verdict, findings, paper_gap, verdicts
 
 Make = Callable[..., Record]
 MICRO = {"scope": "group", "balance_bsz": 4}

@@ -9,7 +9,7 @@ import pytest
 
 from moebench.errors import ConfigError, RecordError
 from moebench.records import Record, write_json
-from moebench.report.frame import Frame, load
+from moebench.report.read.frame import Frame, load
 
 Make = Callable[..., Record]
 
@@ -275,9 +275,11 @@ def test_what_is_cached_is_read_again_only_where_a_file_changed(
     load(runs).curves()
     read: list[str] = []
     monkeypatch.setattr(
-        "moebench.report.frame.read_run", lambda record: read.append(record.name) or {}
+        "moebench.report.read.frame.read_run", lambda record: read.append(record.name) or {}
     )
-    monkeypatch.setattr("moebench.report.cache._curve", lambda record: read.append(record.name))
+    monkeypatch.setattr(
+        "moebench.report.read.row_cache._curve", lambda record: read.append(record.name)
+    )
     frame = load(runs)
     assert len(frame.curves()) == 2 * len(ROWS)
     assert read == []

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from moebench.records import Record
-from moebench.report import Report, heatmaps, make_report, plots
-from moebench.report.words import paper_gap_here
+from moebench.report import Report, make_report
+from moebench.report.draw import heatmaps, plots
+from moebench.report.show.sentences import paper_gap_here
 from tests.report.test_report import HOSTILE
 
 Make = Callable[..., Record]

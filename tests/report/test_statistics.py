@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moebench.report.dunnett import critical_value
-from moebench.report.statistics import (
+from moebench.report.infer.dunnett import critical_value
+from moebench.report.infer.statistics import (
     BlockFit,
     Comparisons,
     chosen_wrongly,

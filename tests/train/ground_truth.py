@@ -19,7 +19,7 @@ from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import validation
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.sources import open_source
-from moebench.data.synthetic import Synthetic
+from moebench.data.sources.synthetic import Synthetic
 from moebench.data.tokenizer import END
 from moebench.model.transformer import MoETransformer
 from moebench.train.loop import make_state, train

@@ -22,7 +22,7 @@ from torch import Tensor
 from moebench.balance import Domain, Estimator, Global, Micro, Scope, Sequence, Shuffled, Term
 from moebench.balance.state import BalanceState
 from moebench.model.transformer import MoETransformer, initialize
-from moebench.train.distributed import Ranks
+from moebench.train.ranks import Ranks
 from moebench.train.step import Objective, Step, accumulate_gradients
 
 SEQUENCES, LENGTH, MICRO = 8, 6, 2

@@ -20,7 +20,7 @@ from moebench.balance import Estimator, Global, Method, Micro, Schedule, Term
 from moebench.balance.bias import Bias
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize
-from moebench.train.distributed import Ranks
+from moebench.train.ranks import Ranks
 from moebench.train.step import Objective, Step, accumulate_gradients
 
 SEQUENCES, LENGTH, MICRO, STEPS = 8, 6, 2, 3

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moebench.balance import Estimator, Global, Micro, Sequence, Shuffled, Term, balance_loss
-from moebench.train.distributed import Ranks
+from moebench.train.ranks import Ranks
 from moebench.train.step import Objective, Step, accumulate_gradients, estimator_error
 from tests.train import invariance
 from tests.train.invariance import BOUNDS, ESTIMATORS, SCOPES, gradients, model_of, objective

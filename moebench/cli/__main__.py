@@ -1,0 +1,6 @@
+"""`python -m moebench.cli`: the command line without its script."""
+
+from moebench.cli import main
+
+if __name__ == "__main__":
+    main()

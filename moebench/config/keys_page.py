@@ -1,0 +1,107 @@
+"""The page of all keys and presets, docs/keys.md, made from what defines them.
+
+`python -m moebench.config.keys_page > docs/keys.md` makes it again. Each fact on it is read from
+where it is kept: the knobs of `schema.py`, the presets in `conf/` and their opening comments.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+from moebench.config.compose import Composer
+from moebench.config.presets import (
+    STUDY,
+    STUDY_KNOBS,
+    default_presets,
+    opening,
+    shipped_conf,
+)
+from moebench.config.schema import ExperimentConfig, StudyConfig, knobs, range_words, type_words
+
+COMMAND = "python -m moebench.config.keys_page > docs/keys.md"
+COLUMNS = ("key", "meaning", "unit", "range", "default", "source")
+TOP = ""  # section of the keys without a group; that of the keys of a study is STUDY
+
+INTRODUCTION = f"""\
+# Keys
+
+Everything that can be set, as `key=value` or as `group=preset`; with each preset comes the first
+sentence of its file. Made from the schema and the presets, which alone are to be edited, by
+`{COMMAND}`.
+"""
+
+
+def keys_page() -> str:
+    """The page in Markdown: a section a group, the study last."""
+    default = default_presets(shipped_conf())
+    tables: dict[str, list[str]] = {}
+    for key, each, value in _keys():
+        group = key.partition(".")[0] if "." in key else TOP
+        tables.setdefault(group, []).append(_row(key, each, value))
+    about = {each.name: each.type for each in fields(ExperimentConfig) if is_dataclass(each.type)}
+    about[STUDY] = StudyConfig
+    parts = [INTRODUCTION]
+    for group in dict.fromkeys((TOP, *default, *tables)):
+        presets = [_preset(path, default.get(group)) for path in _presets(group)]
+        if group not in tables and not presets:
+            continue
+        parts.append(f"## {group or 'Without a group'}\n")
+        if caption := _caption(about.get(group)):
+            parts.append(f"{caption}\n")
+        if group in tables:
+            parts.append("".join([_line(COLUMNS), _line(["---"] * len(COLUMNS)), *tables[group]]))
+        if presets:
+            parts.append("".join(presets))
+    return "\n".join(parts)
+
+
+def _keys() -> Iterator[tuple[str, Field, Any]]:
+    """Every key that can be typed, with its field and what it is where nothing sets it."""
+    shipped = {key: value for key, _, value in knobs(Composer().compose())}
+    for key, each, value in knobs(ExperimentConfig()):
+        # null stays null, although a config in use has a value there, worked out from the others
+        yield key, each, None if value is None else shipped[key]
+    for key, each, value in knobs(StudyConfig(), f"{STUDY}."):
+        if key in STUDY_KNOBS:
+            yield key, each, value
+
+
+def _row(key: str, each: Field, value: Any) -> str:
+    known, kind = each.metadata, each.type
+    allowed = range_words(known)
+    if not allowed:
+        allowed = type_words(kind)
+    elif isinstance(kind, UnionType):
+        allowed += ", or null"
+    written = value if isinstance(value, str) and value else json.dumps(value)
+    return _line(
+        [f"`{key}`", known["meaning"], known["unit"], allowed, f"`{written}`", known["source"]]
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    escaped = (cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |\n"
+
+
+def _caption(section: Any) -> str:
+    """The first line of a class's own docstring; "" if dataclass made it."""
+    text = getattr(section, "__doc__", None) or ""
+    made = f"{getattr(section, '__name__', '')}("
+    return "" if text.startswith(made) else text.partition("\n")[0]
+
+
+def _presets(group: str) -> list[Path]:
+    return sorted((shipped_conf() / group).glob("*.yaml")) if group else []
+
+
+def _preset(path: Path, default: str | None) -> str:
+    mark = " (default)" if path.stem == default else ""
+    return f"- `{path.parent.name}={path.stem}`{mark}: {opening(path)}\n"
+
+
+if __name__ == "__main__":
+    print(keys_page(), end="")

@@ -1,0 +1,188 @@
+"""A dataset of the Hugging Face Hub, or one that lies in a folder in a form that `datasets` reads.
+
+A dataset of the Hub is named with the commit to take, so that the same config means the same text,
+and is only ever read as data: versions of `datasets` that could run code from it are refused.
+"""
+
+import importlib.util
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from moebench.config.schema import DataConfig
+from moebench.data.sources.document import Document, Unit
+from moebench.data.sources.files import Columns, check_columns, row_of
+from moebench.errors import DataError
+
+HUB = "https://huggingface.co"
+PATIENCE = 5.0  # seconds to wait for it
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HuggingFace:
+    """One split of a dataset; DataError where it cannot be used.
+
+    Args:
+        config: of which `name`, `config`, `split`, `revision`, `streaming`, `max_bytes` and the
+            columns count.
+    """
+
+    keeps_duplicates = False
+
+    def __init__(self, config: DataConfig):
+        self.label = f"data.name={config.name}"
+        self.config = config
+        self.columns = Columns(config.text_column, config.domain_column)
+        if importlib.util.find_spec("datasets") is None:
+            raise DataError(
+                f"{self.label}: needs the datasets library; pip install 'moebench[huggingface]'"
+            )
+        assert config.name, "checked by the config"
+        path = Path(config.name).expanduser()
+        self.folder = path if path.is_dir() else None
+        if self.folder is None and not COMMIT.fullmatch(config.revision or ""):
+            revision = "null" if config.revision is None else config.revision
+            raise DataError(
+                f"data.revision={revision}: is no commit, and a dataset that can change is no "
+                "basis for a comparison; give the 40 digits that the dataset's page shows under "
+                "Files, History"
+            )
+
+    @property
+    def domains(self) -> tuple[str, ...] | None:
+        if self.columns.domain is not None:
+            return None
+        assert self.config.name
+        return (self.config.name.rstrip("/").rsplit("/", 1)[-1],)
+
+    def fingerprint(self, domains: Sequence[str] | None) -> dict[str, Any]:
+        about = ("name", "config", "split", "revision", "max_bytes")
+        found = {key: getattr(self.config, key) for key in about}
+        if self.folder is not None:
+            files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+            found["name"] = str(self.folder.resolve())
+            found["files"] = {
+                path.relative_to(self.folder).as_posix(): [
+                    path.stat().st_size,
+                    path.stat().st_mtime_ns,
+                ]
+                for path in files
+            }
+        return {"source": "huggingface", "columns": list(self.columns), **found}
+
+    def units(self, domains: Sequence[str] | None) -> list[Unit]:
+        return [Unit((self.label,), self.config.max_bytes or 1)]
+
+    def documents(self, unit: Unit) -> Iterator[Document]:
+        left = self.config.max_bytes
+        own = self.domains
+        rows = self._rows()
+        for number in count(1):
+            row = self._try(next, rows, None)
+            if row is None or (left is not None and left <= 0):
+                return
+            assert isinstance(row, Mapping)
+            if number == 1:
+                check_columns([*row], self.columns, self.label)
+            name, text, domain = row_of(row, self.columns, f"{self.label}, row {number}")
+            if not text:
+                continue
+            if left is not None:
+                left -= len(text)
+            yield Document(name, text, domain or (own or ("",))[0])
+
+    def licences(self, domains: Sequence[str]) -> dict[str, str]:
+        """As the card says it, where the library has it; a folder's card is its README.md."""
+        card = _card(self.folder) if self.folder else self._hub_card()
+        return dict.fromkeys(domains, card)
+
+    def _rows(self) -> Iterator[Any]:
+        import datasets
+
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity_error()
+        if int(datasets.__version__.split(".")[0]) < 4:
+            raise DataError(
+                f"{self.label}: datasets {datasets.__version__} can run code from a dataset; "
+                "install datasets 4 or newer"
+            )
+        if self.folder is None:
+            _check_network(self.label)
+        config = self.config
+        loaded = self._try(
+            datasets.load_dataset,
+            str(self.folder or config.name),
+            config.config,
+            split=config.split,
+            revision=None if self.folder else config.revision,
+            streaming=config.streaming,
+        )
+        return iter(loaded)
+
+    def _try(self, call: Any, *arguments: Any, **options: Any) -> Any:
+        """What a call returns; what the library raises, as one line."""
+        try:
+            return call(*arguments, **options)
+        except DataError:
+            raise
+        except Exception as error:  # of many types: the library's, Arrow's, fsspec's, the hub's
+            reason = " ".join((str(error) or type(error).__name__).split())[:200].rstrip(".")
+            raise DataError(
+                f"{self.label}: cannot be read ({reason}); correct data.name, data.config, "
+                "data.split or data.revision"
+            ) from None
+
+    def _hub_card(self) -> str:
+        import datasets
+
+        try:
+            builder = datasets.load_dataset_builder(
+                str(self.config.name), self.config.config, revision=self.config.revision
+            )
+        except Exception:  # the text is there already; its card is an extra
+            return ""
+        return builder.info.license or ""
+
+
+def _card(folder: Path) -> str:
+    """The licence in the YAML that opens a dataset's README.md."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*(.+)$", head[1], re.MULTILINE) if head else None
+    return found[1].strip() if found else ""
+
+
+def _check_network(label: str) -> None:
+    """Raise DataError at once where the hub is out of reach: the library would try for minutes."""
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return  # what the library has kept may be enough, and it says so if not
+    proxies = getproxies()
+    address = urlsplit(proxies.get("https") or os.environ.get("HF_ENDPOINT") or HUB)
+    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+    failed: list[str] = ["it does not answer"]
+
+    def reach() -> None:
+        try:
+            socket.create_connection((host, port), PATIENCE).close()
+            failed.clear()
+        except OSError as error:
+            failed[:] = [error.strerror or str(error)]
+
+    thread = threading.Thread(target=reach, daemon=True)  # a name server may take its time
+    thread.start()
+    thread.join(PATIENCE)
+    if failed:
+        raise DataError(
+            f"{label}: {host} cannot be reached ({failed[0]}); connect this machine, give a folder "
+            "with the dataset as data.name, or use data=folder"
+        )

@@ -1,0 +1,122 @@
+"""Quality against balance over several weights: scopes compared at no single weight.
+
+The balance loss of a wider scope is smaller at the same weight, so one weight for all says little.
+A *scope* here is all arms that are equal but for `loss.balance`. Each is seen at its own best
+weight, and at one MaxVio for all: per seed, nats are read off the line through its weights, over
+the logarithm of MaxVio, in the middle of the range that all scopes cover in that seed.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebench.report.infer.arms import Arm, Table
+from moebench.report.infer.statistics import Estimate, mean_interval
+from moebench.report.paper.selectors import CONTROLS
+from moebench.report.read.run import PRIMARY
+
+FEWEST_WEIGHTS = 3
+MAX_VIO = "load/max_vio_global"
+WEIGHT = "loss.balance"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One scope over its weights.
+
+    Attributes:
+        name: of the scope.
+        arms: by weight, ascending.
+        best: the arm of lowest mean nats.
+        best_difference: of the best arm to the first scope's best, paired by seed.
+        matched: mean nats at the common MaxVio.
+        matched_difference: to the first scope, paired by seed; None for the first.
+        at: mean over seeds of the common MaxVio.
+    """
+
+    name: str
+    arms: tuple[Arm, ...]
+    best: Arm
+    best_difference: Estimate | None
+    matched: float | None
+    matched_difference: Estimate | None
+    at: float | None
+
+
+def but_for_weight(arm: Arm) -> str:
+    """What arms share that differ in the weight of their balance loss alone."""
+    rest = {key: value for key, value in arm.science.items() if key not in (WEIGHT, "seed")}
+    return repr(sorted(rest.items(), key=str))
+
+
+def frontier(table: Table) -> list[Scope]:
+    """The scopes of a table that have three weights or more; the baseline's first."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in table.arms:
+        science = arm.science
+        if WEIGHT in science and not {*CONTROLS} & {*science}:
+            groups.setdefault(but_for_weight(arm), []).append(arm)
+    found = [
+        sorted(each, key=lambda arm: arm.science[WEIGHT])
+        for each in groups.values()
+        if len(each) >= FEWEST_WEIGHTS
+        and all(arm.per_seed.get(PRIMARY) and arm.per_seed.get(MAX_VIO) for arm in each)
+    ]
+    if len(found) < 2:
+        return []
+    nats, at = _matched(found)
+    bests = [min(each, key=lambda arm: arm.metrics[PRIMARY].mean or math.inf) for each in found]
+    return [
+        Scope(
+            name=arms[0].name.partition(f" {WEIGHT}=")[0],
+            arms=tuple(arms),
+            best=best,
+            best_difference=_difference(best.per_seed[PRIMARY], bests[0].per_seed[PRIMARY])
+            if i
+            else None,
+            matched=_mean(nats[i]),
+            matched_difference=_difference(nats[i], nats[0]) if i else None,
+            at=_mean(at),
+        )
+        for i, (arms, best) in enumerate(zip(found, bests, strict=True))
+    ]
+
+
+def _matched(
+    scopes: Sequence[Sequence[Arm]],
+) -> tuple[list[dict[int, float]], dict[int, float]]:
+    """Nats of each scope by seed, and the MaxVio by seed at which they are read."""
+    nats: list[dict[int, float]] = [{} for _ in scopes]
+    at: dict[int, float] = {}
+    seeds = set.intersection(*({*arm.per_seed[PRIMARY]} for arms in scopes for arm in arms))
+    for seed in sorted(seeds):
+        lines = []
+        for arms in scopes:
+            points = sorted(
+                (math.log(arm.per_seed[MAX_VIO][seed]), arm.per_seed[PRIMARY][seed])
+                for arm in arms
+                if arm.per_seed[MAX_VIO].get(seed, 0) > 0
+            )
+            lines.append(points)
+        if any(len(points) < 2 for points in lines):
+            continue
+        low = max(points[0][0] for points in lines)
+        high = min(points[-1][0] for points in lines)
+        if low > high:
+            continue
+        at[seed] = math.exp((low + high) / 2)
+        for each, points in zip(nats, lines, strict=True):
+            x, y = zip(*points, strict=True)
+            each[seed] = float(np.interp((low + high) / 2, x, y))
+    return nats, at
+
+
+def _difference(mine: Mapping[int, float], base: Mapping[int, float]) -> Estimate | None:
+    shared = sorted({*mine} & {*base})
+    return mean_interval(np.array([mine[s] - base[s] for s in shared])) if shared else None
+
+
+def _mean(values: Mapping[int, float]) -> float | None:
+    return sum(values.values()) / len(values) if values else None

@@ -1,0 +1,315 @@
+"""What paired runs can say about arms: differences to a baseline, their intervals and p values.
+
+Arms of one seed saw the same batches from the same initial weights, so that a seed is a block of a
+randomised block design: value = arm + seed + error, by least squares, any runs missing. Values
+come as a frame with one row a seed and one column an arm, NaN where a run is missing. Rules are
+those of protocol.md, section 3: three shared seeds before there is an interval, one level of 95 %
+for all comparisons of an endpoint together, and arms of clearly unequal variance out of the pool.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moebench.report.infer.dunnett import critical_value, tails
+
+LEVEL = 0.95
+ODD = 0.001  # level, over all arms, of each of two tests that take some out of the pool
+FEWEST_SEEDS = 3  # two seeds leave one degree of freedom: an interval 12.7 standard errors wide
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval and p value, each None where the seeds do not allow one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against the baseline.
+
+    Attributes:
+        adjusted: the difference, with an interval and p value that hold for all arms at once.
+        paired: the mean of the paired differences with Student's t, on its own; None below
+            three shared seeds.
+        per_seed: the paired difference of each seed that both arms have.
+        left_pool: "more" or "less" for an arm whose variance is clearly larger or smaller than the
+            pool's, else None.
+    """
+
+    adjusted: Estimate
+    paired: Estimate | None
+    per_seed: dict[int, float]
+    left_pool: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """All arms of one endpoint against the baseline.
+
+    Attributes:
+        arms: by name, without the baseline and without arms that share no seed with it.
+        odd: what left the pool, the baseline included, and whether it varies "more" or "less".
+        sd: the pooled residual standard deviation of one run; None without a pool.
+        df: its degrees of freedom.
+        family: the number of comparisons that the adjustment is for.
+        resolved: the half-width of the widest adjusted interval of the pool.
+    """
+
+    arms: dict[str, Comparison]
+    odd: dict[str, str]
+    sd: float | None = None
+    df: int = 0
+    family: int = 0
+    resolved: float | None = None
+
+
+def mean_interval(values: np.ndarray, level: float = LEVEL) -> Estimate:
+    """Student's t for a mean over seeds, or over paired differences; its p is for a mean of 0.
+
+    The mean alone below three values, and of values that do not vary: they say nothing of chance.
+    """
+    n, size = len(values), float(np.max(np.abs(values))) or 1.0  # squares of 1e200 overflow
+    mean = float(np.mean(values / size)) * size
+    error = float(np.std(values / size, ddof=1)) * size / math.sqrt(n) if n >= FEWEST_SEEDS else 0.0
+    if error <= _floor(values):
+        return Estimate(mean)
+    from scipy.special import stdtr, stdtrit
+
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    return Estimate(mean, mean - half, mean + half, 2 * float(stdtr(n - 1, -abs(mean) / error)))
+
+
+class BlockFit:
+    """Least squares of value = arm + seed over the runs that are there.
+
+    Arms are eliminated first (the intra-block equations, Yates 1940), which leaves a symmetric
+    system with one row a seed, `information @ seed = moment`. Both sides are sums over arms, so
+    that the fit without an arm is that of the sums without its terms.
+
+    Attributes:
+        rss, df: residual sum of squares and its degrees of freedom.
+        effect: of each arm; only differences of two have a meaning.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        present = (~np.isnan(values)).T  # [arms, seeds]
+        filled = np.where(present, values.T, 0.0)
+        self.runs = present.sum(axis=1)
+        self.share = present / np.maximum(self.runs, 1)[:, None]
+        mean = (filled * self.share).sum(axis=1)
+        self.moment = np.where(present, filled - mean[:, None], 0.0)
+        self.information = np.eye(len(values)) * present[:, None] - (
+            self.share[:, :, None] * present[:, None]
+        )
+        self.square = (self.moment**2).sum(axis=1)
+        self.floor = max(_floor(values) ** 2 * values.size, 1e-13 * float(self.square.sum()))
+        rss, df, self.inverse = self._solve(np.zeros(len(self.runs), bool))
+        self.rss, self.df = float(rss), int(df)
+        self.effect = mean - self.share @ self.inverse @ self.moment.sum(axis=0)
+
+    def contrasts(self, baseline: int, others: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Differences of arms to the baseline, and their covariance in units of the variance.
+
+        Each arm must share a seed with the baseline, directly or by way of other arms.
+        """
+        contrast = self.share[list(others)] - self.share[baseline]
+        difference = self.effect[list(others)] - self.effect[baseline]
+        own = np.diag(1 / self.runs[list(others)]) + 1 / self.runs[baseline]
+        covariance = own + contrast @ self.inverse @ contrast.T
+        return difference, covariance
+
+    def without_each(self) -> tuple[np.ndarray, np.ndarray]:
+        """`rss` and `df` of the fits to all runs but those of one arm, for each arm."""
+        return self._solve(np.eye(len(self.runs), dtype=bool))[:2]
+
+    def _solve(self, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`rss`, `df` and the inverse information without some arms, [..., arms]."""
+        kept = (~left_out).astype(float)
+        information = np.tensordot(kept, self.information, 1)
+        moment = kept @ self.moment
+        inverse = np.linalg.pinv(information, rcond=1e-9, hermitian=True)
+        rank = np.rint(np.einsum("...ij,...ji->...", inverse, information)).astype(int)
+        explained = np.einsum("...i,...ij,...j->...", moment, inverse, moment)
+        df = (kept @ np.maximum(self.runs - 1, 0)).astype(int) - rank
+        return np.maximum(kept @ self.square - explained, self.floor), df, inverse
+
+
+def compare(values: np.ndarray, arms: Sequence[str], seeds: Sequence[int]) -> Comparisons:
+    """Every arm against the first at a primary endpoint, at 95 % for all of them together.
+
+    Arms in the pool get Dunnett-type intervals from the block model (`dunnett.py`, with the
+    correlations of this very design). An arm out of the pool (see `odd_arms`) gets its own paired
+    t. Both kinds share the 5 %, less what choosing the pool may err in (`chosen_wrongly`): of k
+    comparisons each outside takes 1/k of it (Bonferroni), the pool takes the rest at once. An arm
+    with one shared seed, and all arms where none shares three, get the difference alone.
+
+    Args:
+        values: [seeds, arms], NaN where a run is missing; each arm has a run.
+        arms: names, the baseline first.
+        seeds: of the rows.
+    """
+    difference = values - values[:, :1]
+    shared = (~np.isnan(difference)).sum(axis=0)
+    pool = [i for i in range(len(arms)) if i == 0 or shared[i] >= 2]
+    odd: dict[int, str] = {}
+    if shared[1:].max(initial=0) >= FEWEST_SEEDS:
+        odd = {pool[i]: way for i, way in odd_arms(values[:, pool]).items()}
+    inside = [i for i in pool[1:] if i not in odd]
+    if 0 in odd or shared[inside].max(initial=0) < FEWEST_SEEDS:
+        inside = []
+    outside = [i for i in range(1, len(arms)) if i not in inside and shared[i] >= FEWEST_SEEDS]
+    family = len(inside) + len(outside)
+    spent = chosen_wrongly(len(pool))
+
+    estimates: dict[int, Estimate] = {}
+    sd, df, resolved = None, 0, None
+    if inside:
+        pooled, sd, df, resolved = _dunnett(values[:, [0, *inside]], family, spent)
+        estimates = dict(zip(inside, pooled, strict=True))
+    paired = {i: mean_interval(_known(difference[:, i])) for i in range(1, len(arms)) if shared[i]}
+    for i in outside:
+        alone = mean_interval(_known(difference[:, i]), 1 - (1 - LEVEL - spent) / family)
+        p = None if alone.p is None else min(1.0, family * alone.p + spent)
+        estimates[i] = Estimate(alone.value, alone.low, alone.high, p)
+    compared = {
+        arms[i]: Comparison(
+            adjusted=estimates.get(i, Estimate(each.value)),
+            paired=each if shared[i] >= FEWEST_SEEDS else None,
+            per_seed={
+                seed: float(value)
+                for seed, value in zip(seeds, difference[:, i], strict=True)
+                if not np.isnan(value)
+            },
+            left_pool=odd.get(i),
+        )
+        for i, each in paired.items()
+    }
+    left = {arms[i]: way for i, way in odd.items()}
+    return Comparisons(compared, left, sd, df, family, resolved)
+
+
+def _dunnett(
+    values: np.ndarray, family: int, spent: float
+) -> tuple[list[Estimate], float | None, int, float | None]:
+    """Estimates of all columns against the first, their sd and df, and the widest half-width."""
+    fit = BlockFit(values)
+    difference, covariance = fit.contrasts(0, range(1, values.shape[1]))
+    if fit.rss <= fit.floor:  # runs that do not vary say nothing about chance
+        return [Estimate(float(each)) for each in difference], None, 0, None
+    sd = math.sqrt(fit.rss / fit.df)
+    error = sd * np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(error, error) * sd**2
+    share = len(difference) / family
+    half = error * critical_value(correlation, fit.df, 1 - (1 - LEVEL - spent) * share)
+    p = tails(np.abs(difference) / error, correlation, fit.df) / share + spent
+    ends = zip(difference, difference - half, difference + half, np.minimum(1.0, p), strict=True)
+    return [Estimate(*map(float, each)) for each in ends], sd, fit.df, float(half.max())
+
+
+def chosen_wrongly(arms: int) -> float:
+    """The chance that `odd_arms` takes any of so many arms of equal variance out of the pool.
+
+    What leaves by chance leaves a pool that looks quieter than it is, and so errs more often than
+    it says. But it errs in at most the studies in which the whole pool errs, and those in which an
+    arm left: with this share taken out of the 5 % and added to every p, both together err in 5 %.
+    The levels of the two tests are added; that arms are tested in steps adds a little, which
+    simulation shows to be far less than what is spare (docs/reading.md).
+    """
+    return 2 * ODD if arms > 2 else 0.0
+
+
+def odd_arms(values: np.ndarray) -> dict[int, str]:
+    """The arms whose variance is clearly unequal to that of the others, and in which direction.
+
+    "more" (a collapsed arm): the F test of the residual that an arm's runs add to the block model
+    of the other arms against the residual of that model; exact under equal variances for any
+    missing runs (Chow 1960, Econometrica 28:591). The worst arm is taken away and the rest tested
+    again until half are gone; all arms up to the last significant step leave, so that two
+    collapsed arms do not hide each other (as in Rosner 1983, Technometrics 25:165).
+    "less" (an A/A arm that has not drifted from its twin): paired differences to the baseline that
+    vary clearly less than the rest of the pool, by the lower tail of F. Left in, such a pair would
+    make the pool look quieter than it is. Both at 0.1 %, divided by the number of arms tested: at
+    1 % the arms that leave by chance alone raise the family-wise error by half a percent.
+
+    Two arms cannot be told apart, and few seeds show only gross inequality: a standard deviation
+    about 67 times the others' with 3 arms and 3 seeds, 4 times with 5 arms and 5 seeds.
+
+    Args:
+        values: [seeds, arms], the baseline first, NaN where a run is missing.
+
+    Returns:
+        "more" or "less" by column.
+    """
+    from scipy.special import fdtr
+
+    odd = dict.fromkeys(_scattered(values), "more")
+    left = [i for i in range(values.shape[1]) if i not in odd]
+    if 0 in odd:
+        return odd
+    fit = BlockFit(values[:, left])
+    for i in left[1:]:
+        each = _known(values[:, i] - values[:, 0])
+        df = len(each) - 1
+        if df < 1 or fit.df - df < 1:
+            continue
+        own = max(float(np.var(each)) * len(each) / 2, fit.floor)
+        rest = max(fit.rss - own, fit.floor)
+        ratio = own / df / (rest / (fit.df - df))
+        if rest > fit.floor and fdtr(df, fit.df - df, ratio) < ODD / (len(left) - 1):
+            odd[i] = "less"
+    return odd
+
+
+def _scattered(values: np.ndarray) -> list[int]:
+    from scipy.special import fdtrc
+
+    left, removed, last = list(range(values.shape[1])), [], 0
+    for _ in range((len(left) - 1) // 2):
+        fit = BlockFit(values[:, left])
+        rss, df = fit.without_each()
+        extra, extra_df = np.maximum(fit.rss - rss, fit.floor), fit.df - df
+        testable = (df >= 1) & (extra_df >= 1)
+        df, extra_df = np.maximum(df, 1), np.maximum(extra_df, 1)
+        p = np.where(testable, fdtrc(extra_df, df, extra / extra_df / (rss / df)), 1.0)
+        worst = int(np.argmin(p))
+        last = len(removed) + 1 if p[worst] < ODD / len(left) else last
+        removed.append(left.pop(worst))
+    return removed[:last]
+
+
+def seeds_needed(sd: float, family: int, effect: float) -> int | None:
+    """About how many seeds show an effect in four of five studies; None above 10,000.
+
+    The smallest n with effect >= sd sqrt(2 / n) (t at the level 0.05 / family + t at the power of
+    80 %), both of (family)(n - 1) degrees of freedom: the normal approximation with Student's
+    quantiles and Bonferroni's level, slightly more than Dunnett's.
+
+    Args:
+        sd: residual standard deviation of one run, in the units of `effect`.
+        family: comparisons with the baseline.
+        effect: above 0.
+    """
+    from scipy.special import stdtrit
+
+    n = np.arange(FEWEST_SEEDS, 10_001)
+    df = family * (n - 1)
+    quantiles = stdtrit(df, 1 - (1 - LEVEL) / (2 * family)) + stdtrit(df, POWER)
+    enough = np.flatnonzero(sd * np.sqrt(2 / n) * quantiles <= effect)
+    return int(n[enough[0]]) if len(enough) else None
+
+
+def _known(values: np.ndarray) -> np.ndarray:
+    return values[~np.isnan(values)]
+
+
+def _floor(values: np.ndarray) -> float:
+    """What rounding alone can make of equal values."""
+    return 1e-12 * max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-100)

@@ -1,0 +1,223 @@
+"""What finished records say, read once: two Parquet files a folder of runs, refreshed file by file.
+
+A record is read and checked against its seal when the size, time of change or inode of one of its
+files is not what the cache knows; everything else comes from the cache. Runs that are not finished
+are read every time. The cache lies with that of the data (`MOEBENCH_CACHE`), holds nothing that
+cannot be made again, and is left alone where it cannot be written.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+import pyarrow.parquet as pq
+
+from moebench.data.making.cache import cache_root
+from moebench.errors import RecordError
+from moebench.records import Record, sha256, write_atomically
+
+FORMAT = 2  # raised when the same record would be kept otherwise
+KNOWN = b"moebench.known"  # where a Parquet file tells format and stamps, as JSON
+
+
+def read_rows(
+    root: Path, records: Sequence[Record], read: Callable[[Record], dict[str, Any]]
+) -> tuple[list[tuple[Record, dict[str, Any]]], list[tuple[Record, str]]]:
+    """What `read` makes of each record, from the cache where a finished one is unchanged.
+
+    Args:
+        root: the folder that the records lie in; each has a cache of its own.
+        records: to read.
+        read: gives values that JSON can hold; raises RecordError.
+
+    Returns:
+        The records with what was read, and those that could not be, with the reason.
+    """
+    path = _place(root, "runs")
+    old = _texts(path)
+    found, failed, kept, changed = [], [], {}, False
+    for record in records:
+        stamp = _stamp(record, "summary.json", "manifest.json")
+        key = record.name
+        if stamp and (known := old.get(key)) and known[0] == stamp:
+            kept[key] = known
+            found.append((record, json.loads(known[1])))
+            continue
+        try:
+            row = read(record)
+        except RecordError as error:
+            failed.append((record, str(error)))
+            continue
+        found.append((record, row))
+        if stamp:
+            kept[key], changed = (stamp, json.dumps(row)), True
+    if changed:
+        _write_texts(path, old | kept)
+    return found, failed
+
+
+def read_curves(
+    root: Path, records: Sequence[Record], metrics: Sequence[str] | None = None
+) -> tuple[pa.Table, list[tuple[Record, str]]]:
+    """The metrics of some records at each logged step.
+
+    Args:
+        root: the folder that the records lie in.
+        records: to read.
+        metrics: the columns to give; None gives all.
+
+    Returns:
+        A table of `run`, `step` and a column a metric, null where a step has none; and the records
+        whose metrics cannot be read, with the reason.
+    """
+    path = _place(root, "curves")
+    known = _known(path)
+    stamps = {record.name: _stamp(record, "metrics.jsonl") for record in records}
+    stale = [r for r in records if not known.get(r.name) or known[r.name] != stamps[r.name]]
+    failed: list[tuple[Record, str]] = []
+    fresh: dict[str, pa.Table] = {}
+    for record in stale:
+        try:
+            fresh[record.name] = _curve(record)
+        except RecordError as error:
+            failed.append((record, str(error)))
+    names = [r.name for r in records]
+    sealed = {r.name for r in stale if r.name in fresh and r.is_done() and stamps[r.name]}
+    if sealed:
+        rest = [name for name in known if name not in fresh]
+        table = _join([_stored(path, rest, None), *(fresh[name] for name in sealed)])
+        told = {name: known[name] for name in rest} | {name: stamps[name] for name in sealed}
+        _write(path, table, told)
+    wanted = [name for name in names if name not in fresh and name in known]
+    parts = [_stored(path, wanted, metrics), *(_columns(fresh[n], metrics) for n in fresh)]
+    return _join(parts), failed
+
+
+def _curve(record: Record) -> pa.Table:
+    """One record's numbers: `run`, `step`, metrics; checked against its seal if it has one."""
+    path = record.path / "metrics.jsonl"
+    if record.is_done():
+        sealed = record.summary().get("files")
+        if not isinstance(sealed, dict) or not path.is_file():
+            raise RecordError("metrics.jsonl: is missing")
+        if sealed.get("metrics.jsonl") != sha256(path):
+            raise RecordError("metrics.jsonl: was changed after the run; see moebench verify")
+    table = _quickly(path)
+    if table is None:  # line by line, so that an error names the line
+        rows = [{k: v for k, v in row.items() if _is_number(v)} for row in record.rows()]
+        keys = dict.fromkeys(key for row in rows for key in row)
+        columns = {key: pa.array([_float(row.get(key)) for row in rows]) for key in keys}
+        table = pa.table(columns or {"step": pa.array([], pa.float64())})
+    number = pa.field("step", pa.float64())
+    kept = {number.name: table["step"].cast(pa.float64())}
+    for name in table.column_names:
+        kind = table.schema.field(name).type
+        if name != "step" and (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            kept[name] = table[name].cast(pa.float64(), safe=False)
+    names = pa.array([record.name] * table.num_rows, pa.string()).dictionary_encode()
+    return pa.table({"run": names, **kept})
+
+
+def _quickly(path: Path) -> pa.Table | None:
+    """All lines at once; None where one is odd, which a slower reader has to judge."""
+    try:
+        whole, line, _torn = path.read_bytes().rpartition(b"\n")
+        if not whole:
+            return None
+        options = pj.ReadOptions(use_threads=False, block_size=len(whole) + 2)
+        table = pj.read_json(pa.BufferReader(whole + line), read_options=options)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    odd = "step" not in table.column_names or not pa.types.is_integer(table["step"].type)
+    return None if odd or table["step"].null_count else table
+
+
+def _place(root: Path, name: str) -> Path:
+    digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    return cache_root() / f"report-{digest}" / f"{name}.parquet"
+
+
+def _stamp(record: Record, *names: str) -> str:
+    """The state of some files of a finished record; empty for another."""
+    try:
+        states = [(record.path / name).stat() for name in ("summary.json", *names)]
+    except OSError:
+        return ""
+    return " ".join(f"{each.st_size}:{each.st_mtime_ns}:{each.st_ino}" for each in states)
+
+
+def _known(path: Path) -> dict[str, str]:
+    """The stamps in a Parquet file; none if it is missing, broken or of another format."""
+    try:
+        found = json.loads(pq.read_schema(path).metadata[KNOWN])
+        return dict(found["stamps"]) if found["format"] == FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return {}
+
+
+def _stored(path: Path, names: Sequence[str], metrics: Sequence[str] | None) -> pa.Table:
+    if not names:
+        return _join([])
+    columns = None
+    if metrics is not None:
+        there = pq.read_schema(path).names
+        columns = [each for each in ("run", "step", *metrics) if each in there]
+    table = pq.read_table(path, columns=columns).replace_schema_metadata(None)
+    codes = table["run"].combine_chunks()
+    wanted = set(names)
+    if wanted >= set(codes.dictionary.to_pylist()):
+        return table
+    return table.filter(
+        pc.call_function(
+            "is_in", [codes.dictionary_decode()], pc.SetLookupOptions(pa.array(list(wanted)))
+        )
+    )
+
+
+def _columns(table: pa.Table, metrics: Sequence[str] | None) -> pa.Table:
+    if metrics is None:
+        return table
+    return table.select([name for name in ("run", "step", *metrics) if name in table.column_names])
+
+
+def _join(tables: Sequence[pa.Table]) -> pa.Table:
+    run = pa.field("run", pa.dictionary(pa.int32(), pa.string()))
+    empty = pa.schema([run, pa.field("step", pa.float64())]).empty_table()
+    joined = pa.concat_tables([empty, *tables], promote_options="default")
+    return joined.unify_dictionaries().combine_chunks()
+
+
+def _write(path: Path, table: pa.Table, stamps: Mapping[str, str]) -> None:
+    told = json.dumps({"format": FORMAT, "stamps": dict(stamps)}).encode()
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({KNOWN: told}), sink, compression="lz4")
+    with suppress(OSError):
+        write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def _texts(path: Path) -> dict[str, tuple[str, str]]:
+    stamps = _known(path)
+    if not stamps:
+        return {}
+    table = pq.read_table(path)
+    texts = zip(table["run"].to_pylist(), table["text"].to_pylist(), strict=True)
+    return {run: (stamps[run], text) for run, text in texts if run in stamps}
+
+
+def _write_texts(path: Path, rows: Mapping[str, tuple[str, str]]) -> None:
+    table = pa.table({"run": list(rows), "text": [text for _, text in rows.values()]})
+    _write(path, table, {run: stamp for run, (stamp, _) in rows.items()})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: Any) -> float | None:
+    return float(value) if value is not None and abs(value) < 1e308 else None

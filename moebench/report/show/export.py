@@ -1,0 +1,177 @@
+"""The report for programs: an object for JSON, a line an arm and metric for CSV and Parquet."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from moebench.errors import RecordError
+from moebench.records import write_atomically
+from moebench.report.infer.arms import Arm, Described, Table
+from moebench.report.infer.statistics import Comparison
+from moebench.report.paper.findings import Verdict
+from moebench.report.read.frame import Problem
+
+SCHEMA_VERSION = 1
+COLUMNS = (
+    *("table", "arm", "baseline", "metric", "n", "mean", "low", "high"),
+    *("difference", "difference_low", "difference_high", "p"),
+)
+FORMULA_STARTS = ("=", "+", "-", "@")
+
+
+def as_dict(
+    tables: Sequence[Table],
+    unfinished: Sequence[Any],
+    problems: Sequence[Problem],
+    metrics: Sequence[str] = (),
+) -> dict:
+    """What `moebench report --json` prints: numbers or null, in the units of each metric.
+
+    `rows` holds one object an arm. The baseline's differences are null. The primary endpoint's
+    carry `p`, `per_seed`, `paired` (Student's t alone) and `left_pool` beside the interval, which
+    is adjusted for the number of arms; the differences of all others are paired, with Student's t.
+    `metrics` are those to tell, all if it is empty.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "rows": [
+            _row(i, table, arm, metrics) for i, table in enumerate(tables) for arm in table.arms
+        ],
+        "findings": [
+            _finding(i, each) for i, table in enumerate(tables) for each in table.findings
+        ],
+        "tables": [_about(table) for table in tables],
+        "unfinished": [each._asdict() for each in unfinished],
+        "problems": [each._asdict() for each in problems],
+    }
+
+
+def as_csv(tables: Sequence[Table], metrics: Sequence[str] = ()) -> str:
+    """Tidy, with a header line; empty where there is no value.
+
+    Text that a spreadsheet would take for a formula starts with an apostrophe; numbers do not.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for line in _lines(tables, metrics):
+        writer.writerow([_guarded(cell) if isinstance(cell, str) else cell for cell in line])
+    return file.getvalue()
+
+
+def as_parquet(tables: Sequence[Table], metrics: Sequence[str] = ()) -> bytes:
+    """The rows of the CSV, typed; text as it is, since no spreadsheet takes it for a formula."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole, text = dict.fromkeys(("table", "n"), pa.int64()), ("arm", "baseline", "metric")
+    kinds = whole | dict.fromkeys(text, pa.string())
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in COLUMNS])
+    rows = [dict(zip(COLUMNS, line, strict=True)) for line in _lines(tables, metrics)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _lines(tables: Sequence[Table], metrics: Sequence[str]) -> Iterable[list[Any]]:
+    for i, table in enumerate(tables):
+        for arm in table.arms:
+            for name, each in _told(arm, metrics):
+                yield [
+                    *(i, arm.name, table.baseline, name, each.n, each.mean, each.low, each.high),
+                    *(each.difference, each.difference_low, each.difference_high, each.p),
+                ]
+
+
+def _guarded(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+def _told(arm: Arm, metrics: Sequence[str]) -> list[tuple[str, Described]]:
+    return [
+        (name, each) for name, each in sorted(arm.metrics.items()) if not metrics or name in metrics
+    ]
+
+
+def _row(index: int, table: Table, arm: Arm, wanted: Sequence[str]) -> dict[str, Any]:
+    metrics = {name: _metric(each) for name, each in _told(arm, wanted)}
+    if arm.name in table.comparisons.arms and table.primary in metrics:
+        comparison = table.comparisons.arms[arm.name]
+        metrics[table.primary] |= {"p": comparison.adjusted.p, **_tested(comparison)}
+    return {
+        "arm": arm.name,
+        "n": len(arm.seeds),
+        "seeds": list(arm.seeds),
+        "group": {"sequences": _whole(arm.sequences), "tokens": _whole(arm.group_tokens)},
+        "table": index,
+        "baseline": table.baseline,
+        "metrics": metrics,
+        "unfinished": arm.unfinished,
+        "cost": arm.cost and arm.cost._asdict(),
+    }
+
+
+def _finding(index: int, verdict: Verdict) -> dict[str, Any]:
+    """Sizes in nats a `unit`; `paper` at 4, 3 and 5 bytes a token, which are assumed."""
+    here = verdict.here
+    return {
+        "table": index,
+        **{key: getattr(verdict, key) for key in ("claim", "source", "type", "verdict", "reason")},
+        "arms": list(verdict.arms),
+        "unit": verdict.unit,
+        "here": {"value": here.value, "low": here.low, "high": here.high},
+        "paper": verdict.paper and list(verdict.paper),
+        "resolved": verdict.resolved,
+        "seeds": verdict.seeds,
+    }
+
+
+def _metric(each: Described) -> dict[str, Any]:
+    return {
+        "n": each.n,
+        "mean": each.mean,
+        "low": each.low,
+        "high": each.high,
+        "difference": each.difference,
+        "difference_low": each.difference_low,
+        "difference_high": each.difference_high,
+    }
+
+
+def _tested(comparison: Comparison) -> dict[str, Any]:
+    paired = comparison.paired
+    return {
+        "paired": paired and {"low": paired.low, "high": paired.high, "p": paired.p},
+        "per_seed": {str(seed): value for seed, value in comparison.per_seed.items()},
+        "left_pool": comparison.left_pool,
+    }
+
+
+def _about(table: Table) -> dict[str, Any]:
+    return {
+        "differs": table.differs,
+        "baseline": table.baseline,
+        "primary": table.primary,
+        "comparisons": table.comparisons.family,
+        "sd": table.comparisons.sd,
+        "df": table.comparisons.df,
+        "resolved": table.comparisons.resolved,
+        "random_max_vio": {scope: list(ends) for scope, ends in table.random.items()},
+        "tokens": _whole(table.tokens[1]) if table.tokens else None,
+    }
+
+
+def _whole(count: float | None) -> int | None:
+    return None if count is None else round(count)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Keep what was made, its folder too; RecordError if that cannot be."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise RecordError(
+            f"{path}: cannot be written ({error.strerror}); name another place"
+        ) from None
