@@ -21,7 +21,8 @@ from moebench.config.compose import Composer
 from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus, prepare
 from moebench.model.transformer import MoETransformer
-from moebench.train.loop import make_objective, make_state, train
+from moebench.train.build import make_objective, make_state
+from moebench.train.loop import train
 from moebench.train.step import Distance, Objective, Step, estimator_error
 
 MICRO_BSZ, GLOBAL_BSZ = 4, 32

@@ -17,8 +17,8 @@ from timing import device_here, header, timed
 from moebench.config.compose import Composer
 from moebench.data.batches import make_batches
 from moebench.data.corpus import prepare
+from moebench.train.build import make_objective, make_state
 from moebench.train.feed import Feed
-from moebench.train.loop import make_objective, make_state
 from moebench.train.step import Step, accumulate_gradients
 
 

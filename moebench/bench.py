@@ -16,8 +16,9 @@ import torch
 from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus, prepare
+from moebench.train.build import make_state
 from moebench.train.kernels import Kernels, apply, choose
-from moebench.train.loop import Arm, make_state
+from moebench.train.loop import Arm
 from moebench.train.measure import step_metrics
 from moebench.train.step import (
     Objective,

@@ -33,8 +33,8 @@ from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
 from moebench.records import Record, sha256
+from moebench.train.build import make_model, make_objective
 from moebench.train.checkpoint import load_checkpoint, steps_kept
-from moebench.train.loop import make_model, make_objective
 from moebench.train.step import state_kinds, steering_after
 
 BATCH_TOKENS = 8192

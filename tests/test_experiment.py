@@ -22,7 +22,8 @@ from moebench.data.corpus import Corpus, prepare
 from moebench.errors import DataError, RecordError, Stopped, TrainingError
 from moebench.experiment import run_experiment
 from moebench.records import Record, find_records
-from moebench.train.loop import Event, make_model
+from moebench.train.build import make_model
+from moebench.train.loop import Event
 from tests.results import measured, results
 
 COMPOSER = Composer()

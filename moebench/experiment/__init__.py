@@ -45,8 +45,9 @@ from moebench.metrics.load import random_load, random_max_violation
 from moebench.records import EVALUATED, FULL, SETTLED, Record
 from moebench.tensorboard import View
 from moebench.train import kernels as kernels_of
+from moebench.train.build import State, make_objective, make_state
 from moebench.train.checkpoint import load_checkpoint, save_checkpoint, steps_kept
-from moebench.train.loop import Arm, Event, State, make_objective, make_state, train
+from moebench.train.loop import Arm, Event, train
 from moebench.train.ranks import Ranks, joined, world_size
 from moebench.train.stack import Work, drive
 from moebench.train.step import Outcome, state_kinds

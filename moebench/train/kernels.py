@@ -22,7 +22,7 @@ from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
 from moebench.model.transformer import Attention
 from moebench.records import cannot_write, write_json
-from moebench.train.loop import COMPUTE
+from moebench.train.build import COMPUTE
 
 FOLDER = ".kernels"  # hidden, so that it is no run
 LONG_CPU = 5e14  # FLOPs of a run that earns the minutes that a compilation may take on a CPU

@@ -7,7 +7,7 @@ from a checkpoint of step n goes on as if it had never stopped, on a CPU bit for
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,19 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moebench.balance import Estimator, Schedule, Scope, Term, make_method, make_scope
-from moebench.config.identity import estimator, gate, treatment
-from moebench.config.schema import ExperimentConfig, assigns, in_steps, router_groups
+from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
-from moebench.errors import ConfigError, TrainingError
-from moebench.model.router import Gating
-from moebench.model.transformer import MoETransformer, initialize, perturb_routers
+from moebench.errors import TrainingError
+from moebench.model.transformer import MoETransformer
 from moebench.records import SETTLED
+from moebench.train.build import COMPUTE, State, make_objective
 from moebench.train.feed import Feed
 from moebench.train.forces import forces
 from moebench.train.measure import evaluate, fetched, recent_load, step_metrics
-from moebench.train.optimizer import learning_rate, make_optimizer
+from moebench.train.optimizer import learning_rate
 from moebench.train.ranks import Ranks
 from moebench.train.step import (
     Objective,
@@ -40,23 +38,6 @@ from moebench.train.step import (
     objective_terms,
     steering_after,
 )
-
-COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-
-
-@dataclass
-class State:
-    """What a run carries from step to step.
-
-    `balance` holds the state of each balance term and method, and `load` the recent loads of the
-    experts; they are None before the first step.
-    """
-
-    model: MoETransformer
-    optimizer: torch.optim.AdamW
-    step: int = 0
-    balance: list[Any] | None = None
-    load: Tensor | None = None
 
 
 @dataclass
@@ -107,124 +88,6 @@ class Clock:
             "speed/tokens_per_second": self.tokens / seconds,
             "speed/step_seconds": seconds / self.steps,
         }
-
-
-def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
-    """The model of a config, with its initial weights."""
-    shape = config.model
-    model = MoETransformer(
-        vocab_size=vocab_size,
-        d_model=shape.d_model,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_experts=shape.num_experts,
-        top_k=shape.top_k,
-        expert_dim=shape.expert_dim,
-        num_shared_experts=shape.num_shared_experts,
-        gating=make_gating(config),
-        dense_layers=shape.dense_layers if shape.moe else shape.num_layers,
-        compute=COMPUTE[config.train.precision],
-        document_end=vocab_size - 1 if config.data.mask_documents else None,
-    )
-    initialize(model, config.seed)
-    if config.router.perturb:
-        perturb_routers(model, config.seed, config.router.perturb)
-    return model
-
-
-def make_gating(config: ExperimentConfig) -> Gating:
-    """How the routers of a config choose, in its canonical form."""
-    router, (name, renormalize) = config.router, gate(config)
-    method = make_method(config.method.name, config.method.options)
-    return Gating(
-        gate=cast(Any, name),
-        form=cast(Any, router.form),
-        bias=router.gate_bias,
-        renormalize=renormalize,
-        jitter=router.jitter,
-        noise=router.noise,
-        expert_groups=router.expert_groups,
-        top_groups=router.top_groups,
-        random=router.random,
-        capacity_factor=router.capacity_factor,
-        drop=cast(Any, router.drop),
-        group_bsz=router_groups(config) or 1,
-        method=method if assigns(config) else None,
-        observes=frozenset() if method is None else method.observes,
-    )
-
-
-def make_schedule(config: ExperimentConfig) -> Schedule | None:
-    """Which experts there are when; None: all, always."""
-    router = config.router
-    if router.start_experts is None and not router.prune_below:
-        return None
-    return Schedule(
-        config.model.top_k,
-        start=router.start_experts,
-        full_at=in_steps(router.full_at, config.train.steps) or 0,
-        prune_below=router.prune_below,
-        prune_every=router.prune_every,
-    )
-
-
-def make_objective(config: ExperimentConfig, domains: Sequence[str]) -> Objective:
-    """The objective in its canonical form, so that equal treatments compute equal bits.
-
-    Raises ConfigError for a weight of a domain that the data has not.
-    """
-    balance, how = config.balance, estimator(config)
-    method = make_method(config.method.name, config.method.options)
-    acting = [each for each in (method, make_schedule(config)) if each is not None]
-    return Objective(
-        terms=tuple(make_term(config, each, domains) for each in treatment(config)),
-        micro_bsz=config.micro_bsz,
-        z=config.loss.z,
-        estimator=Estimator(
-            how["balance.estimator"],
-            pass_bsz=how.get("balance.pass_bsz"),
-            window_steps=balance.window_steps,
-            decay=how.get("balance.decay", 0.0),
-        ),
-        layers=cast(Any, balance.layers),
-        uniform=config.model.top_k if balance.uniform == "k" else 1.0,
-        probs=cast(Any, balance.probs),
-        methods=tuple(acting),
-    )
-
-
-def make_term(
-    config: ExperimentConfig, canonical: Mapping[str, Any], domains: Sequence[str]
-) -> Term:
-    """A term of the treatment, as `identity.treatment` gives it."""
-    name = "global" if canonical["scope"] == "group" else canonical["scope"]
-    weights = canonical.get("domains", {})
-    for each in weights.keys() - set(domains):
-        raise ConfigError(
-            f"balance.terms: weighs the domain {each}, which the data has not; it has "
-            f"{', '.join(domains)}"
-        )
-    return Term(
-        cast(
-            Scope,
-            make_scope(
-                name,
-                micro_bsz=config.micro_bsz,
-                balance_bsz=canonical.get("balance_bsz"),
-                num_domains=len(domains),
-            ),
-        ),
-        weight=canonical["weight"],
-        start=canonical.get("start"),
-        stop=canonical.get("stop"),
-        ramp=canonical.get("ramp", 0),
-        domain_weights=tuple(weights.get(each, 1.0) for each in domains) if weights else None,
-    )
-
-
-def make_state(config: ExperimentConfig, vocab_size: int, device: torch.device) -> State:
-    model = make_model(config, vocab_size).to(device)
-    return State(model, make_optimizer(model, config.optim))
 
 
 def train(

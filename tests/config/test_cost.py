@@ -8,7 +8,7 @@ from moebench.balance import Steering
 from moebench.config.compose import Composer
 from moebench.config.cost import parameters, training_flops
 from moebench.model.noise import keys
-from moebench.train.loop import make_model
+from moebench.train.build import make_model
 
 SHAPES = [
     (),

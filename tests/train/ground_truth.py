@@ -22,7 +22,8 @@ from moebench.data.sources import open_source
 from moebench.data.sources.synthetic import Synthetic
 from moebench.data.tokenizer import END
 from moebench.model.transformer import MoETransformer
-from moebench.train.loop import make_state, train
+from moebench.train.build import make_state
+from moebench.train.loop import train
 
 HALF = "test"
 

@@ -18,8 +18,9 @@ from moebench.data.corpus import prepare
 from moebench.errors import Stopped
 from moebench.experiment import run_experiment
 from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.build import make_model, make_objective
 from moebench.train.feed import Feed
-from moebench.train.loop import Event, make_model, make_objective
+from moebench.train.loop import Event
 from moebench.train.step import Step, accumulate_gradients
 from tests.train.batches_seen import watched
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moebench.balance import balance_loss, join, observe, selected_mass
 from moebench.config.compose import Composer
-from moebench.train.loop import make_objective
+from moebench.train.build import make_objective
 from tests.routings import random_routing, route
 
 LAYERS, SEQUENCES, TOKENS, EXPERTS, K, MICRO = 3, 8, 5, 6, 2, 2

@@ -16,8 +16,9 @@ from moebench.data.corpus import Corpus, prepare
 from moebench.errors import TrainingError
 from moebench.experiment import run_experiment, run_stack
 from moebench.records import Record
+from moebench.train.build import make_state
 from moebench.train.feed import Feed
-from moebench.train.loop import Arm, make_state, train
+from moebench.train.loop import Arm, train
 from moebench.train.stack import Stack, Work, drive
 from tests.results import results
 

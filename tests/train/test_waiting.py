@@ -12,7 +12,8 @@ from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
 from moebench.errors import TrainingError
 from moebench.records import Record
-from moebench.train.loop import Arm, Event, make_state
+from moebench.train.build import make_state
+from moebench.train.loop import Arm, Event
 from moebench.train.step import Step, accumulate_gradients
 
 Made = Callable[..., Arm]
