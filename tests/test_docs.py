@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -13,91 +12,45 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHRUNK = {
-    "model": "smoke",
-    "train.steps": "2",
-    "seq_len": "16",
-    "data.valid_sequences": "2",
-    "run.device": "cpu",
-    "run.threads": "1",
-}
-TRAINS = ("train", "sweep")
-
-
-def blocks(page: Path, kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-
-
-COMMANDS = sorted(
-    {
-        line.split("#")[0].strip()
-        for page in PAGES
-        for block in blocks(page, "sh")
-        for line in block.splitlines()
-        if line.startswith(("moebench ", "torchrun "))
-    }
+from tests.doc_pages import (
+    MOEBENCH,
+    ROOT,
+    SHRUNK,
+    blocks,
+    commands,
+    named_files,
+    run,
+    shrink,
+    write_files,
 )
+
+EXTENDING = ROOT / "docs" / "extending.md"  # test_extending.py runs it, on a copy of the tree
+PAGES = [
+    path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    if path != EXTENDING
+]
+COMMANDS = sorted({command for page in PAGES for command in commands(page)})
 PYTHON = [block for page in PAGES for block in blocks(page, "python")]
 SCRIPTS = [block for page in PAGES for block in blocks(page, "bash")]
-FILES = [  # each named right before its text
-    found
-    for page in PAGES
-    for found in re.findall(
-        r"`([\w/]+\.(?:yaml|py))`:\n\n^```\w+\n(.*?)^```",
-        page.read_text(),
-        re.DOTALL | re.MULTILINE,
-    )
-]
-MOEBENCH = ["-m", "moebench.cli"]
 TORCHRUN = ["-m", "torch.distributed.run"]
-
-
-def shrink(words: list[str], folder: Path) -> list[str]:
-    """The same command on a small model and small data, with few steps."""
-    if words[0] not in TRAINS and words[0] != "data":
-        return words
-    if {"--status", "--print-config", "--config"} & {*words}:  # these need no data, or have it
-        return words
-    small = SHRUNK if words[0] in TRAINS else {}
-    if words[0] == "sweep":
-        small = {**small, "seed": "0"}
-    keys = {word.split("=")[0] for word in words[1:] if "=" in word}
-    kept = [word for word in words if word.split("=")[0] not in small]
-    kept = [f"data.path={folder}" if word.startswith("data.path=") else word for word in kept]
-    kept = [word.replace("path=texts", f"path={folder}") for word in kept]
-    if words[0] in TRAINS and keys & {"experiment"}:
-        kept += ["micro_bsz=4", "global_bsz=8"]
-    if "data.path" not in keys and not {"data=synthetic", "data=mixture"} & {*words}:
-        kept += ["data=folder", f"data.path={folder}"]
-    return [*kept, *(f"{key}={value}" for key, value in small.items())]
 
 
 def test_there_are_commands_and_python_to_try() -> None:
     assert {command.split()[1] for command in COMMANDS} >= {"train", "sweep", "report", "dashboard"}
     assert PYTHON
     assert SCRIPTS
-    assert len(FILES) == 3
+    assert len([name for page in PAGES for name, _ in named_files(page)]) == 2
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Path:
     """A folder with the docs' files, and a study that has been run, to be reported."""
     place = tmp_path_factory.mktemp("docs")
-    for name, text in FILES:
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_text(text)
+    for page in PAGES:
+        write_files(page, place)
     run(shrink(["sweep", "study=demo"], text_folder), place)
     return place
-
-
-def run(words: list[str], place: Path, start: list[str] = MOEBENCH) -> str:
-    done = subprocess.run(
-        [sys.executable, *start, *words], cwd=place, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -185,6 +138,6 @@ def test_python_runs(code: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_readme_opens_with_the_two_commands() -> None:
-    first = blocks(ROOT / "README.md", "sh")[0]
+    first = blocks((ROOT / "README.md").read_text(), "sh")[0]
     assert [line.split("#")[0].strip() for line in first.splitlines()] == ["make demo", "make test"]
     assert shutil.which("make")
