@@ -1,4 +1,4 @@
-"""The page on which TensorBoard shows all runs, and the making of views that it lacks."""
+"""TensorBoard on all runs, and the event files (views) that it shows, written where missing."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,24 +10,28 @@ from moebench.records import Record, find_records
 from moebench.tensorboard import PREFIX, rebuild
 
 
-def lacking_views(runs_dir: Path, *, again: bool = False) -> list[Record]:
-    """The finished runs that have lost their view, or `again` all runs, whatever they have.
+def records_to_view(runs_dir: Path, *, rebuild_all: bool = False) -> list[Record]:
+    """The finished runs without a view, or with `rebuild_all` all runs.
 
-    Raises RecordError if there are no runs.
+    Raises:
+        RecordError: there are no runs.
     """
     records = find_records(runs_dir)
     if not records:
-        raise RecordError(f"{runs_dir}: holds no runs; moebench train makes one")
-    if again:
+        raise RecordError(f"{runs_dir}: contains no runs; moebench train makes one")
+    if rebuild_all:
         return records
-    there = (record for record in records if record.is_done())
-    return [each for each in there if not any(each.path.glob(f"tensorboard/{PREFIX}*"))]
+    return [
+        record
+        for record in records
+        if record.is_done() and not any(record.path.glob(f"tensorboard/{PREFIX}*"))
+    ]
 
 
 def make_views(records: list[Record]) -> Iterator[str]:
-    """Make the view of each record; yields why it cannot be, or nothing.
+    """Write the view of each record; yields why it was not possible, or an empty string.
 
-    A run that a process trains keeps its view, since that process goes on writing it.
+    The view of a run that is being trained stays, because its process is still writing it.
     """
     for record in records:
         try:
@@ -42,14 +46,14 @@ def make_views(records: list[Record]) -> Iterator[str]:
 
 
 def serve(runs_dir: Path, port: int | None, on_url: Callable[[str], None]) -> None:
-    """Show the runs in TensorBoard until a signal, to this machine alone: it asks no password.
+    """Serve the runs in TensorBoard until a signal. Only this machine can connect: no password.
 
     Args:
-        port: of the page; None for 6006 or the next that is free.
-        on_url: told the address of the page that asks the four questions, once it is there.
+        port: of the page; None for 6006 or the next free one.
+        on_url: called with the address of the page with moebench's layout, once it is served.
 
     Raises:
-        MoebenchError: the page cannot be served, as on a port that is in use.
+        MoebenchError: the page cannot be served, for example because the port is in use.
     """
     from tensorboard import program
 
@@ -60,6 +64,6 @@ def serve(runs_dir: Path, port: int | None, on_url: Callable[[str], None]) -> No
         on_url(f"{server.launch()}#custom_scalars")
         threading.Event().wait()
     except program.TensorBoardServerException as error:
-        raise MoebenchError(f"--port: {error.msg}; name another") from None
-    except KeyboardInterrupt:  # which the command line makes of every signal that ends it
+        raise MoebenchError(f"--port: {error.msg}; choose another port") from None
+    except KeyboardInterrupt:  # the command line raises it for every stopping signal
         return

@@ -1,7 +1,7 @@
-"""What can go wrong, as the user sees it: one line that names key, value and remedy.
+"""Errors that a user can cause or fix: one line that names key, value and remedy.
 
-Every error that a user can cause or cure is a `MoebenchError`; the command line prints its text
-after `error: ` and exits with its code. Anything else that escapes is a bug.
+The command line prints the text of a `MoebenchError` after `error: ` and exits with its code. Any
+other exception that escapes is a bug.
 """
 
 import signal
@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class MoebenchError(Exception):
-    """Base of all errors with a message for the user."""
+    """Base class of all errors with a message for the user."""
 
     exit_code = 1
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What is said, a line for each thing that is wrong."""
+        """The message, one line per problem."""
         return (str(self),)
 
 
 class ConfigError(MoebenchError):
-    """A key, value or combination of them that cannot work."""
+    """A key, a value or a combination of them that cannot work."""
 
     exit_code = 2
 
 
 class DataError(MoebenchError):
-    """Data that is missing, empty, broken or too little."""
+    """Data that is missing, empty, damaged or too small."""
 
     exit_code = 2
 
@@ -43,11 +43,11 @@ class RecordError(MoebenchError):
 
 
 class LockedError(RecordError):
-    """A run that another process trains."""
+    """A run that another process is training."""
 
 
 class TrainingError(MoebenchError):
-    """A run that cannot go on: a loss that is not finite, memory or disk that ran out."""
+    """A run that cannot continue: a loss that is not finite, or memory or disk that is full."""
 
     exit_code = 1
 
@@ -55,22 +55,21 @@ class TrainingError(MoebenchError):
 class Stopped(MoebenchError):  # noqa: N818, stopping is no error
     """A run that a signal stopped after a checkpoint, and that `--resume` continues.
 
-    The exit code is 130 for SIGINT, else 75, which batch systems read as "try again".
+    The exit code is 130 for SIGINT, otherwise 75, which batch systems read as "try again".
     """
 
     def __init__(self, path: Path, step: int, number: int) -> None:
         super().__init__(
-            f"{path}: stopped by {signal.Signals(number).name} at step {step}; "
-            "--resume goes on from there"
+            f"{path}: stopped by {signal.Signals(number).name} at step {step}; --resume continues"
         )
         self.exit_code = 130 if number == signal.SIGINT else 75
 
 
 class Several(MoebenchError):  # noqa: N818, it is several errors
-    """Errors of which none hides another; the exit code is that of the first."""
+    """Several errors, raised as one. Its exit code is that of the first."""
 
     def __init__(self, errors: Sequence[MoebenchError]) -> None:
-        self._lines = tuple(dict.fromkeys(line for each in errors for line in each.lines))
+        self._lines = tuple(dict.fromkeys(line for error in errors for line in error.lines))
         self.exit_code = errors[0].exit_code
         super().__init__("\n".join(self._lines))
 
@@ -79,23 +78,23 @@ class Several(MoebenchError):  # noqa: N818, it is several errors
         return self._lines
 
 
-def together(errors: Sequence[MoebenchError]) -> MoebenchError:
-    """Some errors, or the only one, as one to raise."""
+def combine(errors: Sequence[MoebenchError]) -> MoebenchError:
+    """One error to raise for all of `errors`, of which there is at least one."""
     return Several(errors) if len(errors) > 1 else errors[0]
 
 
-def each_of(act: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
-    """`act` of each item. Errors are raised together, so that all can be mended at once.
+def apply_to_all(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Call `function` with each item, and raise all errors together, so all can be fixed at once.
 
-    What several items have wrong in common is said once.
+    An error that several items share is raised once.
     """
-    made: list[Made] = []
+    results: list[Result] = []
     errors: dict[str, MoebenchError] = {}
     for item in items:
         try:
-            made.append(act(item))
+            results.append(function(item))
         except MoebenchError as error:
             errors.setdefault(str(error), error)
     if errors:
-        raise together(list(errors.values()))
-    return made
+        raise combine(list(errors.values()))
+    return results

@@ -6,7 +6,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from moebench.dashboard import lacking_views, make_views
+from moebench.dashboard import make_views, records_to_view
 from moebench.errors import RecordError
 from moebench.records import Record
 from moebench.tensorboard import View
@@ -36,12 +36,12 @@ def view(record: Record) -> list[Path]:
 def test_a_finished_run_that_lost_its_view_gets_it_back(begin: Begin, tmp_path: Path) -> None:
     lost, kept, unfinished = begin("a"), begin("b"), begin("c", done=False)
     View(kept).close()
-    lacking = lacking_views(tmp_path)
+    lacking = records_to_view(tmp_path)
     assert [each.name for each in lacking] == ["a"]
     before = view(kept)
     assert list(make_views(lacking)) == [""]
     assert (len(view(lost)), view(kept), view(unfinished)) == (1, before, [])
-    assert lacking_views(tmp_path) == []
+    assert records_to_view(tmp_path) == []
 
 
 def test_all_views_are_made_again_but_those_that_cannot_be(begin: Begin, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_all_views_are_made_again_but_those_that_cannot_be(begin: Begin, tmp_pat
     for record in (done, trained):
         View(record).close()
     before = view(done)
-    lacking = lacking_views(tmp_path, again=True)
+    lacking = records_to_view(tmp_path, rebuild_all=True)
     assert [each.name for each in lacking] == names
     (tmp_path / ".locks").mkdir()
     with filelock.FileLock(tmp_path / ".locks" / "trained.lock"):
@@ -79,5 +79,5 @@ def test_a_view_that_cannot_be_written_is_named(begin: Begin) -> None:
 
 def test_without_runs_there_is_nothing_to_show(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nope"):
-        with pytest.raises(RecordError, match=f"^{path}: holds no runs; moebench train makes one"):
-            lacking_views(path)
+        with pytest.raises(RecordError, match=f"^{path}: contains no runs; moebench train "):
+            records_to_view(path)

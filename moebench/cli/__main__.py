@@ -1,4 +1,4 @@
-"""`python -m moebench.cli`: the command line without its script."""
+"""`python -m moebench.cli`: the command line without the installed script."""
 
 from moebench.cli import main
 

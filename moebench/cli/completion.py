@@ -1,8 +1,8 @@
-"""What a shell offers when Tab is pressed: keys, groups, presets, values, studies and runs.
+"""Shell completion of keys, groups, presets, values, studies and runs.
 
-Typer brings the scripts of the shells and completes commands and options; here is what it cannot
-know. It runs at every press of the key, so it imports neither Hydra nor anything of data, and where
-something is wrong it offers nothing: an error in the middle of a prompt helps nobody.
+Typer provides the shell scripts and completes commands and options. This module runs whenever Tab
+is pressed, so it imports neither Hydra nor anything from `data`. Where something is wrong, it
+offers nothing: an error in the middle of a prompt helps nobody.
 """
 
 import os
@@ -25,32 +25,36 @@ from moebench.errors import MoebenchError
 Choice = tuple[str, str]  # a word, and what it means
 Completion = Callable[[typer.Context, str], list[Choice]]
 
-# The script of a shell evaluates what it is offered: a name on disk has to be harmless, a meaning
-# is made so, and is cut before Typer breaks it into lines, of which each would be a choice.
+# Shell scripts evaluate what they are offered. So names on disk are offered only if they are
+# harmless, and special characters in meanings are replaced. A meaning is also shortened, because
+# Typer would break it into lines and the shell would take each line for a choice.
 HARMLESS = re.compile(r"[\w./+@,=-]+")
-INSTEAD = str.maketrans({"[": "(", "]": ")", "\\": "/", "`": None, '"': None, "$": None})
+REPLACEMENTS = str.maketrans({"[": "(", "]": ")", "\\": "/", "`": None, '"': None, "$": None})
 WIDTH = 72
 
 
-def _quietly(complete: Callable[[typer.Context, str], Iterator[Choice]]) -> Completion:
+def _without_errors(complete: Callable[[typer.Context, str], Iterator[Choice]]) -> Completion:
+    """Offer nothing instead of raising an error."""
+
     @wraps(complete)
     def completed(ctx: typer.Context, incomplete: str) -> list[Choice]:
         try:
-            return [(word, _short(meaning)) for word, meaning in complete(ctx, incomplete)]
+            return [(word, _harmless(meaning)) for word, meaning in complete(ctx, incomplete)]
         except (MoebenchError, OSError, ValueError, yaml.YAMLError):
             return []
 
     return completed
 
 
-def _short(meaning: str) -> str:
-    plain = "".join(filter(str.isprintable, " ".join(meaning.split()).translate(INSTEAD)))
+def _harmless(meaning: str) -> str:
+    """A meaning as one short line that a shell can evaluate."""
+    plain = "".join(filter(str.isprintable, " ".join(meaning.split()).translate(REPLACEMENTS)))
     return plain if len(plain) <= WIDTH else f"{plain[: WIDTH - 1]}…"
 
 
-@_quietly
+@_without_errors
 def overrides(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
-    """`key=value` and `group=preset`, and of a sweep `study=`, `study.*` and lists of values."""
+    """`key=value` and `group=preset`; for a sweep also `study=`, `study.*` and lists of values."""
     typed: Sequence[str] = ctx.params.get("overrides") or ()
     beginning = ""
     if "COMP_WORDS" in os.environ:  # bash
@@ -62,9 +66,9 @@ def overrides(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """Words as bash splits them, which makes three of `key=value`, put together again.
+    """Join the words again that bash split at the `=` of `key=value`.
 
-    The last is the beginning of the word to complete: `key=`, or empty.
+    The last word of the result is the start of the word to complete: `key=`, or empty.
     """
     joined: list[str] = []
     for word in words:
@@ -73,7 +77,7 @@ def _joined(words: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     if joined and "=" not in joined[-1]:
-        joined[-1] += "="  # which Typer takes away where nothing follows it
+        joined[-1] += "="  # Typer removes a = that nothing follows
     if not (joined and joined[-1].endswith("=")):
         joined.append("")
     return joined
@@ -85,7 +89,7 @@ class _Words:
     def __init__(self, ctx: typer.Context, typed: Sequence[str]) -> None:
         self.presets = Presets(ctx.params.get("config_dir"))
         self.sweeps = ctx.command.name == "sweep"
-        self.typed = dict(each.split("=", 1) for each in typed if "=" in each)
+        self.typed = dict(word.split("=", 1) for word in typed if "=" in word)
         self.groups = (*self.presets.groups, *([STUDY] if self.sweeps else []))
         self.knobs = KNOBS | (STUDY_KNOBS if self.sweeps else {})
 
@@ -100,16 +104,16 @@ class _Words:
         for name in names:
             yield f"{name}=", self._meaning(name)
         if len(names) == 1:
-            # Its values too: a choice that stands alone would get a blank behind its =.
+            # Also offer the values: bash adds a space after `key=` if it is the only choice.
             yield from self._values(names[0], "")
 
     def _values(self, key: str, value: str) -> Iterator[Choice]:
         before, comma, _ = value.rpartition(",") if self.sweeps else ("", "", "")
-        for each, meaning in self._each(key):
-            if each not in before.split(","):
-                yield f"{key}={before}{comma}{each}", meaning
+        for choice, meaning in self._choices(key):
+            if choice not in before.split(","):
+                yield f"{key}={before}{comma}{choice}", meaning
 
-    def _each(self, key: str) -> Iterator[Choice]:
+    def _choices(self, key: str) -> Iterator[Choice]:
         if key in self.groups:
             for preset in filter(HARMLESS.fullmatch, self.presets.choices(key)):
                 yield preset, opening(self.presets.path(key, preset))
@@ -121,11 +125,11 @@ class _Words:
         elif key == "data.path":
             for folder in filter(Path.is_dir, Path().iterdir()):
                 if HARMLESS.fullmatch(folder.name) and not folder.name.startswith("."):
-                    yield folder.name, "a folder here"
+                    yield folder.name, "directory"
         elif key in self.knobs:
-            known = self.knobs[key]
-            for each in _usual(known):
-                yield each, _facts(known)
+            knob = self.knobs[key]
+            for value in _usual_values(knob):
+                yield value, _facts(knob)
 
     def _meaning(self, name: str) -> str:
         if name in self.groups:
@@ -133,26 +137,26 @@ class _Words:
         return _facts(self.knobs[name])
 
 
-def _facts(known: Field) -> str:
-    return "; ".join(filter(None, (known.metadata["meaning"], range_words(known.metadata))))
+def _facts(knob: Field) -> str:
+    return "; ".join(filter(None, (knob.metadata["meaning"], range_words(knob.metadata))))
 
 
-def _usual(known: Field) -> Iterator[str]:
-    """The values of a knob: all where they are few, else its default."""
-    choices = known.metadata["choices"]
-    if known.type is bool:
+def _usual_values(knob: Field) -> Iterator[str]:
+    """All values of a knob if it has a list of choices, otherwise its default."""
+    choices = knob.metadata["choices"]
+    if knob.type is bool:
         yield from ("true", "false")
     elif choices:
         yield from choices
-    elif isinstance(known.default, int | float | str) and HARMLESS.fullmatch(str(known.default)):
-        yield str(known.default)
-    if isinstance(known.type, UnionType) and type(None) in get_args(known.type):
+    elif isinstance(knob.default, int | float | str) and HARMLESS.fullmatch(str(knob.default)):
+        yield str(knob.default)
+    if isinstance(knob.type, UnionType) and type(None) in get_args(knob.type):
         yield "null"
 
 
-@_quietly
+@_without_errors
 def runs(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
-    """The runs in --runs-dir, or in the folder that is being typed."""
+    """The runs in --runs-dir, or in the directory that is being typed."""
     folder, slash, _ = incomplete.rpartition("/")
     root = Path(folder or "/") if slash else ctx.params["runs_dir"]
     for path in sorted(root.glob("*/config.yaml")):
@@ -161,15 +165,16 @@ def runs(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
             yield name, ""
 
 
-@_quietly
+@_without_errors
 def studies(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
-    """The studies that were planned in --runs-dir, by name and by that of their directories."""
+    """The planned studies in --runs-dir: their names, and the names of their directories."""
     plans = sorted(ctx.params["runs_dir"].glob(f"studies/{incomplete}*/plan.json"))
     slugs = [path.parent.name for path in plans]
     names = [slug.rpartition("-")[0] for slug in slugs]
     yield from ((word, "") for word in dict.fromkeys(names + slugs) if HARMLESS.fullmatch(word))
 
 
-def formats() -> list[str]:
-    """Of a report, whose own list cannot be had without pandas."""
-    return ["table", "md", "csv", "json", "latex", "parquet"]
+@_without_errors
+def formats(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
+    """The formats of a report, named here because importing the report imports pandas."""
+    yield from ((name, "") for name in ("table", "md", "csv", "json", "latex", "parquet"))

@@ -1,13 +1,12 @@
-"""What a long command shows while it works: bars on a terminal, plain lines elsewhere.
+"""Progress of long commands on stderr: bars on a terminal, plain lines elsewhere.
 
-Everything goes to stderr; stdout is for data. Rich leaves out colour where NO_COLOR is set.
+Rich leaves out colour where NO_COLOR is set.
 """
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -20,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from moebench.records import printable
+from moebench.cli.output import print_message, stderr_console
 from moebench.study.launcher import LocalLauncher
 from moebench.study.plan import Job
 from moebench.study.status import last_word, state_of, without_run
@@ -30,49 +29,39 @@ PLAIN_EVERY = 10.0  # seconds between plain lines
 Item = TypeVar("Item")
 
 
-def console() -> Console:
-    """The console of everything that is not data."""
-    return Console(stderr=True, highlight=False)
-
-
-def say(text: str, to: Console | None = None) -> None:
-    """Print a line as it is, whatever it holds, beside the data."""
-    (to or console()).print(printable(text), markup=False, soft_wrap=True)
-
-
-def in_words(row: Mapping[str, Any]) -> str:
-    """Losses in nats per token, load and speed of a row, as far as it has them."""
-    said = []
-    for key, word, form in (
+def describe_row(row: Mapping[str, Any]) -> str:
+    """Losses (nats per token), load and speed of a metrics row, as far as it has them."""
+    words = []
+    for key, name, form in (
         ("train/loss", "loss", "{:.3f}"),
         ("valid/nats", "valid", "{:.4f}"),
         ("load/max_vio_batch", "MaxVio", "{:.2f}"),
         ("speed/tokens_per_second", "", "{:,.0f} tok/s"),
     ):
         if isinstance(row.get(key), int | float):
-            said.append(f"{word} {form.format(row[key])}".strip())
-    return "  ".join(said)
+            words.append(f"{name} {form.format(row[key])}".strip())
+    return "  ".join(words)
 
 
 class Display:
-    """Bars that are there while it is entered, and lines where there is no terminal."""
+    """A context manager that shows bars on a terminal, and prints lines where there is none."""
 
     def __init__(self) -> None:
-        self.console = console()
+        self.console = stderr_console()
         self.bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            # What is said last is cut first where the terminal is narrow.
-            TextColumn("{task.fields[now]}", table_column=Column(ratio=1, no_wrap=True)),
+            # On a narrow terminal, Rich shortens the last text column first.
+            TextColumn("{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True)),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,
             expand=True,
             disable=not self.console.is_terminal,
         )
-        self.told = time.monotonic()
+        self.last_line = time.monotonic()
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -81,25 +70,30 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.bars.stop()
 
-    def tell(self, line: str, *, now: bool = False) -> None:
-        """Say a line where there is no terminal: now, or if none was said for a while."""
-        if not self.console.is_terminal and (now or time.monotonic() - self.told > PLAIN_EVERY):
-            self.told = time.monotonic()
-            say(line, self.console)
+    def print(self, text: str) -> None:
+        """Print a line above the bars."""
+        print_message(text, self.console)
+
+    def print_plain(self, text: str, *, now: bool = False) -> None:
+        """Without a terminal, print a line: now, or if the last is PLAIN_EVERY seconds old."""
+        due = now or time.monotonic() - self.last_line > PLAIN_EVERY
+        if due and not self.console.is_terminal:
+            self.last_line = time.monotonic()
+            self.print(text)
 
 
-def counted(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
-    """Items as they come, with a bar on a terminal and a plain line now and then elsewhere."""
+def track(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
+    """Yield the items, and show how many of `total` have been yielded."""
     with Display() as display:
-        task = display.bars.add_task(what, total=total, now="")
+        task = display.bars.add_task(description, total=total, detail="")
         for number, item in enumerate(items, 1):
             display.bars.update(task, completed=number)
-            display.tell(f"{what}: {number} of {total}")
+            display.print_plain(f"{description}: {number} of {total}")
             yield item
 
 
 class TrainDisplay(Display):
-    """The progress of one run; give `update` every step."""
+    """The progress of one run. Call `update` after every step."""
 
     def __init__(self, name: str, steps: int) -> None:
         super().__init__()
@@ -109,26 +103,26 @@ class TrainDisplay(Display):
         self.task: TaskID | None = None
 
     def update(self, step: int, row: Mapping[str, Any] | None) -> None:
-        """Show that `step` is done, with its metrics if it has some."""
+        """Show that `step` steps are done, and the latest metrics."""
         self.latest |= row or {}
-        now = in_words(self.latest)
+        detail = describe_row(self.latest)
         if self.console.is_terminal:
             if self.task is None:
-                # added late, so that time left is that of this process
+                # Added only now: the steps of an earlier process would distort the time left.
                 self.task = self.bars.add_task(
-                    escape(self.name), total=self.steps, completed=step, now=now
+                    escape(self.name), total=self.steps, completed=step, detail=detail
                 )
-            self.bars.update(self.task, completed=step, now=now)
+            self.bars.update(self.task, completed=step, detail=detail)
         elif row:
-            line = f"{self.name}  step {step}/{self.steps}  {now}"
-            self.tell(line, now="valid/ppl" in row)
+            line = f"{self.name}  step {step}/{self.steps}  {detail}"
+            self.print_plain(line, now="valid/ppl" in row)
 
 
 class DataDisplay(Display):
-    """The progress of a preparation of data; give its `bar` what is done and the share that is.
+    """The progress of data preparation.
 
     Attributes:
-        bar: None where there is no terminal to draw it on.
+        bar: takes a description and the share that is done; None where there is no terminal.
     """
 
     def __init__(self) -> None:
@@ -136,18 +130,14 @@ class DataDisplay(Display):
         self.bar = self._update if self.console.is_terminal else None
         self.task: TaskID | None = None
 
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        say(text, self.console)
-
-    def _update(self, words: str, share: float) -> None:
+    def _update(self, description: str, share: float) -> None:
         if self.task is None:
-            self.task = self.bars.add_task("", total=100, now="")
-        self.bars.update(self.task, completed=round(100 * share), description=escape(words))
+            self.task = self.bars.add_task("", total=100, detail="")
+        self.bars.update(self.task, completed=round(100 * share), description=escape(description))
 
 
 class SweepDisplay(Display):
-    """The progress of a launcher's jobs, and of the whole by its steps."""
+    """The progress of a launcher's jobs, and of the whole sweep in steps."""
 
     def __init__(self, launcher: LocalLauncher) -> None:
         super().__init__()
@@ -160,45 +150,58 @@ class SweepDisplay(Display):
             if launcher.record(job).is_done()
         }
         self.total = self.bars.add_task(
-            "all runs", total=sum(self.steps.values()), completed=sum(self.done.values()), now=""
+            "all runs", total=sum(self.steps.values()), completed=sum(self.done.values()), detail=""
         )
-        self.tasks: dict[int, TaskID] = {}
-        self.elsewhere: set[int] = set()
+        self.tasks: dict[int, TaskID] = {}  # by the number of the job, while it is active
+        self.elsewhere: set[int] = set()  # jobs that another process runs
 
     def refresh(self) -> None:
-        """Look at the status files of the jobs that run, and say which have ended."""
-        here = {job.id for each in self.launcher.running for job in each.jobs}
-        elsewhere = {each.job.id for each in self.launcher.elsewhere}
-        for number in (here | elsewhere) - self.tasks.keys():
+        """Read the status of the active jobs, update their bars, and print which have ended."""
+        here = {job.id for attempt in self.launcher.running for job in attempt.jobs}
+        elsewhere = {waiting.job.id for waiting in self.launcher.elsewhere}
+        self._add(here | elsewhere)
+        self._print_new_elsewhere(elsewhere)
+        lines = []
+        for number in list(self.tasks):
+            job = self.jobs[number]
+            self._update(job)
+            lines.append(f"{job.run} {self.done[number]}/{self.steps[number]}")
+            if number not in here | elsewhere:
+                self._end(job)
+        self._update_total(lines)
+
+    def _add(self, active: set[int]) -> None:
+        for number in active - self.tasks.keys():
             self.tasks[number] = self.bars.add_task(
-                escape(self.jobs[number].run), total=self.steps[number], now="starting"
+                escape(self.jobs[number].run), total=self.steps[number], detail="starting"
             )
+
+    def _print_new_elsewhere(self, elsewhere: set[int]) -> None:
         for number in elsewhere - self.elsewhere:
             run = self.jobs[number].run
-            say(f"elsewhere  {run}  another process trains it; this sweep waits", self.console)
+            self.print(f"elsewhere  {run}  another process trains it; this sweep waits")
         self.elsewhere = elsewhere
-        said = []
-        for number, task in list(self.tasks.items()):
-            job = self.jobs[number]
-            status = last_word(self.launcher.record(job))
-            step = int(status.get("step", 0))
-            self.done[number] = step
-            words = in_words(status) or "starting"
-            self.bars.update(
-                task, completed=step, now=f"elsewhere  {words}" if number in elsewhere else words
-            )
-            said.append(f"{job.run} {step}/{self.steps[number]}")
-            if number not in here | elsewhere:
-                self.bars.remove_task(task)
-                del self.tasks[number]
-                self._ended(job)
-        finished = sum(self.launcher.record(job).is_done() for job in self.jobs.values())
-        words = f"{finished} of {len(self.steps)} done"
-        self.bars.update(self.total, completed=sum(self.done.values()), now=words)
-        share = sum(self.done.values()) / sum(self.steps.values())
-        self.tell(f"{share:.0%}  {words}  {'  '.join(said)}")
 
-    def _ended(self, job: Job) -> None:
+    def _update(self, job: Job) -> None:
+        status = last_word(self.launcher.record(job))
+        step = int(status.get("step", 0))
+        self.done[job.id] = step
+        detail = describe_row(status) or "starting"
+        if job.id in self.elsewhere:
+            detail = f"elsewhere  {detail}"
+        self.bars.update(self.tasks[job.id], completed=step, detail=detail)
+
+    def _end(self, job: Job) -> None:
+        """Remove the bar of a job, and print how it ended."""
+        self.bars.remove_task(self.tasks.pop(job.id))
         status = state_of(self.launcher.record(job))
-        why = without_run(job.run, str(status.get("reason") or in_words(status)))
-        say(f"{status['state']}  {job.run}  {why}".rstrip(), self.console)
+        reason = without_run(job.run, str(status.get("reason") or describe_row(status)))
+        self.print(f"{status['state']}  {job.run}  {reason}".rstrip())
+
+    def _update_total(self, lines: list[str]) -> None:
+        finished = sum(self.launcher.record(job).is_done() for job in self.jobs.values())
+        detail = f"{finished} of {len(self.steps)} done"
+        steps = sum(self.done.values())
+        self.bars.update(self.total, completed=steps, detail=detail)
+        share = steps / sum(self.steps.values())
+        self.print_plain(f"{share:.0%}  {detail}  {'  '.join(lines)}")

@@ -41,7 +41,7 @@ from moebench.config.schema import (
     type_words,
 )
 from moebench.config.untrusted import read_text
-from moebench.errors import ConfigError, MoebenchError, each_of, together
+from moebench.errors import ConfigError, MoebenchError, apply_to_all, combine
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 
@@ -152,11 +152,11 @@ class Composer(Presets):
             try:
                 self._checked(words)
             except MoebenchError as error:
-                raise together(
+                raise combine(
                     [ConfigError(f"study={name}: {line}") for line in error.lines]
                 ) from None
 
-        each_of(check, [study.overrides, *study.sizes.values(), *map(shlex.split, study.arms)])
+        apply_to_all(check, [study.overrides, *study.sizes.values(), *map(shlex.split, study.arms)])
         return study
 
     def _preset(self, name: str, *picks: str) -> Values:
@@ -210,7 +210,7 @@ class Composer(Presets):
             _refuse_odd(each)
             if known is KNOBS and self._is_group(each):
                 picks = _sweep(each) if each.is_sweep_override() else [_word(each)]
-                each_of(partial(self._check_pick, key), picks)
+                apply_to_all(partial(self._check_pick, key), picks)
             elif key not in known and not _is_entry(key, known):
                 if known is KNOBS and key.split(".")[0] == STUDY:
                     raise ConfigError(f"{each.input_line}: is for moebench sweep; leave it out")
@@ -219,7 +219,7 @@ class Composer(Presets):
             return each
 
         seen: dict[str, Override] = {}
-        for each in each_of(check, overrides):
+        for each in apply_to_all(check, overrides):
             key = each.key_or_group
             if key in seen:
                 raise ConfigError(

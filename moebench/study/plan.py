@@ -19,7 +19,7 @@ from moebench.config.presets import DEFAULT_STUDY
 from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
-from moebench.errors import ConfigError, RecordError, each_of
+from moebench.errors import ConfigError, RecordError, apply_to_all
 from moebench.records import SCHEMA_VERSION, cannot_write, printable, write_json
 
 
@@ -141,7 +141,7 @@ def make_plan(
     else:
         study = composer.study(names[0] if names else DEFAULT_STUDY, options)
         shared = (*study.overrides, *study.sizes.get(study.size, ()))
-        of_arm = each_of(lambda arm: composer.expand(shlex.split(arm)), study.arms)
+        of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
         arms = [job for jobs in of_arm for job in jobs]
         varied = {_key(each) for arm in arms for each in arm}
         for each in own:
@@ -157,10 +157,10 @@ def make_plan(
             for arm in arms
             for cell in composer.expand(_merge(composer.groups, shared, own, arm))
         ]
-    configs = list(zip(cells, each_of(composer.compose, cells), strict=True))
+    configs = list(zip(cells, apply_to_all(composer.compose, cells), strict=True))
     configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
     corpora = _corpora([config for _, config in configs], progress)
-    each_of(lambda pair: check_epochs(corpora[_data_key(pair[1].data)], pair[1]), configs)
+    apply_to_all(lambda pair: check_epochs(corpora[_data_key(pair[1].data)], pair[1]), configs)
     jobs: dict[str, Job] = {}
     for cell, config in configs:
         corpus = corpora[_data_key(config.data)]
@@ -196,7 +196,7 @@ def make_plan(
 
 def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Corpus]:
     needed = {_data_key(config.data): config.data for config in configs}
-    found = each_of(lambda data: prepare(data, progress=progress), needed.values())
+    found = apply_to_all(lambda data: prepare(data, progress=progress), needed.values())
     return dict(zip(needed, found, strict=True))
 
 

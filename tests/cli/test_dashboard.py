@@ -44,9 +44,9 @@ def test_the_runs_are_shown_until_a_signal(call: Call, number: signal.Signals) -
     assert (process.returncode, out) == (0, "")
     lines = err.splitlines()
     assert lines[0] == (
-        "left as it is: runs/broken/manifest.json: is no JSON object; the record is damaged"
+        "skipped: runs/broken/manifest.json: is no JSON object; the record is damaged"
     )
-    assert lines[-1] == "Ctrl-C ends it"
+    assert lines[-1] == "press Ctrl-C to stop"
     assert "Traceback" not in err
     deadline = time.monotonic() + 10  # TensorBoard's own helper ends once its pipe is closed
     while any(map(is_alive, started)) and time.monotonic() < deadline:
@@ -63,7 +63,7 @@ def test_a_signal_before_the_page_is_there_speaks_of_no_run(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moebench.dashboard.lacking_views", interrupted)
+    monkeypatch.setattr("moebench.dashboard.records_to_view", interrupted)
     result = call("dashboard")
     assert (result.code, result.out, result.err) == (130, "", "")
 
@@ -77,4 +77,5 @@ def test_a_port_in_use_is_one_line(call: Call) -> None:
         command = [sys.executable, "-m", "moebench.cli", "dashboard", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.search(rf"^error: --port: .*{port}.*; name another$", done.stderr, re.MULTILINE)
+    error = done.stderr.splitlines()[-1]
+    assert re.fullmatch(rf"error: --port: .*{port}.*; choose another port", error)

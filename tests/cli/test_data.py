@@ -50,7 +50,7 @@ def test_data_are_prepared_checked_and_made_again(call: Call, tmp_path: Path) ->
     found = json.loads(call("data", "prepare", "--json", *words).out)
     assert found == {"schema_version": 1, "content_hash": content_hash, "directory": directory}
     warning = "warning: all text is of one domain, a: data.homogeneity means nothing\n"
-    assert call("data", "check", *words) == (0, f"{directory}: whole and untouched\n", warning)
+    assert call("data", "check", *words) == (0, f"{directory}: complete and unchanged\n", warning)
     told = json.loads(call("data", "check", "--json", *words).out)
     assert told == {**found, "damage": []}
     tokens = Path(directory) / "a.train.bin"

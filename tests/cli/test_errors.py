@@ -30,11 +30,11 @@ WRONG = {
     "sweep --timeout nan": "Invalid value for '--timeout': nan: must be a time above 0, as in 90s",
     "sweep --status": "runs: no sweep was started here; moebench sweep starts one",
     "sweep --status demo": "runs: no sweep was started here; moebench sweep starts one",
-    "sweep --status --dry-run": "--status --dry-run: one looks at runs, one plans them; keep one",
+    "sweep --status --dry-run": "--status --dry-run: one shows runs, one plans them; use only one",
     "sweep --status study=dem": "study=dem: no such study; did you mean demo?",
     "sweep --status demo seed=1": "demo: is neither an option nor an override; write key=value",
     "dashboard --port 99999": "Invalid value for '--port': 99999: must be a whole number from 1 to",
-    "train --resume --force": "--resume --force: one goes on with a run, one starts afresh; keep",
+    "train --resume --force": "--resume --force: one continues a run, one starts over; use",
     # keys
     "train modle=smoke": "modle=smoke: no such key; did you mean model?",
     "train model.topk=2": "model.topk=2: no such key; did you mean model.top_k?",
@@ -122,10 +122,10 @@ WRONG = {
     "report": "runs: is no directory; name one with runs, or make some with moebench sweep",
     "report nope": "nope: is no directory; name one with runs, or make some with moebench sweep",
     "report --study nope": "--study nope: no such study in ",
-    "dashboard": "runs: holds no runs; moebench train makes one",
+    "dashboard": "runs: contains no runs; moebench train makes one",
     "verify": "runs: is no directory; name a run, or a folder of runs",
     "verify . nope": "nope: is no directory; name a run, or a folder of runs",
-    "verify .": ".: holds no finished run, and only those are sealed",
+    "verify .": ".: contains no finished run; only finished runs are sealed",
     "data check data=folder data.path=nope": "data.path=nope: there is no such folder; create it ",
 }
 

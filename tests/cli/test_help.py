@@ -10,8 +10,10 @@ import pytest
 
 from tests.calls import Call
 
-COMMANDS = ["train", "sweep", "report", "dashboard", "verify", "doctor"]
-COMMANDS += [f"data {each}" for each in ("prepare", "show", "check")]
+COMMANDS = [
+    *("train", "sweep", "report", "diff", "evaluate", "inspect", "dashboard", "verify", "bench"),
+    *("doctor", "data prepare", "data show", "data check"),
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -134,8 +134,8 @@ def test_bad_words_are_one_line(
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     for words, wanted in {
-        (): "name either a run, or --hf",
-        (record.path, "--hf", tmp_path): "name either a run, or --hf",
+        (): "name either a run, or a checkpoint",
+        (record.path, "--hf", tmp_path): "name either a run, or a checkpoint",
         ("nowhere",): "is no run",
         (record.path, "--step", "3"): "it has 0, 2, 4",
         (record.path, "--layer", "9"): "--layer=9: must be between 0 and",
@@ -143,7 +143,7 @@ def test_bad_words_are_one_line(
         (record.path, "--text", "\udcff"): "--text: is no UTF-8",
         (record.path, "--text", "a", "--layer", "9"): "--layer=9: must be between 0 and",
         ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
-        ("--hf", tmp_path): "takes --data",
+        ("--hf", tmp_path): "needs --data",
         ("--hf", tmp_path, "--data", tmp_path): f"--data={tmp_path}: holds no domain",
         ("--hf", tmp_path, "--data", text_folder): "cannot be loaded",
         ("--hf", tmp_path, "--data", tmp_path, "--micro-bsz", "5"): "must divide --sequences=32",

@@ -47,7 +47,7 @@ def test_a_run_that_is_stopped_can_be_resumed(
     _, err = process.communicate(timeout=30)
     assert process.returncode == code
     step = record.status()["step"]
-    said = f"{record.path}: stopped by {number.name} at step {step}; --resume goes on from there"
+    said = f"{record.path}: stopped by {number.name} at step {step}; --resume continues"
     assert err.splitlines()[-1] == f"error: {said}"
     assert "Traceback" not in err
     assert record.status()["state"] == "stopped"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from moebench import cli
+from moebench.cli.options import parse_duration
 from moebench.records import Record
 from tests.calls import Call
 
@@ -24,7 +24,7 @@ def test_a_grid_is_trained_and_a_second_sweep_does_nothing(
     assert first.code == 0
     assert first.out == ""
     lines = first.err.splitlines()
-    assert lines[0].startswith("sweep-")
+    assert sum(line.startswith("sweep-") for line in lines) == 1
     assert sum(line.startswith("done  micro-s0-") for line in lines) == 1
     assert sum(line.startswith("done  global-s0-") for line in lines) == 1
     [plan] = Path("runs").glob("studies/*/plan.json")
@@ -82,7 +82,7 @@ def test_the_config_of_every_run_is_shown(call: Call, small: list[str]) -> None:
     [("90", 90), ("90s", 90), ("1.5s", 1.5), ("30m", 1800), ("2h", 7200), ("1d", 86400)],
 )
 def test_a_time_is_a_number_with_or_without_a_unit(text: str, seconds: float) -> None:
-    assert cli._duration(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 def test_how_far_a_sweep_is_is_said_without_a_write(call: Call, small: list[str]) -> None:

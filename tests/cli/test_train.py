@@ -49,10 +49,10 @@ def test_a_run_is_trained_once_continued_and_made_afresh(call: Call, small: list
     for option in ([], ["--resume"]):
         again = call("train", "--json", *option, *small)
         assert (again.code, again.out) == (0, first.out)
-        assert again.err == f"{record.path}: is done already\n"
+        assert again.err == f"{record.path}: already done\n"
     dry = call("train", "--dry-run", *small)
-    assert dry.out == f"{record.path}: 6 steps of 8 sequences (is done already)\n"
-    assert call("verify").out == f"{record.path}: whole and untouched\n"
+    assert dry.out == f"{record.path}: 6 steps of 8 sequences (already done)\n"
+    assert call("verify").out == f"{record.path}: complete and unchanged\n"
     assert call("verify", record.path, "--json").out == (
         json.dumps({"schema_version": 1, "damage": {str(record.path): []}}, indent=2) + "\n"
     )
@@ -160,7 +160,7 @@ def test_equal_treatments_are_one_run_which_every_study_shares(
     made = json.loads(call("train", "--json", *small, "scope=micro").out)
     again = call("train", "--json", *small, "scope=global", "balance_bsz=4", "run.log_every=1")
     assert json.loads(again.out) == made
-    assert again.err == f"{made['run']}: is done already\n"
+    assert again.err == f"{made['run']}: already done\n"
     for arms in ("scope=micro,global", "scope=none,micro"):
         planned = json.loads(call("sweep", "--dry-run", "--json", *small, arms).out)["runs"]
         assert [run["state"] for run in planned if run["arm"] == "micro"] == ["done"]
@@ -177,7 +177,7 @@ def test_a_run_of_another_version_is_said_to_be_of_it(call: Call, small: list[st
     rewrite(manifest, moebench="0.0.9", torch="2.0.0")
     done = call("train", *small)
     assert (done.code, done.err) == (
-        *(0, f"{record.path}: is done already, by moebench 0.0.9 and torch 2.0.0\n"),
+        *(0, f"{record.path}: already done, by moebench 0.0.9 and torch 2.0.0\n"),
     )
     (record.path / "summary.json").unlink()
     unfinished = call("train", *small)
@@ -198,18 +198,18 @@ def test_a_run_of_another_version_is_said_to_be_of_it(call: Call, small: list[st
     assert record.manifest()["moebench"] != "0.0.9"
 
 
-def test_a_run_that_is_not_there_cannot_be_gone_on_with(call: Call, small: list[str]) -> None:
+def test_a_run_that_does_not_exist_cannot_be_resumed(call: Call, small: list[str]) -> None:
     result = call("train", "--resume", *small)
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(
-        r"error: runs/global-s0-\w+: there is no such run to go on with; start it without "
+        r"error: runs/global-s0-\w+: there is no such run to resume; start it without "
         r"--resume\n",
         result.err,
     )
     assert list(Path().iterdir()) == []
     Record(Path("runs/micro-s0-1")).begin("seed: 0\n", {})
     result = call("train", "--resume", *small)
-    assert "to go on with; unfinished are micro-s0-1; start it without --resume\n" in result.err
+    assert "to resume; unfinished runs are micro-s0-1; start it without --resume\n" in result.err
 
 
 @pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["sweep", "seed=0,1"]])

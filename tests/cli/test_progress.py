@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from moebench.cli import progress
-from moebench.cli.progress import SweepDisplay, TrainDisplay, in_words, say
+from moebench.cli.output import print_message
+from moebench.cli.progress import SweepDisplay, TrainDisplay, describe_row
 from moebench.lock import hold
 from moebench.records import Record
 from moebench.study import Job, LocalLauncher, Plan
@@ -22,19 +23,19 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a terminal of 80 columns is sent."""
     sent = io.StringIO()
     made = Console(file=sent, force_terminal=True, width=80, color_system=None)
-    monkeypatch.setattr(progress, "console", lambda: made)
+    monkeypatch.setattr(progress, "stderr_console", lambda: made)
     return sent
 
 
-def test_a_row_in_words() -> None:
-    assert in_words(ROW) == WORDS
-    assert in_words(ROW | {"load/max_vio_batch": 0.5}).split("  ")[2] == "MaxVio 0.50"
-    assert in_words({}) == ""
-    assert in_words({"train/loss": None, "valid/nats": "[/red]"}) == ""
+def test_a_row_describe_row() -> None:
+    assert describe_row(ROW) == WORDS
+    assert describe_row(ROW | {"load/max_vio_batch": 0.5}).split("  ")[2] == "MaxVio 0.50"
+    assert describe_row({}) == ""
+    assert describe_row({"train/loss": None, "valid/nats": "[/red]"}) == ""
 
 
 def test_a_line_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    say("[red] [/nope] \x1b[31m " + "x" * 200)
+    print_message("[red] [/nope] \x1b[31m " + "x" * 200)
     assert capsys.readouterr() == ("", "[red] [/nope] �[31m " + "x" * 200 + "\n")
 
 

@@ -1,0 +1,98 @@
+"""How a command ends: errors and signals become one line on stderr and an exit code.
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | failed |
+| 2 | usage, config, data, or nothing to report |
+| 3 | a sweep of which some runs failed (`sweep` exits with it) |
+| 75 | stopped by SIGTERM or SIGUSR1, can be resumed (EX_TEMPFAIL: batch systems try again) |
+| 130 | stopped by SIGINT, can be resumed |
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from moebench.cli.output import print_error
+from moebench.errors import MoebenchError
+
+FAILED = 1
+PARTLY_FAILED = 3
+STOPPED = 75
+INTERRUPTED = 130
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_RESUMABLE = ("train", "sweep")
+
+
+def run(app: typer.Typer, words: Sequence[str]) -> int:
+    """Run the command in `words` and return its exit code; every error is one line on stderr.
+
+    Unexpected exceptions pass through where MOEBENCH_DEBUG is set.
+    """
+    received = _interrupt_on_signals()
+    try:
+        code = app(words, prog_name="moebench", standalone_mode=False) or 0
+        print(end="", flush=True)  # so that output that cannot be written raises here
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        code = _report(error)
+    # Typer turns every KeyboardInterrupt into this code, whichever signal caused it.
+    return _report_signal(received[0], words) if received and code == INTERRUPTED else code
+
+
+def _interrupt_on_signals() -> list[int]:
+    """Make each stopping signal raise KeyboardInterrupt; returns a list of the signals received."""
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    for number in _SIGNALS:
+        signal.signal(number, interrupt)
+    return received
+
+
+def _report(error: Exception) -> int:
+    """Print an error and return its exit code."""
+    if isinstance(error, MoebenchError):
+        for line in error.lines:
+            print_error(line)
+        return error.exit_code
+    if isinstance(error, typer.TyperException):
+        if message := error.format_message():  # empty if the help was printed instead
+            print_error(message)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        # The reader of the output stopped early, as in `| head`: nothing to report, and nothing
+        # may be written when Python flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if os.environ.get("MOEBENCH_DEBUG"):
+        raise error
+    print_error(_describe(error))
+    return FAILED
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{error.strerror or error}"
+    return (
+        f"unexpected {type(error).__name__}: {error}; this is a bug in moebench "
+        "(MOEBENCH_DEBUG=1 shows where)"
+    )
+
+
+def _report_signal(number: int, words: Sequence[str]) -> int:
+    """Print which signal stopped the command and how to continue; returns the exit code."""
+    resumable = words and words[0] in _RESUMABLE
+    remedy = "; to continue, repeat the sweep, or the run with --resume" if resumable else ""
+    print_error(f"stopped by {signal.Signals(number).name}{remedy}")
+    return INTERRUPTED if number == signal.SIGINT else STOPPED

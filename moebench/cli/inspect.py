@@ -1,0 +1,100 @@
+"""`moebench inspect`: what the routers of a run or of a Hugging Face checkpoint do."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moebench.cli.options import AsJson, completion
+from moebench.cli.output import print_json, stdout_console
+from moebench.errors import ConfigError
+
+Run = Annotated[
+    Path | None,
+    typer.Argument(help="a run; leave it out with --hf", autocompletion=completion("runs")),
+]
+Text = Annotated[
+    str | None, typer.Option("--text", help="show which experts each token of this text uses")
+]
+HuggingFace = Annotated[
+    Path | None,
+    typer.Option("--hf", help="directory of a Hugging Face MoE checkpoint, instead of a run"),
+]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="with --hf: directory of text, one part per domain")
+]
+Sequences = Annotated[
+    int, typer.Option("--sequences", min=1, help="with --hf: sequences per domain")
+]
+SeqLen = Annotated[int, typer.Option("--seq-len", min=2, help="with --hf: tokens per sequence")]
+MicroBsz = Annotated[
+    int, typer.Option("--micro-bsz", min=1, help="with --hf: sequences per micro-batch")
+]
+Step = Annotated[
+    int | None,
+    typer.Option("--step", help="step of the evaluation or checkpoint; by default the last"),
+]
+Layer = Annotated[
+    int | None,
+    typer.Option(
+        "--layer",
+        help="MoE layer whose experts are listed; by default the last, or all with --text",
+    ),
+]
+
+
+def inspect(
+    run: Run = None,
+    text: Text = None,
+    hf: HuggingFace = None,
+    data: Data = None,
+    sequences: Sequences = 32,
+    seq_len: SeqLen = 128,
+    micro_bsz: MicroBsz = 4,
+    step: Step = None,
+    layer: Layer = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what routers do: load, domains of each expert, dead experts, single tokens.
+
+    Examples: `moebench inspect runs/RUN`, `moebench inspect runs/RUN --text "To be or not to be"`,
+    `moebench inspect --hf checkpoint --data texts`
+    """
+    if (run is None) == (hf is None):
+        raise ConfigError("inspect: name either a run, or a checkpoint directory with --hf")
+    if hf is not None:
+        if text is not None or step is not None or data is None:
+            raise ConfigError(
+                "--hf: needs --data with a directory of text, and no --text or --step"
+            )
+        from moebench.inspect.hf_checkpoint import inspect_checkpoint
+
+        inspection = inspect_checkpoint(
+            hf, data, sequences=sequences, seq_len=seq_len, micro_bsz=micro_bsz
+        )
+    else:
+        assert run is not None
+        if text is not None:
+            _print_text(run, text, step, layer, as_json)
+            return
+        from moebench.inspect import inspect_run
+
+        inspection = inspect_run(run, step)
+    if as_json:
+        print_json(inspection.to_dict())
+    else:
+        from moebench.inspect.render import show
+
+        show(inspection, stdout_console(), layer)
+
+
+def _print_text(run: Path, text: str, step: int | None, layer: int | None, as_json: bool) -> None:
+    """Print the experts of each token of a text."""
+    from moebench.inspect import inspect_text
+    from moebench.inspect.render import show_text
+
+    routed = inspect_text(run, text, step)
+    if as_json:
+        print_json(routed._asdict())
+    else:
+        show_text(routed, stdout_console(), layer)

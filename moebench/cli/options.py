@@ -1,0 +1,86 @@
+"""Arguments and options that several commands share, and the parsers of their values."""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUNS = Path("runs")
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def completion(name: str) -> Callable[[typer.Context, str], list[tuple[str, str]]]:
+    """The completion function `name`. Its module is imported only when Tab is pressed."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+        from moebench.cli import completion
+
+        return getattr(completion, name)(ctx, incomplete)
+
+    return complete
+
+
+def parse_number(text: str) -> int:
+    """A whole number from 1 to 65535."""
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise typer.BadParameter(f"{text}: must be a whole number from 1 to 65535")
+    return int(text)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, from text such as 90, 90s, 30m, 2h or 1d."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    seconds = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not 0 < seconds < 1e9:
+        raise typer.BadParameter(f"{text}: must be a time above 0, as in 90s, 30m or 2h")
+    return seconds
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="settings as key=value or group=preset, for example scope=global balance_bsz=128",
+        autocompletion=completion("overrides"),
+    ),
+]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="directory that holds the runs")]
+ConfigDir = Annotated[
+    Path | None, typer.Option("--config-dir", help="directory with additional presets of your own")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON to stdout")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE",
+        help="module or .py file that adds methods or scopes; may be repeated",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="print the plan and stop; prepares data, writes no run")
+]
+PrintConfig = Annotated[
+    bool,
+    typer.Option("--print-config", help="print the resolved config of each run as YAML and stop"),
+]
+
+
+def load_plugins(plugins: Iterable[str] | None) -> None:
+    """Import what `--plugin` names, so that its methods can be chosen.
+
+    Raises ConfigError for a module that cannot be imported.
+    """
+    from moebench.methods import load_plugin
+
+    for plugin in plugins or []:
+        load_plugin(plugin)
+
+
+def command_line() -> str:
+    """The command as the user typed it, quoted for a shell."""
+    return shlex.join(["moebench", *sys.argv[1:]])

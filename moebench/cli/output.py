@@ -1,0 +1,43 @@
+"""What commands print: data on stdout, messages and errors on stderr."""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA_VERSION = 1  # of everything that --json prints
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """Print a JSON object to stdout, with its schema version first."""
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2))
+
+
+def stdout_console() -> "Console":
+    """The console for tables on stdout."""
+    from rich.console import Console
+
+    return Console()
+
+
+def stderr_console() -> "Console":
+    """The console for everything that is not data."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_message(text: str, console: "Console | None" = None) -> None:
+    """Print one line to stderr, without interpreting markup and without control characters."""
+    from moebench.records import printable
+
+    (console or stderr_console()).print(printable(text), markup=False, soft_wrap=True)
+
+
+def print_error(text: str) -> None:
+    """Print `error: text` as one line to stderr. It uses no other module, so it cannot fail."""
+    line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    print(f"error: {line}", file=sys.stderr)

@@ -1,0 +1,143 @@
+"""`moebench report`: arms compared in tables, plots and a page."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moebench.cli.diff import print_diff
+from moebench.cli.options import RUNS, AsJson, RunsDir, command_line, completion
+from moebench.cli.output import print_message
+from moebench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moebench.report import Report
+
+Directories = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="runs, or directories of runs; by default all in --runs-dir. `diff A B` is the same "
+        "as `moebench diff A B`",
+        autocompletion=completion("runs"),
+    ),
+]
+Study = Annotated[
+    str | None,
+    typer.Option(
+        "--study", help="include only the runs of a study", autocompletion=completion("studies")
+    ),
+]
+Baseline = Annotated[
+    str | None, typer.Option("--baseline", help="arm that the others are compared with")
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where", metavar="KEY=VALUE,..", help="include only matching runs; may be repeated"
+    ),
+]
+By = Annotated[
+    list[str] | None,
+    typer.Option("--by", metavar="KEY", help="make a table per value; may be repeated"),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option("--metrics", metavar="NAME,..", help="show only these; * and ? are wildcards"),
+]
+Sort = Annotated[
+    str | None,
+    typer.Option("--sort", metavar="NAME", help="sort arms by a metric; -NAME for descending"),
+]
+At = Annotated[
+    int | None,
+    typer.Option("--at", min=0, metavar="STEP", help="compare at an earlier evaluation"),
+]
+PerDomain = Annotated[bool, typer.Option("--per-domain", help="add the nats of each domain")]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="table, md, csv, json, latex or parquet",
+        autocompletion=completion("formats"),
+    ),
+]
+Plots = Annotated[
+    Path | None, typer.Option("--plots", metavar="DIR", help="write plots there, as SVG and PNG")
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="write the report as an HTML page")
+]
+
+
+def report(
+    directories: Directories = None,
+    study: Study = None,
+    baseline: Baseline = None,
+    where: Where = None,
+    by: By = None,
+    metrics: Metrics = None,
+    sort: Sort = None,
+    at: At = None,
+    per_domain: PerDomain = False,
+    form: Format = "table",
+    plots: Plots = None,
+    html: Html = None,
+    as_json: AsJson = False,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Compare arms: load, specialisation, perplexity, and paired differences with intervals.
+
+    Examples: `moebench report --study demo`, `moebench report --study demo --html report.html`
+    """
+    form = "json" if as_json else form
+    if directories and str(directories[0]) == "diff":
+        print_diff(directories[1:], runs_dir, form)
+        return
+    from moebench.report import make_report
+
+    made = make_report(
+        directories or [runs_dir],
+        study=study,
+        baseline=baseline,
+        runs_dir=runs_dir,
+        where=where or (),
+        by=by or (),
+        metrics=[name for name in (metrics or "").split(",") if name],
+        sort=sort,
+        at=at,
+        per_domain=per_domain,
+    )
+    text = made.encode(form)  # first, so that a wrong --format writes no file
+    if plots is not None:
+        _write_plots(made, plots)
+    if html is not None:
+        _write_page(made, html)
+    elif plots is None or form != "table":
+        _print(text, form)
+
+
+def _write_plots(report: "Report", directory: Path) -> None:
+    from moebench.report import write
+
+    for table in report.tables:
+        suffix = f"-{table.index + 1}" if len(report.tables) > 1 else ""
+        for plot in report.plots(table):
+            write(directory / f"{plot.name}{suffix}.svg", plot.svg)
+            write(directory / f"{plot.name}{suffix}.png", plot.png)
+    print_message(f"{directory}: contains the plots")
+
+
+def _write_page(report: "Report", file: Path) -> None:
+    from moebench.report import write
+
+    write(file, report.page(command_line()).encode())
+    print_message(f"{file}: open it in a browser")
+
+
+def _print(text: bytes, form: str) -> None:
+    if form == "parquet" and sys.stdout.isatty():
+        raise ConfigError(
+            "--format parquet: is binary; redirect it to a file, as in > report.parquet"
+        )
+    sys.stdout.buffer.write(text)

@@ -1,0 +1,223 @@
+"""`moebench sweep`: every run of a study or a grid."""
+
+import os
+import shlex
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moebench.cli.exit_codes import PARTLY_FAILED
+from moebench.cli.options import (
+    RUNS,
+    AsJson,
+    ConfigDir,
+    DryRun,
+    Overrides,
+    Plugins,
+    PrintConfig,
+    RunsDir,
+    load_plugins,
+    parse_duration,
+    parse_number,
+)
+from moebench.cli.output import (
+    print_error,
+    print_json,
+    print_message,
+    stderr_console,
+    stdout_console,
+)
+from moebench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moebench.study import Job, LocalLauncher, Plan
+
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        "--jobs",
+        parser=parse_number,
+        metavar="N",
+        help="processes at a time; by default one per core",
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        parser=parse_duration,
+        metavar="TIME",
+        help="end a run that completes no step for this long, as in 90s, 30m or 2h; must be longer "
+        "than the start, an evaluation or a compilation takes",
+    ),
+]
+Status = Annotated[
+    bool,
+    typer.Option(
+        "--status",
+        help="show the progress of the runs and stop: of the latest sweep, of the study with the "
+        "given name, or of a sweep with the same settings",
+    ),
+]
+
+
+def sweep(
+    overrides: Overrides = None,
+    jobs: Jobs = None,
+    timeout: Timeout = None,
+    status: Status = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    print_config: PrintConfig = False,
+    config_dir: ConfigDir = None,
+    plugin: Plugins = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Train every run of a study or a grid, except those that are already done.
+
+    Examples: `moebench sweep study=demo`, `moebench sweep scope=micro,shuffled,global seed=0,1,2`,
+    `moebench sweep study=demo --status`
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("WORLD_SIZE: a sweep starts its own processes; start it without torchrun")
+    if status and dry_run:
+        raise ConfigError("--status --dry-run: one shows runs, one plans them; use only one")
+    load_plugins(plugin)
+    plan = _plan(overrides or [], config_dir, runs_dir, known=status)
+    if status:
+        _print_status(plan, runs_dir, as_json)
+        return
+    if print_config:
+        _print_configs(plan, as_json)
+        return
+    launcher = _launcher(plan, runs_dir, jobs, timeout)
+    _print_plan(launcher, stdout_console() if dry_run and not as_json else stderr_console())
+    if not dry_run:
+        _run(launcher)
+    if as_json:
+        _print_json(plan, runs_dir)
+    elif not dry_run:
+        elsewhere = [] if runs_dir == RUNS else ["--runs-dir", str(runs_dir)]
+        command = shlex.join(["moebench", "report", "--study", plan.slug, *elsewhere])
+        print_message(f"{command} compares the runs")
+    _report_failures(launcher)
+
+
+def _plan(words: list[str], config_dir: Path | None, runs_dir: Path, known: bool) -> "Plan":
+    """The plan that the words describe, or with `known` also that of an earlier sweep, by name."""
+    from moebench.config.compose import Composer
+    from moebench.study import find_plan, make_plan
+
+    if known and len(words) < 2 and "=" not in "".join(words):
+        return find_plan(runs_dir, *words)
+    plan, _ = make_plan(Composer(config_dir), words, progress=print_message)
+    return plan
+
+
+def _launcher(
+    plan: "Plan", runs_dir: Path, jobs: int | None, timeout: float | None
+) -> "LocalLauncher":
+    from moebench.config.compose import from_dict
+    from moebench.machine import usable_cores
+    from moebench.study import LocalLauncher
+    from moebench.study.stacking import on_gpu, stack_size
+
+    # One process with a stack of runs fills a GPU; several would only compete for it.
+    stacked = any(on_gpu(from_dict(job.config)) for job in plan.jobs)
+    workers = jobs or (1 if stacked else usable_cores())
+    return LocalLauncher(plan, runs_dir, workers, timeout, stack_size)
+
+
+def _run(launcher: "LocalLauncher") -> None:
+    from moebench.cli.progress import SweepDisplay
+
+    launcher.plan.write(launcher.runs_dir)
+    # Closing the generator stops the processes, also after an error or Ctrl-C.
+    with SweepDisplay(launcher) as display, closing(launcher.run()) as polls:
+        for _ in polls:
+            display.refresh()
+
+
+def _report_failures(launcher: "LocalLauncher") -> None:
+    """Print an error line per failed run and exit, if there are any."""
+    from moebench.study.status import without_run
+
+    for job, reason in launcher.failed:
+        print_error(f"{job.run}: {without_run(job.run, reason)}")
+    if launcher.failed:
+        raise typer.Exit(PARTLY_FAILED)
+
+
+def _print_status(plan: "Plan", runs_dir: Path, as_json: bool) -> None:
+    from moebench.study.status import look, render
+
+    if as_json:
+        _print_json(plan, runs_dir)
+    else:
+        render(plan, look(plan, runs_dir), stdout_console())
+
+
+def _print_json(plan: "Plan", runs_dir: Path) -> None:
+    from moebench.study.status import look, seconds_left
+
+    runs = look(plan, runs_dir)
+    rows = [{**asdict(run), "run": str(runs_dir / run.run)} for run in runs]
+    print_json({"study": plan.slug, "seconds_left": seconds_left(runs), "runs": rows})
+
+
+def _print_configs(plan: "Plan", as_json: bool) -> None:
+    from moebench.config.compose import from_dict, to_yaml
+
+    if as_json:
+        print_json({"runs": [{"run": job.run, "config": job.config} for job in plan.jobs]})
+        return
+    for job in plan.jobs:  # one YAML document per run
+        print(f"--- # {job.run}", to_yaml(from_dict(job.config)), sep="\n", end="")
+
+
+def _print_plan(launcher: "LocalLauncher", console: "Console") -> None:
+    """Print the overrides that all runs share, then a table with one row per arm."""
+    plan = launcher.plan
+    shared = [
+        word for word in plan.jobs[0].overrides if all(word in job.overrides for job in plan.jobs)
+    ]
+    size = f", size {plan.size}" if plan.size else ""
+    title = f"{plan.slug}{size}: {len(plan.jobs)} runs. {plan.question}"
+    print_message(title.strip(), console)
+    if shared:
+        print_message(f"all runs: {' '.join(shared)}", console)
+    console.print(_arms_table(launcher, shared))
+
+
+def _arms_table(launcher: "LocalLauncher", shared: list[str]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    arms: dict[str, list[Job]] = {}
+    for job in launcher.plan.jobs:
+        arms.setdefault(job.arm_hash, []).append(job)
+    # Two arms can have the same label; the baseline is the first of them.
+    baseline = next(job.arm_hash for job in launcher.plan.jobs if job.arm == launcher.plan.baseline)
+    table = Table()
+    for column in ("arm", "overrides", "seeds", "steps", "done"):
+        table.add_column(column, overflow="fold")
+    for arm_hash, jobs in arms.items():
+        overrides = [
+            word
+            for word in jobs[0].overrides
+            if word not in shared and not word.startswith("seed=")
+        ]
+        cells = (
+            jobs[0].arm + (" (baseline)" if arm_hash == baseline else ""),
+            " ".join(overrides),
+            " ".join(str(job.seed) for job in jobs),
+            str(jobs[0].config["train"]["steps"]),
+            f"{sum(launcher.record(job).is_done() for job in jobs)}/{len(jobs)}",
+        )
+        table.add_row(*map(Text, cells))
+    return table

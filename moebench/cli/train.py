@@ -1,0 +1,171 @@
+"""`moebench train`: one run."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moebench.cli.options import (
+    RUNS,
+    AsJson,
+    ConfigDir,
+    DryRun,
+    Overrides,
+    Plugins,
+    PrintConfig,
+    RunsDir,
+    load_plugins,
+)
+from moebench.cli.output import print_json, print_message, stdout_console
+from moebench.errors import ConfigError, RecordError
+
+if TYPE_CHECKING:
+    from moebench.config.schema import ExperimentConfig
+    from moebench.data.corpus import Corpus
+    from moebench.records import Record
+
+Resume = Annotated[bool, typer.Option("--resume", help="continue an unfinished run")]
+Force = Annotated[bool, typer.Option("--force", help="start over, even if the run exists")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="start from the config.yaml of a run")
+]
+
+SUMMARY = (
+    *("valid/nats", "valid/ppl", "valid/bits_per_byte"),
+    *("load/max_vio_micro", "load/max_vio_batch", "load/max_vio_global"),
+    *("specialization/domain", "speed/tokens_per_second", "seconds"),
+)
+
+
+def train(
+    overrides: Overrides = None,
+    resume: Resume = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    print_config: PrintConfig = False,
+    config_dir: ConfigDir = None,
+    config: Config = None,
+    plugin: Plugins = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Train one run: one arm with one seed.
+
+    Example: `moebench train scope=global balance_bsz=128`
+    """
+    from moebench.config.compose import Composer
+
+    if resume and force:
+        raise ConfigError("--resume --force: one continues a run, one starts over; use only one")
+    load_plugins(plugin)
+    made = Composer(config_dir).compose(overrides or [], base=config)
+    if print_config:
+        _print_config(made, as_json)
+        return
+    from moebench.config.identity import run_name
+    from moebench.data.corpus import prepare
+    from moebench.records import Record
+
+    corpus = prepare(made.data, progress=print_message)
+    record = Record(runs_dir / run_name(made, corpus.content_hash))
+    if dry_run:
+        _print_plan(made, corpus, record, as_json)
+        return
+    if resume:
+        _check_exists(record, runs_dir)
+    if record.is_done() and not force:
+        other = record.other_version()
+        print_message(f"{record.path}: already done{other and f', by {other}'}")
+    else:
+        _train(made, corpus, record, runs_dir, resume, force)
+    if _is_first_rank():
+        _print_summary(record, as_json)
+
+
+def _print_config(config: "ExperimentConfig", as_json: bool) -> None:
+    from moebench.config.compose import to_dict, to_yaml
+
+    if as_json:
+        print_json({"config": to_dict(config)})
+    else:
+        print(to_yaml(config), end="")
+
+
+def _print_plan(
+    config: "ExperimentConfig", corpus: "Corpus", record: "Record", as_json: bool
+) -> None:
+    from moebench.data.batches import check_epochs
+
+    steps, done = config.train.steps, record.is_done()
+    if not done:
+        check_epochs(corpus, config)
+    if as_json:
+        print_json({"run": str(record.path), "steps": steps, "done": done})
+    else:
+        already = " (already done)" if done else ""
+        print(f"{record.path}: {steps} steps of {config.global_bsz} sequences{already}")
+
+
+def _check_exists(record: "Record", runs_dir: Path) -> None:
+    from moebench.records import find_records
+
+    if record.exists():
+        return
+    unfinished = [other.name for other in find_records(runs_dir) if not other.is_done()]
+    names = f"; unfinished runs are {', '.join(unfinished[:3])}" if unfinished else ""
+    raise RecordError(
+        f"{record.path}: there is no such run to resume{names}; start it without --resume"
+    )
+
+
+def _train(
+    config: "ExperimentConfig",
+    corpus: "Corpus",
+    record: "Record",
+    runs_dir: Path,
+    resume: bool,
+    force: bool,
+) -> None:
+    """Train with a progress display; under torchrun, only the first rank has one."""
+    from moebench.cli.progress import TrainDisplay
+    from moebench.config.identity import coefficients
+    from moebench.experiment import run_experiment  # imports torch
+
+    if not _is_first_rank():
+        run_experiment(config, corpus, runs_dir, resume=resume, force=force)
+        return
+    weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(config).items())
+    print_message(f"{record.path}  balance loss per router: {weights or 'none'}")
+    with TrainDisplay(record.name, config.train.steps) as display:
+        run_experiment(
+            config,
+            corpus,
+            runs_dir,
+            resume=resume,
+            force=force,
+            on_event=lambda event: display.update(event.step, event.row),
+        )
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun sets it
+
+
+def _print_summary(record: "Record", as_json: bool) -> None:
+    summary = record.summary()
+    if as_json:
+        print_json({"run": str(record.path), "summary": summary})
+        return
+    print(record.path)
+    stdout_console().print(_summary_table(summary))
+
+
+def _summary_table(summary: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for key in SUMMARY:
+        if isinstance(summary.get(key), int | float):
+            table.add_row(key, f"{summary[key]:,.4g}")
+    return table
