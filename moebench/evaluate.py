@@ -28,11 +28,12 @@ from moebench.config.compose import Composer
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.tokenizer import BYTES, ByteTokenizer, Tokenizer
+from moebench.disk import sha256
 from moebench.errors import ConfigError, DataError, RecordError
 from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
-from moebench.records import Record, sha256
+from moebench.records import Record
 from moebench.train.build import make_model, make_objective
 from moebench.train.checkpoint import load_checkpoint, steps_kept
 from moebench.train.step import state_kinds, steering_after

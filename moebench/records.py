@@ -1,19 +1,17 @@
-"""One run on disk: files that say what was run, what happened and whether they are untouched.
+"""One run on disk: its config, provenance, status, metrics, results, and a seal over them.
 
 A run's directory holds `config.yaml`, `manifest.json` (provenance), `status.json` (replaced
-atomically), `metrics.jsonl` (a row a logged step), `routing/step-N.npz` (an evaluation's counts),
-`checkpoints/`, and `summary.json`, which is written last, only on success, and seals the rest by
-its sha256. `tasks/*.json` come later, from `evaluate`, and seal themselves. `tensorboard/` and the
-report are views of these files and can be made again.
+atomically), `metrics.jsonl` (one row a logged step), `routing/step-N.npz` (an evaluation's counts),
+`checkpoints/`, and `summary.json`. The summary is written last, only on success, and holds the
+SHA-256 of the other files. `tasks/*.json` come later, from `evaluate`, and each holds its own
+SHA-256. `tensorboard/` and the report are made from these files and can be made again.
 """
 
 import errno
 import hashlib
 import io
 import json
-import math
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,70 +23,46 @@ import yaml
 
 from moebench import __version__
 from moebench.config.schema import flat
-from moebench.config.untrusted import load
+from moebench.disk import (
+    finite,
+    json_object,
+    read_bytes,
+    read_json,
+    read_yaml,
+    reason,
+    remove_leftovers,
+    sha256,
+    write_bytes,
+    write_json,
+)
 from moebench.errors import RecordError
 
 SCHEMA_VERSION = 1
 STATES = ("waiting", "running", "done", "failed", "stopped")
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that takes no more
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
 # Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
 EVALUATED = (
     *("valid/", "assigned/", "tune/", "heldout/", "specialization/"),
     *("load/max_vio_global", "load/dead_experts_global", "load/utilization/"),
     *("router/changed", "forces/"),
 )
-COSTS = "cost.json"  # beside the plan of a study: its arms, each timed by itself
+COSTS = "cost.json"  # beside a study's plan: the time that each arm takes alone
 SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
-LEFTOVERS = ".*.tmp"  # what a killed process leaves of a file or folder that it wrote aside
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: after a crash it holds the old content or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as readable JSON, atomically. Values that are not finite become null."""
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
-    write_atomically(path, text.encode() + b"\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+MAX_METRICS_BYTES = 2**32  # of metrics.jsonl
 
 
 def cannot_write(path: Path, error: OSError) -> RecordError:
-    """What to tell of a directory of runs in which nothing can be kept."""
+    """The error for a directory of runs that cannot be written."""
     remedy = "free some space, or name" if error.errno in FULL else "name"
     return RecordError(
         f"{path}: cannot be written ({error.strerror}); {remedy} another directory with --runs-dir"
     )
 
 
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def printable(text: str) -> str:
     """Text without control characters, which could steer a terminal or break a line."""
-    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class Record:
@@ -110,9 +84,9 @@ class Record:
         """The resolved config as dotted key -> value."""
         path = self.path / "config.yaml"
         try:
-            nested = load(path)
+            nested = read_yaml(path)
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
+            raise _unreadable(path, error) from None
         if not isinstance(nested, dict):
             raise RecordError(f"{path}: holds no config")
         return dict(flat(nested))
@@ -120,26 +94,26 @@ class Record:
     def status(self) -> dict[str, Any]:
         """`state` (of STATES), `step`, `steps`, `reason`, `pid`, `heartbeat` (epoch seconds).
 
-        A run that was ended before it could say anything is waiting, at step 0.
+        A run that ended before it wrote its status is waiting, at step 0.
         """
         if not (self.path / "status.json").exists():
             return {"state": "waiting", "step": 0}
-        found = self._json("status.json")
-        if found.get("state") not in STATES or type(found.get("step")) is not int:
+        status = self._json("status.json")
+        if status.get("state") not in STATES or type(status.get("step")) is not int:
             raise RecordError(f"{self.path}/status.json: is no status; the record is damaged")
-        return found
+        return status
 
     def manifest(self) -> dict[str, Any]:
         """Provenance: versions, device, data and tokenizer hash, arm, command line, start."""
-        found = self._json("manifest.json")
-        if found.get("schema_version") != SCHEMA_VERSION:
-            raise RecordError(f"{self.path}: {_foreign(found)}")
-        return found
+        manifest = self._json("manifest.json")
+        if manifest.get("schema_version") != SCHEMA_VERSION:
+            raise RecordError(f"{self.path}: {_foreign(manifest)}")
+        return manifest
 
     def other_version(self) -> str:
-        """The versions of moebench and torch that the run began with, where they are not ours."""
-        began, ours = self.manifest(), {"moebench": __version__, "torch": version("torch")}
-        other = (f"{name} {began.get(name)}" for name in ours if began.get(name) != ours[name])
+        """The versions of moebench and torch that the run began with, if not the present ones."""
+        began, now = self.manifest(), {"moebench": __version__, "torch": version("torch")}
+        other = (f"{name} {began.get(name)}" for name in now if began.get(name) != now[name])
         return " and ".join(other)
 
     def summary(self) -> dict[str, Any]:
@@ -150,16 +124,16 @@ class Record:
         return (self.path / "summary.json").is_file()
 
     def rows(self) -> list[dict[str, Any]]:
-        """The metrics in order of step; a torn last line, as a crash leaves it, is left out."""
+        """The metrics in order of step, without a torn last line, as a crash leaves it."""
         path = self.path / "metrics.jsonl"
         try:
-            *lines, _torn = path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
+            *lines, _torn = read_bytes(path, MAX_METRICS_BYTES).split(b"\n")
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from None
         rows = []
         for number, line in enumerate(lines, 1):
-            row = _parsed(line)
-            if not isinstance(row, dict) or type(row.get("step")) is not int:
+            row = json_object(line)
+            if row is None or type(row.get("step")) is not int:
                 raise RecordError(
                     f"{path}:{number}: is not a row of metrics; the record is damaged"
                 )
@@ -167,69 +141,108 @@ class Record:
         return rows
 
     def routing_steps(self) -> list[int]:
-        """The steps at which an evaluation was kept, ascending."""
-        found = (self.path / "routing").glob("step-*.npz")
-        steps = (path.stem.removeprefix("step-") for path in found)
+        """The steps whose evaluation was kept, ascending."""
+        paths = (self.path / "routing").glob("step-*.npz")
+        steps = (path.stem.removeprefix("step-") for path in paths)
         return sorted(int(step) for step in steps if step.isdecimal())
 
     def routing(self, step: int) -> dict[str, np.ndarray]:
-        """What the routers did at an evaluation; see `experiment.py` for the arrays."""
+        """The routers' choices at an evaluation; `experiment` documents the arrays."""
         path = self.path / "routing" / f"step-{step}.npz"
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
                 return dict(arrays)
         except Exception as error:  # numpy and zipfile raise a dozen kinds at broken bytes
-            raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
+            raise _unreadable(path, error) from None
+
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """The results of `evaluate`, by the name of their file."""
+        return {path.stem: self._json(f"tasks/{path.name}") for path in self._task_paths()}
+
+    # Sealing
+
+    def seal(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `summary.json`, with the SHA-256 of every other file and of its own content."""
+        files = {name: sha256(self.path / name) for name in self._sealable()}
+        content = _with_digest({**summary, "files": files})
+        write_json(self.path / "summary.json", content)
+        return content
+
+    def save_task(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `tasks/<name>.json`, with the SHA-256 of its own content."""
+        result = _with_digest(content)
+        write_json(self.path / "tasks" / f"{name}.json", result)
+        return result
+
+    def check_seal(self, *names: str) -> dict[str, Any]:
+        """The summary of a finished run, its seal checked for itself and for some files.
+
+        Raises RecordError for the first of them that is missing or was changed.
+        """
+        summary = self.summary()
+        sealed = _sealed_files(summary)
+        if sealed is None:
+            raise RecordError("summary.json: was changed after the run; see moebench verify")
+        for name in names:
+            if not (self.path / name).is_file():
+                raise RecordError(f"{name}: is missing")
+            if sealed.get(name) != sha256(self.path / name):
+                raise RecordError(f"{name}: was changed after the run; see moebench verify")
+        return summary
 
     def damage(self) -> list[str]:
-        """What does not match the seal, a line each; empty for a record whole and untouched."""
+        """A line for each file that does not match the seal; empty for an untouched record."""
         try:
             summary = self.summary()
         except RecordError:
             return ["summary.json: is missing or was changed"]
         if summary.get("schema_version") != SCHEMA_VERSION:
             return [f"summary.json: {_foreign(summary)}"]
-        sealed = summary.get("files")
-        if summary.get("sha256") != _own_digest(summary) or not isinstance(sealed, dict):
+        sealed = _sealed_files(summary)
+        if sealed is None:
             return ["summary.json: was changed"]
-        there = self._sealable()
+        present = self._sealable()
         return [
-            *(f"{name}: is missing" for name in sealed if name not in there),
-            *(f"{name}: was added" for name in there if name not in sealed),
+            *(f"{name}: is missing" for name in sealed if name not in present),
+            *(f"{name}: was added" for name in present if name not in sealed),
             *(
                 f"{name}: was changed"
-                for name in there
+                for name in present
                 if name in sealed and sha256(self.path / name) != sealed[name]
             ),
             *self._damaged_tasks(),
         ]
 
-    def tasks(self) -> dict[str, dict[str, Any]]:
-        """What `evaluate` found, by the name of its file."""
-        found = sorted((self.path / "tasks").glob("*.json"))
-        return {path.stem: self._json(f"tasks/{path.name}") for path in found}
-
     def _damaged_tasks(self) -> list[str]:
-        found = sorted((self.path / "tasks").glob("*.json"))
-        contents = [(path.name, _parsed(path.read_bytes())) for path in found]
         return [
-            f"tasks/{name}: was changed"
-            for name, content in contents
-            if not isinstance(content, dict) or content.get("sha256") != _own_digest(content)
+            f"tasks/{path.name}: was changed"
+            for path in self._task_paths()
+            if not _holds_digest(path)
         ]
+
+    def _sealable(self) -> list[str]:
+        """The files that a seal covers: all but the UNSEALED and those with a hidden part."""
+        names = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return sorted(
+            name.as_posix()
+            for name in names
+            if name.parts[0] not in UNSEALED and not any(part[0] == "." for part in name.parts)
+        )
+
+    def _task_paths(self) -> list[Path]:
+        return sorted((self.path / "tasks").glob("*.json"))
 
     # Writing
 
     def begin(self, config_yaml: str, manifest: Mapping[str, Any]) -> None:
-        """Start the record of a run, or of its continuation: what is run, and on what.
+        """Start the record of a run, or of its continuation.
 
         `config.yaml`, by which a record is found, comes last.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for left in list(self.path.rglob(LEFTOVERS)):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        remove_leftovers(self.path)
         write_json(self.path / "manifest.json", {"schema_version": SCHEMA_VERSION, **manifest})
-        write_atomically(self.path / "config.yaml", config_yaml.encode())
+        write_bytes(self.path / "config.yaml", config_yaml.encode())
 
     def set_status(self, state: str, **more: Any) -> None:
         assert state in STATES
@@ -241,21 +254,21 @@ class Record:
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row of metrics: `step` and `group/name` keys with a number or a list of them.
 
-        It is on the disk when this returns, so that no checkpoint outlives the rows before it.
+        The row is on disk when this returns, so that no checkpoint outlives the rows before it.
         """
-        line = json.dumps({k: v for k, v in _finite(row).items() if v is not None})
+        line = json.dumps({k: v for k, v in finite(row).items() if v is not None})
         with open(self.path / "metrics.jsonl", "ab") as file:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def cut(self, step: int) -> None:
-        """Drop rows and routing after `step`, before a run continues from its checkpoint."""
+        """Remove rows and routing after `step`, before a run continues from its checkpoint."""
         path = self.path / "metrics.jsonl"
         if path.exists():
             kept = [row for row in self.rows() if row["step"] <= step]
             text = "".join(json.dumps(row) + "\n" for row in kept)
-            write_atomically(path, text.encode())
+            write_bytes(path, text.encode())
         for later in self.routing_steps():
             if later > step:
                 (self.path / "routing" / f"step-{later}.npz").unlink()
@@ -263,54 +276,29 @@ class Record:
     def save_routing(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         file = io.BytesIO()
         np.savez_compressed(file, allow_pickle=False, **dict(arrays))
-        write_atomically(self.path / "routing" / f"step-{step}.npz", file.getvalue())
-
-    def seal(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Write `summary.json`, with the sha256 of every other file and of its own content."""
-        files = {name: sha256(self.path / name) for name in self._sealable()}
-        content = _finite({"schema_version": SCHEMA_VERSION, **summary, "files": files})
-        content["sha256"] = _own_digest(content)
-        write_json(self.path / "summary.json", content)
-        return content
-
-    def save_task(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Write `tasks/<name>.json`, with the sha256 of its own content."""
-        made = _finite({"schema_version": SCHEMA_VERSION, **content})
-        made["sha256"] = _own_digest(made)
-        write_json(self.path / "tasks" / f"{name}.json", made)
-        return made
-
-    def _sealable(self) -> list[str]:
-        """The files that a seal covers: all but the UNSEALED and what a name hides with a dot."""
-        names = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(
-            name.as_posix()
-            for name in names
-            if name.parts[0] not in UNSEALED and not any(part[0] == "." for part in name.parts)
-        )
+        write_bytes(self.path / "routing" / f"step-{step}.npz", file.getvalue())
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            found = _parsed(path.read_bytes())
+            return read_json(path)
         except OSError as error:
-            raise RecordError(f"{path}: cannot be read ({_brief(error)})") from None
-        if not isinstance(found, dict):
-            raise RecordError(f"{path}: is no JSON object; the record is damaged")
-        return found
+            raise _unreadable(path, error) from None
+        except ValueError as error:
+            raise RecordError(f"{path}: {error}; the record is damaged") from None
 
 
 def find_records(root: Path) -> list[Record]:
     """The records of runs under a directory, or that directory itself if it is one; by name.
 
-    Hidden directories are none: they are what a run that is replaced leaves aside.
+    Hidden directories are left out: a run that is replaced moves its old record to one.
     """
     if Record(root).exists():
         return [Record(root)]
     if not root.is_dir():
         return []
-    shown = (path for path in sorted(root.iterdir()) if not path.name.startswith("."))
-    return [Record(path) for path in shown if Record(path).exists()]
+    visible = (path for path in sorted(root.iterdir()) if not path.name.startswith("."))
+    return [Record(path) for path in visible if Record(path).exists()]
 
 
 def find_sealed(root: Path) -> list[Record]:
@@ -324,17 +312,31 @@ def find_sealed(root: Path) -> list[Record]:
     return [record for record in records if record.is_done()]
 
 
-def _own_digest(summary: Mapping[str, Any]) -> str:
-    content = {key: value for key, value in summary.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _sealed_files(summary: Mapping[str, Any]) -> dict[str, str] | None:
+    """The SHA-256 of each sealed file; None if the summary itself was changed."""
+    files = summary.get("files")
+    unchanged = summary.get("sha256") == _digest(summary)
+    return files if unchanged and isinstance(files, dict) else None
 
 
-def _parsed(text: bytes) -> Any:
-    """JSON, or None where it is none, or so deep that only malice makes it."""
+def _with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
+    versioned = finite({"schema_version": SCHEMA_VERSION, **content})
+    return {**versioned, "sha256": _digest(versioned)}
+
+
+def _holds_digest(path: Path) -> bool:
+    """Whether a file holds an object with the SHA-256 of its own content."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        content = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return content.get("sha256") == _digest(content)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """The SHA-256 of an object's content, without the field that holds it."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _foreign(content: Mapping[str, Any]) -> str:
@@ -345,5 +347,5 @@ def _foreign(content: Mapping[str, Any]) -> str:
     )
 
 
-def _brief(error: Exception) -> str:
-    return getattr(error, "strerror", None) or type(error).__name__
+def _unreadable(path: Path, error: Exception) -> RecordError:
+    return RecordError(f"{path}: cannot be read ({reason(error)})")

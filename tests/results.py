@@ -5,7 +5,8 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from moebench.records import Record, sha256
+from moebench.disk import sha256
+from moebench.records import Record
 
 VARIES = ("speed/", "memory/", "time", "seconds", "end", "sha256", "files")
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}

@@ -231,7 +231,7 @@ def test_rows_after_the_last_checkpoint_are_made_again(
             "(File too large); free some space, and --resume goes on",
         ),
         (
-            "moebench.records.os.fsync",
+            "moebench.disk.os.fsync",
             OSError(errno.EIO, "Input/output error"),
             "(Input/output error); see that it can be, and --resume goes on",
         ),

@@ -105,7 +105,8 @@ def _store(
 ) -> None:
     """Write the times beside the plan, where `moebench report` reads them."""
     from moebench.bench import machine_of
-    from moebench.records import COSTS, write_json
+    from moebench.disk import write_json
+    from moebench.records import COSTS
 
     path = plan.path(runs_dir).with_name(COSTS)
     machine = machine_of(next(iter(configs.values())))

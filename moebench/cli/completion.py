@@ -19,7 +19,7 @@ import yaml
 
 from moebench.config.presets import DEFAULT_STUDY, KNOBS, STUDY, STUDY_KNOBS, Presets, opening
 from moebench.config.schema import range_words
-from moebench.config.untrusted import load
+from moebench.disk import read_yaml
 from moebench.errors import MoebenchError
 
 Choice = tuple[str, str]  # a word, and what it means
@@ -120,7 +120,7 @@ class _Words:
         elif key == "study.size":
             study = self.typed.get(STUDY, DEFAULT_STUDY)
             if study in self.presets.choices(STUDY):
-                sizes = load(self.presets.path(STUDY, study)).get("sizes", {})
+                sizes = read_yaml(self.presets.path(STUDY, study)).get("sizes", {})
                 yield from ((size, " ".join(overrides)) for size, overrides in sizes.items())
         elif key == "data.path":
             for folder in filter(Path.is_dir, Path().iterdir()):

@@ -40,7 +40,7 @@ from moebench.config.schema import (
     group_of,
     type_words,
 )
-from moebench.config.untrusted import read_text
+from moebench.disk import read_yaml_text, reason
 from moebench.errors import ConfigError, MoebenchError, apply_to_all, combine
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
@@ -244,7 +244,7 @@ class Composer(Presets):
                 parsed = self._parser.parse_override(text)
             except (HydraException, ValueError, RecursionError) as error:
                 raise ConfigError(
-                    f"{text}: does not parse ({_first_line(error)}); {_how_to_quote(text)}"
+                    f"{text}: does not parse ({reason(error)}); {_how_to_quote(text)}"
                 ) from None
             parsed.config_loader = cast(Any, self)  # for glob(), see get_group_options
             self._parsed[text] = parsed
@@ -304,7 +304,7 @@ def to_yaml(config: ExperimentConfig) -> str:
 def _from_file(path: Path) -> Values:
     """What a record's `config.yaml` says, its keys and types checked."""
     try:
-        nested = OmegaConf.to_container(OmegaConf.create(read_text(path)))
+        nested = OmegaConf.to_container(OmegaConf.create(read_yaml_text(path)))
         if not isinstance(nested, dict) or not nested:
             raise ValueError("holds no config")
     except (OSError, ValueError, AssertionError, yaml.YAMLError, OmegaConfBaseException) as error:
@@ -427,16 +427,8 @@ def _why(error: BaseException) -> str:
     chain = (error, error.__cause__, error.__context__)
     told = (each for each in chain if isinstance(each, OmegaConfBaseException | yaml.YAMLError))
     cause = next(told, error)
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark:
-        return f"{cause.problem} in line {cause.problem_mark.line + 1}"
     key = getattr(cause, "full_key", None)
-    return f"{key}: {_first_line(cause)}" if key else _first_line(cause)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return f"{key}: {reason(cause)}" if key else reason(cause)
 
 
 def _unknown(said: str, what: str, word: str, known: Sequence[str]) -> str:

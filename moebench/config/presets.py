@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from moebench.config.schema import ExperimentConfig, StudyConfig, knobs
-from moebench.config.untrusted import read_text
+from moebench.disk import read_yaml_text
 from moebench.errors import ConfigError
 
 KNOBS = {key: each for key, each, _ in knobs(ExperimentConfig())}
@@ -82,7 +82,7 @@ class Presets:
             )
         for path in own:
             try:
-                read_text(path)
+                read_yaml_text(path)
             except (yaml.YAMLError, OSError):
                 continue  # said when it is chosen
             except ValueError as error:

@@ -19,8 +19,9 @@ from moebench.config.presets import DEFAULT_STUDY
 from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
+from moebench.disk import read_json, write_json
 from moebench.errors import ConfigError, RecordError, apply_to_all
-from moebench.records import SCHEMA_VERSION, cannot_write, printable, write_json
+from moebench.records import SCHEMA_VERSION, cannot_write, printable
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Plan:
 def read_plan(path: Path) -> Plan:
     """The plan in a file that `Plan.write` made."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         jobs = [Job(**{**run, "overrides": tuple(run["overrides"])}) for run in content["runs"]]
         known = ("name", "question", "size", "baseline", "primary")
         return Plan(**{key: content[key] for key in known}, jobs=tuple(jobs))

@@ -14,7 +14,6 @@ that two views of one record are equal byte by byte.
 # protobuf makes its classes at import, where pyright does not see them.
 # pyright: reportAttributeAccessIssue=false
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +28,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
 from moebench import chance
+from moebench.disk import publish
 from moebench.records import Record
 from moebench.tensorboard.layout import FINAL, FINAL_TAG, layout, session
 from moebench.tensorboard.pictures import Picture, heatmap, loads, partners
@@ -86,8 +86,8 @@ class View:
         self._writer = RecordWriter(self._file)
         try:
             self._write_all()
-            os.fsync(self._file.fileno())
-            os.replace(aside, self.path / name)
+            self._writer.flush()
+            publish(aside, self.path / name)
         except BaseException:
             self._file.close()
             aside.unlink(missing_ok=True)

@@ -5,8 +5,6 @@ a balance term or method carries something, and `state.json`, which names the sh
 directory with a whole `state.json` is a whole checkpoint.
 """
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moebench.disk import read_json, replacing_folder, sha256, write_json
 from moebench.errors import RecordError
-from moebench.records import sha256
 
 KEPT = 2
 
@@ -31,32 +29,19 @@ def save_checkpoint(
     load: Tensor | None = None,
 ) -> Path:
     """Write `directory/step-<step>` and remove all but the last two checkpoints."""
+    parts = {
+        "model": model.state_dict(),
+        "optimizer": _moments(model, optimizer),
+        "balance": _carried(balance),
+        "load": {} if load is None else {"recent": load},
+    }
+    files = {f"{name}.safetensors": tensors for name, tensors in parts.items() if tensors}
     final = directory / f"step-{step}"
-    aside = directory / f".step-{step}.{os.getpid()}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        parts = {
-            "model": model.state_dict(),
-            "optimizer": _moments(model, optimizer),
-            "balance": _carried(balance),
-            "load": {} if load is None else {"recent": load},
-        }
-        files = {f"{name}.safetensors": tensors for name, tensors in parts.items() if tensors}
+    with replacing_folder(final) as aside:
         for name, tensors in files.items():
             save_file(_contiguous(tensors), aside / name)
-        state = {
-            "step": step,
-            "sha256": {name: sha256(aside / name) for name in files},
-        }
-        (aside / "state.json").write_text(json.dumps(state, indent=2) + "\n")
-        for path in aside.iterdir():
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
-        _sync(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        state = {"step": step, "sha256": {name: sha256(aside / name) for name in files}}
+        write_json(aside / "state.json", state)
     for old in steps_kept(directory)[:-KEPT]:
         shutil.rmtree(directory / f"step-{old}")
     return final
@@ -96,7 +81,7 @@ def load_checkpoint(
             what is to be carried.
     """
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+        state = read_json(path / "state.json")
         for name, digest in state["sha256"].items():
             if sha256(path / name) != digest:
                 raise RecordError(f"{path / name}: does not match its checksum; remove {path}")
@@ -155,11 +140,3 @@ def _restore(
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

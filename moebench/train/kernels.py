@@ -5,7 +5,6 @@ that was made holds for every later run there. The file also holds what the devi
 reach, measured once, which `speed/mfu` is held against.
 """
 
-import json
 import re
 import sys
 import time
@@ -20,8 +19,9 @@ from torch import nn
 
 from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
+from moebench.disk import read_json, write_json
 from moebench.model.transformer import Attention
-from moebench.records import cannot_write, write_json
+from moebench.records import cannot_write
 from moebench.train.build import COMPUTE
 
 FOLDER = ".kernels"  # hidden, so that it is no run
@@ -167,7 +167,7 @@ def _name(device: torch.device) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except (OSError, ValueError):
         return {}
     return {key: value for key, value in found.items() if key != "device"}

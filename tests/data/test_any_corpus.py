@@ -14,9 +14,9 @@ from moebench.config.compose import Composer
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.making import shards
-from moebench.data.making.cache import replacing
 from moebench.data.sources.synthetic import Synthetic
 from moebench.data.tokenizer import Subwords, train_bpe
+from moebench.disk import replacing
 from moebench.errors import ConfigError, DataError
 from tests.data.reading import documents
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from moebench.disk import write_json
 from moebench.errors import ConfigError, RecordError
-from moebench.records import Record, write_json
+from moebench.records import Record
 from moebench.report.read.frame import Frame, load
 
 Make = Callable[..., Record]

@@ -12,10 +12,11 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from moebench.disk import publish, read_json, remove_leftovers, sha256, write_bytes
 from moebench.errors import DataError
 
 FORMAT = 2  # raised when the same source would make other files
@@ -39,7 +40,7 @@ def folder_of(name: str, made_from: Any) -> Path:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest, if it is there, of this format, and every file has the size that it says."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = read_json(folder / MANIFEST)
         sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
         right = manifest["format"] == FORMAT and all(
             sizes[name] == known["bytes"] for name, known in manifest["files"].items()
@@ -65,7 +66,7 @@ def check(folder: Path, manifest: Manifest, *, since_made: bool = False) -> None
     ]
     for name in names:
         file = folder / name
-        if not file.is_file() or sha256_of(file) != manifest["files"][name]["sha256"]:
+        if not file.is_file() or sha256(file) != manifest["files"][name]["sha256"]:
             discard(folder)
             raise DataError(
                 f"{file}: does not match its checksum; the cache is discarded, make it again "
@@ -97,14 +98,13 @@ def make_folder(
             return manifest
         aside = folder.with_name(folder.name + ".partial")
         aside.mkdir(exist_ok=True)
+        remove_leftovers(aside)
         try:
             known = build(aside)
             names = sorted(path.name for path in aside.iterdir() if path.name != MANIFEST)
             manifest = {**known, "format": FORMAT, "files": _files(aside, names, known)}
-            write(aside / MANIFEST, to_json(manifest, indent=1))
-            shutil.rmtree(folder, ignore_errors=True)  # damaged, or it would have been used
-            aside.rename(folder)
-            _sync_folder(folder.parent)
+            write_bytes(aside / MANIFEST, to_json(manifest, indent=1))
+            publish(aside, folder)
         except Exception:  # not KeyboardInterrupt: the next call goes on from there
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -113,7 +113,7 @@ def make_folder(
 
 def _files(folder: Path, names: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         for name in names
     }
 
@@ -145,38 +145,5 @@ def discard(folder: Path) -> None:
         (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all."""
-    with replacing(path) as file:
-        file.write(content)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes its name when it is whole and on the disk."""
-    aside = path.with_name(path.name + ".half")
-    with aside.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
-    _sync_folder(path.parent)
-
-
 def to_json(value: Any, indent: int | None = None) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent).encode()
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a power cut, where the system can."""
-    with suppress(OSError):  # Windows opens no folder
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

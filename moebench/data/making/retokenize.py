@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from moebench.config.schema import DataConfig
 from moebench.data.draws import permutation
-from moebench.data.making.cache import Manifest, replacing, write
+from moebench.data.making.cache import Manifest
 from moebench.data.making.shards import stem
 from moebench.data.making.workers import Teller, in_processes
 from moebench.data.tokenizer import FILE, Subwords, read_tokenizer, train_bpe
+from moebench.disk import replacing, write_bytes
 
 SPLITS = ("train", "valid")
 TASK_BYTES = 4_000_000  # of text that is encoded as one piece of work
@@ -58,7 +59,7 @@ def build(
             teller.show(f"training BPE with {config.vocab_size} tokens", 0)
             sample = _sample(text, manifest, trained, config.text_seed)
             content = train_bpe(sample, config.vocab_size)
-        write(path, content)
+        write_bytes(path, content)
     tokenizer = Subwords(path.read_bytes(), _said(config))
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)

@@ -29,11 +29,12 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from moebench.data.making.cache import Manifest, replacing, to_json, write
+from moebench.data.making.cache import Manifest, to_json
 from moebench.data.making.overlap import overlap
 from moebench.data.making.workers import Teller, in_processes
 from moebench.data.sources.document import Document, Source, Text, Unit
 from moebench.data.tokenizer import END, ByteTokenizer
+from moebench.disk import replacing, write_bytes
 from moebench.errors import DataError
 
 PART_BYTES = 32_000_000  # of text in a part
@@ -122,7 +123,7 @@ def spool(source: Source, number: int, unit: Unit, parts: Path) -> None:
     documents = islice(source.documents(unit), seen, None)
     while _spool_part(documents, parts / f"{number}-{count}"):
         count += 1
-    write(parts / f"{number}.done", b"")
+    write_bytes(parts / f"{number}.done", b"")
 
 
 def _spool_part(documents: Iterator[Document], path: Path) -> bool:
@@ -229,7 +230,7 @@ def write_domain(
     counts["overlap"] = overlap(
         *(folder / f"{stem(domain)}.{split}.bin" for split in ("valid", "train"))
     )
-    write(done, to_json(counts))
+    write_bytes(done, to_json(counts))
     return counts
 
 

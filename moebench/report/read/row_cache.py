@@ -19,8 +19,9 @@ import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from moebench.data.making.cache import cache_root
+from moebench.disk import write_bytes
 from moebench.errors import RecordError
-from moebench.records import Record, sha256, write_atomically
+from moebench.records import Record
 
 FORMAT = 2  # raised when the same record would be kept otherwise
 KNOWN = b"moebench.known"  # where a Parquet file tells format and stamps, as JSON
@@ -103,11 +104,7 @@ def _curve(record: Record) -> pa.Table:
     """One record's numbers: `run`, `step`, metrics; checked against its seal if it has one."""
     path = record.path / "metrics.jsonl"
     if record.is_done():
-        sealed = record.summary().get("files")
-        if not isinstance(sealed, dict) or not path.is_file():
-            raise RecordError("metrics.jsonl: is missing")
-        if sealed.get("metrics.jsonl") != sha256(path):
-            raise RecordError("metrics.jsonl: was changed after the run; see moebench verify")
+        record.check_seal("metrics.jsonl")
     table = _quickly(path)
     if table is None:  # line by line, so that an error names the line
         rows = [{k: v for k, v in row.items() if _is_number(v)} for row in record.rows()]
@@ -198,7 +195,7 @@ def _write(path: Path, table: pa.Table, stamps: Mapping[str, str]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({KNOWN: told}), sink, compression="lz4")
     with suppress(OSError):
-        write_atomically(path, sink.getvalue().to_pybytes())
+        write_bytes(path, sink.getvalue().to_pybytes())
 
 
 def _texts(path: Path) -> dict[str, tuple[str, str]]:

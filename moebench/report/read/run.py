@@ -4,15 +4,13 @@ What the report reads of a finished run (`summary.json`, `manifest.json`) is che
 record's seal; the other files are `moebench verify`'s business.
 """
 
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from moebench.errors import RecordError
-from moebench.records import Record, printable, sha256
+from moebench.records import Record, printable
 
 MADE_WITH = ("moebench", "torch", "python", "device_name", "threads", "precision")
 SCOPES = ("micro", "batch", "global")  # over which tokens a MaxVio is taken
@@ -53,8 +51,7 @@ def read_run(record: Record) -> dict[str, Any]:
         **{f"random_{scope}": number(random.get(scope)) for scope in SCOPES},
     }
     if record.is_done():
-        summary = record.summary()
-        _check_seal(record, summary)
+        summary = record.check_seal("manifest.json")
         values = {k: v for k, v in summary.items() if "/" in k and _is_scalar(v)}
         return row | {
             "state": "done",
@@ -73,17 +70,6 @@ def read_run(record: Record) -> dict[str, Any]:
         "steps": number(status.get("steps")),
         "tokens": None,
     }
-
-
-def _check_seal(record: Record, summary: Mapping[str, Any]) -> None:
-    """RecordError if `summary.json` or `manifest.json` is not as the run left it."""
-    content = {key: value for key, value in summary.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    sealed = summary.get("files")
-    if summary.get("sha256") != digest or not isinstance(sealed, dict):
-        raise RecordError("summary.json: was changed after the run; see moebench verify")
-    if sealed.get("manifest.json") != sha256(record.path / "manifest.json"):
-        raise RecordError("manifest.json: was changed after the run; see moebench verify")
 
 
 def _commit(manifest: Mapping[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """Studies as they were planned: which runs belong to one, and which comparison is the point."""
 
 import difflib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moebench.disk import read_json
 from moebench.errors import RecordError
 from moebench.records import COSTS, printable
 from moebench.report.read.frame import Problem
@@ -100,10 +100,10 @@ def _study_of(directory: str) -> str:
 
 def _read(path: Path) -> Plan:
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
     except (OSError, ValueError):
         raise RecordError("plan.json: cannot be read as JSON") from None
-    runs = found.get("runs") if isinstance(found, dict) else None
+    runs = found.get("runs")
     if not isinstance(runs, list) or not all(map(_is_run, runs)):
         raise RecordError("plan.json: holds no usable list 'runs'")
     return Plan(
@@ -124,7 +124,7 @@ def _costs(path: Path) -> dict[str, Cost]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         return {
             arm_hash: Cost(
                 tuple(float(each) for each in cost["step_seconds"]),

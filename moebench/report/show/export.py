@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from moebench.disk import write_bytes
 from moebench.errors import RecordError
-from moebench.records import write_atomically
 from moebench.report.infer.arms import Arm, Described, Table
 from moebench.report.infer.statistics import Comparison
 from moebench.report.paper.findings import Verdict
@@ -170,7 +170,7 @@ def _whole(count: float | None) -> int | None:
 def write(path: Path, data: bytes) -> None:
     """Keep what was made, its folder too; RecordError if that cannot be."""
     try:
-        write_atomically(path, data)
+        write_bytes(path, data)
     except OSError as error:
         raise RecordError(
             f"{path}: cannot be written ({error.strerror}); name another place"

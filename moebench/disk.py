@@ -1,0 +1,189 @@
+"""Files on disk: atomic writes, checksums, and bounded reads of files that others wrote.
+
+A file or folder is written aside as `.NAME.PID.tmp`, synced, then renamed. After a crash, its name
+refers to the old content or to the new content, never to a part of it.
+
+Readers accept regular files of a bounded size only, since a pipe or a device may never end. They
+raise OSError, ValueError or, for YAML, `yaml.YAMLError`; `reason` gives the cause in one line.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+MAX_BYTES = 2**28  # of a file that is read whole
+MAX_YAML_BYTES = 2**18  # a record's config.yaml has a few thousand
+MAX_YAML_DEPTH = 16  # of nested tables and lists; a config has three
+LEFTOVERS = ".*.tmp"  # files and folders that a killed process was writing aside
+
+# Writing
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that replaces `path` when the block ends without an error."""
+    aside = _aside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(aside, "wb") as file:
+            yield file
+        publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Make an empty folder that replaces `path` when the block ends without an error."""
+    aside = _aside(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        publish(aside, path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def publish(aside: Path, path: Path) -> None:
+    """Give a file or folder that was written aside its final name, once its content is on disk.
+
+    The rename of a folder is synced too, so that what it replaces can be deleted.
+    """
+    if not aside.is_dir():
+        _sync(aside)
+        os.replace(aside, path)
+        return
+    for part in aside.rglob("*"):
+        _sync(part)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(aside, path)
+    with suppress(OSError):  # some file systems do not sync folders
+        _sync(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, and its folder if that is missing."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as readable JSON, atomically. Values that are not finite become null."""
+    text = json.dumps(finite(content), indent=2, allow_nan=False)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def finite(value: Any) -> Any:
+    """The same value with None in place of every float that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes were writing aside in a folder and below."""
+    for path in list(folder.rglob(LEFTOVERS)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a regular file of at most `limit` bytes."""
+    with open(path, "rb", opener=_open_at_once) as file:
+        kind = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(kind):
+            raise ValueError("is no regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        unit, size = ("MiB", limit >> 20) if limit >> 20 else ("KiB", limit >> 10)
+        raise ValueError(f"is larger than {size} {unit}")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe waits for its writer
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    content = json_object(read_bytes(path))
+    if content is None:
+        raise ValueError("is no JSON object")
+    return content
+
+
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """A JSON object from its text; None if the text is anything else, or is nested too deeply."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_yaml_text(path: Path) -> str:
+    """The text of a YAML file that is safe to parse.
+
+    A few aliases of aliases can stand for gigabytes, and a deep nest takes minutes to parse.
+    """
+    try:
+        text = read_bytes(path, MAX_YAML_BYTES).decode()
+    except UnicodeDecodeError:
+        raise ValueError("is no text in UTF-8") from None
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("has a YAML alias, which no config needs")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            raise ValueError("is nested too deeply")
+    return text
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file as plain values."""
+    return yaml.safe_load(read_yaml_text(path))
+
+
+def reason(error: BaseException) -> str:
+    """Why a file could not be read or written, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
