@@ -1,0 +1,32 @@
+"""docs/architecture.md lists every module with its caption and is up to date."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TREE = runpy.run_path(str(ROOT / "docs" / "tree.py"))
+MODULES = sorted(path for path in (ROOT / "moebench").rglob("*.py") if path.stat().st_size)
+
+
+def test_the_page_is_up_to_date() -> None:
+    page = TREE["PAGE"].read_text(encoding="utf-8")
+    assert page == TREE["updated"](page), "run `python docs/tree.py`"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_module_has_a_caption(path: Path) -> None:
+    assert TREE["caption"](path).endswith(".")
+
+
+def test_the_caption_is_the_first_sentence_of_the_docstring(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text('"""One caption\nover two lines. A second sentence.\n\nMore.\n"""\n')
+    assert TREE["caption"](module) == "One caption over two lines."
+
+
+def test_every_layer_names_modules_that_exist() -> None:
+    for name in (name for layer in TREE["layers"]() for name in layer):
+        module = ROOT / "moebench" / name.replace(".", "/")
+        assert module.is_dir() or module.with_suffix(".py").is_file(), name
