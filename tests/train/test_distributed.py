@@ -99,4 +99,4 @@ def test_a_sweep_is_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     command = [sys.executable, "-m", "moebench.cli", "sweep"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: WORLD_SIZE: a sweep starts processes of its own")
+    assert result.stderr.startswith("error: WORLD_SIZE: a sweep starts its own processes")
