@@ -22,8 +22,9 @@ from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus, prepare
 from moebench.model.transformer import MoETransformer
 from moebench.train.build import make_objective, make_state
+from moebench.train.gradients import Distance, estimator_error
 from moebench.train.loop import train
-from moebench.train.step import Distance, Objective, Step, estimator_error
+from moebench.train.step import Objective, Step
 
 MICRO_BSZ, GLOBAL_BSZ = 4, 32
 ESTIMATORS = {

@@ -19,7 +19,8 @@ from moebench.data.batches import make_batches
 from moebench.data.corpus import prepare
 from moebench.train.build import make_objective, make_state
 from moebench.train.feed import Feed
-from moebench.train.step import Step, accumulate_gradients
+from moebench.train.gradients import accumulate_gradients
+from moebench.train.step import Step
 
 
 def main() -> None:

@@ -35,7 +35,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeForCausalLM
 
 from moebench.balance import Global, Term
 from moebench.model.transformer import MoETransformer, initialize
-from moebench.train.step import Objective, Step, Wrap, accumulate_gradients, forward_of
+from moebench.train.gradients import Wrap, accumulate_gradients, forward_of
+from moebench.train.step import Objective, Step
 
 
 class Shape(NamedTuple):

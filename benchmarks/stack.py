@@ -16,14 +16,10 @@ from race import SHAPES, SMOKE, WEIGHT, Shape, model_of, ours
 from timing import device_here, header, timed
 
 from moebench.balance import Global, Term
+from moebench.train.gradients import accumulate_together
+from moebench.train.share import ArmStep
 from moebench.train.stack import Stack
-from moebench.train.step import (
-    Objective,
-    Share,
-    Step,
-    accumulate_together,
-    begin_states,
-)
+from moebench.train.step import Objective, Step, initial_states
 
 OBJECTIVE = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
 
@@ -47,7 +43,7 @@ def stacked(shape: Shape, arms: int, device: torch.device) -> Callable[[], objec
             each.grad = None
         steps = [Step(each, shape.sequences) for each in tokens]
         shares = [
-            Share(OBJECTIVE, each, begin_states(OBJECTIVE, model, each))
+            ArmStep(OBJECTIVE, each, initial_states(OBJECTIVE, model, each))
             for each, model in zip(steps, models, strict=True)
         ]
         accumulate_together(stack.forward, shares)

@@ -19,8 +19,9 @@ from timing import header, timed
 from moebench.balance import Estimator, Global, Term
 from moebench.config.compose import Composer
 from moebench.train.build import make_state
+from moebench.train.gradients import accumulate_gradients
 from moebench.train.measure import recent_load, step_metrics
-from moebench.train.step import Objective, Step, accumulate_gradients
+from moebench.train.step import Objective, Step
 
 CPU = torch.device("cpu")
 

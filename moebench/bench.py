@@ -17,17 +17,12 @@ from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.train.build import make_state
+from moebench.train.gradients import accumulate_gradients, routing_of
 from moebench.train.kernels import Kernels, apply, choose
-from moebench.train.loop import Arm
+from moebench.train.loop import TrainingRun
 from moebench.train.measure import step_metrics
-from moebench.train.step import (
-    Objective,
-    Outcome,
-    Share,
-    Step,
-    accumulate_gradients,
-    routing_of,
-)
+from moebench.train.share import ArmStep
+from moebench.train.step import Objective, Outcome, Step
 
 ROUNDS = 9  # steps of each arm that count, unless it is said
 
@@ -69,7 +64,7 @@ class _Entrant:
         self.config, self.device = config, device
         state = make_state(config, corpus.vocab_size, device)
         apply(kernels, state.model)
-        self.arm = Arm(config, corpus, state, device)
+        self.arm = TrainingRun(config, corpus, state, device)
         self.step: Step = self.arm.next_step()
         self.bare = replace(self.arm.objective, terms=(), z=0.0)
         self.outcome: Outcome = self._gradients(self.arm.objective)
@@ -101,8 +96,8 @@ class _Entrant:
         for own in self.step.passes():
             share.count(routing_of(self.arm.state.model, share.inputs(own)), own)
 
-    def _share(self) -> Share:
-        return Share(self.arm.objective, self.step, self.arm.state.balance or [])
+    def _share(self) -> ArmStep:
+        return ArmStep(self.arm.objective, self.step, self.arm.state.balance or [])
 
     def _statistics(self) -> None:
         step_metrics(self.outcome, self.arm.objective)()

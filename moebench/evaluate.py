@@ -36,7 +36,7 @@ from moebench.model.transformer import MoETransformer
 from moebench.records import Record
 from moebench.train.build import make_model, make_objective
 from moebench.train.checkpoint import load_checkpoint, steps_kept
-from moebench.train.step import state_kinds, steering_after
+from moebench.train.step import state_types, steering_after
 
 BATCH_TOKENS = 8192
 CHOICES = 4  # candidates of a cloze question
@@ -133,7 +133,7 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     objective = make_objective(config, manifest["domains"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = record.path / "checkpoints" / f"step-{step}"
-    loaded = load_checkpoint(path, model, device=device, kinds=state_kinds(objective))
+    loaded = load_checkpoint(path, model, device=device, types=state_types(objective))
     model.to(device).eval()
     steering = steering_after(objective, model, loaded.balance)
     return Checkpoint(record, config, model, step, device, steering)

@@ -293,7 +293,7 @@ def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_pat
         (("optim.lr=1e38",), r"step 2: the cross-entropy is (nan|inf)"),
         (("optim.lr=1e30",), r"step 2: the gradient of embedding is not finite"),
         (("loss.balance=1e28",), r"step 1: the norm of the gradient is too large"),
-        (("loss.balance=1e39",), r"step 1: the balance loss over Global\(size=8\) is inf"),
+        (("loss.balance=1e39",), r"step 1: the balance loss over global is inf"),
         (("loss.z=1e39",), r"step 1: the z-loss is inf"),
     ],
 )

@@ -1,6 +1,6 @@
 """Weighted balance terms that come and go over training, as one objective adds them up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moebench.balance.scope import Scope
 
@@ -20,6 +20,7 @@ class Term:
         start, stop: in steps done; None: from the first, to the last.
         ramp: in steps.
         domain_weights: what the part of each domain's sequences is multiplied by; None: 1.
+        label: a short name, such as `micro` or `global-64`.
     """
 
     scope: Scope
@@ -28,6 +29,12 @@ class Term:
     stop: int | None = None
     ramp: int = 0
     domain_weights: tuple[float, ...] | None = None
+    label: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The name of the term in rows and errors: its label, or else its scope."""
+        return self.label or str(self.scope)
 
     def weight_at(self, step: int) -> float:
         """The weight in a step, counted from 1."""

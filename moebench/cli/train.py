@@ -1,6 +1,8 @@
 """`moebench train`: one run."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,6 +144,7 @@ def _train(
             config,
             corpus,
             runs_dir,
+            command=shlex.join(["moebench", *sys.argv[1:]]),
             resume=resume,
             force=force,
             on_event=lambda event: display.update(event.step, event.row),

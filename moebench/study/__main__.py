@@ -1,11 +1,12 @@
-"""Jobs of a plan in this process: `python -m moebench.study PLAN ID[,ID...] [PARENT [PLUGIN...]]`.
+"""Run jobs of a plan: `python -m moebench.study PLAN ID[,ID...] [PARENT [PLUGIN...]]`.
 
-Several are trained at once, as a stack. It ends when the process PARENT is gone.
+Several jobs are trained at once, as a stack. The process stops when the process PARENT has ended.
 """
 
 import contextlib
 import faulthandler
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -28,37 +29,50 @@ from moebench.study.job import DUMP, GRACE, LOCKED
 from moebench.study.plan import Job, read_plan
 from moebench.study.status import without_run
 
-WATCH = 0.5  # seconds between looks at the parent
+WATCH = 0.5  # seconds between checks of the parent
 
 
-def run_jobs(plan_path: Path, numbers: Sequence[int], plugins: Sequence[str] = ()) -> int:
-    """Run jobs of a plan in this process; returns the first of their exit codes that is not 0.
+def run_jobs(
+    plan_path: Path, numbers: Sequence[int], plugins: Sequence[str] = (), command: str = ""
+) -> int:
+    """Run jobs of a plan in this process.
 
-    A record that is there and unfinished is continued, one that is done is left as it is.
+    An unfinished record is continued, and one that is done is left as it is.
 
     Args:
         plugins: modules with methods that the jobs need.
+        command: the command line, for the manifests.
+
+    Returns:
+        The first exit code of a job that is not 0, or else 0.
     """
     runs_dir = plan_path.parents[2]
     plan = read_plan(plan_path)
     jobs = [plan.job(number) for number in numbers]
     errors: list[Exception | None] = [None for _ in jobs]
     with ExitStack() as held:
-        found = []
+        prepared = []
         for number, job in enumerate(jobs):
             try:
-                for each in plugins:
-                    load_plugin(each)
-                held.enter_context(hold(Record(runs_dir / job.run)))  # before torch: others see it
-                found.append((number, *_prepared(job)))
+                for plugin in plugins:
+                    load_plugin(plugin)
+                # locked before torch is imported, so that other processes see it early
+                held.enter_context(hold(Record(runs_dir / job.run)))
+                prepared.append((number, *_prepared(job)))
             except MoebenchError as error:
                 errors[number] = error
-        if found:
-            from moebench.experiment import run_stack  # torch, only here
+        if prepared:
+            from moebench.experiment import run_stack  # imports torch, which takes seconds
 
-            which, configs, corpora = zip(*found, strict=True)
-            for number, error in zip(which, run_stack(configs, corpora, runs_dir), strict=True):
+            which, configs, corpora = zip(*prepared, strict=True)
+            results = run_stack(configs, corpora, runs_dir, command=command)
+            for number, error in zip(which, results, strict=True):
                 errors[number] = error
+    return _report(jobs, errors)
+
+
+def _report(jobs: Sequence[Job], errors: Sequence[Exception | None]) -> int:
+    """Print the errors of jobs on stderr, and return the first exit code that is not 0."""
     codes = [0]
     for job, error in zip(jobs, errors, strict=True):
         if isinstance(error, LockedError):
@@ -84,7 +98,7 @@ def _prepared(job: Job) -> tuple[ExperimentConfig, Corpus]:
 
 
 def _end_with(parent: int) -> None:
-    """Stop this process when the one that started it is gone, whatever killed it."""
+    """Stop this process when its parent has ended, for whatever reason."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -103,5 +117,8 @@ if __name__ == "__main__":
     if more:
         _end_with(int(more[0]))
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(run_jobs(Path(path), [int(each) for each in numbers.split(",")], more[1:]))
+        command = shlex.join(["python", "-m", "moebench.study", *sys.argv[1:]])
+        sys.exit(
+            run_jobs(Path(path), [int(number) for number in numbers.split(",")], more[1:], command)
+        )
     sys.exit(130)

@@ -1,19 +1,19 @@
-"""How many arms of a sweep one process trains at once, and where."""
+"""How many runs of a sweep one process trains at once, and on which device."""
 
 from pathlib import Path
 
 from moebench.config.cost import memory_bytes
 from moebench.config.schema import ExperimentConfig
 
-SHARE = 0.7  # of the free memory of a GPU that a stack is planned to take
-MOST = 64  # arms of a stack by itself: beyond, a GPU is full whatever the model
-CUDA_GROUPS = 1023  # most that a grouped product on a GPU takes
+MEMORY_SHARE = 0.7  # of the free memory of a GPU that a stack may take by plan
+MOST = 64  # runs in an automatic stack: more gain nothing, whatever the model
+CUDA_GROUPS = 1023  # the most groups of a grouped product on a GPU
 BYTE_VOCABULARY = 257
 DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Linux under Windows
 
 
 def stack_size(config: ExperimentConfig) -> int:
-    """Arms of this shape in a stack: as `run.stack` says, and on a GPU as far as it can."""
+    """Runs of this shape in a stack: `run.stack`, within the limits of a GPU."""
     wanted = config.run.stack
     if wanted != "auto":
         size = int(wanted)
@@ -22,8 +22,8 @@ def stack_size(config: ExperimentConfig) -> int:
 
 
 def on_gpu(config: ExperimentConfig) -> bool:
-    """Whether runs of this config take a GPU. Imports torch only where there may be one."""
-    if config.run.device == "cpu" or not any(each.exists() for each in DRIVERS):
+    """Whether runs of this config use a GPU. Imports torch only if there may be one."""
+    if config.run.device == "cpu" or not any(driver.exists() for driver in DRIVERS):
         return False
     import torch
 
@@ -38,6 +38,6 @@ def _fitting(config: ExperimentConfig) -> int:
     import torch
 
     free, _ = torch.cuda.mem_get_info()
-    bytes_known = config.data.tokenizer == "bytes"
-    vocabulary = BYTE_VOCABULARY if bytes_known else config.data.vocab_size
-    return max(1, int(SHARE * free / memory_bytes(config, vocabulary)))
+    of_bytes = config.data.tokenizer == "bytes"
+    vocabulary = BYTE_VOCABULARY if of_bytes else config.data.vocab_size
+    return max(1, int(MEMORY_SHARE * free / memory_bytes(config, vocabulary)))

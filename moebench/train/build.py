@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moebench.balance import Estimator, Schedule, Scope, Term, make_method, make_scope
-from moebench.config.identity import estimator, gate, treatment
+from moebench.config.identity import estimator, gate, term_label, treatment
 from moebench.config.schema import ExperimentConfig, assigns, in_steps, router_groups
 from moebench.errors import ConfigError
 from moebench.model.router import Gating
@@ -144,6 +144,7 @@ def make_term(
         stop=canonical.get("stop"),
         ramp=canonical.get("ramp", 0),
         domain_weights=tuple(weights.get(each, 1.0) for each in domains) if weights else None,
+        label=term_label(config, canonical),
     )
 
 

@@ -1,8 +1,8 @@
 """A run's state at a step, on disk: safetensors and JSON, checksummed, written aside and renamed.
 
-`checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` if
-a balance term or method carries something, and `state.json`, which names the sha256 of each. A
-directory with a whole `state.json` is a whole checkpoint.
+`checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` if a
+balance term or method has a state, `load.safetensors`, and `state.json` with the sha256 of each. A
+directory with a `state.json` is a whole checkpoint.
 """
 
 import shutil
@@ -16,32 +16,33 @@ from torch import Tensor, nn
 
 from moebench.disk import read_json, replacing_folder, sha256, write_json
 from moebench.errors import RecordError
+from moebench.train.build import State
+from moebench.train.step import Objective, state_types
 
+CHECKPOINTS = "checkpoints"  # in the directory of a run
 KEPT = 2
 
 
-def save_checkpoint(
-    directory: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    balance: Sequence[Any] = (),
-    load: Tensor | None = None,
-) -> Path:
+def checkpoint_path(run: Path, step: int) -> Path:
+    """The directory of a run's checkpoint."""
+    return run / CHECKPOINTS / f"step-{step}"
+
+
+def save_checkpoint(directory: Path, state: State) -> Path:
     """Write `directory/step-<step>` and remove all but the last two checkpoints."""
     parts = {
-        "model": model.state_dict(),
-        "optimizer": _moments(model, optimizer),
-        "balance": _carried(balance),
-        "load": {} if load is None else {"recent": load},
+        "model": state.model.state_dict(),
+        "optimizer": _moments(state.model, state.optimizer),
+        "balance": _balance_tensors(state.balance or ()),
+        "load": {} if state.load is None else {"recent": state.load},
     }
     files = {f"{name}.safetensors": tensors for name, tensors in parts.items() if tensors}
-    final = directory / f"step-{step}"
+    final = directory / f"step-{state.step}"
     with replacing_folder(final) as aside:
         for name, tensors in files.items():
             save_file(_contiguous(tensors), aside / name)
-        state = {"step": step, "sha256": {name: sha256(aside / name) for name in files}}
-        write_json(aside / "state.json", state)
+        digests = {name: sha256(aside / name) for name in files}
+        write_json(aside / "state.json", {"step": state.step, "sha256": digests})
     for old in steps_kept(directory)[:-KEPT]:
         shutil.rmtree(directory / f"step-{old}")
     return final
@@ -55,8 +56,13 @@ def steps_kept(directory: Path) -> list[int]:
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint says beside the weights: its step, what terms and methods carry, and the
-    recent loads of the experts (None in checkpoints that lack them)."""
+    """A checkpoint without its weights.
+
+    Attributes:
+        step: its step.
+        balance: the state of each balance term and method; None for one without.
+        load: recent loads of the experts; None in checkpoints that lack them.
+    """
 
     step: int
     balance: list[Any]
@@ -68,36 +74,36 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None = None,
     device: torch.device | None = None,
-    kinds: Sequence[type | None] = (),
+    types: Sequence[type | None] = (),
 ) -> Loaded:
-    """Put a checkpoint's state into a model, and an optimizer if given.
+    """Load a checkpoint's weights into a model, and its moments into an optimizer if given.
 
     Args:
-        device: of what is carried.
-        kinds: the NamedTuple of each balance term and method that carries something.
+        device: of the states and loads.
+        types: the NamedTuple of each balance term's and method's state; None for one without.
 
     Raises:
-        RecordError: if a file is missing, does not match its checksum or does not fit the model or
-            what is to be carried.
+        RecordError: if a file is missing, does not match its checksum, or does not fit the model or
+            the states.
     """
     try:
-        state = read_json(path / "state.json")
-        for name, digest in state["sha256"].items():
+        content = read_json(path / "state.json")
+        for name, digest in content["sha256"].items():
             if sha256(path / name) != digest:
                 raise RecordError(f"{path / name}: does not match its checksum; remove {path}")
         model.load_state_dict(load_file(path / "model.safetensors"))
         if optimizer is not None:
             _restore(load_file(path / "optimizer.safetensors"), model, optimizer)
-        step = int(state["step"])
-        balance: list[Any] = [None] * len(kinds)
-        if any(kinds):
-            found = load_file(path / "balance.safetensors", device=str(device or "cpu"))
-            for number, kind in enumerate(kinds):
+        step = int(content["step"])
+        balance: list[Any] = [None] * len(types)
+        if any(types):
+            tensors = load_file(path / "balance.safetensors", device=str(device or "cpu"))
+            for number, kind in enumerate(types):
                 if kind is not None:
-                    names: tuple[str, ...] = kind._fields  # pyright: ignore
-                    balance[number] = kind(**{each: found[f"{number}/{each}"] for each in names})
+                    fields: tuple[str, ...] = kind._fields  # pyright: ignore
+                    balance[number] = kind(**{name: tensors[f"{number}/{name}"] for name in fields})
         load = None
-        if "load.safetensors" in state["sha256"]:
+        if "load.safetensors" in content["sha256"]:
             load = load_file(path / "load.safetensors", device=str(device or "cpu"))["recent"]
         if path.name != f"step-{step}":
             raise RecordError(f"{path}: holds the state of step {step}; remove it")
@@ -109,7 +115,14 @@ def load_checkpoint(
     return Loaded(step, balance, load)
 
 
-def _carried(balance: Sequence[Any]) -> dict[str, Tensor]:
+def restore(state: State, path: Path, objective: Objective, device: torch.device) -> None:
+    """Set a run's state to that of a checkpoint. Raises as `load_checkpoint`."""
+    types = state_types(objective)
+    loaded = load_checkpoint(path, state.model, state.optimizer, device, types)
+    state.step, state.balance, state.load = loaded
+
+
+def _balance_tensors(balance: Sequence[Any]) -> dict[str, Tensor]:
     return {
         f"{number}/{name}": value
         for number, state in enumerate(balance)
@@ -119,7 +132,7 @@ def _carried(balance: Sequence[Any]) -> dict[str, Tensor]:
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors by parameter name, so that their order means nothing."""
+    """The optimizer's tensors by parameter name, so that their order does not matter."""
     return {
         f"{name}/{kind}": value
         for name, parameter in model.named_parameters()

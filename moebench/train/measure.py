@@ -1,4 +1,4 @@
-"""What a step and an evaluation measure, as rows of metrics and arrays of counts."""
+"""The metrics of a step and of an evaluation: rows of numbers and arrays of counts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebench.balance import Steering, join
+from moebench.balance import Routing, Steering, join
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import Batch, validation, validation_documents
 from moebench.data.corpus import Corpus, Half
@@ -20,20 +20,19 @@ from moebench.metrics.evaluation import routing_metrics
 from moebench.metrics.quality import Documents, quality, standard_errors
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
-from moebench.train.ranks import world_size
-from moebench.train.step import Objective, Outcome
+from moebench.train.step import Objective, Outcome, method_states
 
-RECENT = 0.9  # decay a step of the loads that experts are placed by
+RECENT = 0.9  # decay, a step, of the loads by which experts are placed on ranks
 
 
 def recent_load(before: Tensor | None, outcome: Outcome) -> Tensor:
-    """[layers, experts] loads of the steps so far, the latest weighing most."""
+    """[layers, experts] decayed sum of the loads of all steps so far."""
     counts = outcome.routing.counts.sum(1).float()
     return counts if before is None else RECENT * before + counts
 
 
 def fetched(values: Tensor) -> Callable[[], Tensor]:
-    """Send values to the host now, without waiting; calling what is returned waits for them."""
+    """Start to copy values to the host; the function returned waits for them and returns them."""
     if not values.is_cuda:
         return lambda: values
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -59,37 +58,36 @@ def step_metrics(
 
     Args:
         before: [layers, experts] recent loads of earlier steps, by which experts are placed.
-        assignment_bytes: what sending one assignment to its expert and back takes in a step.
+        assignment_bytes: sent in a step for one assignment, to its expert and back.
 
     Returns:
-        What gives the row. Until it is called, nothing waits for the device.
+        A function that returns the row. Nothing waits for the device before it is called.
     """
     routing, micro_bsz = outcome.routing, objective.micro_bsz
     if not len(routing.counts):  # a dense model
         nats = fetched(outcome.cross_entropy)
         return lambda: {"train/loss": nats().item()}
-    found = {"train/loss": outcome.cross_entropy, **batch_metrics(routing, micro_bsz)}
-    weight = sum(each for each, _ in outcome.balance)
+    scalars = {"train/loss": outcome.cross_entropy, **batch_metrics(routing, micro_bsz)}
+    weight = sum(term_weight for term_weight, _ in outcome.balance)
     if weight:
-        whole = torch.stack([each * value for each, value in outcome.balance]).sum()
-        found["train/balance_loss"] = whole / weight
-    pairs = zip(objective.methods, outcome.states[len(objective.terms) :], strict=True)
-    for method, state in pairs:
-        found |= {f"method/{name}": value for name, value in method.metrics(state).items()}
-    if any(each.penalizes for each in objective.methods):
-        found["train/penalty"] = outcome.penalty
+        total = torch.stack([term_weight * value for term_weight, value in outcome.balance]).sum()
+        scalars["train/balance_loss"] = total / weight
+    for method, state in method_states(objective, outcome.states):
+        scalars |= {f"method/{name}": value for name, value in method.metrics(state).items()}
+    if any(method.penalizes for method in objective.methods):
+        scalars["train/penalty"] = outcome.penalty
     by_micro = micro_batch_counts(routing, micro_bsz)
     shape = by_micro.shape
     layers, _, experts = shape
     placing = by_micro.new_zeros(layers, experts) if before is None else before
     # one transfer for all; counts are exact in fp64
-    parts = [torch.stack([value.double() for value in found.values()])]
+    parts = [torch.stack([value.double() for value in scalars.values()])]
     parts += [by_micro.double().flatten(), placing.double().flatten()]
-    sent = fetched(torch.cat(parts))
+    arrived = fetched(torch.cat(parts))
 
     def row() -> dict[str, Any]:
-        values, micro, placing = sent().split([len(each) for each in parts])
-        row: dict[str, Any] = dict(zip(found, values.tolist(), strict=True))
+        values, micro, placing = arrived().split([len(part) for part in parts])
+        row: dict[str, Any] = dict(zip(scalars, values.tolist(), strict=True))
         micro = micro.view(shape)
         row["load/layers/max_vio_micro"] = _rounded(load.max_violation(micro).mean(1))
         row["load/layers/max_vio_batch"] = _rounded(load.max_violation(micro.sum(1)))
@@ -104,7 +102,7 @@ def step_metrics(
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(each, 5) for each in values.tolist()]
+    return [round(value, 5) for value in values.tolist()]
 
 
 @torch.no_grad()
@@ -115,12 +113,14 @@ def evaluate(
     device: torch.device,
     steering: Steering | None = None,
     *,
+    device_bsz: int,
     tune: bool = False,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metrics of the `test` half of the validation set, and what the routers did there.
+    """Evaluate a model on the `test` half of the validation set.
 
     Args:
-        steering: of the selection of experts, as training left it; frozen here.
+        steering: of the selection of experts, as training left it; it does not change here.
+        device_bsz: sequences in a forward pass.
         tune: whether to add the quality on the other half.
 
     Returns:
@@ -142,40 +142,53 @@ def evaluate(
             "domains": domains,
         }
         batch = validation(corpus, half, **size)
-        device_bsz = config.run.device_bsz or config.global_bsz // world_size()
-        nats, parts = [], []
-        if model.gating.random:  # by keys that are the same in every evaluation
+        if model.gating.random:  # the same keys in every evaluation
             steering = (steering or Steering())._replace(noise=keys(0, len(batch.tokens), device))
-        for start in range(0, len(batch.tokens), device_bsz):
-            own = slice(start, start + device_bsz)
-            tokens = torch.from_numpy(batch.tokens[own]).to(device)
-            logits, routing = model(tokens[:, :-1], None if steering is None else steering.of(own))
-            nats.append(F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none"))
-            parts.append(routing)
+        nats, routing = _forward_all(model, batch, device_bsz, device, steering)
         row |= quality(
             prefix,
-            torch.cat([each.sum(1) for each in nats]).double().cpu().numpy(),
+            torch.cat([part.sum(1) for part in nats]).double().cpu().numpy(),
             config.seq_len,
-            np.array([corpus.tokenizer.bytes_in(each) for each in batch.tokens[:, 1:]]),
+            np.array([corpus.tokenizer.bytes_in(tokens) for tokens in batch.tokens[:, 1:]]),
             batch.domain,
             domains,
         )
         document = validation_documents(corpus, half, **size)
-        found = by_document(torch.cat(nats).double().cpu().numpy(), batch, document, corpus)
-        row |= standard_errors(prefix, found, domains)
-        if prefix == "valid" and model.gating.method is not None:
+        documents = by_document(torch.cat(nats).double().cpu().numpy(), batch, document, corpus)
+        row |= standard_errors(prefix, documents, domains)
+        if prefix != "valid":
+            continue
+        if model.gating.method is not None:
             row["assigned/nats"] = _assigned_nats(model, batch, device_bsz, device, steering)
-        if prefix == "valid" and model.router_weights:
-            judged, arrays = routing_metrics(
-                join(parts, along="sequences"),
+        if model.router_weights:
+            of_routing, arrays = routing_metrics(
+                routing,
                 torch.from_numpy(batch.tokens[:, :-1]),
                 torch.from_numpy(batch.domain),
                 torch.tensor(shares(corpus, config.data), dtype=torch.float64),
             )
-            row |= judged
+            row |= of_routing
             if steering is not None and steering.mask is not None:
                 arrays["active"] = steering.mask.cpu().numpy()
     return row, arrays
+
+
+def _forward_all(
+    model: MoETransformer,
+    batch: Batch,
+    device_bsz: int,
+    device: torch.device,
+    steering: Steering | None,
+) -> tuple[list[Tensor], Routing]:
+    """The nats [sequences, tokens] of each pass over a batch, and the routing of all of it."""
+    nats, routings = [], []
+    for start in range(0, len(batch.tokens), device_bsz):
+        span = slice(start, start + device_bsz)
+        tokens = torch.from_numpy(batch.tokens[span]).to(device)
+        logits, routing = model(tokens[:, :-1], None if steering is None else steering.of(span))
+        nats.append(F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none"))
+        routings.append(routing)
+    return nats, join(routings, along="sequences")
 
 
 def _assigned_nats(
@@ -187,26 +200,26 @@ def _assigned_nats(
 ) -> float:
     """Nats a token where the method assigns experts as in training, over whole logical groups.
 
-    Apart from `valid/nats`, with which it is not to be compared: an assignment may depend on later
-    tokens, as Expert Choice's does.
+    It is kept apart from `valid/nats`, and not comparable with it: an assignment may depend on
+    later tokens, as Expert Choice's does.
     """
     group = model.gating.group_bsz
     size = max(group, device_bsz // group * group)
     whole = len(batch.tokens) // group * group
-    total, tokens = 0.0, 0
+    total, count = 0.0, 0
     for start in range(0, whole, size):
-        own = slice(start, min(start + size, whole))
-        part = torch.from_numpy(batch.tokens[own]).to(device)
-        steered = None if steering is None else steering.of(own)
-        logits, _ = model(part[:, :-1], steered, training=True)
-        targets = part[:, 1:]
+        span = slice(start, min(start + size, whole))
+        tokens = torch.from_numpy(batch.tokens[span]).to(device)
+        inputs = tokens[:, :-1], None if steering is None else steering.of(span)
+        logits, _ = model(*inputs, training=True)
+        targets = tokens[:, 1:]
         nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-        total, tokens = total + float(nats.double().sum()), tokens + targets.numel()
-    return total / tokens if tokens else math.nan
+        total, count = total + float(nats.double().sum()), count + targets.numel()
+    return total / count if count else math.nan
 
 
 def by_document(nats: np.ndarray, batch: Batch, document: np.ndarray, corpus: Corpus) -> Documents:
-    """Sums over the target tokens of each document that a validation set has a part of.
+    """Sums over the target tokens of each document, or part of one, in a validation set.
 
     Args:
         nats: [sequences, tokens] cross-entropy of each target token.
@@ -222,7 +235,7 @@ def by_document(nats: np.ndarray, batch: Batch, document: np.ndarray, corpus: Co
         nats=np.bincount(number, nats.ravel()),
         tokens=np.bincount(number),
         text_bytes=np.array(
-            [corpus.tokenizer.bytes_in(each) for each in np.split(targets[order], ends)]
+            [corpus.tokenizer.bytes_in(tokens) for tokens in np.split(targets[order], ends)]
         ),
         domain=domain[order][first],
     )

@@ -21,23 +21,23 @@ from moebench.errors import ConfigError
 
 @dataclass
 class Ranks:
-    """The processes that share a step; this one's number among them.
+    """The processes that share a step, and this one's number among them.
 
     Attributes:
         rank, size: this process, and how many there are.
-        bytes, seconds: that balance counts took in all-reduces so far, on this rank.
-        told: whether the first rank has said anything yet.
+        bytes, seconds: of the all-reduces of balance counts so far, on this rank.
+        began: whether anything was broadcast yet.
     """
 
     rank: int = 0
     size: int = 1
     bytes: int = 0
     seconds: float = 0.0
-    told: bool = False
+    began: bool = False
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that evaluates and keeps the record."""
+        """Whether this is the rank that evaluates and writes the record."""
         return self.rank == 0
 
     def device(self, kind: str) -> torch.device:
@@ -46,38 +46,38 @@ class Ranks:
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device(kind)
 
-    def give_up(self) -> None:
-        """On the first rank: let ranks that still wait for its word know that none will come."""
-        if self.size > 1 and not self.told:
-            self.tell(None)
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        self.began = True
+        return box[0]
 
-    def take(self, steps: int) -> dict[str, float]:
-        """What the counts' all-reduces took a step since the last call; empty for one rank."""
+    def abort(self) -> None:
+        """On the first rank: release the ranks that still wait for its first broadcast."""
+        if self.size > 1 and not self.began:
+            self.broadcast(None)
+
+    def pop_allreduce_cost(self, steps: int) -> dict[str, float]:
+        """The mean cost a step of the counts' all-reduces since the last call; {} for one rank."""
         if self.size == 1:
             return {}
-        found = {
+        cost = {
             "balance/allreduce_bytes": self.bytes / steps,
             "balance/allreduce_seconds": self.seconds / steps,
         }
         self.bytes, self.seconds = 0, 0.0
-        return found
-
-    def tell(self, value: Any) -> Any:
-        """What the first rank gives, on every rank."""
-        if self.size == 1:
-            return value
-        word = [value]
-        dist.broadcast_object_list(word)
-        self.told = True
-        return word[0]
+        return cost
 
     def share(self, first: int, length: int) -> slice:
         """This rank's part of consecutive sequences, which the ranks divide evenly."""
-        own = length // self.size
-        return slice(first + self.rank * own, first + (self.rank + 1) * own)
+        part = length // self.size
+        return slice(first + self.rank * part, first + (self.rank + 1) * part)
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over ranks, in a new tensor: the rank's own value stays what it is."""
+        """The sum over ranks, in a new tensor; the rank's own value is left as it is."""
         if self.size == 1:
             return value
         total = value.detach().clone(memory_format=torch.contiguous_format)
@@ -85,62 +85,64 @@ class Ranks:
         return total
 
     def sum_counts(self, counts: list[Tensor]) -> list[Tensor]:
-        """`sum` of the counts of every balance term in one all-reduce, which is measured.
+        """`sum` of the counts of every balance term in one all-reduce, whose cost is measured.
 
-        On a GPU it waits for the result, so that the time is that of the all-reduce.
+        On a GPU it waits for the result, to measure the time of the all-reduce itself.
         """
         if self.size == 1 or not counts:
             return counts
-        flat = torch.cat([each.flatten() for each in counts])
+        flat = torch.cat([count.flatten() for count in counts])
         if flat.is_cuda:
             torch.cuda.synchronize()
-        began = time.perf_counter()
+        start = time.perf_counter()
         flat = self.sum(flat)
         if flat.is_cuda:
             torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - began
+        self.seconds += time.perf_counter() - start
         self.bytes += flat.numel() * flat.element_size()
-        parts = flat.split([each.numel() for each in counts])
-        return [part.view_as(each) for part, each in zip(parts, counts, strict=True)]
+        parts = flat.split([count.numel() for count in counts])
+        return [part.view_as(count) for part, count in zip(parts, counts, strict=True)]
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Replace each gradient by its sum over ranks, in one all-reduce."""
         if self.size == 1:
             return
-        owners = list(model.parameters())
-        each = [torch.zeros_like(owner) if owner.grad is None else owner.grad for owner in owners]
-        flat = self.sum(torch.cat([grad.flatten() for grad in each]))
-        for owner, grad in zip(owners, flat.split([grad.numel() for grad in each]), strict=True):
-            owner.grad = grad.view_as(owner)
+        parameters = list(model.parameters())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
-    def whole(self, value: Tensor, owns: list[slice], length: int, axis: int) -> Tensor:
-        """A tensor over the sequences of a step of which each rank holds some.
+    def gather(self, value: Tensor, spans: list[slice], length: int, axis: int) -> Tensor:
+        """A tensor over all sequences of a step, of which each rank holds some.
 
         Args:
-            value: this rank's, in the order of `owns`.
-            owns: which sequences of the step these are.
-            length: of the step.
+            value: this rank's part, in the order of `spans`.
+            spans: the sequences of the step that it holds.
+            length: sequences in the step.
             axis: of the sequences.
         """
-        place = torch.cat([torch.arange(each.start, each.stop) for each in owns]).to(value.device)
+        place = torch.cat([torch.arange(span.start, span.stop) for span in spans])
         shape = list(value.shape)
         shape[axis] = length
-        return self.sum(value.new_zeros(shape).index_copy(axis, place, value.detach()))
+        whole = value.new_zeros(shape)
+        return self.sum(whole.index_copy(axis, place.to(value.device), value.detach()))
 
 
 def world_size() -> int:
-    """How many ranks torchrun started; 1 without it."""
+    """The number of ranks that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun started, joined for as long as the block runs; one without torchrun.
+    """Join the ranks that torchrun started, while the block runs; one rank without torchrun.
 
     Args:
-        device: `cuda`, where each rank takes the GPU of its local number, or `cpu`.
+        device: `cuda`, where each rank uses the GPU of its local number, or `cpu`.
 
-    Raises ConfigError where torchrun's variables are there and the ranks cannot be joined.
+    Raises ConfigError if torchrun's variables are set and the ranks cannot be joined.
     """
     size = world_size()
     if size == 1:

@@ -1,9 +1,9 @@
-"""Arms of equal shape in one process: one forward and one backward of a stacked model for all.
+"""Runs of equal shape in one process: one forward and one backward of a stacked model for all.
 
-Parameters are stacked along a leading arm axis, and `vmap` maps the plain module over it. An arm's
-own model and optimizer see views of the stack, so that whatever else an arm does (its loss, its
-clipping, its update, its checkpoints) is the code of a single run on its own numbers, and an arm
-that ends or dies leaves the others as they are.
+Parameters are stacked along a leading arm axis, and `vmap` maps the plain module over it. A run's
+own model and optimizer see views of the stack. All else that a run does (its loss, its clipping,
+its update, its checkpoints) is therefore the code of a single run on its own numbers, and a run
+that ends or fails leaves the others as they are.
 """
 
 import copy
@@ -18,38 +18,33 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from moebench.balance import Routing, Steering
 from moebench.model.transformer import MoETransformer
-from moebench.train.loop import Arm
-from moebench.train.step import (
-    Inputs,
-    Outcome,
-    Share,
-    Step,
-    Wrap,
-    accumulate_together,
-    begin_states,
-    forward_of,
-    summed_nats,
-)
+from moebench.train.gradients import Forward, Wrap, accumulate_together, forward_of, summed_nats
+from moebench.train.loop import TrainingRun
+from moebench.train.share import ArmStep
+from moebench.train.step import Inputs, Outcome, Step, initial_states
 
 
-class Work(NamedTuple):
-    """A step of an arm whose gradients are wanted.
+class GradientRequest(NamedTuple):
+    """A run's request for the gradients of a step.
 
     Attributes:
-        wrap: what the forward is wrapped in, as `torch.compile`; the same for all of a stack.
+        wrap: applied to the forward, as `torch.compile` is; the same for all runs of a stack.
     """
 
-    arm: Arm
+    run: TrainingRun
     step: Step
     wrap: Wrap | None = None
+
+
+GradientRequests = Generator[GradientRequest, Outcome]
 
 
 class Stack:
     """Models of equal shape as one; their parameters become views of its own.
 
     Args:
-        models: whose parameters are stacked; one alone stays what it is.
-        wrap: what the forward is wrapped in, as `torch.compile`.
+        models: whose parameters are stacked; a single one is used as it is.
+        wrap: applied to the forward, as `torch.compile` is.
     """
 
     def __init__(self, models: Sequence[MoETransformer], wrap: Wrap | None = None) -> None:
@@ -57,84 +52,88 @@ class Stack:
         self.parameters: dict[str, Tensor] = {}
         if len(models) == 1:
             for parameter in models[0].parameters():
-                parameter.data = parameter.data.clone()  # else it would keep an old stack alive
+                parameter.data = parameter.data.clone()  # a view would keep an old stack alive
             self.forward = forward_of(models[0], wrap)
             return
         self.parameters, _ = stack_module_state(list(models))  # pyright: ignore
         for arm, model in enumerate(self.models):
             for name, parameter in model.named_parameters():
                 parameter.data = self.parameters[name].data[arm]
-        plain = copy.deepcopy(models[0]).to("meta")
+        self.forward = _stacked_forward(models[0], self.parameters, len(models), wrap)
 
-        def of_arm(
-            parameters: dict[str, Tensor], tokens: Tensor, steering: dict[str, Tensor]
-        ) -> tuple[Tensor, dict[str, Tensor]]:
-            inputs = tokens, Steering(**steering) if steering else None
-            logits, routing = functional_call(plain, parameters, inputs, {"training": True})
-            said = {name: each for name, each in routing._asdict().items() if each is not None}
-            return logits, said
-
-        # neither this nor the models below, else what an arm has left would hold its memory
-        stacked, arms, of_all = self.parameters, len(models), vmap(of_arm)
-
-        def call(
-            parameters: dict[str, Tensor],
-            tokens: Tensor,
-            steering: dict[str, Tensor],
-            targets: list[Tensor] | None,
-        ) -> list[tuple[Tensor | None, Routing]]:
-            logits, said = of_all(parameters, tokens, steering)
-            # unbind, whose backward is one stack, where indexing would add up one for each arm
-            parts = {name: each.unbind() for name, each in said.items()}
-            each_logits = logits.unbind()
-            return [
-                (
-                    None if targets is None else summed_nats(each_logits[arm], targets[arm]),
-                    Routing(**{name: part[arm] for name, part in parts.items()}),
-                )
-                for arm in range(arms)
-            ]
-
-        wrapped = call if wrap is None else wrap(call)
-
-        def forward(inputs: list[Inputs]) -> list[tuple[Tensor | None, Routing]]:
-            tokens = torch.stack([each.tokens for each in inputs])
-            targets = [each.targets for each in inputs if each.targets is not None]
-            return wrapped(stacked, tokens, _stacked(inputs), targets or None)
-
-        self.forward = forward
-
-    def gradients(self, works: Sequence[Work]) -> list[Outcome]:
-        """What `accumulate_gradients` gives for each arm; gradients lie in its own model."""
-        shares = [
-            Share(
-                arm.objective,
-                step,
-                arm.state.balance or begin_states(arm.objective, arm.state.model, step),
-            )
-            for arm, step, _ in works
-        ]
-        for share, model in zip(shares, self.models, strict=True):
-            share.penalize(model)
-        for each in self.parameters.values():
-            each.grad = None
-        outcomes = accumulate_together(self.forward, shares)
-        self.hand_out()
+    def gradients(self, requests: Sequence[GradientRequest]) -> list[Outcome]:
+        """What `accumulate_gradients` returns for each run; the gradients are in its own model."""
+        arm_steps = []
+        for (run, step, _), model in zip(requests, self.models, strict=True):
+            states = run.state.balance or initial_states(run.objective, model, step)
+            arm_steps.append(ArmStep(run.objective, step, states))
+            arm_steps[-1].penalize(model)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        outcomes = accumulate_together(self.forward, arm_steps)
+        self._distribute()
         if not self.parameters:
-            works[0].step.ranks.sum_gradients(self.models[0])
+            requests[0].step.ranks.sum_gradients(self.models[0])
         return outcomes
 
-    def hand_out(self) -> None:
-        """Let each model's gradients be its part of the stack's."""
-        for name, each in self.parameters.items():
-            if each.grad is not None:
-                for model, part in zip(self.models, each.grad.unbind(), strict=True):
-                    own = model.get_parameter(name)  # which a penalty of weights may have reached
-                    own.grad = part if own.grad is None else own.grad + part
+    def _distribute(self) -> None:
+        """Add to each model's gradients its part of the stack's."""
+        for name, stacked in self.parameters.items():
+            if stacked.grad is not None:
+                for model, part in zip(self.models, stacked.grad.unbind(), strict=True):
+                    parameter = model.get_parameter(name)
+                    # a penalty on weights may have left a gradient
+                    parameter.grad = part if parameter.grad is None else parameter.grad + part
 
 
-def _stacked(inputs: Sequence[Inputs]) -> dict[str, Tensor]:
-    """What steers the arms of a stack, which are steered alike or not at all."""
+def _stacked_forward(
+    model: MoETransformer, parameters: dict[str, Tensor], arms: int, wrap: Wrap | None
+) -> Forward:
+    """A function from the inputs of all arms to the summed nats and routing of each.
+
+    It refers to no stack and no model: they would keep the memory of runs that have ended.
+    """
+    plain = copy.deepcopy(model).to("meta")
+
+    def of_arm(
+        parameters: dict[str, Tensor], tokens: Tensor, steering: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        inputs = tokens, Steering(**steering) if steering else None
+        logits, routing = functional_call(plain, parameters, inputs, {"training": True})
+        return logits, {name: x for name, x in routing._asdict().items() if x is not None}
+
+    of_all = vmap(of_arm)
+
+    def call(
+        parameters: dict[str, Tensor],
+        tokens: Tensor,
+        steering: dict[str, Tensor],
+        targets: list[Tensor] | None,
+    ) -> list[tuple[Tensor | None, Routing]]:
+        stacked_logits, fields = of_all(parameters, tokens, steering)
+        # unbind: its backward is one stack, where that of indexing adds up one tensor for each arm
+        parts = {name: value.unbind() for name, value in fields.items()}
+        logits = stacked_logits.unbind()
+        return [
+            (
+                None if targets is None else summed_nats(logits[arm], targets[arm]),
+                Routing(**{name: part[arm] for name, part in parts.items()}),
+            )
+            for arm in range(arms)
+        ]
+
+    wrapped = call if wrap is None else wrap(call)
+
+    def forward(inputs: list[Inputs]) -> list[tuple[Tensor | None, Routing]]:
+        tokens = torch.stack([each.tokens for each in inputs])
+        targets = [each.targets for each in inputs if each.targets is not None]
+        return wrapped(parameters, tokens, _stacked_steering(inputs), targets or None)
+
+    return forward
+
+
+def _stacked_steering(inputs: Sequence[Inputs]) -> dict[str, Tensor]:
+    """The steering of all arms of a stack, which all have the same fields or none."""
     steering = [each.steering for each in inputs if each.steering is not None]
     return {
         name: torch.stack([getattr(each, name) for each in steering])
@@ -143,51 +142,48 @@ def _stacked(inputs: Sequence[Inputs]) -> dict[str, Tensor]:
     }
 
 
-Way = Generator[Work, Outcome]
-
-
-def drive(ways: Sequence[Way]) -> list[Exception | None]:
-    """Go the ways of several arms at once, each to its own end.
+def train_in_lockstep(runs: Sequence[GradientRequests]) -> list[Exception | None]:
+    """Train several runs in lockstep until each finishes.
 
     Args:
-        ways: each asks for the gradients of its steps, one after another, and is answered with
-            their Outcome. One that raises leaves the stack, as one that returns does.
+        runs: each requests the gradients of one step after another, and is sent their Outcome. A
+            run that raises leaves the stack, as one that returns does.
 
     Returns:
-        Of each way, how it failed; None where it did not.
+        How each run failed; None for one that did not.
     """
-    failed: list[Exception | None] = [None for _ in ways]
-    asked: dict[int, Work] = {}
+    errors: list[Exception | None] = [None for _ in runs]
+    requests: dict[int, GradientRequest] = {}
 
-    def go_on(number: int, act: Callable[[], Work]) -> None:
-        asked.pop(number, None)
+    def resume(number: int, advance: Callable[[], GradientRequest]) -> None:
+        requests.pop(number, None)
         try:
-            asked[number] = act()
+            requests[number] = advance()
         except StopIteration:
             pass
         except Exception as error:
-            failed[number] = error
+            errors[number] = error
 
     stack: Stack | None = None
     try:
-        for number, way in enumerate(ways):
-            go_on(number, partial(next, way))
-        while asked:
-            numbers, works = list(asked), list(asked.values())
-            models = tuple(work.arm.state.model for work in works)
+        for number, run in enumerate(runs):
+            resume(number, partial(next, run))
+        while requests:
+            numbers, pending = list(requests), list(requests.values())
+            models = tuple(request.run.state.model for request in pending)
             if stack is None or stack.models != models:
-                stack = Stack(models, works[0].wrap)
+                stack = Stack(models, pending[0].wrap)
             try:
-                outcomes = stack.gradients(works)
-            except Exception as error:  # of all of them, as memory that runs out
+                outcomes = stack.gradients(pending)
+            except Exception as error:  # it concerns all of them, as when memory runs out
                 for number in numbers:
-                    go_on(number, partial(ways[number].throw, error))
+                    resume(number, partial(runs[number].throw, error))
                 continue
             for number, outcome in zip(numbers, outcomes, strict=True):
-                go_on(number, partial(ways[number].send, outcome))
-    except BaseException as stop:  # Ctrl-C, whoever's turn it was
-        for way in ways:
+                resume(number, partial(runs[number].send, outcome))
+    except BaseException as stop:  # Ctrl-C: every run ends, whichever was running
+        for run in runs:
             with suppress(BaseException):
-                way.throw(stop)
+                run.throw(stop)
         raise
-    return failed
+    return errors

@@ -18,8 +18,9 @@ from moebench.balance import (
 )
 from moebench.metrics import load
 from moebench.metrics.specialization import coactivation
+from moebench.train.gradients import accumulate_gradients
 from moebench.train.ranks import Ranks
-from moebench.train.step import Objective, accumulate_gradients
+from moebench.train.step import Objective
 from tests.routings import random_routing, route
 from tests.train import invariance
 from tests.train.invariance import model_of

@@ -86,7 +86,7 @@ def test_a_run_that_began_and_never_spoke_can_be_resumed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("moebench.experiment.make_state", interrupted)
+        patch.setattr("moebench.experiment.session.make_state", interrupted)
         assert call("train", *small).code == 130
     assert len(list(Path("runs").glob("global-*"))) == 1
     assert call("train", *small).code == 2

@@ -22,8 +22,9 @@ from torch import Tensor
 from moebench.balance import Domain, Estimator, Global, Micro, Scope, Sequence, Shuffled, Term
 from moebench.balance.state import BalanceState
 from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.gradients import accumulate_gradients
 from moebench.train.ranks import Ranks
-from moebench.train.step import Objective, Step, accumulate_gradients
+from moebench.train.step import Objective, Step
 
 SEQUENCES, LENGTH, MICRO = 8, 6, 2
 STEPS = 3  # where something is carried from one to the next

@@ -20,8 +20,9 @@ from moebench.balance import Estimator, Global, Method, Micro, Schedule, Term
 from moebench.balance.bias import Bias
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.gradients import accumulate_gradients
 from moebench.train.ranks import Ranks
-from moebench.train.step import Objective, Step, accumulate_gradients
+from moebench.train.step import Objective, Step
 
 SEQUENCES, LENGTH, MICRO, STEPS = 8, 6, 2, 3
 BOUND = 1e-10  # of a relative error in fp64

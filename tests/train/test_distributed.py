@@ -77,7 +77,7 @@ def test_what_the_first_rank_refuses_ends_the_others(tmp_path: Path, text_folder
         ([], "WORLD_SIZE=3: must divide global_bsz=8; start fewer ranks"),
         (
             ["global_bsz=24", "run.device_bsz=6"],
-            "run.device_bsz=6: must divide the 8 sequences that a rank of 3",
+            "run.device_bsz=6: must divide the 8 sequences that each of 3 ranks",
         ),
     ],
 )

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from moebench.balance import Estimator, Global, Micro, Term, balance_loss
 from moebench.train.forces import forces
-from moebench.train.step import Objective, Step, accumulate_gradients, begin_states
+from moebench.train.gradients import accumulate_gradients
+from moebench.train.step import Objective, Step, initial_states
 from tests.train.invariance import model_of
 
 FP64 = torch.float64
@@ -22,7 +23,7 @@ def a_step(device_bsz: int = 8) -> Step:
 def test_equal_autograd_of_each_term() -> None:
     model, step = model_of(FP64), a_step()
     objective = Objective((Term(Micro(2), 0.3), Term(Global(), 0.1)), micro_bsz=2, z=0.01)
-    found = forces(model, objective, step, begin_states(objective, model, step))
+    found = forces(model, objective, step, initial_states(objective, model, step))
 
     logits, routing = model(step.tokens[:, :-1])
     nats = F.cross_entropy(logits.flatten(0, 1), step.tokens[:, 1:].flatten())

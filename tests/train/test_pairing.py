@@ -20,8 +20,9 @@ from moebench.experiment import run_experiment
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.build import make_model, make_objective
 from moebench.train.feed import Feed
+from moebench.train.gradients import accumulate_gradients
 from moebench.train.loop import Event
-from moebench.train.step import Step, accumulate_gradients
+from moebench.train.step import Step
 from tests.train.batches_seen import watched
 
 COMPOSER = Composer()

@@ -17,15 +17,9 @@ from moebench.data.corpus import prepare
 from moebench.errors import Stopped
 from moebench.experiment import run_experiment
 from moebench.model.router import Gating
+from moebench.train.gradients import accumulate_gradients, estimator_error
 from moebench.train.loop import Event
-from moebench.train.step import (
-    Objective,
-    Step,
-    accumulate_gradients,
-    begin_states,
-    estimator_error,
-    steering_after,
-)
+from moebench.train.step import Objective, Step, initial_states, steering_after
 from tests.train.routers import (
     BOUND,
     CASES,
@@ -82,7 +76,7 @@ def test_a_counting_pass_sees_the_draws_of_the_pass_that_is_trained_on() -> None
 def test_measuring_and_evaluating_leave_what_is_carried_as_it_is() -> None:
     model = model_of(Gating())
     what = Objective((Term(Global(), 1.0),), MICRO, methods=(Bias(0.1),))
-    states = begin_states(what, model, one_step())
+    states = initial_states(what, model, one_step())
     estimator_error(model, what, one_step(), states)
     steering = steering_after(what, model, states)
     model(one_step().tokens, steering)

@@ -18,8 +18,8 @@ from moebench.experiment import run_experiment, run_stack
 from moebench.records import Record
 from moebench.train.build import make_state
 from moebench.train.feed import Feed
-from moebench.train.loop import Arm, train
-from moebench.train.stack import Stack, Work, drive
+from moebench.train.loop import TrainingRun, train
+from moebench.train.stack import GradientRequest, Stack, train_in_lockstep
 from tests.results import results
 
 CPU = torch.device("cpu")
@@ -59,10 +59,10 @@ def arms(text_folder: Path):
     return made
 
 
-def way(arm: Arm):
+def way(arm: TrainingRun):
     while not arm.done:
         step = arm.next_step()
-        arm.finish(step, (yield Work(arm, step)))
+        arm.finish(step, (yield GradientRequest(arm, step)))
 
 
 def alone(config: ExperimentConfig, corpus: Corpus) -> dict[str, torch.Tensor]:
@@ -78,9 +78,10 @@ def test_a_stacked_arm_is_the_arm_alone_bit_for_bit(arms, split: str) -> None:
     assert len({stack_key(config) for config, _ in pairs}) == 1
     states = [make_state(config, corpus.vocab_size, CPU) for config, corpus in pairs]
     made = [
-        Arm(config, corpus, each, CPU) for (config, corpus), each in zip(pairs, states, strict=True)
+        TrainingRun(config, corpus, each, CPU)
+        for (config, corpus), each in zip(pairs, states, strict=True)
     ]
-    assert drive([way(arm) for arm in made]) == [None] * len(ARMS)
+    assert train_in_lockstep([way(arm) for arm in made]) == [None] * len(ARMS)
     for pair, state in zip(pairs, states, strict=True):
         for name, value in alone(pair[0], pair[1]).items():
             assert torch.equal(value, state.model.get_parameter(name)), name
@@ -116,9 +117,10 @@ def test_a_router_or_method_is_stacked_bit_for_bit(arms, words: str) -> None:
     assert len({stack_key(config) for config, _ in pairs}) == 1
     states = [make_state(config, corpus.vocab_size, CPU) for config, corpus in pairs]
     made = [
-        Arm(config, corpus, each, CPU) for (config, corpus), each in zip(pairs, states, strict=True)
+        TrainingRun(config, corpus, each, CPU)
+        for (config, corpus), each in zip(pairs, states, strict=True)
     ]
-    assert drive([way(arm) for arm in made]) == [None, None]
+    assert train_in_lockstep([way(arm) for arm in made]) == [None, None]
     for (config, corpus), state in zip(pairs, states, strict=True):
         for name, value in alone(config, corpus).items():
             assert torch.equal(value, state.model.get_parameter(name)), name
@@ -132,9 +134,10 @@ def test_an_arm_that_dies_leaves_the_others_as_they_are(arms) -> None:
     pairs = arms("scope=micro", "scope=micro optim.lr=1e30", "scope=global", steps=8)
     states = [make_state(config, corpus.vocab_size, CPU) for config, corpus in pairs]
     made = [
-        Arm(config, corpus, each, CPU) for (config, corpus), each in zip(pairs, states, strict=True)
+        TrainingRun(config, corpus, each, CPU)
+        for (config, corpus), each in zip(pairs, states, strict=True)
     ]
-    one, dead, other = drive([way(arm) for arm in made])
+    one, dead, other = train_in_lockstep([way(arm) for arm in made])
     assert (one, other) == (None, None)
     assert isinstance(dead, TrainingError)
     assert states[1].step < 8

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from moebench.balance import Estimator, Global, Micro, Sequence, Shuffled, Term, balance_loss
+from moebench.train.gradients import accumulate_gradients, estimator_error
 from moebench.train.ranks import Ranks
-from moebench.train.step import Objective, Step, accumulate_gradients, estimator_error
+from moebench.train.step import Objective, Step
 from tests.train import invariance
 from tests.train.invariance import BOUNDS, ESTIMATORS, SCOPES, gradients, model_of, objective
 

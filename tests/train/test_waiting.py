@@ -7,21 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-from moebench import experiment
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
 from moebench.errors import TrainingError
+from moebench.experiment import run_experiment, session
 from moebench.records import Record
 from moebench.train.build import make_state
-from moebench.train.loop import Arm, Event
-from moebench.train.step import Step, accumulate_gradients
+from moebench.train.gradients import accumulate_gradients
+from moebench.train.loop import Event, TrainingRun
+from moebench.train.step import Step
 
-Made = Callable[..., Arm]
+Made = Callable[..., TrainingRun]
 
 
 @pytest.fixture
 def arm(text_folder: Path) -> Made:
-    def made(device: str, *words: str, log_every: int = 4) -> Arm:
+    def made(device: str, *words: str, log_every: int = 4) -> TrainingRun:
         config = Composer().compose(
             [
                 *("model=smoke", "train.steps=8", "global_bsz=8", "seq_len=32"),
@@ -36,12 +37,12 @@ def arm(text_folder: Path) -> Made:
         )
         corpus = prepare(config.data)
         state = make_state(config, corpus.vocab_size, torch.device(device))
-        return Arm(config, corpus, state, torch.device(device))
+        return TrainingRun(config, corpus, state, torch.device(device))
 
     return made
 
 
-def go(arm: Arm) -> Event:
+def go(arm: TrainingRun) -> Event:
     step = arm.next_step()
     outcome = accumulate_gradients(arm.state.model, arm.objective, step, arm.state.balance)
     return arm.finish(step, outcome)
@@ -50,7 +51,7 @@ def go(arm: Arm) -> Event:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_an_update_that_is_not_finite_is_never_made(arm: Made, device: str) -> None:
     made = arm(device)
-    made.looks_later = True
+    made.finite.deferred = True
     go(made)
     before = {name: each.clone() for name, each in made.state.model.state_dict().items()}
     with torch.no_grad():
@@ -63,13 +64,13 @@ def test_an_update_that_is_not_finite_is_never_made(arm: Made, device: str) -> N
         assert torch.equal(each, before[name]), name
     told = go(made)  # and nobody has waited for it so far
     with pytest.raises(TrainingError, match=r"^step 2: the loss or the gradient is not finite$"):
-        told.arrive()
+        told.wait()
 
 
 def test_what_is_not_finite_is_named_as_far_as_it_is_still_there(arm: Made) -> None:
     for later, name in ((False, " of blocks.0.attention.qkv"), (True, "")):
         made = arm("cpu", log_every=1)
-        made.looks_later = True
+        made.finite.deferred = True
         step = made.next_step()
         outcome = accumulate_gradients(made.state.model, made.objective, step)
         grad = made.state.model.get_parameter("blocks.0.attention.qkv").grad
@@ -79,26 +80,26 @@ def test_what_is_not_finite_is_named_as_far_as_it_is_still_there(arm: Made) -> N
         if later:  # the gradients of the next step lie there by now, which are finite
             accumulate_gradients(made.state.model, made.objective, made.next_step())
         with pytest.raises(TrainingError, match=rf"^step 1: the gradient{name} is not finite$"):
-            told.arrive()
+            told.wait()
 
 
 def test_looking_later_changes_no_step(arm: Made) -> None:
     weights = []
     for later in (False, True):
         made = arm("cpu")
-        made.looks_later = later
+        made.finite.deferred = later
         while not made.done:
             go(made)
         weights.append(made.state.model.state_dict())
     assert all(torch.equal(each, weights[1][name]) for name, each in weights[0].items())
 
 
-class Late(Arm):
+class Late(TrainingRun):
     """An arm on a CPU that tells of a step as one on a GPU does."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.looks_later = True
+        self.finite.deferred = True
 
 
 def test_what_is_told_while_the_next_step_runs_is_the_same(
@@ -112,10 +113,10 @@ def test_what_is_told_while_the_next_step_runs_is_the_same(
     config = Composer().compose(list(words))
     corpus = prepare(config.data)
     rows, seen = [], []
-    for name, kind in (("at_once", Arm), ("late", Late)):
-        monkeypatch.setattr(experiment, "Arm", kind)
+    for name, kind in (("at_once", TrainingRun), ("late", Late)):
+        monkeypatch.setattr(session, "TrainingRun", kind)
         of_run: list[int] = []
-        record = experiment.run_experiment(
+        record = run_experiment(
             config,
             corpus,
             tmp_path / name,
@@ -135,10 +136,10 @@ def test_a_step_that_was_made_is_told_though_the_next_one_fails(
     def next_step(self: Late) -> Step:
         if self.state.step == 5:
             raise RuntimeError("no more")
-        return Arm.next_step(self)
+        return TrainingRun.next_step(self)
 
     monkeypatch.setattr(Late, "next_step", next_step)
-    monkeypatch.setattr(experiment, "Arm", Late)
+    monkeypatch.setattr(session, "TrainingRun", Late)
     config = Composer().compose(
         [
             *("model=smoke", "train.steps=12", "global_bsz=8", "seq_len=32", "run.threads=1"),
@@ -147,7 +148,7 @@ def test_a_step_that_was_made_is_told_though_the_next_one_fails(
         ]
     )
     with pytest.raises(RuntimeError, match="no more"):
-        experiment.run_experiment(config, prepare(config.data), tmp_path)
+        run_experiment(config, prepare(config.data), tmp_path)
     [path] = tmp_path.glob("*-s0-*")
     assert [row["step"] for row in Record(path).rows()] == [0, 1, 2, 3, 4, 5]
 
@@ -172,7 +173,7 @@ def timed(key: str) -> bool:
 def test_no_step_waits_for_the_gpu(arm: Made, words: tuple[str, ...]) -> None:
     made = arm("cuda", "train.precision=bf16", "model.d_model=64", *words, log_every=2)
     go(made)
-    go(made).arrive()  # the first ones allocate
+    go(made).wait()  # the first ones allocate
     torch.cuda.set_sync_debug_mode("error")
     try:
         go(made)
@@ -181,6 +182,6 @@ def test_no_step_waits_for_the_gpu(arm: Made, words: tuple[str, ...]) -> None:
         go(made)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    told.arrive()
+    told.wait()
     assert told.row is not None
     assert told.row["step"] == 4

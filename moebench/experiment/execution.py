@@ -1,0 +1,55 @@
+"""How a run is executed: its device, its threads, and its ranks."""
+
+from dataclasses import fields, replace
+
+import torch
+
+from moebench.config.schema import ExperimentConfig, RunConfig
+from moebench.errors import ConfigError
+from moebench.machine import usable_cores
+from moebench.records import Record
+from moebench.train.ranks import Ranks, world_size
+
+
+def resolved(wanted: RunConfig, record: Record | None, ranks: Ranks) -> RunConfig:
+    """The execution of a run: as typed, or else as in its record, or else as the machine allows.
+
+    A run that continues keeps what was resolved when it started, since another split or number of
+    threads rounds differently. A value at its default counts as not typed.
+
+    Args:
+        record: of a run that continues; None for a new one.
+    """
+    if record is not None:
+        before, default = record.config(), RunConfig()
+        kept = {
+            field.name: before[f"run.{field.name}"]
+            for field in fields(RunConfig)
+            if getattr(wanted, field.name) == getattr(default, field.name)
+            and f"run.{field.name}" in before
+        }
+        wanted = replace(wanted, **kept)
+    threads = wanted.threads or max(1, usable_cores() // ranks.size)
+    return replace(wanted, device=device_kind(wanted), threads=threads)
+
+
+def device_kind(wanted: RunConfig) -> str:
+    """`cuda` or `cpu`. Raises ConfigError if the config asks for a device that is not there."""
+    available = torch.cuda.is_available()
+    if wanted.device == "cuda" and not available:
+        raise ConfigError("run.device=cuda: torch finds no CUDA device; use run.device=cpu")
+    return "cuda" if available and wanted.device != "cpu" else "cpu"
+
+
+def check_ranks(config: ExperimentConfig) -> None:
+    """Raise ConfigError if the ranks cannot share a step evenly."""
+    size, device_bsz = world_size(), config.run.device_bsz
+    if config.global_bsz % size:
+        raise ConfigError(
+            f"WORLD_SIZE={size}: must divide global_bsz={config.global_bsz}; start fewer ranks"
+        )
+    if device_bsz is not None and config.global_bsz % (size * device_bsz):
+        raise ConfigError(
+            f"run.device_bsz={device_bsz}: must divide the {config.global_bsz // size} sequences "
+            f"that each of {size} ranks has of a step"
+        )

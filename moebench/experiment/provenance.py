@@ -1,0 +1,114 @@
+"""The manifest of a run: what was run, on what data and machine, with which code."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moebench
+from moebench.config.identity import (
+    arm_hash,
+    coefficients,
+    label,
+    run_hash,
+    run_name,
+    science,
+    treatment,
+)
+from moebench.config.schema import ExperimentConfig
+from moebench.data.batches import make_batches, sequences_hash
+from moebench.data.corpus import Corpus
+from moebench.experiment.summary import random_baselines
+
+# What may differ in a later session of a run.
+OF_SESSION = (
+    *("moebench", "git", "torch", "python", "device_name", "threads", "stacked", "command"),
+    "start",
+)
+
+
+def describe(
+    config: ExperimentConfig, corpus: Corpus, device: torch.device, command: str
+) -> dict[str, Any]:
+    """The manifest of a run.
+
+    Args:
+        config: with `run` resolved.
+        command: the command line.
+    """
+    size = _group_size(config)
+    return {
+        "run": run_name(config, corpus.content_hash),
+        "hash": run_hash(config, corpus.content_hash),
+        "arm": label(config),
+        "arm_hash": arm_hash(config, corpus.content_hash),
+        "seed": config.seed,
+        "science": science(config, corpus.content_hash),
+        "domains": list(corpus.domains),
+        "heldout": list(corpus.heldout),
+        "data": {
+            "content_hash": corpus.content_hash,
+            "source": config.data.source,
+            "tokenizer": corpus.tokenizer.name,
+            "tokenizer_hash": corpus.tokenizer.hash,
+            "vocab_size": corpus.vocab_size,
+        },
+        "first_sequences": sequences_hash(make_batches(corpus, config).batch(1))[:16],
+        "group": {"sequences": size, "tokens": size and size * config.seq_len},
+        "coefficient_per_router": coefficients(config),
+        **random_baselines(config, corpus),
+        "moebench": moebench.__version__,
+        "git": _git(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": device.type,
+        "device_name": _device_name(device),
+        "threads": config.run.threads,
+        "precision": config.train.precision,
+        "command": command,
+        "start": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def continued(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
+    """The manifest of a run that continues from a step: that of its first session, and this one."""
+    session = {"step": step, **{key: now[key] for key in OF_SESSION}}
+    return {**first, "resumed": [*first.get("resumed", []), session]}
+
+
+def _group_size(config: ExperimentConfig) -> int | None:
+    """Sequences in a balance group of the heaviest term that does not stop.
+
+    For `shuffled`, it is the pool that is drawn from.
+    """
+    terms = [term for term in treatment(config) if "stop" not in term]
+    heaviest = max(terms, key=lambda term: term["weight"], default={})
+    return heaviest.get("balance_bsz")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
+def _git() -> dict[str, Any]:
+    """The commit of this code, if it is in a git checkout."""
+    here = Path(moebench.__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        if git("ls-files", "__init__.py"):
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    return {"commit": None, "dirty": None}

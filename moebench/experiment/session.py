@@ -1,0 +1,219 @@
+"""One process's work on one run: it trains the run, records each step, and seals the record."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from moebench.config.compose import to_yaml
+from moebench.config.cost import training_flops
+from moebench.config.schema import ExperimentConfig
+from moebench.data.corpus import Corpus
+from moebench.errors import MoebenchError, Stopped
+from moebench.experiment.execution import resolved
+from moebench.experiment.provenance import continued, describe
+from moebench.experiment.summary import routing_change, seal
+from moebench.experiment.trouble import explained
+from moebench.records import Record
+from moebench.tensorboard import View
+from moebench.train import kernels as kernels_of
+from moebench.train.build import State, make_objective, make_state
+from moebench.train.checkpoint import (
+    CHECKPOINTS,
+    checkpoint_path,
+    restore,
+    save_checkpoint,
+    steps_kept,
+)
+from moebench.train.gradients import Wrap
+from moebench.train.loop import Event, TrainingRun
+from moebench.train.ranks import Ranks
+from moebench.train.stack import GradientRequest, GradientRequests
+
+STATUS_EVERY = 0.5  # seconds between updates of status.json
+IN_STATUS = ("train/loss", "valid/nats", "speed/tokens_per_second")
+
+
+class Session:
+    """Trains and records one run, from its last checkpoint if it has one.
+
+    Args:
+        config: complete and checked.
+        corpus: the prepared data of `config.data`.
+        record: of the run, held by this process.
+        ranks: the processes that share the run; this is the first.
+        signals: the stop signals that have arrived.
+        command: the command line, for the manifest.
+        stacked: the number of runs in the stack.
+        on_event: called after each step.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        corpus: Corpus,
+        record: Record,
+        ranks: Ranks,
+        signals: Sequence[int],
+        *,
+        command: str = "",
+        stacked: int = 1,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.config, self.corpus, self.record, self.ranks = config, corpus, record, ranks
+        self.signals, self.command, self.stacked = signals, command, stacked
+        self.on_event = on_event
+        self.state: State | None = None
+        self.event: Event | None = None  # the latest step
+        self.latest: dict[str, Any] = {}  # metrics that the status repeats
+        self.mfu_of_rate = 0.0  # share of the peak, for a rate of one token a second
+        self.start = self.last_status = 0.0
+
+    def run(self) -> GradientRequests:
+        """Train the run to its end; a generator that requests the gradients of each step.
+
+        Raises: as `run_experiment`; the record's status then says why.
+        """
+        resumed = self.record.exists()
+        execution = resolved(self.config.run, self.record if resumed else None, self.ranks)
+        self.config = replace(self.config, run=execution)
+        device = self.ranks.device(str(execution.device))
+        torch.set_num_threads(execution.threads or 1)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds = self.record.status().get("seconds", 0.0) if resumed else 0.0
+        self.start = time.monotonic() - seconds
+        manifest = {
+            **describe(self.config, self.corpus, device, self.command),
+            "ranks": self.ranks.size,
+            "stacked": self.stacked,
+        }
+        try:
+            run, wrap = self._begin(manifest, device, resumed=resumed)
+            with View(self.record) as view:
+                yield from self._train(run, wrap, view)
+                seal(self.config, self.record, self._seconds())
+        except (Stopped, KeyboardInterrupt) as stopped:
+            self._record_pending()
+            self._end("stopped", str(stopped) or "interrupted twice")
+            raise
+        except Exception as error:
+            self._record_pending()
+            error = explained(error, self.config, self.record, device, self.stacked)
+            known = isinstance(error, MoebenchError)
+            self._end("failed", str(error) if known else f"{type(error).__name__}: {error}")
+            raise error from None
+        self._set_status("done")
+
+    def _begin(
+        self, manifest: dict[str, Any], device: torch.device, *, resumed: bool
+    ) -> tuple[TrainingRun, Wrap | None]:
+        """Begin the record, or cut it to its last checkpoint, and load the state."""
+        config, corpus, record = self.config, self.corpus, self.record
+        kernels = kernels_of.resumed(record.manifest()) if resumed else None
+        if kernels is None:
+            runs_dir = record.path.parent
+            kernels = kernels_of.choose(
+                config, corpus.vocab_size, runs_dir, device, self.ranks.size
+            )
+        manifest["kernels"] = asdict(kernels)
+        if not resumed:
+            record.begin(to_yaml(config), manifest)
+        self.state = state = make_state(config, corpus.vocab_size, device)
+        kernels_of.apply(kernels, state.model)
+        self.mfu_of_rate = training_flops(config, corpus.vocab_size) / kernels.peak_flops
+        kept = steps_kept(record.path / CHECKPOINTS)
+        if kept:
+            objective = make_objective(config, corpus.domains)
+            restore(state, checkpoint_path(record.path, kept[-1]), objective, device)
+        if resumed:
+            record.begin(to_yaml(config), continued(record.manifest(), manifest, state.step))
+            record.cut(state.step if kept else -1)
+        self._set_status("running")
+        self.ranks.broadcast((config.run, state.step))
+        run = TrainingRun(config, corpus, state, device, self.ranks)
+        return run, kernels_of.wrapper(kernels)
+
+    def _train(self, run: TrainingRun, wrap: Wrap | None, view: View) -> GradientRequests:
+        """Train to the last step, and record each step: on a GPU while the next one is computed."""
+        self.event = run.begin() if run.state.step == 0 else None
+        while True:
+            event = self.event
+            if event is not None and (event.pending is None or self._saves_at(event.step)):
+                event.wait()
+                with run.clock.paused():
+                    self._record(event, run, view)
+                self.event = None
+            if run.done:
+                return
+            step = run.next_step()
+            outcome = yield GradientRequest(run, step, wrap)
+            if self.event is not None:  # the GPU computes this step while the last is recorded
+                self.event.wait()
+                self._record(self.event, run, view)
+            self.event = run.finish(step, outcome)
+
+    def _record(self, event: Event, run: TrainingRun, view: View) -> None:
+        """Record a step, save a checkpoint if one is due, and stop on a signal."""
+        if event.row is not None:
+            row = self._append(event)
+            if event.routing is not None:
+                self.record.save_routing(event.step, event.routing)
+            view.add(row, event.routing)
+        if self.on_event is not None:
+            self.on_event(event)
+        # read once: a signal may arrive at any moment
+        stopping = self.ranks.broadcast(self.signals[0] if self.signals else None)
+        if event.step and (self._saves_at(event.step) or stopping):
+            run.finite.check()
+            save_checkpoint(self.record.path / CHECKPOINTS, run.state)
+        if time.monotonic() - self.last_status > STATUS_EVERY:
+            self.last_status = time.monotonic()
+            self._set_status("running")
+        if stopping and event.step < self.config.train.steps:
+            raise Stopped(self.record.path, event.step, stopping)
+
+    def _append(self, event: Event) -> dict[str, Any]:
+        """Append the row of a step to the record, and return it."""
+        row = {**(event.row or {}), **routing_change(self.record, event)}
+        if "speed/tokens_per_second" in row and self.stacked == 1:
+            row["speed/mfu"] = row["speed/tokens_per_second"] * self.mfu_of_rate
+        row["time"] = round(self._seconds(), 3)
+        self.record.append(row)
+        for key in IN_STATUS:
+            self.latest[key] = row.get(key, self.latest.get(key))
+        return row
+
+    def _record_pending(self) -> None:
+        """Record the latest step if it was made, although the next one failed."""
+        if self.event is not None and self.event.pending is not None:
+            with suppress(Exception):
+                self.event.wait()
+                self._append(self.event)
+
+    def _end(self, status: str, reason: str) -> None:
+        """Set the status of a run that stopped or failed, unless its record is sealed already."""
+        if not self.record.is_done():
+            with suppress(OSError):  # the disk may be full: the error says so
+                self._set_status(status, reason=reason)
+
+    def _set_status(self, status: str, **more: Any) -> None:
+        self.record.set_status(
+            status,
+            step=self.state.step if self.state else 0,
+            steps=self.config.train.steps,
+            seconds=round(self._seconds(), 3),
+            **self.latest,
+            **more,
+        )
+
+    def _saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after a step."""
+        return step % self.config.run.checkpoint_every == 0 or step == self.config.train.steps
+
+    def _seconds(self) -> float:
+        """Time of the run so far, over all its sessions."""
+        return time.monotonic() - self.start

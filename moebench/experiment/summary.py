@@ -1,0 +1,104 @@
+"""The numbers of a whole run: its sealed summary, and what random routing would give."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from moebench.config.identity import label
+from moebench.config.schema import ExperimentConfig, router_groups
+from moebench.data.corpus import Corpus
+from moebench.errors import RecordError
+from moebench.metrics.change import changed_tokens, saturation
+from moebench.metrics.expert_parallel import main_ranks, random_slowdown, rank_numbers
+from moebench.metrics.load import random_load, random_max_violation
+from moebench.records import EVALUATED, SETTLED, Record
+from moebench.train.loop import Event
+
+AT_START = ("specialization/domain", "specialization/domain_given_token")  # kept of step 0, too
+
+
+def seal(config: ExperimentConfig, record: Record, seconds: float) -> None:
+    """Write the summary of a finished run, which seals its record.
+
+    Raises RecordError if the record lacks rows.
+    """
+    steps, rows = config.train.steps, record.rows()
+    if not rows or rows[-1]["step"] != steps or "valid/nats" not in rows[-1]:
+        raise RecordError(
+            f"{record.path / 'metrics.jsonl'}: lacks rows of this run; --force starts afresh"
+        )
+    record.seal(
+        {
+            "status": "done",
+            "arm": label(config),
+            "seed": config.seed,
+            "steps": steps,
+            "tokens": steps * config.global_bsz * config.seq_len,
+            "seconds": round(seconds, 3),
+            "end": datetime.now(UTC).isoformat(timespec="seconds"),
+            **_final_metrics(rows, steps),
+            **_over_training(config, record, rows[0]),
+        }
+    )
+
+
+def _final_metrics(rows: list[dict[str, Any]], steps: int) -> dict[str, float]:
+    """The last value of each metric of evaluations; for others, the mean of the settled rows."""
+    settled = [row for row in rows if row["step"] > steps * (1 - SETTLED)]
+    metrics: dict[str, float] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        if "/" not in key or isinstance(rows[-1].get(key), list):
+            continue
+        values = [row[key] for row in settled if key in row]
+        if values:
+            last = key.startswith(EVALUATED)
+            metrics[key] = values[-1] if last else sum(values) / len(values)
+    return metrics
+
+
+def _over_training(
+    config: ExperimentConfig, record: Record, first: dict[str, Any]
+) -> dict[str, Any]:
+    """Metrics of the whole run: some values at its start, and how soon the routing settled."""
+    metrics = {f"{key}_start": first[key] for key in AT_START if key in first}
+    steps = record.routing_steps()
+    if not steps:  # of a dense model
+        return metrics
+    settled = saturation({step: record.routing(step)["probe_index"] for step in steps})
+    half = min(settled, key=lambda step: abs(step - config.train.steps / 2))
+    return {**metrics, "router/saturation": settled[half]}
+
+
+def routing_change(record: Record, event: Event) -> dict[str, float]:
+    """The share of tokens whose experts differ from those of the evaluation before."""
+    earlier = [step for step in record.routing_steps() if step < event.step]
+    if event.routing is None or not earlier:
+        return {}
+    before, now = record.routing(earlier[-1])["probe_index"], event.routing["probe_index"]
+    return {"router/changed": float(changed_tokens(before, now).mean())}
+
+
+def random_baselines(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:
+    """The loads that random routing would give, over the windows of the load metrics."""
+    model = config.model
+    experts, top_k = model.num_experts, model.top_k
+    ranks = main_ranks(rank_numbers(experts, config.global_bsz // config.micro_bsz))
+    windows = {
+        "micro": config.micro_bsz * config.seq_len,
+        "batch": config.global_bsz * config.seq_len,
+        "global": len(corpus.domains) * config.data.valid_sequences * config.seq_len,
+    }
+    loads = {window: random_load(experts, top_k, tokens) for window, tokens in windows.items()}
+    factor, group_bsz = config.router.capacity_factor, router_groups(config)
+    if factor is not None and group_bsz is not None:  # tokens are dropped by group
+        dropped = random_load(experts, top_k, group_bsz * config.seq_len, factor)["drop_rate"]
+        loads["micro"]["drop_rate"] = dropped
+    return {
+        "random_max_vio": {
+            window: random_max_violation(experts, top_k, tokens)
+            for window, tokens in windows.items()
+        },
+        "random_load": loads,
+        "random_slowdown": random_slowdown(experts, top_k, windows["micro"], ranks)
+        if ranks
+        else None,
+    }

@@ -1,0 +1,95 @@
+"""What can go wrong in a run: signals, a full disk, too little memory."""
+
+import errno
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from moebench.config.schema import ExperimentConfig
+from moebench.errors import TrainingError
+from moebench.records import FULL, Record
+
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # no right to write, or a fault
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the stop signals that arrive, in a list; a second SIGINT interrupts at once."""
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
+
+    def collect(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and arrived:
+            raise KeyboardInterrupt
+        arrived.append(number)
+
+    before = {
+        number: signal.signal(number, collect)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    }
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def explained(
+    error: Exception,
+    config: ExperimentConfig,
+    record: Record,
+    device: torch.device,
+    stacked: int,
+) -> Exception:
+    """A TrainingError with a remedy, for memory or a disk that is full; else the error itself."""
+    if _is_out_of_memory(error):
+        return TrainingError(
+            f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
+            f"{device}{_in_use(device, stacked)} ({str(error).splitlines()[0]}); take a "
+            "smaller divisor of global_bsz"
+            + (", a smaller run.stack" if stacked > 1 else "")
+            + ", or a smaller model"
+        )
+    if number := _write_errno(error, record):
+        remedy = "free some space" if number in FULL else "see that it can be"
+        return TrainingError(
+            f"{record.path}: cannot be written ({os.strerror(number)}); {remedy}, and "
+            "--resume goes on from the last checkpoint"
+        )
+    return error
+
+
+def _in_use(device: torch.device, stacked: int) -> str:
+    """The number of runs, and the most memory that was in use on a GPU."""
+    runs = f" with {stacked} runs stacked" if stacked > 1 else ""
+    if device.type != "cuda":
+        return runs
+    return f"{runs}, {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB in use at most"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    # torch has no type of its own for a CPU that cannot allocate
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _write_errno(error: Exception, record: Record) -> int:
+    """The errno of an error in writing the record; 0 for any other error."""
+    if isinstance(error, SafetensorError):  # its message alone has the number
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        return int(match[1]) if match else 0
+    if not isinstance(error, OSError) or error.errno not in {*FULL, *FORBIDDEN}:
+        return 0
+    inside = error.filename is None or Path(error.filename).is_relative_to(record.path)
+    return error.errno if inside else 0
