@@ -30,7 +30,7 @@ def layers() -> list[list[str]]:
     """The modules of each layer, the top layer first."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = project["tool"]["importlinter"]["contracts"]
-    [contract] = [each for each in contracts if each["type"] == "layers"]
+    [contract] = [each for each in contracts if each["name"] == "Layers"]
     return [
         [module.strip(" ()").removeprefix("moebench.") for module in layer.split("|")]
         for layer in contract["layers"]

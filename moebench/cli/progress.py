@@ -20,8 +20,8 @@ from rich.progress import (
 from rich.table import Column
 
 from moebench.cli.output import print_message, stderr_console
+from moebench.plans import Job
 from moebench.study.launcher import LocalLauncher
-from moebench.study.plan import Job
 from moebench.study.status import last_word, state_of, without_run
 
 PLAIN_EVERY = 10.0  # seconds between plain lines

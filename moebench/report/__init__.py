@@ -1,10 +1,9 @@
 """From records to a report: what the arms do to load, specialisation and perplexity.
 
-`make_report` reads records (`frame.py`) and plans (`plan.py`), sets arms beside their baseline
-(`arms.py`, by the rules of `statistics.py`) and the paper's findings beside both (`findings.py`).
-The `Report` shows them: as blocks (`table.py`, with the sentences of `words.py`) rendered as text,
-Markdown and LaTeX (`render.py`), as JSON, CSV and Parquet (`export.py`), as plots (`plots.py`) and
-as a page (`page.py`). `load` gives the frame to a notebook. No torch.
+The rooms, each importing only those before it: `read/` makes a data frame of records and finds
+plans; `infer/` sets the arms of a table beside their baseline; `paper/` compares them with the
+paper's findings; `draw/` plots; `show/` prints tables and sentences as text, Markdown, LaTeX, HTML,
+JSON, CSV and Parquet. `load` gives the frame to a notebook. No torch.
 """
 
 import difflib
@@ -17,18 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moebench.errors import ConfigError, RecordError
+from moebench.plans import Plan
 from moebench.records import printable
 from moebench.report.infer.arms import Arm, Table, make_table
+from moebench.report.paper.verdicts import Verdict, verdicts_of_table
 from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
-from moebench.report.read.studies import Plan, find_plans, of_study
+from moebench.report.read.studies import find_plans, plans_of_study
+from moebench.report.show.blocks import Block, Heading, Sentences
 from moebench.report.show.diff import compare_two
 from moebench.report.show.export import as_csv, as_dict, as_parquet, write
 from moebench.report.show.formats import as_latex, as_markdown, as_text
-from moebench.report.show.table import Block, Heading, Sentences, Shown, blocks
+from moebench.report.show.table import Shown, blocks
 
 if TYPE_CHECKING:
-    from moebench.report.draw.plots import Plot
+    from moebench.report.draw.style import Plot
 
 __all__ = ["FORMATS", "Report", "compare_two", "load", "make_report", "write"]
 
@@ -36,7 +38,7 @@ FORMATS = ("table", "md", "csv", "json", "latex", "parquet")
 
 
 class Unfinished(NamedTuple):
-    """A run without results: its state, why, and how far it came, in steps."""
+    """A run without results: its state, why, and how many of its steps it has made."""
 
     run: str
     state: str
@@ -44,15 +46,22 @@ class Unfinished(NamedTuple):
     step: float | None
     steps: float | None
 
+    def __str__(self) -> str:
+        where = f" at step {self.step:.0f}" if self.step is not None else ""
+        if where and self.steps is not None:
+            where += f" of {self.steps:.0f}"
+        return f"{self.run}: {self.state}{where}" + (f": {self.reason}" if self.reason else "")
+
 
 @dataclass(frozen=True)
 class Report:
-    """What some records say.
+    """A report on some records.
 
     Attributes:
         title: the study and its question; "" for a report on no study.
         tables: one for each set of runs that may be compared.
-        unfinished: runs that failed, stopped, wait, go on or have not begun.
+        verdicts: of each table, what it says of the paper's findings.
+        unfinished: runs that failed, stopped, wait, are running or have not begun.
         problems: records and plans that could not be used.
         frame: what all of it was made from.
         shown: what the reader asked for.
@@ -61,6 +70,7 @@ class Report:
 
     title: str
     tables: tuple[Table, ...]
+    verdicts: tuple[tuple[Verdict, ...], ...]
     unfinished: tuple[Unfinished, ...]
     problems: tuple[Problem, ...]
     frame: Frame
@@ -69,13 +79,15 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `moebench report --json` prints."""
-        return as_dict(self.tables, self.unfinished, self.problems, self.shown.metrics)
+        return as_dict(
+            self.tables, self.verdicts, self.unfinished, self.problems, self.shown.metrics
+        )
 
     def plots(self, table: Table) -> "list[Plot]":
-        """The pictures of one of the tables.
+        """The plots of one of the tables.
 
         Raises:
-            RecordError: if the metrics of a run on its way are damaged.
+            RecordError: if the metrics of a run at its logged steps are damaged.
         """
         from moebench.report.draw.plots import plots
 
@@ -87,45 +99,36 @@ class Report:
 
         paths = {row["run"]: row["path"] for row in self.frame.rows()}
         sections = [
-            Section(blocks(table, self.shown), self.plots(table), table, paths)
-            for table in self.tables
+            Section(blocks(table, verdicts, self.shown), self.plots(table), table, paths)
+            for table, verdicts in zip(self.tables, self.verdicts, strict=True)
         ]
         missing = self._missing()
-        return page(
-            self.title, [*sections, *([Section(missing)] if missing else [])], self.plans, command
-        )
+        if missing:
+            sections.append(Section(missing))
+        return page(self.title, sections, self.plans, command)
 
     def blocks(self) -> list[Block]:
         """The report in order: title, tables with their sentences, what is missing."""
-        found: list[Block] = [Heading(self.title)] if self.title else []
-        for table in self.tables:
-            found += blocks(table, self.shown)
-        return found + self._missing()
+        content: list[Block] = [Heading(self.title)] if self.title else []
+        for table, verdicts in zip(self.tables, self.verdicts, strict=True):
+            content += blocks(table, verdicts, self.shown)
+        return content + self._missing()
 
     def _missing(self) -> list[Block]:
-        found: list[Block] = []
+        content: list[Block] = []
         if self.unfinished:
-            found.append(Sentences("Not finished", [_told(each) for each in self.unfinished]))
+            content.append(Sentences("Not finished", list(map(str, self.unfinished))))
         if self.problems:
-            left = [f"{run}: {reason}" for run, reason in self.problems]
-            found.append(Sentences("Left out", left))
-        return found
+            reasons = [f"{run}: {reason}" for run, reason in self.problems]
+            content.append(Sentences("Left out", reasons))
+        return content
 
     def render(self, format: str = "table") -> str:
         """The report as `table` (text of 100 columns), `md`, `latex`, `csv` or `json`.
 
         Raises:
-            ConfigError: for any other word.
+            ConfigError: for any other format.
         """
-        return self.encode(format).decode()
-
-    def encode(self, format: str = "table") -> bytes:
-        """The same as a file holds it, and `parquet` too, which holds what `csv` does."""
-        if format == "parquet":
-            return as_parquet(self.tables, self.shown.metrics)
-        return self._text(format).encode()
-
-    def _text(self, format: str) -> str:
         if format == "table":
             return as_text(self.blocks())
         if format == "md":
@@ -137,6 +140,12 @@ class Report:
         if format == "json":
             return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         raise ConfigError(f"--format {printable(format)}: must be one of {', '.join(FORMATS)}")
+
+    def encode(self, format: str = "table") -> bytes:
+        """`render` as bytes for a file, and `parquet` too, which holds what `csv` does."""
+        if format == "parquet":
+            return as_parquet(self.tables, self.shown.metrics)
+        return self.render(format).encode()
 
 
 def make_report(
@@ -156,28 +165,28 @@ def make_report(
 
     Args:
         roots: directories of runs, or runs; none stands for `runs_dir`.
-        study: take only the runs of this study's plans, by its name or its directory's.
+        study: take only the runs of this study's plans, by its name or its folder's.
         baseline: the arm that the others are compared with. By default the plan's, else `micro`,
             else the first arm.
         runs_dir: where studies are looked up, beside the roots.
         where, by: as `frame.load` takes them.
-        metrics: names, with * and ?, that are shown alone.
+        metrics: names, with * and ?, of the only metrics to show.
         sort: a metric by whose mean arms are sorted, the largest first after a "-".
-        at: a step at which the runs were evaluated, in the place of their end.
+        at: a step at which the runs were evaluated, in place of their end.
         per_domain: whether to add the nats of each domain.
 
     Raises:
         RecordError: if there is nothing to report, or no such study.
-        ConfigError: if the baseline is no arm with a finished run, or a condition, key, metric or
-            step is none.
+        ConfigError: if no arm with a finished run is called `baseline`, or if a condition, key,
+            metric or step does not exist.
     """
     roots = list(roots) or [runs_dir]
     title = ""
     plans, problems = find_plans([*roots, runs_dir])
     only = None
     if study is not None:
-        plans = of_study(study, plans, problems, runs_dir)
-        only = {run.run for plan in plans for run in plan.runs}
+        plans = plans_of_study(study, plans, problems, runs_dir)
+        only = {job.run for plan in plans for job in plan.jobs}
         problems = []
         title = " and ".join(dict.fromkeys(map(_title, plans)))
     frame = load_frame(roots, only, where=where, by=by).checked()
@@ -194,14 +203,15 @@ def make_report(
         title += f" (at step {at})" if title else f"At step {at}"
     known = sorted({*frame.metrics["metric"]})
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
+    tables = [make_table(frame, int(i), plans, baseline) for i in sorted(set(done["table"]))]
+    verdicts = tuple(map(verdicts_of_table, tables))
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
-    tables = [make_table(frame, int(i), plans, baseline) for i in sorted(set(done["table"]))]
-    if sort is not None:
         tables = [_sorted(table, sort) for table in tables]
     return Report(
         title=title,
         tables=tuple(tables),
+        verdicts=verdicts,
         unfinished=tuple(_unfinished(frame, plans if study is not None else [])),
         problems=(*problems, *frame.problems),
         frame=frame,
@@ -230,14 +240,14 @@ def load(
     paths = [Path(roots)] if isinstance(roots, Path | str) else [Path(root) for root in roots]
     only = None
     if study is not None:
-        plans = of_study(study, *find_plans(paths), paths[0])
-        only = {run.run for plan in plans for run in plan.runs}
+        plans = plans_of_study(study, *find_plans(paths), paths[0])
+        only = {job.run for plan in plans for job in plan.jobs}
     return load_frame(paths, only, where=where, by=by)
 
 
 def _chosen(patterns: Sequence[str], known: Sequence[str], option: str = "--metrics") -> list[str]:
-    """The metrics that are meant, in the order of the patterns."""
-    found: dict[str, None] = {}
+    """The metrics that match some patterns, in the order of the patterns."""
+    chosen: dict[str, None] = {}
     for pattern in patterns:
         names = [name for name in known if fnmatchcase(name, pattern)]
         if not names:
@@ -246,48 +256,41 @@ def _chosen(patterns: Sequence[str], known: Sequence[str], option: str = "--metr
                 f"{option} {printable(pattern)}: these runs hold no such metric; "
                 f"did you mean {' or '.join(near[:3])}?"
             )
-        found |= dict.fromkeys(names)
-    return list(found)
+        chosen |= dict.fromkeys(names)
+    return list(chosen)
 
 
 def _sorted(table: Table, by: str) -> Table:
     """The baseline first, then by a metric's mean; arms without it last."""
-    metric, sign = by.removeprefix("-"), -1 if by.startswith("-") else 1
+    name, sign = by.removeprefix("-"), -1 if by.startswith("-") else 1
 
     def key(arm: Arm) -> float:
-        found = arm.metrics.get(metric)
-        return math.inf if found is None or found.mean is None else sign * found.mean
+        metric = arm.metrics.get(name)
+        return math.inf if metric is None or metric.mean is None else sign * metric.mean
 
     first, *rest = table.arms
     return replace(table, arms=(first, *sorted(rest, key=key)))
 
 
 def _title(plan: Plan) -> str:
-    return f"Study {plan.name}: {plan.question}" if plan.question else f"Study {plan.name}"
+    return printable(f"Study {plan.name}" + (f": {plan.question}" if plan.question else ""))
 
 
 def _unfinished(frame: Frame, plans: Sequence[Plan]) -> list[Unfinished]:
-    found = [
+    begun = [
         Unfinished(str(row["run"]), str(row["state"]), str(row["reason"]), *_steps(row))
         for row in frame.rows()
         if row["state"] != "done"
     ]
     seen = {*frame.runs["run"], *(problem.run for problem in frame.problems)}
-    planned = dict.fromkeys(run.run for plan in plans for run in plan.runs)
-    missing = [printable(run) for run in planned if printable(run) not in seen]
-    return found + [Unfinished(run, "not begun", "", None, None) for run in missing]
+    planned = dict.fromkeys(printable(job.run) for plan in plans for job in plan.jobs)
+    missing = [run for run in planned if run not in seen]
+    return begun + [Unfinished(run, "not begun", "", None, None) for run in missing]
 
 
-def _steps(row: dict[Any, Any]) -> tuple[float | None, float | None]:
+def _steps(row: dict[str, Any]) -> tuple[float | None, float | None]:
     step, steps = (None if row[key] != row[key] else row[key] for key in ("step", "steps"))
     return step, steps
-
-
-def _told(each: Unfinished) -> str:
-    where = f" at step {each.step:.0f}" if each.step is not None else ""
-    if where and each.steps is not None:
-        where += f" of {each.steps:.0f}"
-    return f"{each.run}: {each.state}{where}" + (f": {each.reason}" if each.reason else "")
 
 
 def _nothing_done(roots: Sequence[Path], study: str | None, frame: Frame) -> str:
@@ -297,5 +300,5 @@ def _nothing_done(roots: Sequence[Path], study: str | None, frame: Frame) -> str
     if frame.problems:
         first = frame.problems[0]
         states.append(f"{len(frame.problems)} left out, the first: {first.run}: {first.reason}")
-    told = f" ({'; '.join(states)})" if states else ""
-    return f"{where}: holds no finished run{told}; make some with moebench sweep"
+    details = f" ({'; '.join(states)})" if states else ""
+    return f"{where}: holds no finished run{details}; make some with moebench sweep"

@@ -24,9 +24,9 @@ from moebench.data.corpus import Corpus, prepare
 from moebench.errors import LockedError, MoebenchError, RecordError
 from moebench.lock import hold
 from moebench.methods import load_plugin
+from moebench.plans import Job, read_plan
 from moebench.records import Record
 from moebench.study.job import DUMP, GRACE, LOCKED
-from moebench.study.plan import Job, read_plan
 from moebench.study.status import without_run
 
 WATCH = 0.5  # seconds between checks of the parent

@@ -9,9 +9,9 @@ from moebench.config.compose import from_dict
 from moebench.config.schema import ExperimentConfig
 from moebench.config.stackable import stack_key
 from moebench.lock import is_held
+from moebench.plans import Job, Plan
 from moebench.records import Record
 from moebench.study.job import LOCKED, Attempt
-from moebench.study.plan import Job, Plan
 from moebench.study.status import last_word
 
 POLL = 0.2  # seconds between looks at the processes

@@ -4,13 +4,10 @@ A plan is a file: `runs/studies/<name>-<hash>/plan.json`, a list of runs. A job 
 and its id, so any launcher can start it. Planning imports no torch.
 """
 
-import difflib
-import hashlib
 import json
 import shlex
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 from moebench.config.compose import Composer, to_dict
@@ -19,96 +16,8 @@ from moebench.config.presets import DEFAULT_STUDY
 from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
-from moebench.disk import read_json, write_json
-from moebench.errors import ConfigError, RecordError, apply_to_all
-from moebench.records import SCHEMA_VERSION, cannot_write, printable
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a plan.
-
-    Attributes:
-        id: place of `run` among the names of the plan's runs, so that sweeps that list the same
-            runs in another order mean the same ones.
-    """
-
-    id: int
-    run: str
-    arm: str
-    arm_hash: str
-    seed: int
-    overrides: tuple[str, ...]
-    config: dict[str, Any] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The runs of a study, in the order in which they start: seed by seed, so that pairs fill."""
-
-    name: str
-    question: str
-    size: str
-    baseline: str
-    primary: str
-    jobs: tuple[Job, ...]
-
-    def job(self, number: int) -> Job:
-        """The job of an id; RecordError if there is none."""
-        for job in self.jobs:
-            if job.id == number:
-                return job
-        raise RecordError(f"{number}: no such job in the plan {self.slug}")
-
-    @property
-    def slug(self) -> str:
-        """`<name>-<hash>`; the hash covers the runs and what they are compared for."""
-        key = json.dumps([self.baseline, self.primary, sorted(job.run for job in self.jobs)])
-        return f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-
-    def path(self, runs_dir: Path) -> Path:
-        return runs_dir / "studies" / self.slug / "plan.json"
-
-    def write(self, runs_dir: Path) -> Path:
-        """Keep the plan among the runs; returns its path."""
-        content = {key: value for key, value in asdict(self).items() if key != "jobs"}
-        runs = [asdict(job) for job in self.jobs]
-        path = self.path(runs_dir)
-        try:
-            write_json(path, {"schema_version": SCHEMA_VERSION, **content, "runs": runs})
-        except OSError as error:
-            raise cannot_write(runs_dir, error) from None
-        return path
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan in a file that `Plan.write` made."""
-    try:
-        content = read_json(path)
-        jobs = [Job(**{**run, "overrides": tuple(run["overrides"])}) for run in content["runs"]]
-        known = ("name", "question", "size", "baseline", "primary")
-        return Plan(**{key: content[key] for key in known}, jobs=tuple(jobs))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path}: is not a plan ({type(error).__name__}: {error})") from None
-
-
-def find_plan(runs_dir: Path, name: str | None = None) -> Plan:
-    """The plan that was swept last, of those of a study or of that name; None takes any.
-
-    Raises:
-        RecordError: if there is none, naming the nearest.
-    """
-    found = {path.parent.name: path for path in runs_dir.glob("studies/*/plan.json")}
-    studies = {each: each.rpartition("-")[0] for each in found}
-    paths = [path for each, path in found.items() if name in (None, each, studies[each])]
-    if paths:
-        return read_plan(max(paths, key=lambda path: path.stat().st_mtime))
-    if not found or name is None:
-        raise RecordError(f"{runs_dir}: no sweep was started here; moebench sweep starts one")
-    known = sorted({*found, *studies.values()})
-    near = difflib.get_close_matches(name, known, n=3) or sorted(set(studies.values()))
-    there = ", ".join(near)
-    raise RecordError(printable(f"{name}: no such study in {runs_dir}; there are {there}"))
+from moebench.errors import ConfigError, apply_to_all
+from moebench.plans import PRIMARY, Job, Plan
 
 
 def make_plan(
@@ -189,7 +98,7 @@ def make_plan(
         question=study.question if study else "",
         size=study.size if study else "",
         baseline=baseline,
-        primary=study.primary if study else "valid/nats",
+        primary=study.primary if study else PRIMARY,
         jobs=tuple(replace(job, id=ids[run]) for run, job in jobs.items()),
     )
     return plan, list(corpora.values())

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from moebench.errors import RecordError
 from moebench.lock import is_held
+from moebench.plans import Job, Plan
 from moebench.records import STATES, Record, printable
-from moebench.study.plan import Job, Plan
 
 QUIET = 60.0  # seconds without a sign of life that are worth a word
 GONE = "its process is gone without a word; the same sweep goes on from the last checkpoint"

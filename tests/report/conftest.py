@@ -93,13 +93,19 @@ def make_plan(runs: Path, name: str, records: list[Record], **more: Any) -> Path
     """A study's plan of these runs."""
     manifests = [record.manifest() for record in records]
     planned = [
-        {"id": i, "overrides": [], **{key: each[key] for key in ("run", "arm", "arm_hash", "seed")}}
-        for i, each in enumerate(manifests)
+        {
+            "id": i,
+            "overrides": [],
+            "config": {},
+            **{key: manifest[key] for key in ("run", "arm", "arm_hash", "seed")},
+        }
+        for i, manifest in enumerate(manifests)
     ]
     path = runs / "studies" / f"{name}-0a1b2c" / "plan.json"
     path.parent.mkdir(parents=True)
     about = {"schema_version": 1, "name": name, "question": "What?", "size": "cpu"}
-    path.write_text(json.dumps({**about, "runs": planned, **more}))
+    compared = {"baseline": "", "primary": "valid/nats"}
+    path.write_text(json.dumps({**about, **compared, "runs": planned, **more}))
     return path
 
 

@@ -12,7 +12,8 @@ from moebench.config.compose import Composer
 from moebench.config.identity import science
 from moebench.records import Record
 from moebench.report import make_report
-from moebench.report.paper.findings import BYTES, Study, Verdict, findings, paper_gap, verdicts
+from moebench.report.paper.findings import BYTES, findings, paper_gap
+from moebench.report.paper.verdicts import Evidence, Verdict, verdicts
 
 Make = Callable[..., Record]
 MICRO = {"scope": "group", "balance_bsz": 4}
@@ -48,7 +49,7 @@ def all_found(
         + rng.normal(size=(seeds, 1))
         + sd * rng.normal(size=(seeds, len(effects)))
     )
-    told = Study(
+    told = Evidence(
         list(sciences),
         [shared | each for each in sciences.values()],
         range(seeds),

@@ -17,7 +17,7 @@ import pytest
 from moebench.records import Record
 from moebench.report import Report, make_report
 from moebench.report.draw import heatmaps, plots
-from moebench.report.show.sentences import paper_gap_here
+from moebench.report.paper.findings import paper_gaps
 from tests.report.test_report import HOSTILE
 
 Make = Callable[..., Record]
@@ -111,7 +111,7 @@ def test_the_papers_gap_is_that_of_global_and_micro_whatever_arms_there_are(
     micro = {"method.options": {"balance_bsz": 4.0}}
     a_study(runs, run, {"micro": ARMS["micro"], "bias": bias, "bias-4": bias | micro})
     (table,) = make_report([runs]).tables
-    gaps = paper_gap_here(table)
+    gaps = paper_gaps(table.bytes_per_token)
     assert gaps is not None
     assert table.bytes_per_token == pytest.approx(1)
     assert gaps == pytest.approx([math.log(8.167 / 8.038) / size for size in (4, 3, 5)])

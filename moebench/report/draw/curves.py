@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from moebench.plans import PRIMARY
 from moebench.report.draw.style import NATS, Plot, drawing, errors, legend, look_of, plot, short
 from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.statistics import Estimate, mean_interval
-from moebench.report.paper.findings import share_before_global
+from moebench.report.paper.selectors import share_before_global
 from moebench.report.read.frame import Frame
-from moebench.report.read.run import PRIMARY
 
 SMOOTHED = 12  # points of a loss curve
 

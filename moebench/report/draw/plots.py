@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from moebench.plans import PRIMARY
 from moebench.report.draw.curves import curves, switches
 from moebench.report.draw.heatmaps import domains
 from moebench.report.draw.style import (
@@ -21,11 +22,11 @@ from moebench.report.draw.style import (
     plot,
     short,
 )
-from moebench.report.infer.arms import Arm, Described, Table
+from moebench.report.infer.arms import Arm, ArmMetric, Table
 from moebench.report.infer.frontier import MAX_VIO, WEIGHT, frontier
+from moebench.report.paper.findings import paper_gaps
 from moebench.report.read.frame import Frame
-from moebench.report.read.run import PRIMARY
-from moebench.report.show.sentences import paper_gap_here, unit_of
+from moebench.report.read.run import unit_of
 
 
 def plots(table: Table, frame: Frame) -> list[Plot]:
@@ -42,7 +43,7 @@ def differences(table: Table, _: Frame) -> Plot | None:
     with drawing(size=(6.4, 1.3 + 0.34 * len(arms))) as (figure, axes):
         axis = axes[0, 0]
         axis.axvline(0, color="black", linewidth=1)
-        gaps = paper_gap_here(table) if table.baseline == "micro" else None
+        gaps = paper_gaps(table.bytes_per_token) if table.baseline == "micro" else None
         if gaps:
             near, far = -min(gaps), -max(gaps)
             axis.axvspan(far, near, color="#DDDDDD", zorder=0)
@@ -263,7 +264,7 @@ _PLOTS: tuple[Callable[[Table, Frame], Plot | None], ...] = (
 # Pieces
 
 
-def _ends(each: Described | None) -> tuple[float, float | None, float | None]:
+def _ends(each: ArmMetric | None) -> tuple[float, float | None, float | None]:
     if each is None or each.mean is None:
         return math.nan, None, None
     return each.mean, each.low, each.high

@@ -1,0 +1,1 @@
+"""Statistics: arms against their baseline, with intervals, p values and contrasts."""

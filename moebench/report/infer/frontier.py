@@ -1,9 +1,9 @@
 """Quality against balance over several weights: scopes compared at no single weight.
 
 The balance loss of a wider scope is smaller at the same weight, so one weight for all says little.
-A *scope* here is all arms that are equal but for `loss.balance`. Each is seen at its own best
-weight, and at one MaxVio for all: per seed, nats are read off the line through its weights, over
-the logarithm of MaxVio, in the middle of the range that all scopes cover in that seed.
+A scope's curve joins all arms that are equal but for `loss.balance`. Scopes are compared at the
+best weight of each, and at one MaxVio for all: per seed, nats are read off the line through a
+scope's weights, over the logarithm of MaxVio, in the middle of the range that all scopes cover.
 """
 
 import math
@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.report.infer.arms import Arm, Table
+from moebench.plans import PRIMARY
+from moebench.report.infer.arms import CONTROLS, Arm, Table
 from moebench.report.infer.statistics import Estimate, mean_interval
-from moebench.report.paper.selectors import CONTROLS
-from moebench.report.read.run import PRIMARY
 
 FEWEST_WEIGHTS = 3
 MAX_VIO = "load/max_vio_global"
@@ -23,7 +22,7 @@ WEIGHT = "loss.balance"
 
 
 @dataclass(frozen=True)
-class Scope:
+class ScopeCurve:
     """One scope over its weights.
 
     Attributes:
@@ -46,30 +45,32 @@ class Scope:
 
 
 def but_for_weight(arm: Arm) -> str:
-    """What arms share that differ in the weight of their balance loss alone."""
+    """A key that arms share if they differ in the weight of their balance loss alone."""
     rest = {key: value for key, value in arm.science.items() if key not in (WEIGHT, "seed")}
     return repr(sorted(rest.items(), key=str))
 
 
-def frontier(table: Table) -> list[Scope]:
-    """The scopes of a table that have three weights or more; the baseline's first."""
+def frontier(table: Table) -> list[ScopeCurve]:
+    """The scopes of a table that have three weights or more, the baseline's first.
+
+    Empty where only one scope has: there is nothing to compare it with.
+    """
     groups: dict[str, list[Arm]] = {}
     for arm in table.arms:
-        science = arm.science
-        if WEIGHT in science and not {*CONTROLS} & {*science}:
+        if WEIGHT in arm.science and not {*CONTROLS} & {*arm.science}:
             groups.setdefault(but_for_weight(arm), []).append(arm)
-    found = [
-        sorted(each, key=lambda arm: arm.science[WEIGHT])
-        for each in groups.values()
-        if len(each) >= FEWEST_WEIGHTS
-        and all(arm.per_seed.get(PRIMARY) and arm.per_seed.get(MAX_VIO) for arm in each)
+    scopes = [
+        sorted(arms, key=lambda arm: arm.science[WEIGHT])
+        for arms in groups.values()
+        if len(arms) >= FEWEST_WEIGHTS
+        and all(arm.per_seed.get(PRIMARY) and arm.per_seed.get(MAX_VIO) for arm in arms)
     ]
-    if len(found) < 2:
+    if len(scopes) < 2:
         return []
-    nats, at = _matched(found)
-    bests = [min(each, key=lambda arm: arm.metrics[PRIMARY].mean or math.inf) for each in found]
+    nats, at = _matched(scopes)
+    bests = [min(arms, key=lambda arm: arm.metrics[PRIMARY].mean or math.inf) for arms in scopes]
     return [
-        Scope(
+        ScopeCurve(
             name=arms[0].name.partition(f" {WEIGHT}=")[0],
             arms=tuple(arms),
             best=best,
@@ -80,7 +81,7 @@ def frontier(table: Table) -> list[Scope]:
             matched_difference=_difference(nats[i], nats[0]) if i else None,
             at=_mean(at),
         )
-        for i, (arms, best) in enumerate(zip(found, bests, strict=True))
+        for i, (arms, best) in enumerate(zip(scopes, bests, strict=True))
     ]
 
 
@@ -92,24 +93,25 @@ def _matched(
     at: dict[int, float] = {}
     seeds = set.intersection(*({*arm.per_seed[PRIMARY]} for arms in scopes for arm in arms))
     for seed in sorted(seeds):
-        lines = []
-        for arms in scopes:
-            points = sorted(
+        lines = [
+            sorted(
                 (math.log(arm.per_seed[MAX_VIO][seed]), arm.per_seed[PRIMARY][seed])
                 for arm in arms
                 if arm.per_seed[MAX_VIO].get(seed, 0) > 0
             )
-            lines.append(points)
+            for arms in scopes
+        ]
         if any(len(points) < 2 for points in lines):
             continue
         low = max(points[0][0] for points in lines)
         high = min(points[-1][0] for points in lines)
         if low > high:
             continue
-        at[seed] = math.exp((low + high) / 2)
-        for each, points in zip(nats, lines, strict=True):
+        middle = (low + high) / 2
+        at[seed] = math.exp(middle)
+        for of_scope, points in zip(nats, lines, strict=True):
             x, y = zip(*points, strict=True)
-            each[seed] = float(np.interp((low + high) / 2, x, y))
+            of_scope[seed] = float(np.interp(middle, x, y))
     return nats, at
 
 

@@ -1,0 +1,1 @@
+"""The paper's findings, a YAML file each, and what the runs say of them."""

@@ -1,0 +1,1 @@
+"""Records become a data frame: runs, metrics and curves, and what could not be read."""

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from moebench.errors import ConfigError, RecordError
+from moebench.plans import PRIMARY
 from moebench.records import EVALUATED, SETTLED, Record, find_records, printable
 from moebench.report.read.row_cache import read_curves, read_rows
-from moebench.report.read.run import PRIMARY, SCOPES, read_run
+from moebench.report.read.run import SCOPES, read_run
 
 COMPARABLE = (
     "data",

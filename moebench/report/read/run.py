@@ -14,7 +14,6 @@ from moebench.records import Record, printable
 
 MADE_WITH = ("moebench", "torch", "python", "device_name", "threads", "precision")
 SCOPES = ("micro", "batch", "global")  # over which tokens a MaxVio is taken
-PRIMARY = "valid/nats"  # the endpoint of a study that names none
 SILENT_AFTER = 3600.0  # seconds without a heartbeat after which a running run is called silent
 
 
@@ -99,3 +98,8 @@ def number(value: Any) -> float | None:
     """A finite number as a float, anything else as None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < sys.float_info.max else None
+
+
+def unit_of(metric: str) -> str:
+    """What follows a number of that metric, with a blank; "" if it has no unit."""
+    return " nats" if metric.split("/")[1:2] == ["nats"] else ""

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from moebench.errors import ConfigError, RecordError
+from moebench.plans import PRIMARY
 from moebench.records import Record, printable
 from moebench.report.read.frame import Frame, load
 from moebench.report.read.row_cache import read_curves
-from moebench.report.read.run import PRIMARY, read_run
-from moebench.report.read.studies import find_plans, of_study
-from moebench.report.show.cells import Cell
+from moebench.report.read.run import read_run
+from moebench.report.read.studies import find_plans, plans_of_study
+from moebench.report.show.blocks import Block, Cell, Grid, Heading, Sentences
 from moebench.report.show.formats import as_latex, as_markdown, as_text
-from moebench.report.show.table import Block, Grid, Heading, Sentences
 
 OF_STUDIES = (PRIMARY, "load/max_vio_micro", "load/max_vio_global", "specialization/domain")
 MOST_STEPS = 12  # rows of a table of curves
@@ -65,8 +65,8 @@ def _frame(path: Path, runs_dir: Path) -> Frame:
     plans, problems = find_plans([runs_dir])
     if path.is_dir():
         return load(path)
-    found = of_study(str(path), plans, problems, runs_dir)
-    return load(runs_dir, {run.run for plan in found for run in plan.runs})
+    found = plans_of_study(str(path), plans, problems, runs_dir)
+    return load(runs_dir, {job.run for plan in found for job in plan.jobs})
 
 
 # Two runs

@@ -8,9 +8,9 @@ from typing import Any
 
 from moebench.disk import write_bytes
 from moebench.errors import RecordError
-from moebench.report.infer.arms import Arm, Described, Table
+from moebench.report.infer.arms import Arm, ArmMetric, Table
 from moebench.report.infer.statistics import Comparison
-from moebench.report.paper.findings import Verdict
+from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Problem
 
 SCHEMA_VERSION = 1
@@ -23,6 +23,7 @@ FORMULA_STARTS = ("=", "+", "-", "@")
 
 def as_dict(
     tables: Sequence[Table],
+    verdicts: Sequence[Sequence[Verdict]],
     unfinished: Sequence[Any],
     problems: Sequence[Problem],
     metrics: Sequence[str] = (),
@@ -32,7 +33,13 @@ def as_dict(
     `rows` holds one object an arm. The baseline's differences are null. The primary endpoint's
     carry `p`, `per_seed`, `paired` (Student's t alone) and `left_pool` beside the interval, which
     is adjusted for the number of arms; the differences of all others are paired, with Student's t.
-    `metrics` are those to tell, all if it is empty.
+
+    Args:
+        tables: of the report.
+        verdicts: of each table.
+        unfinished: runs, as named tuples.
+        problems: what was left out.
+        metrics: names of those to give; all if it is empty.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -40,18 +47,18 @@ def as_dict(
             _row(i, table, arm, metrics) for i, table in enumerate(tables) for arm in table.arms
         ],
         "findings": [
-            _finding(i, each) for i, table in enumerate(tables) for each in table.findings
+            _finding(i, verdict) for i, of_table in enumerate(verdicts) for verdict in of_table
         ],
         "tables": [_about(table) for table in tables],
-        "unfinished": [each._asdict() for each in unfinished],
-        "problems": [each._asdict() for each in problems],
+        "unfinished": [run._asdict() for run in unfinished],
+        "problems": [problem._asdict() for problem in problems],
     }
 
 
 def as_csv(tables: Sequence[Table], metrics: Sequence[str] = ()) -> str:
-    """Tidy, with a header line; empty where there is no value.
+    """A line an arm and metric under a header; a cell is empty where there is no value.
 
-    Text that a spreadsheet would take for a formula starts with an apostrophe; numbers do not.
+    Text that a spreadsheet would run as a formula is given an apostrophe in front; numbers are not.
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -62,7 +69,7 @@ def as_csv(tables: Sequence[Table], metrics: Sequence[str] = ()) -> str:
 
 
 def as_parquet(tables: Sequence[Table], metrics: Sequence[str] = ()) -> bytes:
-    """The rows of the CSV, typed; text as it is, since no spreadsheet takes it for a formula."""
+    """The rows of the CSV, typed; text as it is, since nothing runs it as a formula."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -78,10 +85,11 @@ def as_parquet(tables: Sequence[Table], metrics: Sequence[str] = ()) -> bytes:
 def _lines(tables: Sequence[Table], metrics: Sequence[str]) -> Iterable[list[Any]]:
     for i, table in enumerate(tables):
         for arm in table.arms:
-            for name, each in _told(arm, metrics):
+            for name, metric in _wanted(arm, metrics):
                 yield [
-                    *(i, arm.name, table.baseline, name, each.n, each.mean, each.low, each.high),
-                    *(each.difference, each.difference_low, each.difference_high, each.p),
+                    *(i, arm.name, table.baseline, name),
+                    *(metric.n, metric.mean, metric.low, metric.high),
+                    *(metric.difference, metric.difference_low, metric.difference_high, metric.p),
                 ]
 
 
@@ -89,14 +97,13 @@ def _guarded(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
-def _told(arm: Arm, metrics: Sequence[str]) -> list[tuple[str, Described]]:
-    return [
-        (name, each) for name, each in sorted(arm.metrics.items()) if not metrics or name in metrics
-    ]
+def _wanted(arm: Arm, names: Sequence[str]) -> list[tuple[str, ArmMetric]]:
+    """The metrics of some names, or all, by name."""
+    return [item for item in sorted(arm.metrics.items()) if not names or item[0] in names]
 
 
 def _row(index: int, table: Table, arm: Arm, wanted: Sequence[str]) -> dict[str, Any]:
-    metrics = {name: _metric(each) for name, each in _told(arm, wanted)}
+    metrics = {name: _metric(metric) for name, metric in _wanted(arm, wanted)}
     if arm.name in table.comparisons.arms and table.primary in metrics:
         comparison = table.comparisons.arms[arm.name]
         metrics[table.primary] |= {"p": comparison.adjusted.p, **_tested(comparison)}
@@ -128,16 +135,9 @@ def _finding(index: int, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _metric(each: Described) -> dict[str, Any]:
-    return {
-        "n": each.n,
-        "mean": each.mean,
-        "low": each.low,
-        "high": each.high,
-        "difference": each.difference,
-        "difference_low": each.difference_low,
-        "difference_high": each.difference_high,
-    }
+def _metric(metric: ArmMetric) -> dict[str, Any]:
+    keys = ("n", "mean", "low", "high", "difference", "difference_low", "difference_high")
+    return {key: getattr(metric, key) for key in keys}
 
 
 def _tested(comparison: Comparison) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def _whole(count: float | None) -> int | None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Keep what was made, its folder too; RecordError if that cannot be."""
+    """Write a file, and its folder if need be; RecordError if that cannot be done."""
     try:
         write_bytes(path, data)
     except OSError as error:

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from moebench.report.show.cells import Cell
-from moebench.report.show.table import Block, Grid, Heading, Sentences
+from moebench.report.show.blocks import Block, Cell, Grid, Heading, Sentences
 
 WIDTH = 100
 NARROWEST_NAME, WIDEST_WORD = 10, 24  # columns that names have at least, and one word of them

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from moebench import __version__
-from moebench.report.draw.plots import Plot
+from moebench.plans import Plan
+from moebench.report.draw.style import Plot
 from moebench.report.infer.arms import Table
-from moebench.report.paper.findings import AGREES, CANNOT_TELL, CONTRADICTS
-from moebench.report.read.studies import Plan
-from moebench.report.show import sentences as words
-from moebench.report.show.table import Block, Grid, Heading, Sentences
+from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS
+from moebench.report.show.blocks import Block, Grid, Heading, Sentences
+from moebench.report.show.sentences import lead
 
 FITS_A_PHONE = 500  # points; a wider plot, of several panels, is scrolled there
-MARKS = {AGREES: "✓", CONTRADICTS: "✗", CANNOT_TELL: "?"}  # so that no one needs the colour
+MARKS = {AGREES: "✓", CONTRADICTS: "✗", CANNOT_TELL: "?"}  # beside the colour, for the colour-blind
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Section:
     Attributes:
         blocks: what is said about it, in order.
         plots: its pictures.
-        table: of which it is; None for what is missing.
+        table: None for the section on what is missing.
         paths: of its runs, by name.
     """
 
@@ -62,7 +62,7 @@ def page(title: str, sections: Sequence[Section], plans: Sequence[Plan], command
     return environment.get_template("page.html.jinja").render(
         title=title or "Arms compared",
         version=__version__,
-        sections=[_section(i, each) for i, each in enumerate(sections)],
+        sections=[_section(i, section) for i, section in enumerate(sections)],
         commands=_commands(sections, plans, command),
         marks=MARKS,
     )
@@ -73,20 +73,20 @@ def _section(number: int, section: Section) -> dict[str, Any]:
     table = section.table
     return {
         "id": f"t{number}",
-        "lead": words.lead(table) if table else "",
+        "lead": lead(table) if table else "",
         "blocks": _in_order(
-            [_block(f"t{number}b{i}", each) for i, each in enumerate(section.blocks)],
+            [_block(f"t{number}b{i}", block) for i, block in enumerate(section.blocks)],
             {"kind": "plots", "id": f"t{number}plots", "title": "Plots"} if section.plots else None,
         ),
         "plots": [
             {
                 "id": f"t{number}p{i}",
-                "title": each.title,
-                "caption": each.caption,
-                "fits": _points(each.svg) < FITS_A_PHONE,
-                "source": "data:image/svg+xml;base64," + base64.b64encode(each.svg).decode(),
+                "title": plot.title,
+                "caption": plot.caption,
+                "fits": _points(plot.svg) < FITS_A_PHONE,
+                "source": "data:image/svg+xml;base64," + base64.b64encode(plot.svg).decode(),
             }
-            for i, each in enumerate(section.plots)
+            for i, plot in enumerate(section.plots)
         ],
         "facts": _facts(table) if table else [],
         "runs": [(arm.name, seed, run) for arm in table.arms for seed, run in arm.runs.items()]
@@ -96,18 +96,18 @@ def _section(number: int, section: Section) -> dict[str, Any]:
 
 
 def _in_order(blocks: list[dict[str, Any]], plots: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Plots stand between the tables and what is said of them."""
+    """Put the plots between the grids and the sentences."""
     if plots is None:
         return blocks
-    tables = [each for each in blocks if each["kind"] != "sentences"]
-    return [*tables, plots, *(each for each in blocks if each["kind"] == "sentences")]
+    sentences = [block for block in blocks if block["kind"] == "sentences"]
+    return [*(block for block in blocks if block not in sentences), plots, *sentences]
 
 
 def _points(svg: bytes) -> float:
-    """How wide a plot is."""
-    found = re.search(rb'<svg[^>]* width="([\d.]+)pt"', svg)
-    assert found
-    return float(found[1])
+    """The width of a plot."""
+    width = re.search(rb'<svg[^>]* width="([\d.]+)pt"', svg)
+    assert width
+    return float(width[1])
 
 
 def _block(anchor: str, block: Block) -> dict[str, Any]:
@@ -128,38 +128,37 @@ def _block(anchor: str, block: Block) -> dict[str, Any]:
 
 def _facts(table: Table) -> list[tuple[str, str]]:
     """What made the numbers, and what all runs of the table share."""
-    shared = [arm.science for arm in table.arms]
+    sciences = [arm.science for arm in table.arms]
     same = {
         key: value
-        for key, value in shared[0].items()
-        if key != "seed" and all(each.get(key) == value for each in shared)
+        for key, value in sciences[0].items()
+        if key != "seed" and all(science.get(key) == value for science in sciences)
     }
     made = [(key, ", ".join(values)) for key, values in table.made_with.items()]
     return [*made, *((key, str(value)) for key, value in same.items())]
 
 
 def _commands(sections: Sequence[Section], plans: Sequence[Plan], command: str) -> list[str]:
-    """Exactly these runs, from the plan that made them or else from their records; the report."""
+    """Commands that train these runs again, by their plan or else their record; then `command`."""
     named = {run for s in sections if s.table for arm in s.table.arms for run in arm.runs.values()}
-    found, planned = [], set()
+    commands, planned = [], set()
     for plan in plans:
-        common = [
-            each
-            for each in plan.overrides[0]
-            if all(each in overrides for overrides in plan.overrides)
-        ]
-        if plan.size and named & {run.run for run in plan.runs}:
+        if plan.size and any(job.run in named for job in plan.jobs):
             typed = [f"study={plan.name}", f"study.size={plan.size}"]
-            found.append(
-                f"{shlex.join(['moebench', 'sweep', *typed])}  # with {shlex.join(common)}"
-            )
-        for run, overrides in zip(plan.runs, plan.overrides, strict=True):
-            if run.run in named - planned:
-                planned.add(run.run)
-                found.append(shlex.join(["moebench", "train", *overrides]))
+            shared = [
+                override
+                for override in plan.jobs[0].overrides
+                if all(override in job.overrides for job in plan.jobs)
+            ]
+            sweep = shlex.join(["moebench", "sweep", *typed])
+            commands.append(f"{sweep}  # with {shlex.join(shared)}")
+        for job in plan.jobs:
+            if job.run in named - planned:
+                planned.add(job.run)
+                commands.append(shlex.join(["moebench", "train", *job.overrides]))
     for section in sections:
         for run, path in sorted((section.paths or {}).items()):
             if run in named - planned:
                 config = ["--config", f"{path}/config.yaml", "--runs-dir", "again"]
-                found.append(shlex.join(["moebench", "train", *config]))
-    return [*found, command]
+                commands.append(shlex.join(["moebench", "train", *config]))
+    return [*commands, command]

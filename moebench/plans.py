@@ -1,0 +1,207 @@
+"""A study's plan on disk: its runs, the config of each, and which comparison is the point.
+
+A plan is the file `runs/studies/<name>-<hash>/plan.json`. A job needs only that file and its id, so
+any launcher can start it. `moebench.study` makes plans; the report reads them.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moebench.disk import read_json, reason, write_json
+from moebench.errors import RecordError
+from moebench.records import COSTS, SCHEMA_VERSION, cannot_write, printable
+
+PRIMARY = "valid/nats"  # the endpoint of a study that names none
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a plan.
+
+    Attributes:
+        id: place of `run` among the names of the plan's runs, so that sweeps that list the same
+            runs in another order mean the same ones.
+        overrides: as `moebench train` takes them.
+        config: the resolved config.
+    """
+
+    id: int
+    run: str
+    arm: str
+    arm_hash: str
+    seed: int
+    overrides: tuple[str, ...]
+    config: dict[str, Any] = field(repr=False)
+
+
+class Cost(NamedTuple):
+    """Seconds a step of an arm that was timed alone, and how many of them counting takes."""
+
+    step_seconds: tuple[float, ...]
+    counting_seconds: tuple[float, ...]
+    machine: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study, in the order in which they start: seed by seed, so that pairs fill.
+
+    Attributes:
+        name, question, size: of the study.
+        baseline: the label of an arm.
+        primary: the name of a metric.
+        folder: where it was read from; None for a plan that was not.
+        costs: by arm hash, where the study was timed and the costs were read (`read_costs`).
+    """
+
+    name: str
+    question: str
+    size: str
+    baseline: str
+    primary: str
+    jobs: tuple[Job, ...]
+    folder: Path | None = field(default=None, compare=False, repr=False)
+    costs: dict[str, Cost] = field(default_factory=dict, compare=False, repr=False)
+
+    def job(self, number: int) -> Job:
+        """The job of an id; RecordError if there is none."""
+        for job in self.jobs:
+            if job.id == number:
+                return job
+        raise RecordError(f"{number}: no such job in the plan {self.slug}")
+
+    def baseline_hash(self) -> str | None:
+        """The first arm under the baseline's label; None if the plan has no such arm."""
+        return next((job.arm_hash for job in self.jobs if job.arm == self.baseline), None)
+
+    @property
+    def slug(self) -> str:
+        """`<name>-<hash>`; the hash covers the runs and what they are compared for."""
+        key = json.dumps([self.baseline, self.primary, sorted(job.run for job in self.jobs)])
+        return f"{self.name}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+    def path(self, runs_dir: Path) -> Path:
+        return runs_dir / "studies" / self.slug / "plan.json"
+
+    def write(self, runs_dir: Path) -> Path:
+        """Write the plan among the runs; returns its path."""
+        about = {key: getattr(self, key) for key in _TEXTS}
+        runs = [asdict(job) for job in self.jobs]
+        path = self.path(runs_dir)
+        try:
+            write_json(path, {"schema_version": SCHEMA_VERSION, **about, "runs": runs})
+        except OSError as error:
+            raise cannot_write(runs_dir, error) from None
+        return path
+
+
+_TEXTS = ("name", "question", "size", "baseline", "primary")
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file that `Plan.write` made.
+
+    Raises:
+        RecordError: if the file is missing or damaged, with the first thing that is wrong.
+    """
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path}: is not a plan ({reason(error)})") from None
+    wrong = _first_wrong(content)
+    if wrong:
+        raise RecordError(f"{path}: is not a plan ({wrong})")
+    jobs = (Job(**{key: run[key] for key in _RUN}) for run in content["runs"])
+    return Plan(
+        **{key: content[key] for key in _TEXTS},
+        jobs=tuple(replace(job, overrides=tuple(job.overrides)) for job in jobs),
+        folder=path.parent,
+    )
+
+
+_RUN = {
+    "id": int,
+    "run": str,
+    "arm": str,
+    "arm_hash": str,
+    "seed": int,
+    "overrides": list,
+    "config": dict,
+}
+
+
+def _first_wrong(content: Mapping[str, Any]) -> str:
+    """What a plan lacks, or holds of a wrong type; "" if nothing."""
+    for key in _TEXTS:
+        if not isinstance(content.get(key), str):
+            return f"holds no usable {key!r}"
+    runs = content.get("runs")
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        return "holds no usable list 'runs'"
+    for number, run in enumerate(runs):
+        for key, kind in _RUN.items():
+            if type(run.get(key)) is not kind:
+                return f"run {number} holds no usable {key!r}"
+        if not all(isinstance(override, str) for override in run["overrides"]):
+            return f"run {number} holds no usable 'overrides'"
+    return ""
+
+
+def study_of(folder: Path) -> str:
+    """The name of the study whose plan lies in a folder."""
+    return folder.name.rpartition("-")[0]
+
+
+def find_plan_files(runs_dir: Path) -> list[Path]:
+    """The files of all plans of a directory of runs, whether they can be read or not."""
+    return sorted(runs_dir.glob("studies/*/plan.json"))
+
+
+def find_plan(runs_dir: Path, name: str | None = None) -> Plan:
+    """The plan that was swept last, of those of a study or of that name; None takes any.
+
+    Raises:
+        RecordError: if there is none, naming the nearest.
+    """
+    paths = find_plan_files(runs_dir)
+    chosen = [path for path in paths if name in (None, path.parent.name, study_of(path.parent))]
+    if chosen:
+        return read_plan(max(chosen, key=lambda path: path.stat().st_mtime))
+    if not paths or name is None:
+        raise RecordError(f"{runs_dir}: no sweep was started here; moebench sweep starts one")
+    studies = sorted({study_of(path.parent) for path in paths})
+    known = sorted({*studies, *(path.parent.name for path in paths)})
+    near = ", ".join(difflib.get_close_matches(name, known, n=3) or studies)
+    raise RecordError(printable(f"{name}: no such study in {runs_dir}; there are {near}"))
+
+
+def read_costs(folder: Path) -> dict[str, Cost]:
+    """What each arm of a study costs, by arm hash; empty where the study was not timed.
+
+    The file `cost.json` is `{arm_hash: {"step_seconds": [..], "counting_seconds": [..],
+    "machine": ".."}}`.
+
+    Raises:
+        RecordError: if the file is damaged.
+    """
+    path = folder / COSTS
+    if not path.exists():
+        return {}
+    try:
+        content = read_json(path)
+        return {
+            arm_hash: Cost(
+                tuple(map(float, cost["step_seconds"])),
+                tuple(map(float, cost.get("counting_seconds", ()))),
+                printable(str(cost.get("machine", "?"))),
+            )
+            for arm_hash, cost in content.items()
+            if isinstance(cost, dict) and cost.get("step_seconds")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise RecordError(f"{path}: is no table of costs; time the study again") from None

@@ -1,0 +1,339 @@
+"""The grids of a report: a row an arm, a column a number."""
+
+from collections.abc import Sequence
+
+from moebench.plans import PRIMARY
+from moebench.report.infer.arms import Arm, ArmMetric, Table
+from moebench.report.infer.frontier import WEIGHT, frontier
+from moebench.report.infer.statistics import FEWEST_SEEDS
+from moebench.report.paper.findings import PAPER
+from moebench.report.paper.verdicts import Verdict
+from moebench.report.read.run import SCOPES
+from moebench.report.show import numbers
+from moebench.report.show.blocks import Cell, Grid
+from moebench.report.show.numbers import estimate_cell, four_decimals, interval, mean_cell, p_value
+
+TESTED = "95 % for all arms together, adjusted p"
+MORE_BITS = (
+    ("at\nstart", "specialization/domain_start", "at start: before it was trained"),
+    (
+        "given\ntoken",
+        "specialization/domain_given_token",
+        "given token: beyond what the token tells",
+    ),
+)
+
+
+def load(table: Table) -> Grid:
+    """Load and specialisation, with random routing in the last row."""
+    more = [column for column in MORE_BITS if _has(table, column[1])]
+    columns = [
+        *((f"MaxVio\n{scope}", f"load/max_vio_{scope}", 2) for scope in SCOPES),
+        ("load\nentropy", "load/entropy", 3),
+        ("dead\nshare", "load/dead_experts", 3),
+        ("domain\nbits", "specialization/domain", 3),
+        *((header, name, 3) for header, name, _ in more),
+    ]
+    rows = [
+        [
+            (arm.name, ""),
+            _seeds(arm),
+            (numbers.count(arm.sequences), ""),
+            (numbers.count(arm.group_tokens), ""),
+            *(mean_cell(arm.metrics.get(name), decimals) for _, name, decimals in columns),
+        ]
+        for arm in table.arms
+    ]
+    if table.random:
+        random = [(numbers.value_range(table.random.get(scope)), "") for scope in SCOPES]
+        rest = [("", "")] * (len(columns) - len(SCOPES))
+        rows.append([("random routing", ""), *[("", "")] * 3, *random, *rest])
+    return Grid(
+        title="Load and specialisation",
+        caption="Means over seeds, ± half of a 95 % interval where there are 3. Group: whose "
+        "counts the balance loss averages. MaxVio: largest load over the mean, less 1, in a "
+        "micro-batch, a step and the validation set; 0 is even. Load entropy: 1 is even. Domain "
+        "bits: what an expert tells of the domain"
+        + "".join(f"; {meaning}" for *_, meaning in more)
+        + ".",
+        headers=[
+            *("arm", "seeds", "group\nseqs", "group\ntokens"),
+            *(header for header, *_ in columns),
+        ],
+        rows=rows,
+    )
+
+
+def perplexity(table: Table) -> Grid:
+    """Quality, with the differences to the baseline."""
+    rows = []
+    for arm in table.arms:
+        nats = arm.metrics.get("valid/nats")
+        rows.append(
+            [
+                (arm.name, ""),
+                _seeds(arm),
+                mean_cell(nats, 4),
+                (numbers.perplexity(arm.metrics.get("valid/ppl")), ""),
+                mean_cell(arm.metrics.get("valid/bits_per_byte"), 4),
+                *_differences(table, arm, PRIMARY),
+                numbers.percent_cell(nats),
+            ]
+        )
+    compared = any(any(cell) for row in rows for cell in row[5:])
+    return Grid(
+        title="Perplexity" + f"; differences are to {table.baseline}" * compared,
+        caption="Means ± as above: validation nats a token, their exponential, and bits a byte; "
+        "of all, lower is better." + f" Difference in nats: {_meaning(table)}" * compared,
+        headers=[
+            *("arm", "seeds", "nats a\ntoken", "PPL", "bits a\nbyte"),
+            *("difference", "paired t", "percent"),
+        ],
+        rows=rows,
+    )
+
+
+def primary_endpoint(table: Table) -> Grid:
+    """The tested metric of a study whose endpoint is not the validation nats."""
+    rows = [
+        [
+            (arm.name, ""),
+            _seeds(arm),
+            mean_cell(arm.metrics.get(table.primary), 4),
+            *_differences(table, arm, table.primary),
+        ]
+        for arm in table.arms
+    ]
+    return Grid(
+        title=f"Primary endpoint {table.primary}; differences are to {table.baseline}",
+        caption=f"Difference: {TESTED}; paired t: for one arm alone.",
+        headers=["arm", "seeds", "mean", "difference", "paired t"],
+        rows=rows,
+    )
+
+
+def chosen_metrics(table: Table, metrics: Sequence[str]) -> Grid:
+    """The metrics that a reader chose: an arm a row, or a metric a row if they outnumber arms."""
+    metrics = [name for name in metrics if _has(table, name)]
+    arms = [
+        (arm.name, _seeds(arm), [_value_and_difference(arm.metrics.get(name)) for name in metrics])
+        for arm in table.arms
+    ]
+    if len(metrics) <= len(arms):
+        headers = ["arm", "seeds", *(text for name in metrics for text in (name, "difference"))]
+        rows = [
+            [(arm, ""), seeds, *(cell for pair in pairs for cell in pair)]
+            for arm, seeds, pairs in arms
+        ]
+    else:
+        headers = ["metric", *(text for arm, *_ in arms for text in (arm, "difference"))]
+        rows = [[("seeds", ""), *(cell for _, seeds, _ in arms for cell in (seeds, ("", "")))]]
+        rows += [
+            [(name, ""), *(cell for *_, pairs in arms for cell in pairs[at])]
+            for at, name in enumerate(metrics)
+        ]
+    return Grid(
+        title=f"Metrics; differences are to {table.baseline}",
+        caption="Means over seeds, ± half of a 95 % interval where there are 3; paired "
+        "differences with 95 % intervals, for all arms together if of "
+        f"{table.primary}, else for one arm alone.",
+        headers=headers,
+        rows=rows,
+    )
+
+
+def domains(table: Table) -> Grid:
+    """Nats of each domain, a column an arm."""
+    prefix = f"{PRIMARY}/"
+    names = dict.fromkeys(
+        name for arm in table.arms for name in arm.metrics if name.startswith(prefix)
+    )
+    rows = [
+        [
+            (name.removeprefix(prefix), ""),
+            *(_domain_cell(arm.metrics.get(name)) for arm in table.arms),
+        ]
+        for name in names
+    ]
+    return Grid(
+        title="Nats a token of each domain",
+        caption=f"Means over seeds; below them the mean paired difference to {table.baseline}. "
+        "Nothing here is tested.",
+        headers=["domain", *(arm.name for arm in table.arms)],
+        rows=rows,
+    )
+
+
+def cost(table: Table) -> list[Grid]:
+    """The virtual slowdown and the timed cost, where there is any."""
+    timed = any(arm.cost for arm in table.arms)
+    counting = any(arm.cost and arm.cost.counting_seconds for arm in table.arms)
+    virtual = [
+        (header, name)
+        for header, name in (
+            ("slowdown\nround-robin", "ep/slowdown"),
+            ("slowdown\ngreedy", "ep/slowdown_greedy"),
+            ("slowdown\nredundant", "ep/slowdown_redundant"),
+        )
+        if _has(table, name)
+    ]
+    if not timed and not virtual:
+        return []
+    headers = ["arm", "seeds", *(header for header, _ in virtual)]
+    headers += ["seconds\na step"] * timed + ["of it\ncounting"] * counting
+    rows = []
+    for arm in table.arms:
+        cells = [mean_cell(arm.metrics.get(name), 3) for _, name in virtual]
+        if timed:
+            cells.append((numbers.median_of(arm.cost.step_seconds if arm.cost else ()), ""))
+        if counting:
+            cells.append((numbers.median_of(arm.cost.counting_seconds if arm.cost else ()), ""))
+        rows.append([(arm.name, ""), _seeds(arm), *cells])
+    machines = sorted({arm.cost.machine for arm in table.arms if arm.cost})
+    timing = f" Seconds: the median of runs that were timed alone on {', '.join(machines)}."
+    return [
+        Grid(
+            title="Cost",
+            caption="Virtual slowdown: of the expert layers, if micro-batches were dispatched "
+            "together over ranks: the largest rank's load over the mean." + timing * timed,
+            headers=headers,
+            rows=rows,
+        )
+    ]
+
+
+def scopes(table: Table) -> list[Grid]:
+    """Scopes over several weights, where there are any."""
+    curves = frontier(table)
+    if not curves:
+        return []
+    rows = []
+    for curve in curves:
+        best = curve.best.metrics
+        rows.append(
+            [
+                (curve.name, f"{len(curve.arms)} weights"),
+                (f"{curve.best.science[WEIGHT]:g}", ""),
+                mean_cell(best.get("load/max_vio_global"), 2),
+                mean_cell(best.get(PRIMARY), 4),
+                estimate_cell(curve.best_difference),
+                (f"{curve.matched:.4f}" if curve.matched else "-", ""),
+                estimate_cell(curve.matched_difference),
+            ]
+        )
+    at = f" ({curves[0].at:.2f} on average)" if curves[0].at else ""
+    return [
+        Grid(
+            title=f"Scopes over their weights; differences are to {curves[0].name}",
+            caption="Each scope at the weight of its lowest nats, which flatters all of them; and "
+            f"all at one MaxVio of the validation set{at}, the middle of the range that they "
+            "share, read off the line through the weights seed by seed. Differences are paired, "
+            "with Student's t for one scope alone; nothing here is tested.",
+            headers=[
+                *("scope", "best\nweight", "MaxVio\nglobal", "nats a\ntoken", "difference"),
+                *("at one\nMaxVio", "difference"),
+            ],
+            rows=rows,
+        )
+    ]
+
+
+def findings(verdicts: Sequence[Verdict]) -> list[Grid]:
+    """The paper's findings beside these runs, where they can be compared."""
+    if not verdicts:
+        return []
+    rows = [
+        [
+            (verdict.claim, f"{_compared(verdict)}; {verdict.source.partition(', ')[2]}"),
+            (verdict.verdict, ""),
+            estimate_cell(verdict.here),
+            _paper(verdict),
+            ("-" if verdict.resolved is None else f"{verdict.resolved:.4f}", ""),
+            ("-" if verdict.seeds is None else f"{verdict.seeds:,}", ""),
+        ]
+        for verdict in verdicts
+    ]
+    return [
+        Grid(
+            title=f"Findings of {PAPER}, in nats a {verdicts[0].unit}",
+            caption="Here: with the 95 % interval. In the paper: its log ratio over an assumed 4 "
+            "bytes a token (5 to 3). Resolves: half of the interval; smaller sizes these seeds "
+            "cannot tell from 0. Seeds: about how many show the paper's size, or equality within "
+            "a quarter of its gap, in four of five studies.",
+            headers=["finding", "verdict", "here", "in the\npaper", "resolves", "seeds"],
+            rows=rows,
+        )
+    ]
+
+
+# Cells
+
+
+def _has(table: Table, metric: str) -> bool:
+    return any(metric in arm.metrics for arm in table.arms)
+
+
+def _seeds(arm: Arm) -> Cell:
+    """How many seeds are finished, and below, the states of the others."""
+    return str(len(arm.seeds)), ", ".join(f"{n} {state}" for state, n in arm.unfinished.items())
+
+
+def _value_and_difference(metric: ArmMetric | None) -> tuple[Cell, Cell]:
+    if metric is None or metric.difference is None:
+        return numbers.general_mean_cell(metric), ("", "")
+    ends = numbers.general_interval(metric.difference_low, metric.difference_high)
+    return numbers.general_mean_cell(metric), (f"{metric.difference:+.3g}", ends)
+
+
+def _domain_cell(metric: ArmMetric | None) -> Cell:
+    if metric is None:
+        return "-", ""
+    difference = "" if metric.difference is None else f"{metric.difference:+.4f}"
+    return "-" if metric.mean is None else f"{metric.mean:.4f}", difference
+
+
+def _compared(verdict: Verdict) -> str:
+    if verdict.type == "trend":
+        return f"over {', '.join(verdict.arms)};{verdict.per}; {verdict.reason}"
+    arm, against = verdict.arms
+    return f"{arm} against {against}: {verdict.reason}"
+
+
+def _paper(verdict: Verdict) -> Cell:
+    if verdict.paper is None:
+        return "-", ""
+    middle, far, near = map(four_decimals, verdict.paper)
+    return middle, f"{near} to {far}"
+
+
+def _meaning(table: Table) -> str:
+    """What the columns of differences in nats hold."""
+    seeds = max((len(each.per_seed) for each in table.comparisons.arms.values()), default=0)
+    if table.primary != PRIMARY:
+        meaning = "not tested; paired t: 95 % for one arm alone"
+    elif seeds >= FEWEST_SEEDS:
+        meaning = f"{TESTED}; paired t: 95 % for one arm alone"
+    elif seeds == 1:
+        meaning = "of one seed, as an interval takes three"
+    else:
+        meaning = "below it those of the seeds, as an interval takes three"
+    return f"{meaning}; percent: of perplexity."
+
+
+def _differences(table: Table, arm: Arm, name: str) -> tuple[Cell, Cell]:
+    """The tested difference and the paired t beside it; of a metric not tested, only the latter."""
+    metric, none = arm.metrics.get(name), ("", "")
+    if metric is None or metric.difference is None:
+        return none, none
+    value = four_decimals(metric.difference)
+    ends = interval(metric.difference_low, metric.difference_high)
+    if name != table.primary or arm.name not in table.comparisons.arms:
+        return none, (value, ends)
+    comparison = table.comparisons.arms[arm.name]
+    if not ends and 1 < len(comparison.per_seed) < FEWEST_SEEDS:
+        ends = " and ".join(map(four_decimals, comparison.per_seed.values()))
+    tested: Cell = (f"{value}  {p_value(metric.p)}".strip(), ends)
+    paired = comparison.paired
+    if paired is None:
+        return tested, none
+    return tested, (p_value(paired.p), interval(paired.low, paired.high))
