@@ -1,4 +1,4 @@
-# What a developer types. `make demo` and `make test` work on a fresh clone with Python 3.11+ alone.
+# Commands for development. `make demo` and `make test` need only Python 3.11+ on a fresh clone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,11 +16,11 @@ demo: $(READY) ## train micro, shuffled and global with three seeds each, and co
 	$(BIN)/moebench sweep study=demo
 	$(BIN)/moebench report --study demo
 
-setup: $(DEV) ## make .venv with moebench and all its tools in it
+setup: $(DEV) ## create .venv with moebench and the development tools
 
 $(READY): pyproject.toml constraints.txt
 	@echo "installing moebench into $(VENV) (torch first, from constraints.txt)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: moebench needs Python 3.11 or newer; name one, as in make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: moebench needs Python 3.11 or newer; choose one, as in make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) --editable .
@@ -31,7 +31,7 @@ $(DEV): $(READY)
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-test: $(DEV) ## run the tests, but the slow ones
+test: $(DEV) ## run the tests, except the slow ones
 	$(BIN)/pytest -m "not slow" -n auto
 
 test-all: $(DEV) ## run all tests
@@ -43,11 +43,11 @@ check: $(DEV) ## lint, formatting, types, layers
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-format: $(DEV) ## mend what can be mended by a tool
+format: $(DEV) ## fix lint and formatting where tools can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## measure speed on this machine, and race others (benchmarks/README.md)
+bench: $(READY) ## measure speed on this machine and compare with others (benchmarks/README.md)
 	@$(PIP) --editable '.[bench]'
 	$(BIN)/moebench bench
 	$(BIN)/python benchmarks/race.py --compile --memory
@@ -57,5 +57,5 @@ bench: $(READY) ## measure speed on this machine, and race others (benchmarks/RE
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/startup.py
 
-clean: ## remove what the targets above made, but never runs/
+clean: ## remove what the other targets made, except runs/
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

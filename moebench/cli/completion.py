@@ -175,6 +175,12 @@ def studies(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
 
 
 @_without_errors
+def runs_and_studies(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
+    yield from runs(ctx, incomplete)
+    yield from studies(ctx, incomplete)
+
+
+@_without_errors
 def formats(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
     """The formats of a report, named here because importing the report imports pandas."""
     yield from ((name, "") for name in ("table", "md", "csv", "json", "latex", "parquet"))

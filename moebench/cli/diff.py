@@ -11,13 +11,17 @@ from moebench.cli.options import RUNS, AsJson, RunsDir, completion
 First = Annotated[
     Path,
     typer.Argument(
-        metavar="A", help="a run or a study, by name or path", autocompletion=completion("runs")
+        metavar="A",
+        help="a run or a study, by name or path",
+        autocompletion=completion("runs_and_studies"),
     ),
 ]
 Second = Annotated[
     Path,
     typer.Argument(
-        metavar="B", help="another one to compare with it", autocompletion=completion("runs")
+        metavar="B",
+        help="another one to compare with it",
+        autocompletion=completion("runs_and_studies"),
     ),
 ]
 Format = Annotated[str, typer.Option("--format", help="table, md, latex or json")]

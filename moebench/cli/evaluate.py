@@ -18,10 +18,12 @@ Blimp = Annotated[
 ]
 Limit = Annotated[
     int | None,
-    typer.Option("--limit", min=1, help="pairs per paradigm of BLiMP; by default all"),
+    typer.Option(
+        "--limit", min=1, help="maximum number of pairs per BLiMP paradigm; by default all"
+    ),
 ]
 Questions = Annotated[
-    int, typer.Option("--questions", min=1, help="most cloze questions per domain")
+    int, typer.Option("--questions", min=1, help="maximum number of cloze questions per domain")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of the cloze questions")]
 Step = Annotated[

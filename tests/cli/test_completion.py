@@ -1,4 +1,4 @@
-"""What a shell is offered when Tab is pressed, and that a real one takes it."""
+"""Shell completion: the choices offered at Tab, and that bash accepts them."""
 
 import shlex
 import shutil
@@ -19,7 +19,7 @@ Offered = Callable[[str], list[str]]
 
 @pytest.fixture
 def offered(call: Call, monkeypatch: pytest.MonkeyPatch) -> Offered:
-    """The words offered at the end of a line, as zsh and fish, which keep `key=value`, ask."""
+    """Returns the choices at the end of a line, in the protocol of fish."""
     monkeypatch.setenv("_MOEBENCH_COMPLETE", "complete_fish")
     monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
 
@@ -27,7 +27,7 @@ def offered(call: Call, monkeypatch: pytest.MonkeyPatch) -> Offered:
         monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
         result = call()
         assert (result.code, result.err) == (0, "")
-        return [each.partition("\t")[0] for each in result.out.splitlines() if each]
+        return [word.partition("\t")[0] for word in result.out.splitlines() if word]
 
     return made
 
@@ -39,13 +39,13 @@ def offered(call: Call, monkeypatch: pytest.MonkeyPatch) -> Offered:
         ("moebench data pre", ["prepare"]),
         ("moebench train --re", ["--resume"]),
         ("moebench train xyz", []),
-        # keys: several wait behind their =, one alone goes on to its values
+        # keys: a single match also offers its values
         ("moebench train train.", ["train.steps=", "train.precision=", "train.eval_every="]),
         ("moebench train train.st", ["train.steps=", "train.steps=400"]),
-        ("moebench train sco", ["scope=", *(f"scope={each}" for each in SCOPES)]),
+        ("moebench train sco", ["scope=", *(f"scope={word}" for word in SCOPES)]),
         ("moebench train study", []),
         # values
-        ("moebench train scope=", [f"scope={each}" for each in SCOPES]),
+        ("moebench train scope=", [f"scope={word}" for word in SCOPES]),
         ("moebench train scope=mi", ["scope=micro"]),
         ("moebench train model=tiny scope=mi", ["scope=micro"]),
         ("moebench train --resume scope=mi", ["scope=micro"]),
@@ -57,7 +57,7 @@ def offered(call: Call, monkeypatch: pytest.MonkeyPatch) -> Offered:
         # sweeps
         ("moebench sweep scope=micro,g", ["scope=micro,global"]),
         ("moebench sweep scope=micro,mi", []),
-        ("moebench sweep study=", [f"study={each}" for each in STUDIES]),
+        ("moebench sweep study=", [f"study={word}" for word in STUDIES]),
         ("moebench sweep study.size=", ["study.size=quick", "study.size=cpu", "study.size=gpu"]),
         ("moebench sweep study=demo study.size=", ["study.size=cpu"]),
         ("moebench sweep study=nope study.size=", []),
@@ -69,7 +69,7 @@ def test_words_are_offered(offered: Offered, line: str, words: list[str]) -> Non
 
 
 def test_every_key_and_group_is_offered(offered: Offered) -> None:
-    words = {each.removesuffix("=") for each in offered("moebench train ")}
+    words = {word.removesuffix("=") for word in offered("moebench train ")}
     assert words == {*KNOBS, *Presets().groups}
 
 
@@ -78,7 +78,7 @@ def test_the_presets_of_an_overlay_are_offered(offered: Offered) -> None:
     Path("mine/model/wide.yaml").write_text("# Wide, [not] `$(so)` deep.\n")
     Path("mine/model/$(date).yaml").touch()
     assert offered("moebench train --config-dir mine model=w") == ["model=wide"]
-    assert not any("$" in each for each in offered("moebench train --config-dir mine model="))
+    assert not any("$" in word for word in offered("moebench train --config-dir mine model="))
     assert offered("moebench train --config-dir nope model=w") == []
 
 
@@ -90,13 +90,15 @@ def test_folders_runs_and_studies_are_offered(offered: Offered) -> None:
         Path("runs/studies", name).mkdir(parents=True)
         Path("runs/studies", name, "plan.json").touch()
     for command in ("verify", "report"):
-        found = offered(f"moebench {command} runs/")
-        assert found == offered(f"moebench {command} ") == ["runs/global-s0-2", "runs/micro-s0-1"]
+        choices = offered(f"moebench {command} runs/")
+        assert choices == offered(f"moebench {command} ") == ["runs/global-s0-2", "runs/micro-s0-1"]
     Path("runs").rename("elsewhere")
     assert offered("moebench verify ") == []
     assert offered("moebench verify --runs-dir elsewhere ") == offered("moebench verify elsewhere/")
-    found = offered("moebench report --runs-dir elsewhere --study de")
-    assert found == ["demo", "demo-1a", "demo-2b"]
+    choices = offered("moebench report --runs-dir elsewhere --study de")
+    assert choices == ["demo", "demo-1a", "demo-2b"]
+    assert offered("moebench diff --runs-dir elsewhere demo-") == ["demo-1a", "demo-2b"]
+    assert offered("moebench diff elsewhere/mi") == ["elsewhere/micro-s0-1"]
     assert offered("moebench train data.path=") == ["data.path=elsewhere"]
 
 
@@ -125,16 +127,16 @@ def test_completing_imports_nothing_heavy() -> None:
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == ["scope=", *(f"scope={each}" for each in SCOPES)]
+    assert done.stdout.split() == ["scope=", *(f"scope={word}" for word in SCOPES)]
 
 
-# bash makes three words of key=value unless COMP_WORDBREAKS lacks the =
+# bash splits key=value into three words unless COMP_WORDBREAKS lacks the =
 IN_BASH = {
     "train scope = mi": ["micro"],
     "train scope =": SCOPES,
     "train scope=mi": ["scope=micro"],
     "train model = tiny scope = mi": ["micro"],
-    "train seed = 1 train.pr": [f"train.precision={'' if n == 0 else each}" for n, each in
+    "train seed = 1 train.pr": [f"train.precision={'' if n == 0 else word}" for n, word in
                                 enumerate(("", "fp32", "bf16", "fp64"))],
     "sweep scope = micro,g": ["micro,global"],
     "sweep study = demo study.size = ": ["cpu"],
@@ -142,7 +144,7 @@ IN_BASH = {
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_bash_takes_what_it_is_offered(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bash_accepts_the_choices(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("_MOEBENCH_COMPLETE", "source_bash")
         script = call().out
@@ -154,7 +156,7 @@ def test_bash_takes_what_it_is_offered(call: Call, monkeypatch: pytest.MonkeyPat
     for line in IN_BASH:
         words = ["moebench", *line.split(" ")]
         lines += [
-            f"COMP_WORDS=({' '.join(each or '``' for each in words)}) COMP_CWORD={len(words) - 1}",
+            f"COMP_WORDS=({' '.join(word or '``' for word in words)}) COMP_CWORD={len(words) - 1}",
             "_moebench_completion moebench",
             'echo "${COMPREPLY[@]}"',
         ]
@@ -162,4 +164,4 @@ def test_bash_takes_what_it_is_offered(call: Call, monkeypatch: pytest.MonkeyPat
         ["bash", "--norc", "-c", "\n".join(lines)], capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
-    assert [each.split() for each in done.stdout.splitlines()] == list(IN_BASH.values())
+    assert [word.split() for word in done.stdout.splitlines()] == list(IN_BASH.values())
