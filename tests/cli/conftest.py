@@ -1,4 +1,4 @@
-"""The command line called in this process, in a folder that is empty at first."""
+"""Fixtures: the command line called in this process, and settings for a small run."""
 
 import signal
 import sys
@@ -15,7 +15,7 @@ from tests.calls import STOPPING, Call, Result
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Call]:
-    """Runs the command line in this process, in a folder that is empty at first."""
+    """Call the command line in this process, in a directory that is empty at first."""
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.chdir(place)
@@ -37,6 +37,7 @@ def call(
 
 @pytest.fixture
 def small(text_folder: Path) -> list[str]:
+    """Overrides that make a run take a second."""
     return [
         *("model=smoke", "train.steps=6", "global_bsz=8", "seq_len=32", "data.valid_sequences=4"),
         *("data=folder", f"data.path={text_folder}", "run.device=cpu", "run.threads=1"),

@@ -1,4 +1,4 @@
-"""`moebench dashboard`: the address on stdout, all else on stderr, and a clean end."""
+"""`moebench dashboard`: the address goes to stdout, the rest to stderr, and signals end it."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.calls import Call, children, is_alive
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_the_runs_are_shown_until_a_signal(call: Call, number: signal.Signals) -> None:
+def test_runs_are_served_until_a_signal(call: Call, number: signal.Signals) -> None:
     for name in ("broken", "good"):
         record = Record(Path("runs", name))
         record.begin("seed: 0\n", {"arm": "micro"})
@@ -30,9 +30,9 @@ def test_the_runs_are_shown_until_a_signal(call: Call, number: signal.Signals) -
     assert process.stdout is not None
     assert process.stderr is not None
     try:
-        found = json.loads("".join(process.stdout.readline() for _ in range(4)))
-        assert found["schema_version"] == 1
-        page, _, fragment = found["url"].partition("#")
+        printed = json.loads("".join(process.stdout.readline() for _ in range(4)))
+        assert printed["schema_version"] == 1
+        page, _, fragment = printed["url"].partition("#")
         assert fragment == "custom_scalars"
         assert page.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(f"{page}data/logdir") as answer:
@@ -48,7 +48,7 @@ def test_the_runs_are_shown_until_a_signal(call: Call, number: signal.Signals) -
     )
     assert lines[-1] == "press Ctrl-C to stop"
     assert "Traceback" not in err
-    deadline = time.monotonic() + 10  # TensorBoard's own helper ends once its pipe is closed
+    deadline = time.monotonic() + 10  # TensorBoard's data server ends when its pipe closes
     while any(map(is_alive, started)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_alive, started))
@@ -57,7 +57,7 @@ def test_the_runs_are_shown_until_a_signal(call: Call, number: signal.Signals) -
         assert free.connect_ex(("127.0.0.1", int(page.split(":")[2].strip("/"))))
 
 
-def test_a_signal_before_the_page_is_there_speaks_of_no_run(
+def test_a_signal_before_the_page_is_served_prints_nothing(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:

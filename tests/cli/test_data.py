@@ -1,4 +1,4 @@
-"""`moebench data`: what it prints, and that hostile text steers nothing."""
+"""`moebench data`: what it prints, and that hostile text does not control the terminal."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def test_data_are_shown_in_eighty_columns(call: Call, text_folder: Path) -> None
     ]
 
 
-def test_text_that_would_steer_the_terminal_is_shown_as_text(call: Call, tmp_path: Path) -> None:
+def test_control_characters_in_text_are_not_printed(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
     line = "\x1b[31m [bold] [/nope] \x07 words of a hostile text {}\n"
@@ -47,17 +47,17 @@ def test_data_are_prepared_checked_and_made_again(call: Call, tmp_path: Path) ->
     content_hash, directory = first.out.split()
     assert "preparing a in" in first.err
     assert len([line for line in first.err.splitlines() if "preparing" in line]) == 1
-    found = json.loads(call("data", "prepare", "--json", *words).out)
-    assert found == {"schema_version": 1, "content_hash": content_hash, "directory": directory}
+    printed = json.loads(call("data", "prepare", "--json", *words).out)
+    assert printed == {"schema_version": 1, "content_hash": content_hash, "directory": directory}
     warning = "warning: all text is of one domain, a: data.homogeneity means nothing\n"
     assert call("data", "check", *words) == (0, f"{directory}: complete and unchanged\n", warning)
-    told = json.loads(call("data", "check", "--json", *words).out)
-    assert told == {**found, "damage": []}
+    checked = json.loads(call("data", "check", "--json", *words).out)
+    assert checked == {**printed, "damage": []}
     tokens = Path(directory) / "a.train.bin"
     tokens.write_bytes(tokens.read_bytes()[:-1] + b"X")
     damaged = call("data", "check", *words)
     assert (damaged.code, damaged.out) == (2, "")
-    said = damaged.err.removeprefix(warning)
-    assert said.startswith(f"error: {tokens}: does not match its checksum")
+    error = damaged.err.removeprefix(warning)
+    assert error.startswith(f"error: {tokens}: does not match its checksum")
     assert call("data", "prepare", *words).out == first.out
     assert call("data", "check", *words).code == 0

@@ -1,4 +1,4 @@
-"""What bad input is answered with: one line on stderr, an exit code, and nothing left behind."""
+"""Invalid input: one line on stderr, an exit code, and no files left behind."""
 
 import os
 import re
@@ -172,7 +172,7 @@ SEVERAL = {
 
 
 @pytest.mark.parametrize("line", SEVERAL)
-def test_all_that_is_wrong_is_said_before_any_run(call: Call, tmp_path: Path, line: str) -> None:
+def test_all_errors_are_reported_before_any_run(call: Call, tmp_path: Path, line: str) -> None:
     (tmp_path / "study").mkdir()
     for name, arms in (
         ("unknown", "scope=mico, scope=micro, model.topk=3"),
@@ -181,11 +181,11 @@ def test_all_that_is_wrong_is_said_before_any_run(call: Call, tmp_path: Path, li
         (tmp_path / "study" / f"{name}.yaml").write_text(f"arms: [{arms}]\nbaseline: micro\n")
     result = call(*line.format(tmp=tmp_path).split())
     assert (result.code, result.out) == (2, "")
-    assert result.err.splitlines() == [f"error: {each}" for each in SEVERAL[line]]
+    assert result.err.splitlines() == [f"error: {word}" for word in SEVERAL[line]]
     assert list(Path().iterdir()) == []
 
 
-def test_an_error_of_a_word_that_is_no_text_is_one_line(call: Call) -> None:
+def test_an_error_about_an_undecodable_word_is_one_line(call: Call) -> None:
     result = call("train", os.fsdecode(b"data.path=\xff"))
     assert result.code == 2
     assert result.err.startswith("error: data.path=")
@@ -225,7 +225,7 @@ def test_broken_data_is_one_line_and_leaves_no_run(
 
 @pytest.mark.parametrize("runs", ["/dev/null/x", "/dev/null", "file", "/proc/nope"])
 @pytest.mark.parametrize("command", [["train"], ["train", "--force"], ["sweep", "seed=0,1"]])
-def test_runs_that_cannot_be_written_are_one_line(
+def test_a_runs_dir_that_cannot_be_written_is_one_line(
     call: Call, small: list[str], runs: str, command: list[str]
 ) -> None:
     Path("file").write_text("")
@@ -237,7 +237,7 @@ def test_runs_that_cannot_be_written_are_one_line(
     assert Path("file").read_text() == ""
 
 
-def test_an_overlay_that_shadows_is_one_line(call: Call, tmp_path: Path) -> None:
+def test_a_preset_that_shadows_a_shipped_one_is_one_line(call: Call, tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "tiny.yaml").write_text("")
     for command in (["train"], ["sweep", "seed=0,1"], ["data", "show"]):
@@ -249,7 +249,7 @@ def test_an_overlay_that_shadows_is_one_line(call: Call, tmp_path: Path) -> None
         assert result.code == 2
 
 
-def test_a_bug_is_one_line_too_and_says_how_to_see_it(
+def test_a_bug_is_one_line_that_says_how_to_get_a_traceback(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> None:
@@ -269,7 +269,7 @@ def test_a_bug_is_one_line_too_and_says_how_to_see_it(
 
 
 @pytest.mark.parametrize("code", [1, 2])
-def test_an_errors_exit_code_is_the_commands(
+def test_the_exit_code_is_that_of_the_error(
     call: Call, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def broken(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Tasks on checkpoints, against a scorer that goes text by text and token by token."""
+"""Tasks on checkpoints, compared with a scorer that loops over texts and tokens."""
 
 import gzip
 import json
@@ -68,7 +68,7 @@ def record(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Recor
     return make_run(tmp_path_factory.mktemp("runs"), text_folder)
 
 
-def test_equals_a_scorer_by_text_and_token(record: Record, blimp: Path) -> None:
+def test_scores_equal_those_of_a_loop_over_texts_and_tokens(record: Record, blimp: Path) -> None:
     checkpoint = open_checkpoint(record)
     results = run_tasks(checkpoint, ["blimp"], Settings(blimp), silent)["blimp"]
 
@@ -105,9 +105,9 @@ def test_results_are_sealed_and_verify_finds_a_change(
     tmp_path: Path, text_folder: Path, call: Call, blimp: Path
 ) -> None:
     record = make_run(tmp_path, text_folder)
-    said = call("evaluate", record.path, "--tasks", "blimp,cloze", "--blimp", blimp, "--json")
-    assert said.code == 0
-    found = json.loads(said.out)["tasks"][str(record.path)]
+    result = call("evaluate", record.path, "--tasks", "blimp,cloze", "--blimp", blimp, "--json")
+    assert result.code == 0
+    found = json.loads(result.out)["tasks"][str(record.path)]
     assert found["cloze"]["all"]["chance"] == 0.25
     assert record.tasks() == {f"{task}-step-2": found[task] for task in ("blimp", "cloze")}
     assert call("verify", record.path).code == 0
@@ -121,10 +121,8 @@ def test_results_are_sealed_and_verify_finds_a_change(
     assert "tasks/blimp-step-2.json: was changed" in damaged.out
 
 
-def test_cloze_equals_a_scorer_by_candidate_token_and_byte(
-    tmp_path: Path, text_folder: Path
-) -> None:
-    """Of a tokenizer of pieces, whose candidates have as many tokens but not as many bytes."""
+def test_cloze_equals_a_loop_over_candidates_and_tokens(tmp_path: Path, text_folder: Path) -> None:
+    """With BPE, candidates have equally many tokens, but not equally many bytes."""
     record = make_run(tmp_path, text_folder, "data.tokenizer=bpe", "data.vocab_size=300")
     checkpoint = open_checkpoint(record)
     found = run_tasks(checkpoint, ["cloze"], Settings(questions=5), silent)["cloze"]
@@ -160,7 +158,7 @@ def test_cloze_equals_a_scorer_by_candidate_token_and_byte(
     ("text", "wanted"),
     [("{", "is no pair of BLiMP"), ('{"UID": 1}', "is no pair of BLiMP"), ("", "hold no pairs")],
 )
-def test_bad_pairs_are_told_of(tmp_path: Path, text: str, wanted: str) -> None:
+def test_invalid_pairs_are_errors(tmp_path: Path, text: str, wanted: str) -> None:
     with pytest.raises(DataError, match="holds no"):
         read_blimp(tmp_path)
     (tmp_path / "x.jsonl").write_text(text)
@@ -187,7 +185,7 @@ def test_runs_of_other_domains_share_a_table(capsys: pytest.CaptureFixture[str])
     ]
 
 
-def test_bad_words_are_one_line(call: Call, record: Record) -> None:
+def test_what_is_wrong_is_one_line(call: Call, record: Record) -> None:
     for words, wanted in {
         ("nowhere",): "is no run",
         (record.path, "--tasks", "blmp"): "--tasks=blmp: no such task; there are blimp, cloze",
@@ -195,7 +193,7 @@ def test_bad_words_are_one_line(call: Call, record: Record) -> None:
         (record.path, "--step", "7"): "--step=7: ",
         (record.path, "--tasks", "blimp"): "--blimp=blimp: holds no *.jsonl",
     }.items():
-        said = call("evaluate", *words)
-        assert (said.code, said.out) == (2, ""), words
-        assert wanted in said.err
-        assert said.err.count("\n") == 1
+        result = call("evaluate", *words)
+        assert (result.code, result.out) == (2, ""), words
+        assert wanted in result.err
+        assert result.err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Help: every command has an example, and is there at once."""
+"""Help: every command has an example, and help imports nothing heavy."""
 
 import re
 import shutil
@@ -17,16 +17,14 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example_of_itself(call: Call, command: str) -> None:
+def test_the_help_of_every_command_has_an_example(call: Call, command: str) -> None:
     result = call(*command.split(), "--help")
     assert (result.code, result.err) == (0, "")
     assert re.search(rf"Examples?:\s+moebench {command}\b", result.out)
     assert max(map(len, result.out.splitlines())) <= 80
 
 
-def test_the_example_of_every_command_is_one_that_parses(
-    call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_examples_parse(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in COMMANDS:
         text = " ".join(call(*command.split(), "--help").out.split())
         examples = re.search(r"Examples?: (.*?) ╭", text)
@@ -63,7 +61,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_config_is_shown_without_torch() -> None:
+def test_printing_a_config_imports_no_torch() -> None:
     code = (
         "import sys, moebench.cli\n"
         "sys.argv = ['moebench', 'train', '--print-config']\n"
@@ -75,7 +73,7 @@ def test_a_config_is_shown_without_torch() -> None:
 
 
 def test_the_command_is_installed() -> None:
-    found = shutil.which("moebench", path=Path(sys.executable).parent)
-    assert found
-    done = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+    script = shutil.which("moebench", path=Path(sys.executable).parent)
+    assert script
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("moebench ")

@@ -1,4 +1,4 @@
-"""Looking at routers: of runs, of texts and of Hugging Face checkpoints."""
+"""`moebench inspect`: routers of runs, on texts, and of Hugging Face checkpoints."""
 
 import io
 import json
@@ -35,22 +35,22 @@ def record(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Recor
     return make_run(tmp_path_factory.mktemp("runs"), text_folder, "train.eval_every=2")
 
 
-def test_a_dense_run_has_nothing_to_look_at(text_folder: Path, tmp_path: Path, call: Call) -> None:
+def test_a_dense_run_is_refused(text_folder: Path, tmp_path: Path, call: Call) -> None:
     dense = make_run(tmp_path, text_folder, "model.moe=false")
     for words in ((), ("--text", "a")):
-        said = call("inspect", dense.path, *words)
-        assert (said.code, said.out) == (2, "")
-        assert said.err.endswith("is of a dense model, which has no routers to look at\n")
+        result = call("inspect", dense.path, *words)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.endswith("is of a dense model, which has no routers to look at\n")
 
 
-def test_a_run_by_its_record(record: Record, call: Call) -> None:
-    said = call("inspect", record.path, "--json")
-    found = json.loads(said.out)
-    assert said.code == 0
-    assert np.array_equal(found["counts"], record.routing(4)["counts"])
-    assert found["metrics"]["valid/nats"] == record.summary()["valid/nats"]
-    assert list(found["settled"]) == ["0", "2", "4"]
-    assert found["settled"]["4"] == 1
+def test_a_run_is_shown_from_its_record(record: Record, call: Call) -> None:
+    result = call("inspect", record.path, "--json")
+    printed = json.loads(result.out)
+    assert result.code == 0
+    assert np.array_equal(printed["counts"], record.routing(4)["counts"])
+    assert printed["metrics"]["valid/nats"] == record.summary()["valid/nats"]
+    assert list(printed["settled"]) == ["0", "2", "4"]
+    assert printed["settled"]["4"] == 1
     early = json.loads(call("inspect", record.path, "--step", "2", "--json").out)
     assert early["metrics"]["valid/nats"] == record.rows()[1]["valid/nats"]
     shown = call("inspect", record.path, "--layer", "0").out
@@ -60,7 +60,7 @@ def test_a_run_by_its_record(record: Record, call: Call) -> None:
 
 
 def test_an_older_record_is_read(record: Record, tmp_path: Path, call: Call) -> None:
-    """One without what newer evaluations keep."""
+    """A record without the arrays that newer evaluations store."""
     old = Record(tmp_path / "old")
     manifest = {key: each for key, each in record.manifest().items() if "random" not in key}
     old.begin((record.path / "config.yaml").read_text(), manifest)
@@ -82,7 +82,7 @@ def test_dead_experts_and_specialists_are_named(capsys: pytest.CaptureFixture[st
     assert "law 83%, code 17%" in out
 
 
-def test_of_many_experts_the_dead_are_named_all_the_same(
+def test_dead_experts_beyond_the_list_are_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     counts = np.ones((1, 2, 100), np.int64)
@@ -93,15 +93,15 @@ def test_of_many_experts_the_dead_are_named_all_the_same(
     assert "dead, too: 7, 41" in out
 
 
-def test_a_text_goes_where_the_model_sends_it(record: Record, call: Call) -> None:
-    said = json.loads(call("inspect", record.path, "--text", "0é1", "--json").out)
-    assert said["tokens"] == ["0", "<c3>", "é", "1"]
+def test_a_text_is_shown_with_the_experts_of_the_model(record: Record, call: Call) -> None:
+    printed = json.loads(call("inspect", record.path, "--text", "0é1", "--json").out)
+    assert printed["tokens"] == ["0", "<c3>", "é", "1"]
     given = torch.tensor([list("0é1".encode())])
     _, routing = open_checkpoint(record).model(given)
-    assert said["experts"] == routing.expert_index[:, 0].tolist()
+    assert printed["experts"] == routing.expert_index[:, 0].tolist()
     shown = call("inspect", record.path, "--text", "0é1").out
     rows = [line.split() for line in shown.splitlines()[2:]]
-    first, second = said["experts"]
+    first, second = printed["experts"]
     wanted = [[str(each) for each in (*a, *b)] for a, b in zip(first, second, strict=True)]
     assert [row[0] for row in rows] == ["0", "<c3>", "é", "1"]
     assert [row[1:] for row in rows] == wanted
@@ -129,7 +129,7 @@ def test_a_text_is_coloured_where_there_are_colours_and_fits_its_width() -> None
     assert "abc" not in out.getvalue(), "without colours it would say nothing"
 
 
-def test_bad_words_are_one_line(
+def test_what_is_wrong_is_one_line(
     call: Call, record: Record, tmp_path: Path, text_folder: Path
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -148,24 +148,24 @@ def test_bad_words_are_one_line(
         ("--hf", tmp_path, "--data", text_folder): "cannot be loaded",
         ("--hf", tmp_path, "--data", tmp_path, "--micro-bsz", "5"): "must divide --sequences=32",
     }.items():
-        said = call("inspect", *words)
-        assert (said.code, said.out) == (2, ""), words
-        assert wanted in said.err
-        assert said.err.count("\n") == 1
+        result = call("inspect", *words)
+        assert (result.code, result.out) == (2, ""), words
+        assert wanted in result.err
+        assert result.err.count("\n") == 1
 
 
-def test_without_transformers_the_remedy_is_told(
+def test_without_transformers_the_error_names_the_remedy(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    said = call("inspect", "--hf", tmp_path, "--data", tmp_path)
-    assert said.code == 2
-    assert "pip install 'moebench[huggingface]'" in said.err
+    result = call("inspect", "--hf", tmp_path, "--data", tmp_path)
+    assert result.code == 2
+    assert "pip install 'moebench[huggingface]'" in result.err
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Qwen3-MoE whose tokens are bytes."""
+    """A small Qwen3-MoE checkpoint with a byte tokenizer."""
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -195,12 +195,12 @@ def test_a_hugging_face_checkpoint(checkpoint: Path, text_folder: Path, call: Ca
     transformers = pytest.importorskip("transformers")
 
     size = ("--sequences", 8, "--seq-len", 32, "--micro-bsz", 4)
-    said = call("inspect", "--hf", checkpoint, "--data", text_folder, *size, "--json")
-    found = json.loads(said.out)
-    assert said.code == 0
-    assert found["domains"] == ["digits", "letters", "shapes"]
+    result = call("inspect", "--hf", checkpoint, "--data", text_folder, *size, "--json")
+    printed = json.loads(result.out)
+    assert result.code == 0
+    assert printed["domains"] == ["digits", "letters", "shapes"]
 
-    # the same by transformers and literal loops over tokens
+    # Compute the same with transformers and loops over tokens.
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     corpus = prepare(Composer().compose(["data=folder", f"data.path={text_folder}"]).data)
@@ -228,10 +228,10 @@ def test_a_hugging_face_checkpoint(checkpoint: Path, text_folder: Path, call: Ca
                 p = everything[layer, first : first + bsz].reshape(-1, 8)
                 f = torch.nn.functional.one_hot(p.topk(2).indices, 8).sum((0, 1)) / (2 * len(p))
                 lbl[name].append(float(8 * (f * p.mean(0)).sum()))
-    metrics = found["metrics"]
+    metrics = printed["metrics"]
     assert metrics["valid/nats"] == pytest.approx(np.mean(nats), rel=1e-5)
     assert metrics["valid/bits_per_byte"] == pytest.approx(np.mean(nats) / np.log(2), rel=1e-5)
-    assert found["counts"] == counts.tolist()
+    assert printed["counts"] == counts.tolist()
     for name, each in lbl.items():
         assert metrics[f"train/balance_loss_{name}"] == pytest.approx(np.mean(each), rel=1e-5)
     shown = call("inspect", "--hf", checkpoint, "--data", text_folder, *size).out
@@ -253,8 +253,8 @@ def test_a_dense_checkpoint_is_refused(
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     transformers.AutoTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path)
     size = ("--sequences", 4, "--seq-len", 32)
-    said = call("inspect", "--hf", tmp_path, "--data", text_folder, *size)
-    assert said.code == 2
-    assert "the model gives no router_logits" in said.err
+    result = call("inspect", "--hf", tmp_path, "--data", text_folder, *size)
+    assert result.code == 2
+    assert "the model gives no router_logits" in result.err
     more = call("inspect", "--hf", checkpoint, "--data", text_folder, "--seq-len", 10**6)
     assert "has room for 0 sequences" in more.err

@@ -1,4 +1,4 @@
-"""What a long command shows: bars on a terminal, plain lines elsewhere, and only on stderr."""
+"""Progress: bars on a terminal, plain lines elsewhere, always on stderr."""
 
 import io
 from pathlib import Path
@@ -20,26 +20,28 @@ WORDS = "loss 5.250  valid 5.1250  12,346 tok/s"
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What a terminal of 80 columns is sent."""
+    """Everything that is sent to a terminal of 80 columns."""
     sent = io.StringIO()
     made = Console(file=sent, force_terminal=True, width=80, color_system=None)
     monkeypatch.setattr(progress, "stderr_console", lambda: made)
     return sent
 
 
-def test_a_row_describe_row() -> None:
+def test_a_row_is_described_in_words() -> None:
     assert describe_row(ROW) == WORDS
     assert describe_row(ROW | {"load/max_vio_batch": 0.5}).split("  ")[2] == "MaxVio 0.50"
     assert describe_row({}) == ""
     assert describe_row({"train/loss": None, "valid/nats": "[/red]"}) == ""
 
 
-def test_a_line_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_is_printed_without_markup(capsys: pytest.CaptureFixture[str]) -> None:
     print_message("[red] [/nope] \x1b[31m " + "x" * 200)
     assert capsys.readouterr() == ("", "[red] [/nope] �[31m " + "x" * 200 + "\n")
 
 
-def test_a_run_tells_its_evaluations_in_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_evaluations_are_lines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with TrainDisplay("global-s0", 4) as display:
         display.update(0, {"valid/ppl": 9.0, "valid/nats": 5.125})
         for step in range(1, 4):
@@ -76,7 +78,7 @@ class Running:
 
 
 def watch(folder: Path) -> None:
-    """Follow two jobs: one that ends without having told a number, and one that fails."""
+    """Show two jobs: one that ends without any metrics, and one that fails."""
     made = launcher(folder)
     with SweepDisplay(made) as display:
         for job, status in zip(made.plan.jobs, ({}, {"reason": "step 3: [nan]"}), strict=True):
@@ -95,7 +97,7 @@ def watch(folder: Path) -> None:
             display.refresh()
 
 
-def test_a_sweep_says_how_each_run_ended(
+def test_a_sweep_prints_how_each_run_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watch(tmp_path)
@@ -104,7 +106,7 @@ def test_a_sweep_says_how_each_run_ended(
     assert err.splitlines() == ["done  arm-s0", "failed  arm-s1  step 3: [nan]"]
 
 
-def test_a_sweep_says_once_what_it_waits_for(
+def test_a_sweep_prints_once_which_run_it_waits_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = launcher(tmp_path)

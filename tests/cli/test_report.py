@@ -1,4 +1,4 @@
-"""`moebench report`: what goes to stdout and to files, and what is refused."""
+"""`moebench report`: what it prints, which files it writes, and what it refuses."""
 
 import io
 import json
@@ -49,25 +49,27 @@ def test_a_page_and_plots_are_written_and_the_table_is_not_printed(call: Call, r
 
 
 def test_options_choose_what_is_shown(call: Call, runs: Path) -> None:
-    told = ["report", "--runs-dir", str(runs)]
-    assert "law" in call(*told, "--per-domain").out
-    chosen = call(*told, "--metrics", "load/*,valid/nats", "--json")
+    command = ["report", "--runs-dir", str(runs)]
+    assert "law" in call(*command, "--per-domain").out
+    chosen = call(*command, "--metrics", "load/*,valid/nats", "--json")
     assert set(json.loads(chosen.out)["rows"][0]["metrics"]) == {"load/entropy", "valid/nats"}
-    seed = call(*told, "--where", "seed=0,1", "--format", "csv").out.splitlines()
+    seed = call(*command, "--where", "seed=0,1", "--format", "csv").out.splitlines()
     assert {line.split(",")[4] for line in seed[1:]} == {"2"}
-    tables = json.loads(call(*told, "--by", "scope", "--json").out)["tables"]
+    tables = json.loads(call(*command, "--by", "scope", "--json").out)["tables"]
     assert [table["differs"]["scope"] for table in tables] == ["global", "micro"]
-    rows = json.loads(call(*told, "--at", "10", "--json").out)["rows"]
+    rows = json.loads(call(*command, "--at", "10", "--json").out)["rows"]
     assert [row["metrics"]["valid/nats"]["mean"] for row in rows] == pytest.approx([1.9, 1.9])
-    turned = json.loads(call(*told, "--sort=-load/entropy", "--baseline", "global", "--json").out)
+    turned = json.loads(
+        call(*command, "--sort=-load/entropy", "--baseline", "global", "--json").out
+    )
     assert [row["arm"] for row in turned["rows"]] == ["global", "micro"]
 
 
-def test_many_metrics_are_a_row_each_and_few_an_arm_each(call: Call, runs: Path) -> None:
-    told = ["report", "--runs-dir", str(runs), "--format", "md"]
+def test_many_metrics_are_rows_and_few_are_columns(call: Call, runs: Path) -> None:
+    command = ["report", "--runs-dir", str(runs), "--format", "md"]
 
     def table(metrics: str) -> tuple[list[str], dict[str, list[str]]]:
-        lines = call(*told, "--metrics", metrics).out.split("\n\n")[1].splitlines()
+        lines = call(*command, "--metrics", metrics).out.split("\n\n")[1].splitlines()
         head, _, *rows = ([each.strip() for each in line.split("|")[1:-1]] for line in lines)
         return head, {name: cells for name, *cells in rows}
 
@@ -84,27 +86,27 @@ def test_many_metrics_are_a_row_each_and_few_an_arm_each(call: Call, runs: Path)
     assert rows["valid/nats"][-1] == few["global"][turned.index("valid/nats")]
 
 
-def test_every_format_tells_the_same_numbers(call: Call, runs: Path) -> None:
-    told = ["report", "--runs-dir", str(runs), "--format"]
-    rows = json.loads(call(*told, "json").out)["rows"]
+def test_every_format_has_the_same_numbers(call: Call, runs: Path) -> None:
+    command = ["report", "--runs-dir", str(runs), "--format"]
+    rows = json.loads(call(*command, "json").out)["rows"]
     nats = {row["arm"]: row["metrics"]["valid/nats"] for row in rows}
     table = pq.read_table(io.BytesIO(make_report([runs]).encode("parquet"))).to_pylist()
     parquet = {r["arm"]: r for r in table if r["metric"] == "valid/nats"}
-    lines = [line.split(",") for line in call(*told, "csv").out.splitlines()]
+    lines = [line.split(",") for line in call(*command, "csv").out.splitlines()]
     csv = {r[1]: dict(zip(lines[0], r, strict=True)) for r in lines if r[3] == "valid/nats"}
     for arm, each in nats.items():
         for key in ("mean", "low", "high", "difference", "difference_low", "difference_high"):
             assert parquet[arm][key] == each[key]
             assert csv[arm][key] == ("" if each[key] is None else str(each[key]))
     for form in ("table", "md", "latex"):
-        text = call(*told, form).out.replace("$-$", "-")  # as LaTeX has a minus
+        text = call(*command, form).out.replace("$-$", "-")  # as LaTeX has a minus
         assert f"{nats['global']['mean']:.4f}" in text
         ends = (nats["global"][f"difference_{end}"] for end in ("low", "high"))
         assert "{:.4f} to {:.4f}".format(*ends) in text
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "error"),
     [
         (["--metrics", "load/entropie"], "--metrics load/entropie: these runs hold no such metric"),
         (["--sort", "x"], "--sort x: these runs hold no such metric"),
@@ -117,9 +119,9 @@ def test_every_format_tells_the_same_numbers(call: Call, runs: Path) -> None:
         (["--html", "/proc/no/report.html"], "/proc/no/report.html: cannot be written"),
     ],
 )
-def test_what_is_wrong_is_one_line(call: Call, runs: Path, words: list[str], said: str) -> None:
+def test_what_is_wrong_is_one_line(call: Call, runs: Path, words: list[str], error: str) -> None:
     result = call("report", "--runs-dir", str(runs), *words)
     assert result.code == 2
-    assert said in result.err
+    assert error in result.err
     assert result.err.count("error:") == 1
     assert result.out == ""

@@ -1,4 +1,4 @@
-"""Signals and closed pipes, to the command line in a process of its own."""
+"""Signals and closed pipes. The command line runs in a child process."""
 
 import os
 import signal
@@ -27,14 +27,14 @@ def start(small: list[str], *words: str) -> subprocess.Popen[str]:
 
 
 def under_way(count: int) -> list[Record]:
-    """The records of as many runs, once each has taken some steps."""
+    """Wait until `count` runs have each made some steps, and return their records."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         records = [Record(path) for path in Path("runs").glob("global-*")]
         if [record.status()["step"] > 2 for record in records] == [True] * count:
             return records
         time.sleep(0.05)
-    raise AssertionError("no run got under way")
+    raise AssertionError("no run made a step")
 
 
 @pytest.mark.parametrize(("number", "code"), STOPS)
@@ -47,16 +47,16 @@ def test_a_run_that_is_stopped_can_be_resumed(
     _, err = process.communicate(timeout=30)
     assert process.returncode == code
     step = record.status()["step"]
-    said = f"{record.path}: stopped by {number.name} at step {step}; --resume continues"
-    assert err.splitlines()[-1] == f"error: {said}"
+    reason = f"{record.path}: stopped by {number.name} at step {step}; --resume continues"
+    assert err.splitlines()[-1] == f"error: {reason}"
     assert "Traceback" not in err
     assert record.status()["state"] == "stopped"
-    assert record.status()["reason"] == said
+    assert record.status()["reason"] == reason
     assert (record.path / "checkpoints" / f"step-{step}" / "state.json").is_file()
 
 
 @pytest.mark.parametrize(("number", "code"), STOPS)
-def test_a_sweep_that_is_stopped_leaves_no_process_and_can_be_gone_on_with(
+def test_a_sweep_that_is_stopped_leaves_no_process_and_can_be_resumed(
     call: Call, small: list[str], number: signal.Signals, code: int
 ) -> None:
     process = start(small, "sweep", "seed=0,1", "--jobs", "2")
@@ -76,7 +76,7 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_can_be_gone_on_with(
 
 
 @pytest.mark.slow
-def test_a_run_of_a_sweep_that_is_killed_leaves_the_other_and_is_made_up_for(
+def test_a_killed_run_leaves_the_other_and_the_next_sweep_finishes_it(
     call: Call, small: list[str], tmp_path: Path
 ) -> None:
     words = ["sweep", *small, "train.steps=150", "data.max_epochs=100", "seed=0,1"]
@@ -120,7 +120,7 @@ def test_a_pipe_that_is_closed_early_is_no_error(
     call: Call, small: list[str], words: str, reader: str
 ) -> None:
     data = [each for each in small if each.startswith("data")]
-    call("data", "prepare", *data)  # so that no progress is told below
+    call("data", "prepare", *data)  # so that the command below prints no progress
     more = data if words != "--help" else []
     command = [sys.executable, "-m", "moebench.cli", *words.split(), *more]
     shell = f'exec 3>&1; ("$@"; echo $? >&3) | {reader} > /dev/null'

@@ -1,4 +1,4 @@
-"""`moebench sweep`: a grid is trained once, and one run that fails leaves the others."""
+"""`moebench sweep`: a grid is trained once, and a run that fails does not stop the others."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_a_grid_is_trained_and_a_second_sweep_does_nothing(
     assert {row["arm"] for row in json.loads(report.out)["rows"]} == {"micro", "global"}
 
 
-def test_one_run_that_fails_leaves_the_others(call: Call, small: list[str]) -> None:
+def test_a_run_that_fails_does_not_stop_the_others(call: Call, small: list[str]) -> None:
     words = ["sweep", "--jobs", "2", *small, "optim.lr=1e30,0.003", "seed=0"]
     result = call(*words)
     assert (result.code, result.out) == (3, "")
@@ -81,11 +81,11 @@ def test_the_config_of_every_run_is_shown(call: Call, small: list[str]) -> None:
     ("text", "seconds"),
     [("90", 90), ("90s", 90), ("1.5s", 1.5), ("30m", 1800), ("2h", 7200), ("1d", 86400)],
 )
-def test_a_time_is_a_number_with_or_without_a_unit(text: str, seconds: float) -> None:
+def test_a_duration_is_a_number_with_or_without_a_unit(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-def test_how_far_a_sweep_is_is_said_without_a_write(call: Call, small: list[str]) -> None:
+def test_status_shows_progress_and_writes_nothing(call: Call, small: list[str]) -> None:
     words = ["sweep", *small, "scope=micro,global", "seed=0,1"]
     asked = call(*words, "--status")
     assert (asked.code, asked.err) == (0, "")
@@ -109,15 +109,15 @@ def test_how_far_a_sweep_is_is_said_without_a_write(call: Call, small: list[str]
     assert rows[-2] == f"{records[3].name} waiting 0/6"
     assert rows[-1].endswith(": 1 waiting, 1 done, 1 failed, 1 stopped")
     assert max(map(len, asked.out.splitlines())) <= 80
-    told = json.loads(call(*words, "--status", "--json").out)
-    assert [run["state"] for run in told["runs"]] == ["done", "stopped", "failed", "waiting"]
-    assert [run["step"] for run in told["runs"]] == [6, 3, 3, 0]
-    assert [run["run"] for run in told["runs"]] == [str(record.path) for record in records]
-    assert told["seconds_left"] is None
+    printed = json.loads(call(*words, "--status", "--json").out)
+    assert [run["state"] for run in printed["runs"]] == ["done", "stopped", "failed", "waiting"]
+    assert [run["step"] for run in printed["runs"]] == [6, 3, 3, 0]
+    assert [run["run"] for run in printed["runs"]] == [str(record.path) for record in records]
+    assert printed["seconds_left"] is None
     assert before == sorted((path, path.stat().st_mtime_ns) for path in Path().rglob("*"))
 
 
-def test_the_last_sweep_is_meant_where_none_is_named(call: Call, small: list[str]) -> None:
+def test_status_without_a_name_is_of_the_latest_sweep(call: Call, small: list[str]) -> None:
     assert call("sweep", *small, "seed=0,1").code == 0
     [plan] = Path("runs").glob("studies/*/plan.json")
     for name in ([], ["sweep"], [plan.parent.name]):
@@ -129,7 +129,7 @@ def test_the_last_sweep_is_meant_where_none_is_named(call: Call, small: list[str
     assert wrong.err == "error: sweeep: no such study in runs; there are sweep\n"
 
 
-def test_looking_at_a_sweep_imports_no_torch(small: list[str]) -> None:
+def test_status_imports_no_torch(small: list[str]) -> None:
     code = (
         "import sys, moebench.cli\n"
         "sys.argv = ['moebench', 'sweep', '--status', *sys.argv[1:]]\n"

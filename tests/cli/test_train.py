@@ -1,4 +1,4 @@
-"""`moebench train` and `verify`: a run is trained once, continued, and made afresh."""
+"""`moebench train` and `verify`: a run is trained once, resumed, and started over."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def test_print_config_is_yaml_or_json(call: Call) -> None:
     assert shown["config"]["model"]["d_model"] == 32
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_no_run(call: Call, small: list[str]) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_no_run(call: Call, small: list[str]) -> None:
     result = call("train", "--dry-run", *small)
     assert re.fullmatch(r"runs/global-s0-[0-9a-f]{10}: 6 steps of 8 sequences\n", result.out)
     found = json.loads(call("train", "--dry-run", "--json", *small).out)
@@ -36,7 +36,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_no_run(call: Call, small: 
     assert list(Path().iterdir()) == []
 
 
-def test_a_run_is_trained_once_continued_and_made_afresh(call: Call, small: list[str]) -> None:
+def test_a_run_is_trained_once_resumed_and_started_over(call: Call, small: list[str]) -> None:
     first = call("train", "--json", *small)
     assert first.code == 0
     made = json.loads(first.out)
@@ -79,7 +79,7 @@ def test_a_run_is_trained_once_continued_and_made_afresh(call: Call, small: list
     assert call("verify").code == 0
 
 
-def test_a_run_that_began_and_never_spoke_can_be_resumed(
+def test_a_run_that_stopped_before_its_first_row_can_be_resumed(
     call: Call, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> None:
@@ -93,7 +93,7 @@ def test_a_run_that_began_and_never_spoke_can_be_resumed(
     assert call("train", "--resume", *small).code == 0
 
 
-def test_a_run_that_fails_says_step_and_term(call: Call, small: list[str]) -> None:
+def test_the_error_of_a_failed_run_names_step_and_term(call: Call, small: list[str]) -> None:
     result = call("train", *small, "optim.lr=1e30")
     assert (result.code, result.out) == (1, "")
     error = result.err.splitlines()[-1]
@@ -106,9 +106,7 @@ def test_a_run_that_fails_says_step_and_term(call: Call, small: list[str]) -> No
     assert not record.is_done()
 
 
-def test_a_summary_with_hostile_content_is_shown_without_a_trace(
-    call: Call, small: list[str]
-) -> None:
+def test_hostile_content_of_a_summary_is_not_printed(call: Call, small: list[str]) -> None:
     made = json.loads(call("train", "--json", *small).out)
     record = Record(Path(made["run"]))
     record.seal({"valid/nats": "[/red]\x1b", "valid/ppl": [1], "seconds": 1e300})
@@ -121,7 +119,7 @@ def test_a_summary_with_hostile_content_is_shown_without_a_trace(
     assert broken.err.splitlines()[-1].endswith("is no JSON object; the record is damaged")
 
 
-def test_runs_lie_where_they_are_told_to_whatever_the_name(call: Call, small: list[str]) -> None:
+def test_a_runs_dir_can_have_any_name(call: Call, small: list[str]) -> None:
     name = "[/red] é {a} $(x)"
     result = call("train", *small, "--runs-dir", name)
     assert result.code == 0
@@ -133,7 +131,7 @@ def test_runs_lie_where_they_are_told_to_whatever_the_name(call: Call, small: li
 
 
 def results(record: Record) -> list[dict[str, Any]]:
-    """The rows of a run without what no two runs have in common."""
+    """The rows of a run without times and memory, which differ between equal runs."""
     about = ("time", "speed/", "memory/")
     return [{k: v for k, v in row.items() if not k.startswith(about)} for row in record.rows()]
 
@@ -154,9 +152,7 @@ def test_a_records_config_run_elsewhere_gives_the_same_bits(call: Call, small: l
     assert other["run"] != again["run"], "what is typed wins over the file"
 
 
-def test_equal_treatments_are_one_run_which_every_study_shares(
-    call: Call, small: list[str]
-) -> None:
+def test_equal_treatments_share_one_run_across_studies(call: Call, small: list[str]) -> None:
     made = json.loads(call("train", "--json", *small, "scope=micro").out)
     again = call("train", "--json", *small, "scope=global", "balance_bsz=4", "run.log_every=1")
     assert json.loads(again.out) == made
@@ -171,7 +167,7 @@ def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_a_run_of_another_version_is_said_to_be_of_it(call: Call, small: list[str]) -> None:
+def test_the_version_of_an_older_run_is_named(call: Call, small: list[str]) -> None:
     record = Record(Path(json.loads(call("train", "--json", *small).out)["run"]))
     manifest = record.path / "manifest.json"
     rewrite(manifest, moebench="0.0.9", torch="2.0.0")
@@ -213,7 +209,7 @@ def test_a_run_that_does_not_exist_cannot_be_resumed(call: Call, small: list[str
 
 
 @pytest.mark.parametrize("command", [["train"], ["train", "--dry-run"], ["sweep", "seed=0,1"]])
-def test_text_that_would_be_read_too_often_is_refused_before_anything_begins(
+def test_too_many_epochs_are_refused_before_training(
     call: Call, small: list[str], command: list[str]
 ) -> None:
     small.remove("train.steps=6")
