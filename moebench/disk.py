@@ -25,6 +25,16 @@ MAX_YAML_BYTES = 2**18  # a record's config.yaml has a few thousand
 MAX_YAML_DEPTH = 16  # of nested tables and lists; a config has three
 LEFTOVERS = ".*.tmp"  # files and folders that a killed process was writing aside
 
+# Places
+
+
+def cache_root() -> Path:
+    """moebench's cache folder: $MOEBENCH_CACHE, $XDG_CACHE_HOME/moebench or ~/.cache/moebench."""
+    if given := os.environ.get("MOEBENCH_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebench"
+
+
 # Writing
 
 

@@ -88,7 +88,7 @@ def folder(name: str, path: Path, elsewhere: str) -> Iterator[Finding]:
 
 
 def data_cache() -> Iterator[Finding]:
-    from moebench.data.corpus import cache_root
+    from moebench.disk import cache_root
 
     yield from folder("data cache", cache_root(), OTHER_CACHE)
 

@@ -7,7 +7,6 @@ manifest.json that names every file with its size and sha256.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,19 +15,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moebench.disk import publish, read_json, remove_leftovers, sha256, write_bytes
+from moebench.disk import cache_root, publish, read_json, remove_leftovers, sha256, write_bytes
 from moebench.errors import DataError
 
 FORMAT = 2  # raised when the same source would make other files
 MANIFEST = "manifest.json"
 
 Manifest = dict[str, Any]
-
-
-def cache_root() -> Path:
-    if given := os.environ.get("MOEBENCH_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebench"
 
 
 def folder_of(name: str, made_from: Any) -> Path:

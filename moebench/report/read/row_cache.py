@@ -1,9 +1,9 @@
-"""What finished records say, read once: two Parquet files a folder of runs, refreshed file by file.
+"""Cache of finished records: two Parquet files for each folder of runs.
 
-A record is read and checked against its seal when the size, time of change or inode of one of its
-files is not what the cache knows; everything else comes from the cache. Runs that are not finished
-are read every time. The cache lies with that of the data (`MOEBENCH_CACHE`), holds nothing that
-cannot be made again, and is left alone where it cannot be written.
+A record is read and checked against its seal when the size, modification time or inode of one of
+its files is not what the cache knows; otherwise its values come from the cache. Unfinished runs are
+read every time. The files lie in moebench's cache folder (`disk.cache_root`). They can be deleted
+at any time, and nothing is cached where they cannot be written.
 """
 
 import hashlib
@@ -18,49 +18,47 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from moebench.data.making.cache import cache_root
-from moebench.disk import write_bytes
+from moebench.disk import cache_root, write_bytes
 from moebench.errors import RecordError
 from moebench.records import Record
 
-FORMAT = 2  # raised when the same record would be kept otherwise
-KNOWN = b"moebench.known"  # where a Parquet file tells format and stamps, as JSON
+FORMAT = 2  # raised when the same record would be cached differently
+KNOWN = b"moebench.known"  # metadata of a Parquet file: format and stamps, as JSON
 
 
 def read_rows(
     root: Path, records: Sequence[Record], read: Callable[[Record], dict[str, Any]]
 ) -> tuple[list[tuple[Record, dict[str, Any]]], list[tuple[Record, str]]]:
-    """What `read` makes of each record, from the cache where a finished one is unchanged.
+    """The row that `read` makes of each record, from the cache where a finished one is unchanged.
 
     Args:
-        root: the folder that the records lie in; each has a cache of its own.
+        root: the folder that the records lie in, which decides where they are cached.
         records: to read.
-        read: gives values that JSON can hold; raises RecordError.
+        read: makes a row of JSON values; raises RecordError.
 
     Returns:
-        The records with what was read, and those that could not be, with the reason.
+        The records with their rows, and those that cannot be read, with the reason.
     """
-    path = _place(root, "runs")
+    path = _path(root, "runs")
     old = _texts(path)
-    found, failed, kept, changed = [], [], {}, False
+    rows, failed, fresh = [], [], {}
     for record in records:
         stamp = _stamp(record, "summary.json", "manifest.json")
         key = record.name
         if stamp and (known := old.get(key)) and known[0] == stamp:
-            kept[key] = known
-            found.append((record, json.loads(known[1])))
+            rows.append((record, json.loads(known[1])))
             continue
         try:
             row = read(record)
         except RecordError as error:
             failed.append((record, str(error)))
             continue
-        found.append((record, row))
+        rows.append((record, row))
         if stamp:
-            kept[key], changed = (stamp, json.dumps(row)), True
-    if changed:
-        _write_texts(path, old | kept)
-    return found, failed
+            fresh[key] = stamp, json.dumps(row)
+    if fresh:
+        _write_texts(path, old | fresh)
+    return rows, failed
 
 
 def read_curves(
@@ -71,13 +69,13 @@ def read_curves(
     Args:
         root: the folder that the records lie in.
         records: to read.
-        metrics: the columns to give; None gives all.
+        metrics: the columns to return; None returns all.
 
     Returns:
-        A table of `run`, `step` and a column a metric, null where a step has none; and the records
-        whose metrics cannot be read, with the reason.
+        A table of `run`, `step` and a column a metric, null where a step has no value; and the
+        records whose metrics cannot be read, with the reason.
     """
-    path = _place(root, "curves")
+    path = _path(root, "curves")
     known = _known(path)
     stamps = {record.name: _stamp(record, "metrics.jsonl") for record in records}
     stale = [r for r in records if not known.get(r.name) or known[r.name] != stamps[r.name]]
@@ -93,20 +91,19 @@ def read_curves(
     if sealed:
         rest = [name for name in known if name not in fresh]
         table = _join([_stored(path, rest, None), *(fresh[name] for name in sealed)])
-        told = {name: known[name] for name in rest} | {name: stamps[name] for name in sealed}
-        _write(path, table, told)
+        _write(path, table, {name: known[name] for name in rest} | {n: stamps[n] for n in sealed})
     wanted = [name for name in names if name not in fresh and name in known]
     parts = [_stored(path, wanted, metrics), *(_columns(fresh[n], metrics) for n in fresh)]
     return _join(parts), failed
 
 
 def _curve(record: Record) -> pa.Table:
-    """One record's numbers: `run`, `step`, metrics; checked against its seal if it has one."""
+    """A record's `run`, `step` and metrics, checked against its seal if it is done."""
     path = record.path / "metrics.jsonl"
     if record.is_done():
         record.check_seal("metrics.jsonl")
     table = _quickly(path)
-    if table is None:  # line by line, so that an error names the line
+    if table is None:  # read line by line, so that an error names the line
         rows = [{k: v for k, v in row.items() if _is_number(v)} for row in record.rows()]
         keys = dict.fromkeys(key for row in rows for key in row)
         columns = {key: pa.array([_float(row.get(key)) for row in rows]) for key in keys}
@@ -122,7 +119,7 @@ def _curve(record: Record) -> pa.Table:
 
 
 def _quickly(path: Path) -> pa.Table | None:
-    """All lines at once; None where one is odd, which a slower reader has to judge."""
+    """Parse all lines at once; None where a line is odd, which the slower reader must judge."""
     try:
         whole, line, _torn = path.read_bytes().rpartition(b"\n")
         if not whole:
@@ -135,25 +132,25 @@ def _quickly(path: Path) -> pa.Table | None:
     return None if odd or table["step"].null_count else table
 
 
-def _place(root: Path, name: str) -> Path:
+def _path(root: Path, name: str) -> Path:
     digest = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     return cache_root() / f"report-{digest}" / f"{name}.parquet"
 
 
 def _stamp(record: Record, *names: str) -> str:
-    """The state of some files of a finished record; empty for another."""
+    """Size, time and inode of some files of a finished record; "" for an unfinished one."""
     try:
         states = [(record.path / name).stat() for name in ("summary.json", *names)]
     except OSError:
         return ""
-    return " ".join(f"{each.st_size}:{each.st_mtime_ns}:{each.st_ino}" for each in states)
+    return " ".join(f"{state.st_size}:{state.st_mtime_ns}:{state.st_ino}" for state in states)
 
 
 def _known(path: Path) -> dict[str, str]:
     """The stamps in a Parquet file; none if it is missing, broken or of another format."""
     try:
-        found = json.loads(pq.read_schema(path).metadata[KNOWN])
-        return dict(found["stamps"]) if found["format"] == FORMAT else {}
+        content = json.loads(pq.read_schema(path).metadata[KNOWN])
+        return dict(content["stamps"]) if content["format"] == FORMAT else {}
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return {}
 
@@ -163,8 +160,8 @@ def _stored(path: Path, names: Sequence[str], metrics: Sequence[str] | None) -> 
         return _join([])
     columns = None
     if metrics is not None:
-        there = pq.read_schema(path).names
-        columns = [each for each in ("run", "step", *metrics) if each in there]
+        known = pq.read_schema(path).names
+        columns = [name for name in ("run", "step", *metrics) if name in known]
     table = pq.read_table(path, columns=columns).replace_schema_metadata(None)
     codes = table["run"].combine_chunks()
     wanted = set(names)
@@ -191,9 +188,9 @@ def _join(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _write(path: Path, table: pa.Table, stamps: Mapping[str, str]) -> None:
-    told = json.dumps({"format": FORMAT, "stamps": dict(stamps)}).encode()
+    metadata = {KNOWN: json.dumps({"format": FORMAT, "stamps": dict(stamps)}).encode()}
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({KNOWN: told}), sink, compression="lz4")
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="lz4")
     with suppress(OSError):
         write_bytes(path, sink.getvalue().to_pybytes())
 

@@ -1,7 +1,7 @@
-"""One run, as its record tells it: checked where it is finished, said how far it is where not.
+"""One run as its record describes it: a finished one's results, another's state and step.
 
-What the report reads of a finished run (`summary.json`, `manifest.json`) is checked against the
-record's seal; the other files are `moebench verify`'s business.
+The files of a finished run that are read here, `summary.json` and `manifest.json`, are checked
+against the record's seal; `moebench verify` checks the others.
 """
 
 import sys
@@ -13,12 +13,12 @@ from moebench.errors import RecordError
 from moebench.records import Record, printable
 
 MADE_WITH = ("moebench", "torch", "python", "device_name", "threads", "precision")
-SCOPES = ("micro", "batch", "global")  # over which tokens a MaxVio is taken
+SCOPES = ("micro", "batch", "global")  # the tokens over which a MaxVio is taken
 SILENT_AFTER = 3600.0  # seconds without a heartbeat after which a running run is called silent
 
 
 def read_run(record: Record) -> dict[str, Any]:
-    """One run as values that JSON can hold; metrics that are not finite are None.
+    """One run as a row of the frame, in JSON values; metrics that are not finite are None.
 
     Raises:
         RecordError: if anything that the report needs is missing or was changed.
@@ -40,7 +40,7 @@ def read_run(record: Record) -> dict[str, Any]:
         "group_tokens": number(group.get("tokens")),
         "first_sequences": printable(str(manifest.get("first_sequences", ""))),
         "device": printable(str(manifest.get("device", "?")).partition(":")[0]),
-        "domains": [printable(str(each)) for each in manifest.get("domains") or ()],
+        "domains": [printable(str(name)) for name in manifest.get("domains") or ()],
         "made_with": {
             **{key: printable(str(manifest[key])) for key in MADE_WITH if key in manifest},
             "commit": _commit(manifest),
@@ -86,8 +86,8 @@ def _silence(status: Mapping[str, Any]) -> str:
 
 
 def _table(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = manifest.get(key)
-    return found if isinstance(found, dict) else {}
+    value = manifest.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _is_scalar(value: Any) -> bool:
