@@ -1,8 +1,8 @@
-"""How fast this machine trains: arms timed by themselves, in turn, with nothing recorded.
+"""The speed of training steps on this machine: arms timed in turn, with nothing recorded.
 
-Arms take turns in one process, step by step, and are compared by the median of their paired ratios,
-so that a machine that slows down slows all of them. A timing that a run takes of itself beside
-others means nothing; this one fills the cost columns of a report.
+Arms take turns in one process, step by step, and are compared by the median of their paired ratios.
+So a machine that slows down slows all arms alike. The cost columns of a report come from these
+times, because what a run measures beside other runs means nothing.
 """
 
 import statistics
@@ -24,23 +24,25 @@ from moebench.train.measure import step_metrics
 from moebench.train.share import ArmStep
 from moebench.train.step import Objective, Outcome, Step
 
-ROUNDS = 9  # steps of each arm that count, unless it is said
+ROUNDS = 9  # measured steps per arm, by default
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What a step of an arm takes.
+    """What a training step of an arm costs.
 
     Attributes:
-        step_seconds: of the clock, of each step.
-        counting_seconds: of it, the counting pass of `exact`, timed apart; none where none is made.
-        cpu_seconds: of the process, a step, the median.
-        ratio: step_seconds over those of the first arm, the median of the pairs.
+        step_seconds: wall-clock seconds of each step.
+        counting_seconds: the part of it that the counting pass of the `exact` estimator takes,
+            timed apart; empty if the arm needs no such pass.
+        cpu_seconds: process time of a step, the median.
+        ratio: `step_seconds` over those of the first arm, the median of the pairs.
         tokens_per_second: target tokens.
-        mfu: share of what the device's matrix products reach; counts no counting pass.
-        loading, balancing, statistics: shares of a step: of its batch, of balance loss and counting
-            pass together, and of a logged row.
-        peak_bytes: most memory that a GPU gave; None on a CPU, where it cannot be parted.
+        mfu: share of the device's peak in matrix products; without the counting pass.
+        loading: share of a step that loading its batch takes.
+        balancing: share that the balance loss and the counting pass take.
+        statistics: share that the metrics of a logged row take.
+        peak_bytes: peak memory on a GPU; None on a CPU, where arms share one process.
     """
 
     step_seconds: list[float]
@@ -55,137 +57,104 @@ class Timing:
     peak_bytes: int | None
 
 
-class _Entrant:
-    """An arm that is timed: its batch, its step, the same without balancing, and its statistics."""
+class _TimedArm:
+    """An arm, and the times of the parts of its steps.
+
+    Attributes:
+        times: seconds of each round, by part.
+    """
 
     def __init__(
         self, config: ExperimentConfig, corpus: Corpus, device: torch.device, kernels: Kernels
     ) -> None:
         self.config, self.device = config, device
-        state = make_state(config, corpus.vocab_size, device)
-        apply(kernels, state.model)
-        self.arm = TrainingRun(config, corpus, state, device)
-        self.step: Step = self.arm.next_step()
-        self.bare = replace(self.arm.objective, terms=(), z=0.0)
-        self.outcome: Outcome = self._gradients(self.arm.objective)
-        self.arm.finish(self.step, self.outcome)
-        self.of_token = training_flops(config, corpus.vocab_size) / kernels.peak_flops
-        self.counts = self._share().counting
+        self.state = make_state(config, corpus.vocab_size, device)
+        apply(kernels, self.state.model)
+        self.run = TrainingRun(config, corpus, self.state, device)
+        self.objective = self.run.objective
+        self.without_balancing = replace(self.objective, terms=(), z=0.0)
+        self.step: Step = self.run.next_step()
+        self.outcome: Outcome = self._gradients(self.objective)  # also warms up
+        self.run.finish(self.step, self.outcome)
+        self.flops_share = training_flops(config, corpus.vocab_size) / kernels.peak_flops
+        self.counts_first = self._arm_step().counting
         self.times: dict[str, list[float]] = {}
 
-    def _gradients(self, objective: Objective) -> Outcome:
-        state = self.arm.state
-        states = state.balance if objective is self.arm.objective else None
-        return accumulate_gradients(state.model, objective, self.step, states)
-
-    def _load(self) -> None:
-        self.step = self.arm.next_step()
-
-    def _train(self) -> None:
-        self.outcome = self._gradients(self.arm.objective)
-        self.arm.state.optimizer.step()
-        self.arm.state.optimizer.zero_grad()
-
-    def _without(self) -> None:
-        self._gradients(self.bare)
-        self.arm.state.optimizer.zero_grad()
-
-    @torch.no_grad()
-    def _count(self) -> None:
-        share = self._share()
-        for own in self.step.passes():
-            share.count(routing_of(self.arm.state.model, share.inputs(own)), own)
-
-    def _share(self) -> ArmStep:
-        return ArmStep(self.arm.objective, self.step, self.arm.state.balance or [])
-
-    def _statistics(self) -> None:
-        step_metrics(self.outcome, self.arm.objective)()
-
-    def round(self) -> None:
+    def time_round(self) -> None:
         """Time each part once."""
         self._time("loading", self._load)
         cpu = time.process_time()
         self._time("training", self._train)
         self.times.setdefault("cpu", []).append(time.process_time() - cpu)
-        self._time("gradients", lambda: self._gradients(self.arm.objective))
-        self.arm.state.optimizer.zero_grad()
-        self._time("bare", self._without)
-        if self.counts:
+        self._time("gradients", lambda: self._gradients(self.objective))
+        self.state.optimizer.zero_grad()
+        self._time("without balancing", lambda: self._gradients(self.without_balancing))
+        self.state.optimizer.zero_grad()
+        if self.counts_first:
             self._time("counting", self._count)
-        self._time("statistics", self._statistics)
+        self._time("statistics", lambda: step_metrics(self.outcome, self.objective)())
 
-    def _time(self, name: str, act: Callable[[], object]) -> None:
+    def timing(self, first: "_TimedArm") -> Timing:
+        """The medians over all rounds so far, with `first` as the arm to compare with."""
+        times, tokens = self.times, self.config.global_bsz * self.config.seq_len
+        seconds = statistics.median(times["training"])
+        balancing = _differences(times["gradients"], times["without balancing"])
+        cuda = self.device.type == "cuda"
+        return Timing(
+            step_seconds=times["training"],
+            counting_seconds=times.get("counting", []),
+            cpu_seconds=statistics.median(times["cpu"]),
+            ratio=_median_ratio(times["training"], first.times["training"]),
+            tokens_per_second=tokens / seconds,
+            mfu=self.flops_share * tokens / seconds,
+            loading=self._share(times["loading"]),
+            balancing=max(0.0, self._share(balancing)),
+            statistics=self._share(times["statistics"]),
+            peak_bytes=torch.cuda.max_memory_allocated(self.device) if cuda else None,
+        )
+
+    def _share(self, part: Sequence[float]) -> float:
+        """The share of a step and its loading that a part takes."""
+        steps = zip(self.times["training"], self.times["loading"], strict=True)
+        return _median_ratio(part, [training + loading for training, loading in steps])
+
+    def _time(self, part: str, function: Callable[[], object]) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        began = time.perf_counter()
-        act()
+        start = time.perf_counter()
+        function()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.times.setdefault(name, []).append(time.perf_counter() - began)
+        self.times.setdefault(part, []).append(time.perf_counter() - start)
+
+    def _load(self) -> None:
+        self.step = self.run.next_step()
+
+    def _train(self) -> None:
+        self.outcome = self._gradients(self.objective)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
+
+    def _gradients(self, objective: Objective) -> Outcome:
+        states = self.state.balance if objective is self.objective else None
+        return accumulate_gradients(self.state.model, objective, self.step, states)
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        arm_step = self._arm_step()
+        for span in self.step.passes():
+            arm_step.count(routing_of(self.state.model, arm_step.inputs(span)), span)
+
+    def _arm_step(self) -> ArmStep:
+        return ArmStep(self.objective, self.step, self.state.balance or [])
 
 
-def race(
-    configs: Sequence[ExperimentConfig],
-    corpora: Sequence[Corpus],
-    device: torch.device,
-    kernels: Sequence[Kernels],
-    rounds: int,
-) -> Iterator[list[Timing]]:
-    """Time a step of each arm, in turn; yields what is known after each round.
-
-    Args:
-        configs: with `run.threads` resolved, the same for all.
-        kernels: of each.
-    """
-    field = [
-        _Entrant(config, corpus, device, chosen)
-        for config, corpus, chosen in zip(configs, corpora, kernels, strict=True)
-    ]
-    for _ in range(rounds):
-        for each in field:
-            each.round()
-        yield [_timing(each, field[0]) for each in field]
+def _median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
-def _timing(own: _Entrant, first: _Entrant) -> Timing:
-    times, tokens = own.times, own.config.global_bsz * own.config.seq_len
-    seconds = statistics.median(times["training"])
-
-    def share(part: Sequence[float]) -> float:
-        pairs = zip(part, times["training"], times["loading"], strict=True)
-        return statistics.median(each / (step + load) for each, step, load in pairs)
-
-    extra = [a - b for a, b in zip(times["gradients"], times["bare"], strict=True)]
-    return Timing(
-        step_seconds=times["training"],
-        counting_seconds=times.get("counting", []),
-        cpu_seconds=statistics.median(times["cpu"]),
-        ratio=statistics.median(
-            a / b for a, b in zip(times["training"], first.times["training"], strict=True)
-        ),
-        tokens_per_second=tokens / seconds,
-        mfu=own.of_token * tokens / seconds,
-        loading=share(times["loading"]),
-        balancing=max(0.0, share(extra)),
-        statistics=share(times["statistics"]),
-        peak_bytes=torch.cuda.max_memory_allocated(own.device)
-        if own.device.type == "cuda"
-        else None,
-    )
-
-
-def machine_of(config: ExperimentConfig) -> str:
-    """What arms are timed on, in words."""
-    if (device := device_of(config)).type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    threads = config.run.threads or 1
-    return f"{threads} thread{'s' * (threads > 1)} of a CPU, torch {torch.__version__}"
-
-
-def device_of(config: ExperimentConfig) -> torch.device:
-    cuda = torch.cuda.is_available() and config.run.device != "cpu"
-    return torch.device("cuda" if cuda else "cpu")
+def _differences(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def time_arms(
@@ -194,20 +163,39 @@ def time_arms(
     rounds: int,
     progress: Callable[[str], None],
 ) -> Iterator[list[Timing]]:
-    """`race` between configs on this machine's device, one thread each unless they say otherwise.
+    """Time the steps of arms in turn; after each round, yields the timing of each arm so far.
 
-    The kernels are those of the runs in `runs_dir`.
+    Each arm trains on this machine's device, with one thread unless its config sets another number.
+
+    Args:
+        runs_dir: whose stored choice of kernels is used, as by the runs in it.
+        rounds: measured steps per arm.
+        progress: called with messages about data preparation.
     """
     device = device_of(configs[0])
     threads = configs[0].run.threads or 1
     torch.set_num_threads(threads)
-    resolved = [
-        replace(each, run=replace(each.run, threads=threads, device=device.type))
-        for each in configs
-    ]
-    corpora = [prepare(each.data, progress=progress) for each in resolved]
-    kernels = [
-        choose(config, corpus.vocab_size, runs_dir, device)
-        for config, corpus in zip(resolved, corpora, strict=True)
-    ]
-    yield from race(resolved, corpora, device, kernels, rounds)
+    arms = []
+    for config in configs:
+        config = replace(config, run=replace(config.run, threads=threads, device=device.type))
+        corpus = prepare(config.data, progress=progress)
+        kernels = choose(config, corpus.vocab_size, runs_dir, device)
+        arms.append(_TimedArm(config, corpus, device, kernels))
+    for _ in range(rounds):
+        for arm in arms:
+            arm.time_round()
+        yield [arm.timing(arms[0]) for arm in arms]
+
+
+def device_of(config: ExperimentConfig) -> torch.device:
+    """The device on which arms of a config are timed."""
+    cuda = torch.cuda.is_available() and config.run.device != "cpu"
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def machine_of(config: ExperimentConfig) -> str:
+    """A description of the device on which arms are timed, and of torch."""
+    if (device := device_of(config)).type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    threads = config.run.threads or 1
+    return f"{threads} thread{'s' * (threads > 1)} of a CPU, torch {torch.__version__}"
