@@ -1,8 +1,7 @@
 """`moebench train`: one run."""
 
 import os
-import shlex
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from moebench.cli.options import (
     Plugins,
     PrintConfig,
     RunsDir,
+    command_line,
     load_plugins,
 )
 from moebench.cli.output import print_json, print_message, stdout_console
@@ -134,21 +134,22 @@ def _train(
     from moebench.config.identity import coefficients
     from moebench.experiment import run_experiment  # imports torch
 
+    start = partial(
+        run_experiment,
+        config,
+        corpus,
+        runs_dir,
+        command=command_line(),
+        resume=resume,
+        force=force,
+    )
     if not _is_first_rank():
-        run_experiment(config, corpus, runs_dir, resume=resume, force=force)
+        start()
         return
     weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(config).items())
     print_message(f"{record.path}  balance loss per router: {weights or 'none'}")
     with TrainDisplay(record.name, config.train.steps) as display:
-        run_experiment(
-            config,
-            corpus,
-            runs_dir,
-            command=shlex.join(["moebench", *sys.argv[1:]]),
-            resume=resume,
-            force=force,
-            on_event=lambda event: display.update(event.step, event.row),
-        )
+        start(on_event=lambda event: display.update(event.step, event.row))
 
 
 def _is_first_rank() -> bool:

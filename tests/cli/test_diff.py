@@ -40,6 +40,11 @@ def test_json_holds_the_schema_version(call: Call, runs: Path) -> None:
     [
         (["a"], "Missing argument 'B'."),
         (["a", "b", "c"], "Got unexpected extra argument(s) (c)"),
+        (
+            ["a", "b"],
+            "a: no such run or study in runs; none was run yet; make it with moebench sweep "
+            "study=NAME",
+        ),
         (["a", "b", "--format", "csv"], "--format csv: must be one of table, md, latex, json"),
     ],
 )

@@ -115,7 +115,10 @@ def test_every_format_has_the_same_numbers(call: Call, runs: Path) -> None:
         (["--where", "seed=7"], "holds no finished run"),
         (["--by", "sope"], "--by sope: there is no such key; did you mean scope"),
         (["--format", "xml"], "--format xml: must be one of table, md, csv, json, latex, parquet"),
-        (["diff", "a"], "report diff: names 1 runs or studies and takes two"),
+        (
+            ["diff", "a"],
+            "diff: compares two runs or two studies, as in moebench diff A B, and 1 was given",
+        ),
         (["--html", "/proc/no/report.html"], "/proc/no/report.html: cannot be written"),
     ],
 )

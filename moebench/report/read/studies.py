@@ -25,11 +25,19 @@ def find_plans(roots: Iterable[Path]) -> tuple[list[Plan], list[Problem]]:
 
 
 def plans_of_study(
-    study: str, plans: Sequence[Plan], problems: Sequence[Problem], runs_dir: Path
+    study: str,
+    plans: Sequence[Plan],
+    problems: Sequence[Problem],
+    runs_dir: Path,
+    unknown: str = "",
 ) -> list[Plan]:
     """The plans of a study, by its name or by the name of a plan's folder.
 
-    A study that was run in several sizes has several plans. `runs_dir` is for the error.
+    A study that was run in several sizes has several plans.
+
+    Args:
+        runs_dir: for the error.
+        unknown: how the error for an unknown study starts; by default it names `--study`.
 
     Raises:
         RecordError: if there is none, naming the nearest, or if one cannot be read.
@@ -44,7 +52,5 @@ def plans_of_study(
     names = sorted({plan.name for plan in plans})
     near = difflib.get_close_matches(study, names, n=3) or names
     known = f"there are {printable(', '.join(near))}" if names else "none was run yet"
-    raise RecordError(
-        f"--study {printable(study)}: no such study in {runs_dir}; {known}; "
-        "make it with moebench sweep study=NAME"
-    )
+    unknown = unknown or f"--study {printable(study)}: no such study"
+    raise RecordError(f"{unknown} in {runs_dir}; {known}; make it with moebench sweep study=NAME")

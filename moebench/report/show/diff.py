@@ -36,8 +36,8 @@ def compare_two(named: Sequence[Path], runs_dir: Path, form: str = "table") -> s
     """
     if len(named) != 2:
         raise ConfigError(
-            f"report diff: names {len(named)} runs or studies and takes two, as in "
-            "moebench report diff A B"
+            f"diff: compares two runs or two studies, as in moebench diff A B, and {len(named)} "
+            f"{'was' if len(named) == 1 else 'were'} given"
         )
     if form not in (*WRITERS, "json"):
         raise ConfigError(f"--format {printable(form)}: must be one of {', '.join(WRITERS)}, json")
@@ -50,7 +50,7 @@ def compare_two(named: Sequence[Path], runs_dir: Path, form: str = "table") -> s
             [_frame(path, runs_dir) for path in named], [str(path) for path in named]
         )
     else:
-        raise ConfigError("report diff: compares two runs or two studies, not one of each")
+        raise ConfigError("diff: compares two runs or two studies, not one of each")
     if form == "json":
         return json.dumps(_as_dict(content), indent=2, ensure_ascii=False) + "\n"
     return WRITERS[form](content)
@@ -62,10 +62,10 @@ def _run(path: Path, runs_dir: Path) -> Record | None:
 
 
 def _frame(path: Path, runs_dir: Path) -> Frame:
-    plans, problems = find_plans([runs_dir])
     if path.is_dir():
         return load(path)
-    found = plans_of_study(str(path), plans, problems, runs_dir)
+    unknown = f"{printable(str(path))}: no such run or study"
+    found = plans_of_study(str(path), *find_plans([runs_dir]), runs_dir, unknown)
     return load(runs_dir, {job.run for plan in found for job in plan.jobs})
 
 
