@@ -41,14 +41,7 @@ SCHEMA_VERSION = 1
 STATES = ("waiting", "running", "done", "failed", "stopped")
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
-# Metrics of an evaluation: a summary holds their last value; of all others, the mean at the end.
-EVALUATED = (
-    *("valid/", "assigned/", "tune/", "heldout/", "specialization/"),
-    *("load/max_vio_global", "load/dead_experts_global", "load/utilization/"),
-    *("router/changed", "forces/"),
-)
 COSTS = "cost.json"  # beside a study's plan: the time that each arm takes alone
-SETTLED = 0.1  # share of the steps, at the end, over which a step's metrics are averaged
 MAX_METRICS_BYTES = 2**32  # of metrics.jsonl
 
 

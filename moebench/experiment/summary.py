@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from moebench.catalogue import METRICS, is_settled, taken
 from moebench.config.identity import label
 from moebench.config.schema import ExperimentConfig, router_groups
 from moebench.data.corpus import Corpus
@@ -10,10 +11,8 @@ from moebench.errors import RecordError
 from moebench.metrics.change import changed_tokens, saturation
 from moebench.metrics.expert_parallel import main_ranks, random_slowdown, rank_numbers
 from moebench.metrics.load import random_load, random_max_violation
-from moebench.records import EVALUATED, SETTLED, Record
+from moebench.records import Record
 from moebench.train.loop import Event
-
-AT_START = ("specialization/domain", "specialization/domain_given_token")  # kept of step 0, too
 
 
 def seal(config: ExperimentConfig, record: Record, seconds: float) -> None:
@@ -43,14 +42,14 @@ def seal(config: ExperimentConfig, record: Record, seconds: float) -> None:
 
 def _final_metrics(rows: list[dict[str, Any]], steps: int) -> dict[str, float]:
     """The last value of each metric of evaluations; for others, the mean of the settled rows."""
-    settled = [row for row in rows if row["step"] > steps * (1 - SETTLED)]
+    settled = [row for row in rows if is_settled(row["step"], steps)]
     metrics: dict[str, float] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         if "/" not in key or isinstance(rows[-1].get(key), list):
             continue
         values = [row[key] for row in settled if key in row]
         if values:
-            last = key.startswith(EVALUATED)
+            last = taken(key) == "last"
             metrics[key] = values[-1] if last else sum(values) / len(values)
     return metrics
 
@@ -59,7 +58,7 @@ def _over_training(
     config: ExperimentConfig, record: Record, first: dict[str, Any]
 ) -> dict[str, Any]:
     """Metrics of the whole run: some values at its start, and how soon the routing settled."""
-    metrics = {f"{key}_start": first[key] for key in AT_START if key in first}
+    metrics = {name: first[each.of] for name, each in METRICS.items() if each.of in first}
     steps = record.routing_steps()
     if not steps:  # of a dense model
         return metrics

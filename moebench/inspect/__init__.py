@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moebench import chance
+from moebench.catalogue import random_values
 from moebench.errors import ConfigError, RecordError
 from moebench.metrics.change import saturation
 from moebench.records import Record
@@ -83,7 +83,7 @@ def inspect_run(path: Path, step: int | None = None) -> Inspection:
         counts=arrays["counts"],
         top_k=top_k,
         metrics=metrics,
-        random=chance.of_run(manifest) | chance.of_shape(arrays["counts"].shape[2], top_k),
+        random=random_values(manifest, arrays["counts"].shape[2], top_k),
         settled=saturation(probes),
     )
 

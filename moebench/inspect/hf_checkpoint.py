@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebench import chance
 from moebench.balance import Routing, join, observe
+from moebench.catalogue import random_values
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def inspect_checkpoint(
         counts=arrays["counts"],
         top_k=top_k,
         metrics={**judged, **batch, **row},
-        random=chance.of_run({"random_load": loads}) | chance.of_shape(experts, top_k),
+        random=random_values({"random_load": loads}, experts, top_k),
     )
 
 

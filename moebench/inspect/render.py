@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from moebench.catalogue import METRICS
 from moebench.errors import ConfigError
 from moebench.inspect import Inspection, Routed
 from moebench.metrics.clustering import domain_tree, shares
@@ -18,35 +19,7 @@ from moebench.records import printable
 BLOCKS = " ▁▂▃▄▅▆▇█"
 TALLEST = 2.0  # times even, of a full block
 MOST_ROWS = 64  # experts in one table
-SHOWN = {  # metric -> what it says, in 35 letters at most
-    "valid/ppl": "perplexity of validation text",
-    "valid/bits_per_byte": "the same in bits a byte of text",
-    "train/balance_loss_micro": "over micro-batches (even: 1)",
-    "train/balance_loss_global": "over whole steps (even: 1)",
-    "load/max_vio_micro": "MaxVio in a micro-batch (even: 0)",
-    "load/max_vio_batch": "MaxVio in a step (even: 0)",
-    "load/max_vio_global": "MaxVio in validation (even: 0)",
-    "load/cv": "deviation / mean, step (even: 0)",
-    "load/gini": "Gini coefficient, step (even: 0)",
-    "load/entropy": "exp(entropy) / E, step (even: 1)",
-    "load/dead_experts": "share of dead experts in a step",
-    "load/dead_experts_global": "... and in validation",
-    "load/drop_rate": "dropped, or at a capacity of 1.25",
-    "ep/slowdown": "slowest rank over mean (even: 1)",
-    "ep/slowdown_greedy": "... experts placed by load",
-    "ep/slowdown_redundant": "... and the fullest copied",
-    "specialization/domain": "bits an expert tells of the domain",
-    "specialization/domain_given_token": "... beyond what the token tells",
-    "specialization/largest_share": "largest share of a domain's tokens",
-    "specialization/vocabulary": "tokens at their favourite expert",
-    "specialization/coactivation": "met with the commonest partner",
-    "router/topk_mass": "probability of the chosen experts",
-    "router/saturation": "experts settled at half of the run",
-    "router/intervention": "experts chosen by the bias alone",
-    "forces/cross_entropy": "router gradient of the loss",
-    "forces/balance": "router gradient of the balance",
-    "forces/cosine": "cosine of the two",
-}
+GROUPS = ("valid", "train", "load", "ep", "specialization", "router", "forces")  # first come these
 MOST_SETTLED = 9  # steps of which it is said how far experts are settled
 
 
@@ -79,16 +52,18 @@ def _metrics(found: Inspection) -> Table:
     for name in ("value", "random"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("(random: if tokens chose at random)", style="dim")
-    before = ""
-    for key, meaning in SHOWN.items():
-        value = found.metrics.get(key)
-        if isinstance(value, int | float):
-            group, name = key.split("/")
-            if group != before:
-                table.add_row(Text(f"{group}/", style="bold"))
-            before, random = group, found.random.get(key)
-            told = "" if random is None else _number(random)
-            table.add_row(f"  {name}", _number(value), told, meaning)
+    groups: dict[str, dict[str, str]] = {group: {} for group in GROUPS}
+    for key, metric in METRICS.items():
+        if metric.inspected and isinstance(found.metrics.get(key), int | float):
+            groups.setdefault(key.partition("/")[0], {})[key] = metric.inspected
+    for group, metrics in groups.items():
+        if metrics:
+            table.add_row(Text(f"{group}/", style="bold"))
+        for key, meaning in metrics.items():
+            random = found.random.get(key)
+            baseline = "" if random is None else _number(random)
+            name = key.partition("/")[2]
+            table.add_row(f"  {name}", _number(found.metrics[key]), baseline, meaning)
     return table
 
 

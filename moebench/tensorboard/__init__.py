@@ -27,19 +27,13 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
-from moebench import chance
+from moebench.catalogue import find, random_values
 from moebench.disk import publish
 from moebench.records import Record
-from moebench.tensorboard.layout import FINAL, FINAL_TAG, layout, session
+from moebench.tensorboard.layout import FINAL_TAG, final, layout, session
 from moebench.tensorboard.pictures import Picture, heatmap, loads, partners
 from moebench.tensorboard.text import is_finite, text
 
-# No reported number comes from `tune/`; of a domain, perplexity alone says it all; of several
-# numbers of ranks, one does. What is of single layers is shown in pictures.
-LEFT_OUT = (
-    *("tune/", "valid/nats/", "valid/bits_per_byte/", "valid/nats_se", "valid/bits_per_byte_se"),
-    *("ep/slowdown/", "ep/slowdown_greedy/", "ep/slowdown_redundant/", "load/layers/"),
-)
 MOST_IMAGES = 5  # of each picture in a run: the first, the last and some in between
 PREFIX, SUFFIX = "events.out.tfevents.", ".moebench"
 
@@ -65,15 +59,12 @@ class View:
         manifest = record.manifest()
         self._arm = text(manifest.get("arm", record.name))
         self._domains = [text(name) for name in manifest.get("domains") or ()]
-        self._random = chance.of_run(manifest)
         self._science: dict[str, Any] = manifest.get("science") or {}
         self._start = self._last_time = _epoch_seconds(manifest.get("start"))
         self._last_step = -1
         config = record.config()
         self._steps = config.get("train.steps")
-        experts, top_k = config.get("model.num_experts"), config.get("model.top_k")
-        if isinstance(experts, int) and isinstance(top_k, int) and 0 < top_k <= experts:
-            self._random |= chance.of_shape(experts, top_k)
+        self._random = random_values(manifest, *_shape(config))
         self._pictured = -1  # the part of the run, of MOST_IMAGES, that has its images
         self._concluded = False
 
@@ -134,7 +125,7 @@ class View:
         self._last_time = self._start + float(row.get("time", step))
         values: list[Summary.Value] = []
         for key, value in row.items():
-            if "/" not in key or key.startswith(LEFT_OUT):
+            if not _is_shown(key):
                 continue
             if isinstance(value, list | tuple):
                 values.append(_utilization(text(key), list(filter(is_finite, value))))
@@ -157,14 +148,14 @@ class View:
             return
         self._concluded = True
         summary = self.record.summary()
-        final = [
+        last = [
             Summary.Value(tag=FINAL_TAG.format(key), simple_value=summary[key])
-            for key in FINAL
+            for key in final()
             if is_finite(summary.get(key))
         ]
         arm = {"arm": self._arm, **self._science}
         compared = session(text(self.record.name), arm, self._start)
-        self._write(max(self._last_step, 0), [*final, compared])
+        self._write(max(self._last_step, 0), [*last, compared])
 
     def _write(self, step: int, values: Sequence[Summary.Value]) -> None:
         event = Event(wall_time=self._last_time, step=step, summary=Summary(value=values))
@@ -209,6 +200,22 @@ def rebuild(record: Record) -> Path:
     """
     with View(record) as view:
         return view.path
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
+    """The numbers of experts and of a token's experts; None if the config is not one of an MoE."""
+    experts, top_k = config.get("model.num_experts"), config.get("model.top_k")
+    if isinstance(experts, int) and isinstance(top_k, int) and 0 < top_k <= experts:
+        return experts, top_k
+    return None, None
+
+
+def _is_shown(key: str) -> bool:
+    """Whether TensorBoard shows a key of a row; it shows metrics that nobody declared, too."""
+    metric = find(key)
+    if metric is None or metric.scalars == "all":
+        return "/" in key
+    return metric.scalars == "whole" and key == metric.name
 
 
 def _image(tag: str, picture: Picture) -> Summary.Value:

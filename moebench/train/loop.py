@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moebench.catalogue import is_settled
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
-from moebench.records import SETTLED
 from moebench.train.build import COMPUTE, State, make_objective
 from moebench.train.feed import Feed
 from moebench.train.finite import FiniteCheck
@@ -259,7 +259,7 @@ class TrainingRun:
 
     def _is_logged(self, number: int) -> bool:
         steps = self.config.train.steps
-        return number % self.config.run.log_every == 0 or number > steps * (1 - SETTLED)
+        return number % self.config.run.log_every == 0 or is_settled(number, steps)
 
 
 def _draw_seed(seed: int, step: int) -> int:

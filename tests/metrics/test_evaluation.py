@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moebench.balance import Routing, join, observe
-from moebench.chance import of_shape
+from moebench.catalogue import random_values
 from moebench.metrics.batch import batch_metrics
 from moebench.metrics.evaluation import BINS, PROBE, routing_metrics
 from tests.routings import literal_balance_loss, random_routing
@@ -188,12 +188,13 @@ def test_random_routing_has_the_values_by_chance() -> None:
     token = torch.randint(0, 5, (200, 64), generator=draw)
     layers = [sent(torch.rand(200, 64, 8, generator=draw).argsort(-1)[..., :2], 8) for _ in "ab"]
     found = told(join(layers, along="layers"), domain, token)
-    for key, value in of_shape(8, 2).items():
+    random = random_values({}, 8, 2)
+    for key, value in random.items():
         if key.startswith("specialization/"):
             assert found[key] == pytest.approx(value, abs=0.02), key
     even = torch.full((4, 5, 8), 1 / 8)
     uniform = numbers(observe(even.log(), even, torch.tensor([[[0, 1]]]).expand(4, 5, 2)))
-    assert uniform["router/topk_mass"] == pytest.approx(of_shape(8, 2)["router/topk_mass"])
+    assert uniform["router/topk_mass"] == pytest.approx(random["router/topk_mass"])
 
 
 def test_the_probe_is_the_same_sequences_of_many_domains() -> None:

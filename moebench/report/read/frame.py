@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from moebench.catalogue import SETTLED, taken
 from moebench.errors import ConfigError, RecordError
 from moebench.plans import PRIMARY
-from moebench.records import EVALUATED, SETTLED, Record, find_records, printable
+from moebench.records import Record, find_records, printable
 from moebench.report.read.conditions import check_key, condition
 from moebench.report.read.grouping import make_labels_unique, number_tables
 from moebench.report.read.row_cache import read_curves, read_rows
@@ -127,7 +128,7 @@ class Frame:
         runs = {*evaluated[evaluated["step"] == step]["run"]}
         curves = curves[curves["run"].isin(runs) & (curves["step"] <= step)]
         names = [name for name in curves.columns if name not in (*KEYS, "step")]
-        last = [name for name in names if name.startswith(EVALUATED)]
+        last = [name for name in names if taken(name) == "last"]
         late = curves[curves["step"] > step * (1 - SETTLED)] if step else curves
         means = late.groupby("run", observed=True)[[n for n in names if n not in last]].mean()
         values = pd.concat([curves[curves["step"] == step].set_index("run")[last], means], axis=1)

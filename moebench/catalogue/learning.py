@@ -1,0 +1,102 @@
+"""Metrics of quality: is the model learning?"""
+
+from collections.abc import Iterator
+
+from moebench.catalogue.metric import Column, Metric, Scalars
+
+_QUALITY = (
+    Metric(
+        "valid/nats",
+        "cross-entropy per token on the test half of the validation documents; the mean over "
+        "domains, each weighted equally",
+        unit="nats",
+        window="validation set",
+        direction="lower",
+        per="domain",
+        scalars="whole",
+        chart="Validation loss, nats per token, all domains",
+        printed=True,
+        column=Column("perplexity", "nats a\ntoken", 4),
+    ),
+    Metric(
+        "valid/ppl",
+        "perplexity, exp(`valid/nats`); its standard error is `valid/ppl` times that of the nats",
+        window="validation set",
+        direction="lower",
+        per="domain",
+        chart="Validation perplexity, all domains",
+        part_chart="Validation perplexity: {part}",
+        hparam=True,
+        printed=True,
+        inspected="perplexity of validation text",
+        column=Column("perplexity", "PPL", 3),
+    ),
+    Metric(
+        "valid/bits_per_byte",
+        "cross-entropy per byte of text, comparable across tokenizers",
+        unit="bits",
+        window="validation set",
+        direction="lower",
+        per="domain",
+        scalars="whole",
+        printed=True,
+        inspected="the same in bits a byte of text",
+        column=Column("perplexity", "bits a\nbyte", 4),
+    ),
+    Metric(
+        "valid/nats_se",
+        "standard error of `valid/nats` over documents: how far other documents of the same kind "
+        "would move it. Arms see the same documents, so it is not the error of their difference",
+        unit="nats",
+        window="validation set",
+        direction="lower",
+        per="domain",
+        scalars="none",
+    ),
+    Metric(
+        "valid/bits_per_byte_se",
+        "standard error of `valid/bits_per_byte` over documents",
+        unit="bits",
+        window="validation set",
+        direction="lower",
+        per="domain",
+        scalars="none",
+    ),
+)
+
+
+def _on(text: str, split: str, condition: str, scalars: Scalars) -> Iterator[Metric]:
+    """The metrics of quality on other text, which only records show."""
+    for each in _QUALITY:
+        yield Metric(
+            each.name.replace("valid", split),
+            f"`{each.name}` on {text}",
+            unit=each.unit,
+            window=each.window,
+            direction=each.direction,
+            per=each.per,
+            condition=condition,
+            scalars=scalars,
+        )
+
+
+LEARNING = (
+    Metric(
+        "train/loss",
+        "cross-entropy per token; no balance term enters",
+        unit="nats",
+        direction="lower",
+        chart="Training loss, nats per token",
+    ),
+    *_QUALITY,
+    Metric(
+        "assigned/nats",
+        "cross-entropy per token with experts assigned as in training. An assignment may see "
+        "later tokens, so compare it with nothing else",
+        unit="nats",
+        window="validation set",
+        condition="methods that assign experts",
+    ),
+    *_on("the other half of the validation documents", "tune", "at the last step", "none"),
+    *_on("the domains of `data.heldout`, which training does not see", "heldout", "", "all"),
+)

@@ -1,0 +1,153 @@
+"""Metrics of what routers learn: do experts divide the domains, and what pulls at the routers?
+
+Metrics of specialisation are means over layers. Each token takes k of a layer's E experts.
+"""
+
+import math
+
+from moebench.catalogue.metric import Claim, Column, Metric, Random, formula
+
+_SHARE = formula("k/E", lambda experts, top_k: top_k / experts)
+_NONE = formula("0", lambda experts, top_k: 0.0)
+
+SPECIALISED = (
+    Metric(
+        "specialization/domain",
+        "mutual information of expert and domain, domains weighted equally, less its mean under "
+        "permuted labels; at most log2 of the number of domains",
+        unit="bits",
+        window="validation set",
+        random=_NONE,
+        chart="What an expert tells of the domain, bits (nothing: 0{most})",
+        hparam=True,
+        printed=True,
+        inspected="bits an expert tells of the domain",
+        column=Column("load", "domain\nbits", 3),
+        claim=Claim("specialises less", "specialises more", "{:.3f} against {:.3f} bits"),
+    ),
+    Metric(
+        "specialization/domain_uncorrected",
+        "the same without subtracting the mean under permuted labels",
+        unit="bits",
+        window="validation set",
+        random=Random("above 0"),
+    ),
+    Metric(
+        "specialization/domain_start",
+        "`specialization/domain` at step 0",
+        unit="bits",
+        window="validation set",
+        taken="first",
+        of="specialization/domain",
+        column=Column("load", "at\nstart", 3, "at start: before it was trained", optional=True),
+    ),
+    Metric(
+        "specialization/domain_given_token",
+        "mutual information of expert and domain given the token that is routed: what script and "
+        "vocabulary do not explain; corrected in the same way",
+        unit="bits",
+        window="validation set",
+        random=_NONE,
+        chart="The same, given the token: more than vocabulary, bits (nothing: 0)",
+        inspected="... beyond what the token tells",
+        column=Column(
+            "load", "given\ntoken", 3, "given token: beyond what the token tells", optional=True
+        ),
+    ),
+    Metric(
+        "specialization/domain_given_token_start",
+        "`specialization/domain_given_token` at step 0",
+        unit="bits",
+        window="validation set",
+        taken="first",
+        of="specialization/domain_given_token",
+    ),
+    Metric(
+        "specialization/largest_share",
+        "largest share of a domain's tokens that one expert gets",
+        unit="share",
+        window="validation set",
+        random=Random("k/E and a little more", _SHARE.value),
+        inspected="largest share of a domain's tokens",
+    ),
+    Metric(
+        "specialization/vocabulary",
+        "how often a token goes to the expert that its vocabulary entry favours; the favourite and "
+        "the frequency come from different sequences",
+        unit="share",
+        window="validation set",
+        random=_SHARE,
+        inspected="tokens at their favourite expert",
+    ),
+    Metric(
+        "specialization/coactivation",
+        "how often an expert is chosen together with the expert that it meets most",
+        unit="share",
+        window="validation set",
+        random=formula(
+            "(k − 1)/(E − 1) and a little more",
+            lambda experts, top_k: (top_k - 1) / max(1, experts - 1),
+        ),
+        condition="k above 1",
+        inspected="met with the commonest partner",
+    ),
+    Metric(
+        "router/topk_mass",
+        "probability of the chosen experts together",
+        unit="share",
+        random=Random("k/E if uniform", _SHARE.value),
+        condition="gates with probabilities",
+        chart="Router probability of the chosen experts (all: 1{random})",
+        inspected="probability of the chosen experts",
+    ),
+    Metric(
+        "router/changed",
+        "share of the probe's tokens whose experts are not those of the evaluation before",
+        unit="share",
+        window="validation set",
+        random=formula("1 − 1/C(E, k)", lambda experts, top_k: 1 - 1 / math.comb(experts, top_k)),
+        chart="Tokens whose experts changed since the evaluation before (none: 0{random})",
+    ),
+    Metric(
+        "router/saturation",
+        "share of the probe's experts at half of the steps that are those of the end",
+        unit="share",
+        window="validation set",
+        random=_SHARE,
+        taken="end",
+        inspected="experts settled at half of the run",
+    ),
+    Metric(
+        "router/intervention",
+        "intervention rate: share of the selected experts that do not have the highest scores",
+        unit="share",
+        random=Random("0 without a bias; 1 − k/E if it decides alone"),
+        condition="routers with a bias or factor",
+        inspected="experts chosen by the bias alone",
+    ),
+)
+
+FORCES = (
+    Metric(
+        "forces/cross_entropy",
+        "norm of the gradient of the cross-entropy",
+        taken="last",
+        inspected="router gradient of the loss",
+    ),
+    Metric(
+        "forces/balance",
+        "norm of the gradient of the balance terms",
+        taken="last",
+        per="scope",
+        condition="balance terms; each scope if there are several",
+        inspected="router gradient of the balance",
+    ),
+    Metric(
+        "forces/cosine",
+        "cosine of the two; −1 if balance undoes what the loss wants",
+        taken="last",
+        per="scope",
+        condition="balance terms; each scope if there are several",
+        inspected="cosine of the two",
+    ),
+)

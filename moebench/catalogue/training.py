@@ -1,0 +1,49 @@
+"""Metrics of the optimisation: how does training go?"""
+
+from moebench.catalogue.metric import Metric
+
+TRAINING = (
+    Metric("train/grad_norm", "norm of the gradient of all parameters, before clipping"),
+    Metric("train/lr", "learning rate"),
+    Metric("train/z_loss", "z-loss of the routers, without its coefficient"),
+    Metric(
+        "train/penalty",
+        "penalty that methods add to the objective",
+        condition="methods with a penalty",
+    ),
+    Metric(
+        "train/balance_weight",
+        "sum of the balance terms' weights in this step",
+        condition="terms that start or stop",
+    ),
+    Metric(
+        "balance/gradient_error",
+        "|g − g*| / |g*| of the routers' balance gradient g and the exact one g*",
+        direction="lower",
+        condition="`balance.estimator_error`",
+    ),
+    Metric(
+        "balance/gradient_cosine",
+        "cosine of g and g*",
+        direction="higher",
+        condition="`balance.estimator_error`",
+    ),
+    Metric(
+        "method/bias_range",
+        "largest less smallest bias of a layer's experts",
+        condition="methods with a bias",
+    ),
+    Metric("method/weight", "weight of the L1 penalty", condition="`method=remoe`"),
+    Metric(
+        "method/active_experts",
+        "experts of a layer that exist by now",
+        condition="`router=growing` and `router=pruning`",
+    ),
+    Metric(
+        "method",
+        "what a method of your own returns from `metrics()`",
+        per="name",
+        whole=False,
+        condition="plugins",
+    ),
+)
