@@ -1,9 +1,10 @@
-"""The cost of the balance loss, forward and backward, beside that of others.
+"""The cost of the balance loss, forward and backward, against other implementations.
 
-From the router logits of every layer to their gradients: `moebench.balance`, the
-`load_balancing_loss_func` of transformers' Qwen3-MoE, and a plain loop over tokens. All three
-compute one number, f and P pooled over layers and k at uniform routing; that they agree is asserted
-first. The entrants take turns in one process and are compared by the median of their paired ratios.
+Times the computation from the router logits of every layer to their gradients, with three
+implementations: `moebench.balance`, `load_balancing_loss_func` of transformers' Qwen3-MoE, and a
+plain loop over tokens. All three compute the same value: f and P pooled over layers, k at uniform
+routing. The script first asserts that they agree. They take turns in one process and are compared
+by the median of their paired ratios.
 
     python benchmarks/balance_loss.py [--threads N] [--rounds N]
 """
@@ -30,13 +31,13 @@ class Size(NamedTuple):
     top_k: int
 
     def logits(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Of each layer, [sequences * tokens, experts], as Hugging Face models give them."""
+        """Router logits of each layer, [sequences * tokens, experts], as in Hugging Face models."""
         generator = torch.Generator().manual_seed(0)
         shape = (self.layers, self.sequences * self.tokens, self.experts)
-        # experts differ in how they are liked, as routers are balanced because they would
-        liking = torch.randn(self.layers, 1, self.experts, generator=generator)
-        logits = (torch.randn(shape, generator=generator) + liking).to(device)
-        return tuple(each.requires_grad_() for each in logits.unbind(0))
+        # a different mean per expert, as in a router without balance
+        preference = torch.randn(self.layers, 1, self.experts, generator=generator)
+        logits = (torch.randn(shape, generator=generator) + preference).to(device)
+        return tuple(layer.requires_grad_() for layer in logits.unbind(0))
 
 
 SIZES = {
@@ -44,22 +45,22 @@ SIZES = {
     "16 experts": Size(layers=4, sequences=32, tokens=256, experts=16, top_k=4),
     "64 experts": Size(layers=4, sequences=32, tokens=256, experts=64, top_k=8),
 }
-LOOPED = "small"  # the only one that the loop goes through in milliseconds
-AGREE = 1e-6  # relative, in fp32
+LOOPED = "small"  # the only size for which the loop takes milliseconds
+TOLERANCE = 1e-6  # relative, in fp32
 
 Loss = Callable[[tuple[Tensor, ...], Size], Tensor]
 
 
-def ours(logits: tuple[Tensor, ...], size: Size, mask: Tensor | None = None) -> Tensor:
+def moebench_loss(logits: tuple[Tensor, ...], size: Size, mask: Tensor | None = None) -> Tensor:
     shape = (size.sequences, size.tokens, size.experts)
-    parts = [observe(each.view(shape), top_k=size.top_k, mask=mask) for each in logits]
+    parts = [observe(layer.view(shape), top_k=size.top_k, mask=mask) for layer in logits]
     routing = join(parts, along="layers")
     frequency = Global().frequency(routing)
     return size.top_k * balance_loss(frequency, routing.prob_mass, layers="pooled")
 
 
-def theirs(logits: tuple[Tensor, ...], size: Size, mask: Tensor | None = None) -> Tensor:
-    # its annotation means a tuple of any length
+def transformers_loss(logits: tuple[Tensor, ...], size: Size, mask: Tensor | None = None) -> Tensor:
+    # the annotation of transformers means a tuple of any length
     loss = load_balancing_loss_func(logits, size.experts, size.top_k, mask)  # pyright: ignore
     assert isinstance(loss, Tensor)
     return loss
@@ -74,66 +75,71 @@ def loop(logits: tuple[Tensor, ...], size: Size) -> Tensor:
                 count[expert] += 1
             mass = mass + p
             rows += 1
-    product = sum(count[each] / rows * mass[each] / rows for each in range(size.experts))
+    product = sum(count[i] / rows * mass[i] / rows for i in range(size.experts))
     return size.experts * torch.as_tensor(product)
 
 
 def gradients(loss: Loss, logits: tuple[Tensor, ...], size: Size) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient in all logits."""
+    """The loss and its gradient with respect to all logits."""
     value = loss(logits, size)
-    found = torch.autograd.grad(value, logits)
-    return value.detach(), torch.stack(found)
+    return value.detach(), torch.stack(torch.autograd.grad(value, logits))
 
 
 def disagreement(size: Size, device: torch.device, loss: Loss, other: Loss) -> float:
-    """The larger relative error of one loss and its gradient from another's."""
+    """The relative difference of two losses or of their gradients, whichever is larger."""
     logits = size.logits(device)
     pairs = zip(gradients(loss, logits, size), gradients(other, logits, size), strict=True)
-    return max(float((one - best).norm() / best.norm()) for one, best in pairs)
+    return max(float((value - reference).norm() / reference.norm()) for value, reference in pairs)
 
 
 def check(device: torch.device) -> float:
-    """Assert that all entrants compute the same; returns the worst relative error."""
-    worst = [disagreement(SIZES[LOOPED], device, ours, loop)]
+    """Assert that all variants agree; returns the largest relative difference."""
+    differences = [disagreement(SIZES[LOOPED], device, moebench_loss, loop)]
     for size in SIZES.values():
         length = torch.arange(size.sequences, device=device) % size.tokens + 1
         mask = torch.arange(size.tokens, device=device) < length[:, None]
-        worst += [
-            disagreement(size, device, ours, theirs),
-            disagreement(size, device, partial(ours, mask=mask), partial(theirs, mask=mask)),
+        differences += [
+            disagreement(size, device, moebench_loss, transformers_loss),
+            disagreement(
+                size,
+                device,
+                partial(moebench_loss, mask=mask),
+                partial(transformers_loss, mask=mask),
+            ),
         ]
-    assert max(worst) < AGREE, worst
-    return max(worst)
+    assert max(differences) < TOLERANCE, differences
+    return max(differences)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The cost of the balance loss, beside others.")
+    parser = argparse.ArgumentParser(description="The cost of the balance loss.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=25)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     device = device_here()
-    print(f"{header(asked.threads, 'transformers')}, {asked.rounds} rounds")
+    print(f"{header(args.threads, 'transformers')}, {args.rounds} rounds")
     print(f"losses and gradients agree to {check(device):.1e}\n")
-    print(f"{'':12}{'ms: ours':>10}{'theirs':>10}{'loop':>10}{'theirs/ours':>13}{'loop/ours':>11}")
+    names = ["moebench", "transformers", "loop"]
+    ratios = [f"{name}/moebench" for name in names[1:]]
+    print(f"{'milliseconds':14}" + "".join(f"{name:>23}" for name in [*names, *ratios]))
     for name, size in SIZES.items():
         logits = size.logits(device)
-        entrants: list[Loss] = [ours, theirs, *([loop] if name == LOOPED else [])]
+        losses: list[Loss] = [moebench_loss, transformers_loss]
+        if name == LOOPED:
+            losses.append(loop)
         times = [
-            [timed(partial(gradients, each, logits, size), device).own for each in entrants]
-            for _ in range(asked.rounds + 1)
+            [timed(partial(gradients, loss, logits, size), device).own for loss in losses]
+            for _ in range(args.rounds + 1)
         ][1:]  # the first round warms up
-        columns = list(zip(*times, strict=True))
-        cells = [f"{1e3 * statistics.median(each):10.2f}" for each in columns]
-        ratios = [
-            statistics.median(other / own for own, other in zip(columns[0], each, strict=True))
-            for each in columns[1:]
+        own, *others = zip(*times, strict=True)
+        cells = [f"{1e3 * statistics.median(column):.2f}" for column in (own, *others)]
+        cells += [""] * (len(names) - len(cells))
+        cells += [
+            f"{statistics.median(a / b for a, b in zip(column, own, strict=True)):.2f}"
+            for column in others
         ]
-        blank = "" if len(columns) == 3 else f"{'':10}"
-        print(
-            f"{name:12}{''.join(cells)}{blank}{ratios[0]:13.2f}"
-            + "".join(f"{each:11.0f}" for each in ratios[1:])
-        )
+        print(f"{name:14}" + "".join(f"{cell:>23}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How far the router's balance gradient is from the exact one, by estimator, on text.
+"""The error of each estimator's router gradient against the exact one, on text.
 
-A model trains with exact global balance; on the way, in the steps after some points, each estimator
-says which gradient it would have given for the same weights and the same step. Nothing of that is
-trained on, so all of them are compared along one run. Micro balance, which is no estimator, stands
-beside them.
+A model trains with exact global balance. In some steps, each estimator computes the gradient that
+it would have given for the same weights and the same step. These gradients are not used for
+training, so all estimators are compared along one run. Micro balance, which is not an estimator, is
+shown for comparison.
 
     python benchmarks/estimator_error.py [DATA] [--after N ...] [--steps N] [--threads N]
 """
@@ -50,7 +50,7 @@ def overrides(path: str | None) -> list[str]:
 def to_come(
     words: list[str], corpus: Corpus, last: int
 ) -> Iterator[tuple[MoETransformer, Objective, Step]]:
-    """The model before each of the first steps of a run, its objective, and the step."""
+    """Yield the model before each of the first steps of a run, its objective, and the step."""
     config = Composer().compose(words)
     device = torch.device("cpu")
     state = make_state(config, corpus.vocab_size, device)
@@ -65,7 +65,7 @@ def to_come(
 
 
 def scope_error(model: MoETransformer, step: Step, scope: Scope) -> Distance:
-    """How far the balance gradient of a scope is from that of the whole step, as for estimators."""
+    """The error of a scope's balance gradient against that of the whole step."""
     routing = model(step.tokens[:, :-1])[1]
     weights = [each for name, each in model.named_parameters() if name.endswith("router.weight")]
 
@@ -81,27 +81,27 @@ def scope_error(model: MoETransformer, step: Step, scope: Scope) -> Distance:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The error of each estimator's router gradient.")
-    parser.add_argument("data", nargs="?", help="a folder, as data.path; else data=installed")
+    parser.add_argument("data", nargs="?", help="a folder, as data.path; default: data=installed")
     parser.add_argument("--after", type=int, nargs="+", default=[1, 50, 200], help="steps trained")
-    parser.add_argument("--steps", type=int, default=6, help="measured after each of them")
+    parser.add_argument("--steps", type=int, default=6, help="steps to measure after each")
     parser.add_argument("--threads", type=int, default=1)
-    asked = parser.parse_args()
-    if min(asked.after) < 1:
-        parser.error("--after: must be at least 1, for stale to have a step to look back on")
-    torch.set_num_threads(asked.threads)
-    words = overrides(asked.data)
+    args = parser.parse_args()
+    if min(args.after) < 1:
+        parser.error("--after: must be at least 1, because stale needs a previous step")
+    torch.set_num_threads(args.threads)
+    words = overrides(args.data)
     corpus = prepare(Composer().compose(words).data)
     known = f"{len(corpus.domains)} domains, content {corpus.content_hash[:10]}"
     print(f"torch {torch.__version__}, {known}")
-    print(f"{GLOBAL_BSZ} sequences a step, micro-batches of {MICRO_BSZ}; error and cosine,")
-    print(f"means over {asked.steps} steps\n")
+    print(f"{GLOBAL_BSZ} sequences per step, micro-batches of {MICRO_BSZ}")
+    print(f"relative error and cosine, means over {args.steps} steps\n")
 
     states: dict[str, BalanceState] = {}
     found: dict[tuple[str, int], list[Distance]] = {}
-    for model, objective, step in to_come(words, corpus, max(asked.after) + asked.steps):
+    for model, objective, step in to_come(words, corpus, max(args.after) + args.steps):
         layers, experts = model.router_shape
         done = step.number - 1
-        [after] = [each for each in asked.after if each <= done < each + asked.steps] or [None]
+        [after] = [each for each in args.after if each <= done < each + args.steps] or [None]
         with torch.no_grad():
             counts = model(step.tokens[:, :-1])[1].counts.sum(1, keepdim=True)
         if after is not None:
@@ -116,11 +116,11 @@ def main() -> None:
                 found.setdefault((name, after), []).append(error)
             states[name] = estimator.update(state, counts)
 
-    print(f"{'steps trained':20}" + "".join(f"{after:>16}" for after in asked.after))
+    print(f"{'steps trained':20}" + "".join(f"{after:>16}" for after in args.after))
     for name in (*ESTIMATORS, MICRO):
         cells = [
             [statistics.mean(each) for each in zip(*found[name, after], strict=True)]
-            for after in asked.after
+            for after in args.after
         ]
         print(f"{name:20}" + "".join(f"{error:9.3f}{cosine:7.3f}" for error, cosine in cells))
 

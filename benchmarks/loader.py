@@ -1,10 +1,10 @@
-"""What share of a training step its batch takes, target below 1 %.
+"""The share of a training step spent on its batch; the target is below 1 %.
 
-    .venv/bin/python benchmarks/loader.py [--threads 1] [--rounds 15] [KEY=VALUE ...]
+    python benchmarks/loader.py [--threads 1] [--rounds 15] [KEY=VALUE ...]
 
-Times `Feed`, which the training loop gets its batches from, against the whole of the step's
-gradients and update on the same batch, in turn; prints medians. On a GPU both with the tokens in
-its memory and without.
+Times `Feed`, which provides the batches of the training loop, against gradients and update of the
+step on the same batch. The two take turns, and medians are printed. On a GPU, the script measures
+with and without the tokens in GPU memory.
 """
 
 import argparse
@@ -28,22 +28,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("overrides", nargs="*")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    config = Composer().compose(asked.overrides)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = Composer().compose(args.overrides)
     device = device_here()
     corpus = prepare(config.data)
     batches = make_batches(corpus, config)
     state = make_state(config, corpus.vocab_size, device)
     objective = make_objective(config, corpus.domains)
     device_bsz = config.run.device_bsz or config.global_bsz
-    print(f"{header(asked.threads)}, {asked.rounds} rounds")
+    print(f"{header(args.threads)}, {args.rounds} rounds")
     print(f"{config.global_bsz} x {config.seq_len} tokens, {len(corpus.domains)} domains")
-    print(f"{'tokens lie':12} {'batch ms':>10} {'step ms':>10} {'share':>8}")
+    print(f"{'tokens':12} {'batch ms':>10} {'step ms':>10} {'share':>8}")
     for resident in (False, True) if device.type == "cuda" else (False,):
         feed = Feed(batches, device, resident=resident)
         loading, stepping = [], []
-        for step in range(1, asked.rounds + 2):
+        for step in range(1, args.rounds + 2):
             loading.append(timed(partial(feed, step), device).wall)
             tokens, domain = feed(step)
 

@@ -1,18 +1,18 @@
 """A training step against that of Hugging Face's Qwen3-MoE, on the shapes A to D.
 
-Entrants take turns in one process: forward, loss, balance loss, backward and fused AdamW on the
-same number of tokens (theirs predicts one less a sequence, and is counted as if it did not), with
-equally many parameters but for the norms' gains. On a CPU the time is that of the process, with one
-thread; each is compared with the default of transformers (grouped_mm, SDPA, fp32) by the median of
-the paired ratios. Wall time stands beside it.
+A step is forward, loss, balance loss, backward and fused AdamW. The entrants take turns in one
+process, on the same number of tokens. (Qwen3-MoE predicts one token less per sequence; this is
+ignored.) The models have equally many parameters, except for the gains of the norms. On a CPU, the
+script uses one thread and reports process time, with wall time beside it. Each entrant is compared
+with the default of transformers (grouped_mm, SDPA, fp32) by the median of the paired ratios.
 
     python benchmarks/race.py [--shapes A D] [--rounds 9] [--threads 1] [--compile] [--memory]
                               [--smoke]
 
-What is compiled takes minutes to begin with, and is left out without `--compile`. `--memory` adds
-the most memory that each takes in three steps, in a process of its own: on a CPU beyond what the
-process has before there is a model (not for what is compiled, where the compiler would count), on a
-GPU what torch allocates.
+`--compile` adds compiled entrants, which take minutes to compile. `--memory` adds the peak memory
+of three steps, measured in a separate process. On a GPU, this is the memory that torch allocates.
+On a CPU, it is the increase over the process before the model is created. Compiled entrants are
+left out there, because the compiler would count.
 """
 
 import argparse
@@ -61,7 +61,7 @@ SHAPES = {
     "C": Shape(256, 4, 64, 8, 64, 256, 16, 256),
     "D": Shape(128, 2, 8, 2, 128, 128, 8, 256),
 }
-SMOKE = Shape(32, 2, 4, 2, 16, 16, 2, 64, 1)  # to see that it runs
+SMOKE = Shape(32, 2, 4, 2, 16, 16, 2, 64, 1)  # for tests
 BASE = "HF fp32"
 WEIGHT = 0.01  # of the balance loss
 
@@ -85,10 +85,10 @@ def model_of(
     return model.to(device)
 
 
-def ours(
+def moebench_step(
     shape: Shape, compute: torch.dtype, device: torch.device, wrap: Wrap | None = None
 ) -> Entrant:
-    """moebench's step: fp32 master weights, whatever the products are computed in."""
+    """A step of moebench: fp32 master weights, matrix products in `compute`."""
     model = model_of(shape, compute, device)
     forward = forward_of(model, wrap)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -103,7 +103,7 @@ def ours(
     return step
 
 
-def theirs(
+def transformers_step(
     shape: Shape,
     device: torch.device,
     *,
@@ -112,7 +112,7 @@ def theirs(
     autocast: bool = False,
     compiled: bool = False,
 ) -> Entrant:
-    """Qwen3-MoE of transformers with its own loss, balance loss included."""
+    """A step of Qwen3-MoE of transformers with its own loss, including the balance loss."""
     config = Qwen3MoeConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.d_model,
@@ -144,7 +144,7 @@ def theirs(
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            # their own loss shifts labels, so there is one target less a sequence
+            # the loss of transformers shifts labels, so there is one target less per sequence
             loss = call(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss
         loss.backward()
         optimizer.step()
@@ -161,10 +161,10 @@ def _tokens(shape: Shape, device: torch.device) -> Tensor:
 def entrants(
     shape: Shape, device: torch.device, *, compiled: bool
 ) -> dict[str, Callable[[], Entrant]]:
-    """What makes each, by its name; what its parameters are in stands in it."""
+    """A function that builds each entrant, by the name of the entrant."""
     fp32, bf16 = torch.float32, torch.bfloat16
-    hugging = partial(theirs, shape, device)
-    own = partial(ours, shape, device=device)
+    hugging = partial(transformers_step, shape, device)
+    own = partial(moebench_step, shape, device=device)
     found: dict[str, Callable[[], Entrant]] = {
         BASE: hugging,
         "HF fp32, eager experts": partial(hugging, experts="eager"),
@@ -176,7 +176,7 @@ def entrants(
         "moebench bf16, fp32 parameters": partial(own, compute=bf16),
     }
     if shape.tokens * shape.top_k * shape.d_model * shape.expert_dim * 3 * 4 > 4 * 2**30:
-        del found["HF fp32, batched_mm"]  # it copies the weights of every token's experts
+        del found["HF fp32, batched_mm"]  # copies the weights of the experts for every token
     if compiled:
         found |= {
             "HF fp32, compiled": partial(hugging, compiled=True),
@@ -209,7 +209,7 @@ def race(
     for each, make in makers.items():
         print(f"{name}: {each}", file=sys.stderr)
         field[each] = make()
-        for _ in range(3):  # of which CUDA graphs record the second
+        for _ in range(3):  # CUDA graphs record the second call
             field[each]()
     times: dict[str, list[Seconds]] = {each: [] for each in field}
     for number in range(rounds):
@@ -217,7 +217,7 @@ def race(
         for each, act in field.items():
             times[each].append(timed(act, device))
     del field
-    print(f"\n### {name}: {shape.tokens:,} tokens a step\n")
+    print(f"\n### {name}: {shape.tokens:,} tokens per step\n")
     more = " peak MB |" if memory else ""
     print(f"| entrant | tokens/s | against HF fp32 | wall tokens/s |{more}")
     print("|---|---:|---:|---:|" + ("---:|" if memory else ""))
@@ -232,7 +232,7 @@ def race(
 
 
 def peak(shape: Shape, entrant: str, threads: int) -> int:
-    """Bytes, in a process of its own."""
+    """Peak memory in bytes, measured in a separate process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak, shape, entrant, threads).result()
 
@@ -251,34 +251,34 @@ def _peak(shape: Shape, entrant: str, threads: int) -> int:
 
 
 def _most_resident() -> int:
-    """Bytes; not ru_maxrss, in which Linux counts what the parent had."""
+    """Peak resident memory in bytes. (ru_maxrss would include that of the parent.)"""
     [size] = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return 1024 * int(size)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A training step against transformers' own.")
+    parser = argparse.ArgumentParser(description="A training step against that of transformers.")
     parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=[*SHAPES])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--smoke", action="store_true", help="one tiny shape, to see that it runs")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    parser.add_argument("--smoke", action="store_true", help="one tiny shape, for tests")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*compile.*")
     device = device_here()
-    print(f"{header(asked.threads, 'transformers')}, {asked.rounds} rounds")
-    shapes = {"smoke": SMOKE} if asked.smoke else {each: SHAPES[each] for each in asked.shapes}
+    print(f"{header(args.threads, 'transformers')}, {args.rounds} rounds")
+    shapes = {"smoke": SMOKE} if args.smoke else {each: SHAPES[each] for each in args.shapes}
     for name, shape in shapes.items():
         race(
             name,
             shape,
             device,
-            asked.rounds,
-            asked.threads,
-            compiled=asked.compile,
-            memory=asked.memory,
+            args.rounds,
+            args.threads,
+            compiled=args.compile,
+            memory=args.memory,
         )
 
 

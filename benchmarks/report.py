@@ -1,10 +1,10 @@
-"""How long a report takes over 1,000 records of 1,000 rows: the first time, and from its cache.
+"""The duration of a report over 1,000 records of 1,000 rows, without and with its cache.
 
     python benchmarks/report.py --records 1000 --rows 1000
 
-Records are made in a temporary folder, the cache too. Each time is that of a process of its own,
-imports included, which reads every run, its seal and all of its curves: seconds on the clock, and
-of the processor, which other work on the machine does not stretch as much.
+Records and cache are in a temporary folder. Each measurement is a separate process, including its
+imports. It reads every run, its seal and all of its curves. The script prints wall time and process
+time; process time depends less on other work on the machine.
 """
 
 import argparse
@@ -37,9 +37,9 @@ EVALUATED = ("valid/nats", "valid/ppl", "valid/bits_per_byte", "load/max_vio_glo
 
 
 def make(root: Path, records: int, rows: int) -> None:
-    """Records as runs leave them: an evaluation every tenth row."""
+    """Write records as runs do, with an evaluation every tenth row."""
     rng = np.random.default_rng(0)
-    os.fsync = lambda _: None  # they need not survive a power cut
+    os.fsync = lambda _: None  # durability is not needed here
     for number in range(records):
         record = Record(root / f"arm-{number // 10}-s{number % 10}")
         about = {"arm": f"arm-{number // 10}", "arm_hash": f"{number // 10}", "seed": number % 10}
@@ -63,26 +63,26 @@ def timed(root: Path) -> str:
     )
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return f"{seconds:.2f} s, {used:.2f} s of the processor ({done.stdout.strip()})"
+    return f"{seconds:.2f} s, {used:.2f} s of process time ({done.stdout.strip()})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--records", type=int, default=1000)
-    parser.add_argument("--rows", type=int, default=1000, help="of each record")
-    told = parser.parse_args()
+    parser.add_argument("--rows", type=int, default=1000, help="rows in each record")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MOEBENCH_CACHE"] = f"{folder}/cache"
         root = Path(folder) / "runs"
-        make(root, told.records, told.rows)
+        make(root, args.records, args.rows)
         print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-        for what in ("first", "from the cache", "from the cache", "from the cache"):
+        for what in ("without cache", "with cache", "with cache", "with cache"):
             print(f"{what}: {timed(root)}")
         one = Record(root / "arm-0-s0")
         one.seal({**one.summary(), "valid/nats": 0.5})
-        print(f"one record changed: {timed(root)}")
+        print(f"with cache, one record changed: {timed(root)}")
         cache = sum(path.stat().st_size for path in Path(folder, "cache").rglob("*.parquet"))
-        print(f"the cache takes {cache / 1e6:.0f} MB")
+        print(f"size of the cache: {cache / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

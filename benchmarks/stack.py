@@ -1,8 +1,9 @@
-"""What stacking arms gives, and what more experts of equal active size cost.
+"""The gain from stacking arms, and the cost of more experts at equal active size.
 
-Stacked arms: steps of 1, 2, 4, ... arms in one stack, as arms' tokens per second against one arm.
-Experts: the step of a model with 8 to 128 experts, of which each token passes as many. Variants
-take turns in one process and are compared by the median of their paired ratios.
+Stacked arms: steps of 1, 2, 4, ... arms in one stack. The script prints tokens per second over all
+arms, and relative to one arm. Experts: steps of models with 8 to 128 experts, of which each token
+uses the same number. The variants take turns in one process and are compared by the median of their
+paired ratios.
 
     python benchmarks/stack.py [--shape D] [--most 32] [--rounds 7] [--smoke]
 """
@@ -12,7 +13,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from race import SHAPES, SMOKE, WEIGHT, Shape, model_of, ours
+from race import SHAPES, SMOKE, WEIGHT, Shape, model_of, moebench_step
 from timing import device_here, header, timed
 
 from moebench.balance import Global, Term
@@ -29,7 +30,7 @@ def compute_of(device: torch.device) -> torch.dtype:
 
 
 def stacked(shape: Shape, arms: int, device: torch.device) -> Callable[[], object]:
-    """A step of so many arms, each with its own batch and optimizer."""
+    """A step of `arms` stacked arms, each with its own batch and optimizer."""
     models = [model_of(shape, compute_of(device), device, seed) for seed in range(arms)]
     stack = Stack(models)
     optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-4, fused=True) for each in models]
@@ -55,19 +56,21 @@ def stacked(shape: Shape, arms: int, device: torch.device) -> Callable[[], objec
 
 
 def compare(
-    field: dict[int, Callable[[], object]], device: torch.device, rounds: int
+    variants: dict[int, Callable[[], object]], device: torch.device, rounds: int
 ) -> dict[int, tuple[float, float]]:
-    """Of each: seconds, and the median of its paired ratios to the first."""
-    for act in field.values():
-        act()
-    times = [{each: timed(act, device).own for each, act in field.items()} for _ in range(rounds)]
-    first = next(iter(field))
+    """The median seconds of each variant, and the median of its paired ratios to the first."""
+    for step in variants.values():
+        step()
+    times = [
+        {name: timed(step, device).own for name, step in variants.items()} for _ in range(rounds)
+    ]
+    first = next(iter(variants))
     return {
-        each: (
-            statistics.median(one[each] for one in times),
-            statistics.median(one[each] / one[first] for one in times),
+        name: (
+            statistics.median(row[name] for row in times),
+            statistics.median(row[name] / row[first] for row in times),
         )
-        for each in field
+        for name in variants
     }
 
 
@@ -77,23 +80,24 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=32, help="arms")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--smoke", action="store_true", help="a tiny shape, to see that it runs")
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
+    parser.add_argument("--smoke", action="store_true", help="a tiny shape, for tests")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     device = device_here()
-    shape = SMOKE if asked.smoke else SHAPES[asked.shape]
-    print(f"{header(asked.threads)}, {asked.rounds} rounds, {shape}\n")
-    arms = [each for each in (1, 2, 4, 8, 16, 32) if each <= asked.most]
-    found = compare({each: stacked(shape, each, device) for each in arms}, device, asked.rounds)
+    shape = SMOKE if args.smoke else SHAPES[args.shape]
+    print(f"{header(args.threads)}, {args.rounds} rounds, {shape}\n")
+    sizes = [arms for arms in (1, 2, 4, 8, 16, 32) if arms <= args.most]
+    stacks = {arms: stacked(shape, arms, device) for arms in sizes}
     print("| arms | arms' tokens/s | against one |\n|---:|---:|---:|")
-    for each, (seconds, ratio) in found.items():
-        print(f"| {each} | {each * shape.tokens / seconds:,.0f} | {each / ratio:.2f} |")
-    sizes = {each: shape._replace(num_experts=each) for each in (8, 16, 32, 64, 128)}
-    field = {each: ours(one, compute_of(device), device) for each, one in sizes.items()}
-    found = compare(field, device, asked.rounds)
+    for arms, (seconds, ratio) in compare(stacks, device, args.rounds).items():
+        print(f"| {arms} | {arms * shape.tokens / seconds:,.0f} | {arms / ratio:.2f} |")
+    models = {
+        experts: moebench_step(shape._replace(num_experts=experts), compute_of(device), device)
+        for experts in (8, 16, 32, 64, 128)
+    }
     print("\n| experts | tokens/s | step against 8 experts |\n|---:|---:|---:|")
-    for each, (seconds, ratio) in found.items():
-        print(f"| {each} | {shape.tokens / seconds:,.0f} | {ratio:.2f} |")
+    for experts, (seconds, ratio) in compare(models, device, args.rounds).items():
+        print(f"| {experts} | {shape.tokens / seconds:,.0f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Seconds from Return to the end of commands that train nothing, as whole processes.
+"""The duration of commands that do not train, as complete processes.
 
-Commands take turns, so that a machine that slows down slows all of them. `nothing` is Python
-itself, which no command can undercut. The data is a folder of random letters, prepared before.
+The commands take turns, so that a slowdown of the machine affects all of them. `nothing` is Python
+itself, the lower bound. The data is a folder of random letters, prepared in advance.
 
     python benchmarks/startup.py [--rounds N]
 """
@@ -29,7 +29,7 @@ COMPLETION = {
 
 
 class Command(NamedTuple):
-    """One process: Python with these words; what it says has to hold `says`."""
+    """A process: Python with these arguments; its output must contain `says`."""
 
     name: str
     words: tuple[str, ...]
@@ -70,7 +70,7 @@ def commands() -> list[Command]:
 
 
 def prepare(place: Path, env: dict[str, str]) -> None:
-    """Text, and the plan of a study of which no run was started."""
+    """Write the text, and the plan of a study without any run."""
     draw = random.Random(0)
     documents = ["".join(draw.choices("abcdefgh ", k=1000)) for _ in range(400)]
     (place / "text").mkdir()
@@ -89,7 +89,7 @@ def prepare(place: Path, env: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Seconds that commands which train nothing take.")
+    parser = argparse.ArgumentParser(description="The duration of commands that do not train.")
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,10 @@
-"""What a step's statistics take beside the step itself: at most one hundredth.
+"""The cost of a step's statistics relative to the step: the target is at most 1 %.
 
-A training step is made whole (passes, clipping, optimizer), then what is kept of every step (the
-recent loads) and what a logged step adds (all of its row). Process CPU time, so that other
-processes do not count; the statistics and the step take turns, and the median of the paired ratios
-counts. With `run.log_every=N`, a run pays the first on every step and the second on one of N.
+Times a complete training step (passes, clipping, optimizer), the statistics of every step (the
+recent loads), and the statistics of a logged step (its whole row). The script uses process time, so
+that other processes do not count. Step and statistics take turns, and the median of the paired
+ratios is printed. With `run.log_every=N`, a run pays the first in every step and the second in one
+step of N.
 
     python benchmarks/step_statistics.py [--model tiny] [--rounds N] [--log-every N]
 """
@@ -36,9 +37,9 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--log-every", type=int, default=10)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    config = Composer().compose([f"model={asked.model}", "global_bsz=32", "data=synthetic"])
+    config = Composer().compose([f"model={args.model}", "global_bsz=32", "data=synthetic"])
     state = make_state(config, 256, CPU)
     objective = Objective((Term(Global(), 0.05),), config.micro_bsz, estimator=Estimator())
     generator = torch.Generator().manual_seed(0)
@@ -52,26 +53,27 @@ def main() -> None:
         state.optimizer.step()
         return outcome
 
-    def look(outcome: Any) -> Any:
+    def measure(outcome: Any) -> Any:
         return step_metrics(outcome, objective, before=state.load, assignment_bytes=4)()
 
     always, logged, whole = [], [], []
-    for number in range(asked.rounds + 2):
+    for number in range(args.rounds + 2):
         took, outcome = cpu_seconds(train)
-        look(outcome)  # warms up what a long step has pushed out of the caches
-        keeping, load = cpu_seconds(lambda made=outcome: recent_load(state.load, made))
+        measure(outcome)  # refills the caches after the step
+        keeping, load = cpu_seconds(lambda outcome=outcome: recent_load(state.load, outcome))
         state.load = load
-        row, _ = cpu_seconds(lambda made=outcome: look(made))
+        row, _ = cpu_seconds(lambda outcome=outcome: measure(outcome))
         if number >= 2:
             whole.append(took)
             always.append(keeping / took)
             logged.append(row / took)
     every, one = statistics.median(always), statistics.median(logged)
-    print(f"{header(1)}, model={asked.model}, {asked.rounds} rounds")
-    print(f"{'a step, CPU':28}{statistics.median(whole):9.4f} s")
-    print(f"{'kept of every step':28}{every:9.3%} of it")
-    print(f"{'row of a logged step':28}{one:9.3%} of it")
-    print(f"{f'with run.log_every={asked.log_every}':28}{every + one / asked.log_every:9.3%} of it")
+    print(f"{header(1)}, model={args.model}, {args.rounds} rounds")
+    print(f"{'step, process time':28}{statistics.median(whole):9.4f} s")
+    print(f"{'statistics of every step':28}{every:9.3%} of a step")
+    print(f"{'row of a logged step':28}{one:9.3%} of a step")
+    average = every + one / args.log_every
+    print(f"{f'with run.log_every={args.log_every}':28}{average:9.3%} of a step")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A whole study against its arms one by one, and what a CPU's cores do best with arms.
+"""A whole study against its runs one by one, and processes against threads on a CPU.
 
-First, training alone: as many processes of one thread as there are cores, each with its own arm,
-against one process with all of the threads, on the shapes of `race.py`. Then whole commands, data
-prepared before: `moebench sweep` against a `moebench train` for each of its arms, one after the
-other, each with all threads of a CPU or the GPU to itself. Seconds are those of the clock, so
-nothing else may run beside this. Both ways measure the peak of the device anew in their folder.
+The first part times training steps on the shapes of `race.py`: one process of one thread per core,
+each with its own arm, against one process with all threads. The second part times whole commands on
+prepared data: `moebench sweep` against one `moebench train` per run, each with all threads of the
+CPU or with the GPU. Both ways measure the peak speed of the device again, in their own folder. The
+script uses wall time, so nothing else may run at the same time.
 
     python benchmarks/study.py [--seconds 20] [--steps 100] [--rounds 3] [--skip-threads] [--smoke]
 """
@@ -20,18 +20,18 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 
 import torch
-from race import SHAPES, ours
+from race import SHAPES, moebench_step
 from timing import device_here, header
 
 from moebench.machine import usable_cores
 
 MOEBENCH = (sys.executable, "-m", "moebench.cli")
-PATIENCE = 120  # seconds until processes that wait for one another give up
+PATIENCE = 120  # seconds that processes wait for each other
 SCOPES, SEEDS = ("none", "micro", "global"), ("0", "1")
 
 
 def throughput(shape: str, processes: int, threads: int, seconds: float) -> float:
-    """Arms' tokens a second of the clock, over all processes."""
+    """Tokens per second of wall time, over all processes."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(processes, timeout=PATIENCE)
     with ProcessPoolExecutor(processes, context, _begin, (ready,)) as pool:
@@ -46,7 +46,7 @@ def _begin(ready: Barrier) -> None:
 
 def _steps(shape: str, threads: int, seconds: float) -> float:
     torch.set_num_threads(threads)
-    act = ours(SHAPES[shape], torch.float32, torch.device("cpu"))
+    act = moebench_step(SHAPES[shape], torch.float32, torch.device("cpu"))
     act()
     act()
     _ready.wait()
@@ -54,13 +54,13 @@ def _steps(shape: str, threads: int, seconds: float) -> float:
     while (took := time.perf_counter() - began) < seconds:
         act()
         number += 1
-    # the others are not to have the machine to themselves while they still count
+    # keep the machine equally busy until all processes have finished counting
     _ready.wait(seconds + PATIENCE)
     return number * SHAPES[shape].tokens / took
 
 
 def commands(steps: int, device: str, cores: int) -> dict[str, list[list[str]]]:
-    """What is run, one after another, for each way to train all arms."""
+    """The commands of each way to train all runs."""
     common = ["model=tiny", "global_bsz=32", f"train.steps={steps}", "data=synthetic"]
     common += [f"run.device={device}", "data.valid_sequences=64"]
     arms = [[f"scope={scope}", f"seed={seed}"] for scope in SCOPES for seed in SEEDS]
@@ -70,7 +70,7 @@ def commands(steps: int, device: str, cores: int) -> dict[str, list[list[str]]]:
 
 
 def seconds(words: list[list[str]]) -> float:
-    """Of the clock, for these commands in a new folder."""
+    """Wall time in seconds of these commands, in a new folder."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         for each in words:
@@ -81,38 +81,38 @@ def seconds(words: list[list[str]]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A whole study against its arms one by one.")
-    parser.add_argument("--seconds", type=float, default=20, help="of training, for each shape")
-    parser.add_argument("--steps", type=int, default=100, help="of each of the study's arms")
+    parser = argparse.ArgumentParser(description="A whole study against its runs one by one.")
+    parser.add_argument("--seconds", type=float, default=20, help="seconds per shape")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip-threads", action="store_true")
-    parser.add_argument("--smoke", action="store_true", help="as short as can be")
-    asked = parser.parse_args()
-    if asked.smoke:
-        asked.seconds, asked.steps, asked.rounds = 0.1, 1, 1
+    parser.add_argument("--smoke", action="store_true", help="as short as possible, for tests")
+    args = parser.parse_args()
+    if args.smoke:
+        args.seconds, args.steps, args.rounds = 0.1, 1, 1
     cores, device = usable_cores(), device_here()
-    print(f"{header(cores)}, {asked.rounds} rounds")
-    if not asked.skip_threads:
+    print(f"{header(cores)}, {args.rounds} rounds")
+    if not args.skip_threads:
         print(f"\n| shape, fp32 | {cores} processes of 1 thread, tokens/s | 1 of {cores} | ratio |")
         print("|---|---:|---:|---:|")
-        for shape in ("D",) if asked.smoke else ("A", "D"):
+        for shape in ("D",) if args.smoke else ("A", "D"):
             pairs = [
-                [throughput(shape, *each, asked.seconds) for each in ((cores, 1), (1, cores))]
-                for _ in range(asked.rounds)
+                [throughput(shape, *each, args.seconds) for each in ((cores, 1), (1, cores))]
+                for _ in range(args.rounds)
             ]
             many, one = (statistics.median(each) for each in zip(*pairs, strict=True))
             ratio = statistics.median(a / b for a, b in pairs)
             print(f"| {shape} | {many:,.0f} | {one:,.0f} | {ratio:.2f} |", flush=True)
-    ways = commands(asked.steps, device.type, cores)
-    for words in ways.values():  # the data is prepared, and files are in memory
-        seconds([[each.replace(f"steps={asked.steps}", "steps=1") for each in words[0]]])
+    ways = commands(args.steps, device.type, cores)
+    for words in ways.values():  # prepare the data and fill the file cache
+        seconds([[each.replace(f"steps={args.steps}", "steps=1") for each in words[0]]])
     times: dict[str, list[float]] = {each: [] for each in ways}
-    for number in range(asked.rounds):
+    for number in range(args.rounds):
         for each, words in list(ways.items())[:: 1 if number % 2 else -1]:
-            print(f"study: round {number + 1} of {asked.rounds}, {each}", file=sys.stderr)
+            print(f"study: round {number + 1} of {args.rounds}, {each}", file=sys.stderr)
             times[each].append(seconds(words))
     number = len(SCOPES) * len(SEEDS)
-    print(f"\n| {number} runs of {asked.steps} steps | seconds | against one by one |")
+    print(f"\n| {number} runs of {args.steps} steps | seconds | against one by one |")
     print("|---|---:|---:|")
     for each, own in times.items():
         ratio = statistics.median(a / b for a, b in zip(times["one by one"], own, strict=True))

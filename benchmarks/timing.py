@@ -1,4 +1,4 @@
-"""How benchmarks take time, and how they name the machine that they ran on."""
+"""Time measurement for the benchmarks, and a description of the machine."""
 
 import importlib.metadata
 import os
@@ -13,12 +13,12 @@ import torch
 
 
 class Seconds(NamedTuple):
-    """What an act took.
+    """The duration of a call, in seconds.
 
     Attributes:
-        own: what entrants are compared by: of the process where it has one thread of a CPU, since
-            others may be at work there; else of the clock.
-        wall: of the clock.
+        own: the time to compare by. This is process time for one CPU thread, because other
+            processes may be running; otherwise it is wall time.
+        wall: wall time.
     """
 
     own: float
@@ -42,18 +42,18 @@ def device_here() -> torch.device:
 
 
 def header(threads: int, *packages: str) -> str:
-    """The versions of torch and of packages, the device, and what else goes on there."""
+    """The versions of torch and other packages, the device, the threads and the load."""
     versions = [f"{each} {importlib.metadata.version(each)}" for each in ("torch", *packages)]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return ", ".join([*versions, where, f"{threads} threads, load {os.getloadavg()[0]:.1f}"])
 
 
 def _processor() -> str:
-    """Its name, and which instructions for bf16 it has, on which bf16 depends more than on it."""
-    known = Path("/proc/cpuinfo")
-    if not known.exists():
+    """The name of the processor, and its bf16 instructions, which decide the speed of bf16."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
         return platform.processor() or platform.machine()
-    text = known.read_text()
+    text = cpuinfo.read_text()
     names = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     bf16 = [each for each in ("avx512_bf16", "amx_bf16") if re.search(rf"\b{each}\b", text)]
     return f"{names[0] if names else platform.machine()} ({' '.join(bf16) or 'no bf16 products'})"
