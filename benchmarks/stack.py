@@ -33,24 +33,23 @@ def stacked(shape: Shape, arms: int, device: torch.device) -> Callable[[], objec
     """A step of `arms` stacked arms, each with its own batch and optimizer."""
     models = [model_of(shape, compute_of(device), device, seed) for seed in range(arms)]
     stack = Stack(models)
-    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-4, fused=True) for each in models]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for model in models]
     size = (shape.sequences, shape.seq_len + 1)
     tokens = [torch.randint(0, shape.vocab_size, size, device=device) for _ in models]
 
     def step() -> None:
-        for each in optimizers:
-            each.zero_grad()
-        for each in stack.parameters.values():
-            each.grad = None
-        steps = [Step(each, shape.sequences) for each in tokens]
-        shares = [
-            ArmStep(OBJECTIVE, each, initial_states(OBJECTIVE, model, each))
-            for each, model in zip(steps, models, strict=True)
-        ]
-        accumulate_together(stack.forward, shares)
-        stack.hand_out()
-        for each in optimizers:
-            each.step()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        for parameter in stack.parameters.values():
+            parameter.grad = None
+        arm_steps = []
+        for model, batch in zip(models, tokens, strict=True):
+            own = Step(batch, shape.sequences)
+            arm_steps.append(ArmStep(OBJECTIVE, own, initial_states(OBJECTIVE, model, own)))
+        accumulate_together(stack.forward, arm_steps)
+        stack.distribute()
+        for optimizer in optimizers:
+            optimizer.step()
 
     return step
 

@@ -71,12 +71,12 @@ class Stack:
         for parameter in self.parameters.values():
             parameter.grad = None
         outcomes = accumulate_together(self.forward, arm_steps)
-        self._distribute()
+        self.distribute()
         if not self.parameters:
             requests[0].step.ranks.sum_gradients(self.models[0])
         return outcomes
 
-    def _distribute(self) -> None:
+    def distribute(self) -> None:
         """Add to each model's gradients its part of the stack's."""
         for name, stacked in self.parameters.items():
             if stacked.grad is not None:
