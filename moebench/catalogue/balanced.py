@@ -87,7 +87,7 @@ BALANCED = (
         "weighted as in the objective",
         direction="lower",
         even=1,
-        condition="balance terms",
+        needs="balance terms",
     ),
     Metric(
         "train/balance_loss_micro",

@@ -65,7 +65,7 @@ _QUALITY = (
 )
 
 
-def _on(text: str, split: str, condition: str, scalars: Scalars) -> Iterator[Metric]:
+def _on(text: str, split: str, needs: str, scalars: Scalars) -> Iterator[Metric]:
     """The metrics of quality on other text, which only records show."""
     for each in _QUALITY:
         yield Metric(
@@ -75,7 +75,7 @@ def _on(text: str, split: str, condition: str, scalars: Scalars) -> Iterator[Met
             window=each.window,
             direction=each.direction,
             per=each.per,
-            condition=condition,
+            needs=needs,
             scalars=scalars,
         )
 
@@ -95,8 +95,8 @@ LEARNING = (
         "later tokens, so compare it with nothing else",
         unit="nats",
         window="validation set",
-        condition="methods that assign experts",
+        needs="a method that assigns experts",
     ),
-    *_on("the other half of the validation documents", "tune", "at the last step", "none"),
-    *_on("the domains of `data.heldout`, which training does not see", "heldout", "", "all"),
+    *_on("the other half of the validation documents, at the last step", "tune", "", "none"),
+    *_on("domains that are not trained on", "heldout", "`data.heldout`", "all"),
 )

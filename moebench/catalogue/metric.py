@@ -109,7 +109,7 @@ class Metric:
         of: of a metric that is taken `first`: the metric whose first value it is.
         per: what `<per>` stands for if there is a value for each, as `name/<per>`; "" for none.
         whole: whether there is a value without `/<per>`.
-        condition: which runs have it; "" for all runs of an MoE.
+        needs: what a run must have to write it; "" for every run of an MoE.
         scalars: what TensorBoard shows as curves: `all`, the `whole` without `/<per>`, or `none`.
         chart: title of its chart on TensorBoard's first page; "" for no chart. {random} becomes
             the value under random routing, {most} the largest value that the domains allow.
@@ -133,7 +133,7 @@ class Metric:
     of: str = ""
     per: str = ""
     whole: bool = True
-    condition: str = ""
+    needs: str = ""
     scalars: Scalars = "all"
     chart: str = ""
     part_chart: str = ""

@@ -88,7 +88,7 @@ SPECIALISED = (
             "(k − 1)/(E − 1) and a little more",
             lambda experts, top_k: (top_k - 1) / max(1, experts - 1),
         ),
-        condition="k above 1",
+        needs="k above 1",
         inspected="met with the commonest partner",
     ),
     Metric(
@@ -96,7 +96,7 @@ SPECIALISED = (
         "probability of the chosen experts together",
         unit="share",
         random=Random("k/E if uniform", _SHARE.value),
-        condition="gates with probabilities",
+        needs="a gate with probabilities",
         chart="Router probability of the chosen experts (all: 1{random})",
         inspected="probability of the chosen experts",
     ),
@@ -122,7 +122,7 @@ SPECIALISED = (
         "intervention rate: share of the selected experts that do not have the highest scores",
         unit="share",
         random=Random("0 without a bias; 1 − k/E if it decides alone"),
-        condition="routers with a bias or factor",
+        needs="a bias or a factor",
         inspected="experts chosen by the bias alone",
     ),
 )
@@ -139,7 +139,7 @@ FORCES = (
         "norm of the gradient of the balance terms",
         taken="last",
         per="scope",
-        condition="balance terms; each scope if there are several",
+        needs="balance terms; several for `/<scope>`",
         inspected="router gradient of the balance",
     ),
     Metric(
@@ -147,7 +147,7 @@ FORCES = (
         "cosine of the two; −1 if balance undoes what the loss wants",
         taken="last",
         per="scope",
-        condition="balance terms; each scope if there are several",
+        needs="balance terms; several for `/<scope>`",
         inspected="cosine of the two",
     ),
 )
