@@ -3,10 +3,15 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from tests.processors import Same
 
 # before torch is imported: two tests at a time on two cores slow each other down a hundredfold
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -20,6 +25,32 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "run only the tests that take `same`, and let it compare to the bit"
+    parser.addoption("--bits", action="store_true", help=text)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "same" in metafunc.fixturenames:
+        to_the_bit = metafunc.config.getoption("bits")
+        ways = ["bits"] if to_the_bit else ["this processor", "pretended processor"]
+        metafunc.parametrize("same", ways, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("bits"):
+        items[:] = [item for item in items if "same" in getattr(item, "fixturenames", ())]
+
+
+@pytest.fixture
+def same(request: pytest.FixtureRequest) -> Iterator["Same"]:
+    """Compare results that differ only in the shapes of their products; see `processors.py`."""
+    from tests.processors import PretendedProcessor, Same
+
+    with PretendedProcessor() if request.param == "pretended processor" else nullcontext():
+        yield Same(exact=request.param == "bits")
 
 
 DOMAINS = {"digits": "0123456789 ", "letters": "abcdefghij ", "shapes": "<>[]{}()-_ "}

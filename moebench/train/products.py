@@ -1,0 +1,111 @@
+"""Whether the bits of a matrix product depend on the product's shape, found by trying.
+
+A library may round an element of a product differently when the product has other rows, is one of
+several at once, or is transposed. A change of such shapes alone then changes results by rounding;
+otherwise it changes no bit. Which holds depends on the processor, the library and the widths. On an
+AMD EPYC, for instance, MKL rounds the last rows differently unless 4 divides their number.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import vmap
+
+from moebench.model.grouped import grouped_mm
+from moebench.model.transformer import Attention, MoETransformer, causal_attention
+
+KINDS = {
+    "rows": "rows of a linear layer, whose number changes with splits and ranks",
+    "groups": "rows of an expert, whose number changes with the routing of other tokens",
+    "stacks": "products of a run, which a stack computes together with those of other runs",
+}
+SOME_ROWS = (1, 2, 3, 5, 6, 7)  # less than a kernel's block of rows, or not a multiple of one
+MOST_TOKENS = 512  # in a trial; a pass may have more
+MOST_EXPERTS = 4  # in a trial
+
+Product = Callable[..., Tensor]
+
+
+def shape_dependent(model: MoETransformer, sequences: int, length: int) -> list[str]:
+    """The KINDS of a model's products whose bits depend on the shape of the product.
+
+    The trial uses the widths, dtypes and device of the model, and random numbers.
+
+    Args:
+        sequences: in a forward pass.
+        length: tokens in a sequence.
+    """
+    sequences = max(1, min(sequences, MOST_TOKENS // length))
+    draw, device = torch.Generator().manual_seed(0), model.embedding.device
+
+    def normal(*shape: int, dtype: torch.dtype) -> Tensor:
+        # drawn in their own dtype: products of rounded numbers could be exact
+        return torch.randn(*shape, generator=draw, dtype=dtype).to(device)
+
+    found: set[str] = set()
+    for shape, dtype in _weights(model):
+        expert = len(shape) == 3
+        product, kind = (_experts, "groups") if expert else (F.linear, "rows")
+        weights = normal(2, *shape, dtype=dtype)
+        rows = normal(2, sequences * length, shape[1], dtype=dtype)
+        if not _same_rows(product, rows[0], weights[0, :1] if expert else weights[0]):
+            found.add(kind)
+        if not _same_stacked(product, rows, weights):
+            found.add("stacks")
+    for heads, width in _attention(model):
+        shape = (2, sequences, heads, length, width)
+        parts = (normal(*shape, dtype=model.compute) for _ in range(3))
+        if not _same_stacked(causal_attention, *parts):
+            found.add("stacks")
+    return [kind for kind in KINDS if kind in found]
+
+
+def _weights(model: MoETransformer) -> set[tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of the matrices, [outputs, inputs] or [experts, inputs, outputs]."""
+    found = set()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2 or name == "embedding":
+            continue
+        fp32 = ".router." in name  # in a bf16 model, too
+        dtype = torch.promote_types(model.compute, torch.float32) if fp32 else model.compute
+        experts = (min(each, MOST_EXPERTS) for each in parameter.shape[:-2])
+        found.add(((*experts, *parameter.shape[-2:]), dtype))
+    return found
+
+
+def _attention(model: MoETransformer) -> Iterator[tuple[int, int]]:
+    layers = [each for each in model.modules() if isinstance(each, Attention)]
+    yield from {(each.num_heads, each.gain.shape[0]) for each in layers}
+
+
+def _experts(rows: Tensor, matrices: Tensor) -> Tensor:
+    """As many rows for each matrix, but for a remainder."""
+    number = len(matrices)
+    ends = torch.arange(1, number + 1, device=rows.device) * len(rows) // number
+    return grouped_mm(rows, matrices, ends.to(torch.int32))
+
+
+def _same_rows(product: Product, rows: Tensor, weights: Tensor) -> bool:
+    whole = product(rows, weights)
+    numbers = {number for number in (*SOME_ROWS, len(rows) - 1) if 0 < number < len(rows)}
+    return all(torch.equal(product(rows[:each], weights), whole[:each]) for each in numbers)
+
+
+def _same_stacked(product: Product, *operands: Tensor) -> bool:
+    """Whether two products at once and their gradients are those of each alone."""
+
+    def results(function: Product, *inputs: Tensor) -> list[Tensor]:
+        inputs = tuple(each.detach().requires_grad_() for each in inputs)
+        output = function(*inputs)
+        return [output, *torch.autograd.grad(output, inputs, output.detach())]
+
+    stacked = results(vmap(product), *operands)
+    return all(
+        torch.equal(one[number], other)
+        for number in range(2)
+        for one, other in zip(
+            stacked, results(product, *(each[number] for each in operands)), strict=True
+        )
+    )
