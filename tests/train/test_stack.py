@@ -137,10 +137,10 @@ def test_a_step_in_fp32_is_that_of_the_run_alone(arms: Compose, same: Same) -> N
         same(one.cross_entropy, other.cross_entropy, "cross-entropy")
         # as one vector: a small part of it, such as the gradient of a scalar, may be a difference
         # of large numbers, whose last places say little
-        whole = (
+        one, other = (
             torch.cat([*map(torch.flatten, run.gradients.values())]) for run in (stacked, alone)
         )
-        same(*whole, "gradient")
+        same(one, other, "gradient")
 
 
 def test_a_stack_that_is_left_behind_holds_no_memory(arms: Compose) -> None:
