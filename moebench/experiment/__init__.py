@@ -115,7 +115,8 @@ def run_stack(
                 numbers.append(number)
         sessions = [
             Session(
-                *pairs[number],
+                configs[number],
+                corpora[number],
                 records[number],
                 Ranks(),
                 signals,

@@ -1,1 +1,1 @@
-"""A plain decoder-only MoE transformer that returns what its routers did."""
+"""A plain decoder-only MoE transformer that returns its routing."""

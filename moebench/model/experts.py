@@ -1,4 +1,4 @@
-"""SwiGLU experts without dropping: sort by expert, multiply in groups, put back in order."""
+"""SwiGLU experts without dropping: sort rows by expert, multiply in groups, restore the order."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ class Experts(nn.Module):
     """The routed experts of one layer.
 
     Args:
-        num_experts: how many.
+        num_experts: number of experts.
         d_model: width of the hidden states.
         expert_dim: hidden width of each expert.
     """
@@ -32,7 +32,7 @@ class Experts(nn.Module):
         """The weighted sum of each token's selected experts.
 
         Args:
-            x: hidden states of all tokens.
+            x: hidden state of each token.
             expert_index, weights: each token's experts and their weights.
             counts: assignments to each expert.
         """
@@ -43,7 +43,7 @@ class Experts(nn.Module):
         ends = counts.cumsum(0).to(torch.int32)
         sorted_x = dispatch(x, order, place)
         gate, value = grouped_mm(sorted_x, self.up.to(x.dtype), ends).chunk(2, dim=-1)
-        # The weight goes into the hidden state, so that the output need not be kept for backward.
+        # The weight scales the hidden state: then backward does not need the output.
         scale = weights.flatten().index_select(0, order).to(x.dtype)
         hidden = F.silu(gate) * value * scale[:, None]
         out = grouped_mm(hidden, self.down.to(x.dtype), ends)
@@ -51,7 +51,7 @@ class Experts(nn.Module):
 
 
 class SharedExpert(nn.Module):
-    """A SwiGLU that every token passes; several shared experts are one wider one."""
+    """A SwiGLU for every token; several shared experts are one that is wider."""
 
     def __init__(self, d_model: int, width: int) -> None:
         super().__init__()

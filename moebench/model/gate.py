@@ -1,7 +1,7 @@
-"""What a gate makes of a router's logits.
+"""Gates: from a router's logits to scores, weights and probabilities.
 
-What selects an expert (`scores`), what weighs its output (`values`) and what is balanced (`probs`,
-whose rows sum to 1) are three things, which are one for softmax alone.
+A gate computes three things: the `scores` that select experts, the `values` that weight their
+outputs, and the `probs` that are balanced, whose rows sum to 1. Only for softmax are they the same.
 """
 
 import math
@@ -19,11 +19,11 @@ Name = Literal["softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax
 
 
 class Gated(NamedTuple):
-    """What a gate makes of its logits, [sequences, tokens, experts] each.
+    """The result of a gate, [sequences, tokens, experts] each.
 
     Attributes:
-        scores: what experts are selected by.
-        values: what the outputs of the selected ones are scaled by, before any renormalisation.
+        scores: experts are selected by these.
+        values: weights of the selected experts' outputs, before any renormalisation.
         probs: the distribution that is balanced.
     """
 
@@ -37,29 +37,29 @@ def gated(
     logits: Float[Tensor, "sequences tokens experts"],
     mask: Bool[Tensor, " experts"] | None = None,
 ) -> Gated:
-    """The scores of a gate.
+    """Apply a gate.
 
     `softmax`: arXiv 2501.11873, Eq. 1. `topk_softmax`: selects by logits; the softmax over the
-    selected is what the softmax over all becomes when it is renormalised. `sigmoid`: DeepSeek-V3,
-    Eq. 16. `sqrt_softplus`: sqrt(log(1 + exp z)), as Megatron-LM has it. `sparsemax`: see there;
-    an expert without a share is not selected. `relu`: ReMoE (arXiv 2412.14711); all experts above 0
-    are selected.
+    selected logits equals the renormalised softmax over all. `sigmoid`: DeepSeek-V3, Eq. 16.
+    `sqrt_softplus`: sqrt(log(1 + exp z)), as in Megatron-LM. `sparsemax`: see `balance/sparsemax`;
+    an expert of probability 0 is not selected. `relu`: ReMoE (arXiv 2412.14711); all experts above
+    0 are selected.
 
     Args:
-        mask: False for an expert that is not there.
+        mask: False for an expert that is not available.
     """
-    there = logits if mask is None else logits.masked_fill(~mask, -math.inf)
+    available = logits if mask is None else logits.masked_fill(~mask, -math.inf)
     if name in ("softmax", "topk_softmax"):
-        probs = there.softmax(-1)
-        return Gated(probs if name == "softmax" else there, probs, probs)
+        probs = available.softmax(-1)
+        return Gated(probs if name == "softmax" else available, probs, probs)
     if name == "sparsemax":
         probs = sparsemax(logits if mask is None else logits.masked_fill(~mask, -1e9))
         return Gated(probs, probs, probs)
     function = _FUNCTIONS[name]
-    # an infinite logit would have no gradient here, so what is not there is taken away after
+    # an infinite logit has no gradient here, so the mask is applied to the result
     scores = function(logits) if mask is None else function(logits) * mask
-    whole = scores.sum(-1, keepdim=True)
-    return Gated(scores, scores, scores / whole.where(whole > 0, 1))
+    total = scores.sum(-1, keepdim=True)
+    return Gated(scores, scores, scores / total.where(total > 0, 1))
 
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,8 +1,8 @@
-"""Many matrix products over consecutive groups of rows, in one call, and how rows come to groups.
+"""Grouped matrix products, one matrix for each consecutive group of rows, and the sorting of rows.
 
-Two operators of torch, since its own `grouped_mm` knows no vmap, no fp64, and no fp32 in a compiled
-graph: rows times a matrix a group, and the outer products that are that one's gradient. Arms that
-are stacked by `torch.func.vmap` become more groups of one product: that is the vmap rule.
+torch's own `grouped_mm` supports neither vmap, nor fp64, nor fp32 in a compiled graph. So there are
+two custom operators: the product, and the outer products that are its gradient. Their vmap rule
+turns arms that are stacked by `torch.func.vmap` into more groups of one product.
 
     grouped_mm(rows, matrices, ends)[t] = rows[t] @ matrices[g]       for rows t of group g
     grouped_outer(left, right, ends)[g] = left[group g]^T @ right[group g]
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moebench.errors import ConfigError
 
-ROW_BYTES = 16  # what a row of every operand must be a multiple of
+ROW_BYTES = 16  # every row of an operand must be a multiple of this
 
 
 def grouped_mm(
@@ -29,11 +29,11 @@ def grouped_mm(
 
     Args:
         rows: sorted by group.
-        matrices: one a group.
-        ends: where each group ends, ascending, int32, on the device of `rows`.
+        matrices: one for each group.
+        ends: the end of each group, ascending, int32, on the device of `rows`.
 
     Raises:
-        ConfigError: on a GPU, for widths whose rows are not a multiple of ROW_BYTES long.
+        ConfigError: on a GPU, if the rows of a width are not a multiple of ROW_BYTES.
     """
     return torch.ops.moebench.grouped_mm(rows, matrices, ends)
 
@@ -41,11 +41,11 @@ def grouped_mm(
 def dispatch(
     x: Float[Tensor, "rows width"], order: Int[Tensor, " copies"], place: Int[Tensor, " copies"]
 ) -> Float[Tensor, "copies width"]:
-    """top_k copies of each row, sorted: copy c of row r is number r * top_k + c of `order`.
+    """top_k copies of each row, sorted by `order`.
 
     Args:
-        order: which copy comes at each place.
-        place: where each copy comes; the inverse of `order`.
+        order: the copy at each position; r * top_k + c is copy c of row r.
+        place: the position of each copy; the inverse of `order`.
     """
     return _Dispatch.apply(x, order, place)  # pyright: ignore
 
@@ -56,16 +56,15 @@ def combine(
     place: Int[Tensor, " copies"],
     rows: int,
 ) -> Float[Tensor, "rows width"]:
-    """The sum of each row's copies: what `dispatch` does, transposed."""
+    """The sum of each row's copies; the transpose of `dispatch`."""
     return _Combine.apply(y, order, place, rows)  # pyright: ignore
 
 
 @torch.library.custom_op("moebench::grouped_mm", mutates_args=())
 def _mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-    if rows.dtype == torch.float64:  # torch's kernel knows none, which only tests use
-        return torch.cat(
-            [part @ each for part, each in zip(_split(rows, ends), matrices, strict=True)]
-        )
+    if rows.dtype == torch.float64:  # torch has no such kernel; only tests use fp64
+        parts = zip(_split(rows, ends), matrices, strict=True)
+        return torch.cat([part @ matrix for part, matrix in parts])
     _check_widths(rows, *matrices.shape[1:])
     return F.grouped_mm(rows, matrices, offs=ends)
 
@@ -74,12 +73,12 @@ def _mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
 def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     if left.dtype == torch.float64:
         pairs = zip(_split(left, ends), _split(right, ends), strict=True)
-        return torch.stack([one.T @ other for one, other in pairs])
-    found = F.grouped_mm(left.T, right, offs=ends)
-    if found.is_cuda:  # whose kernel may leave what it finds where a group is empty
+        return torch.stack([a.T @ b for a, b in pairs])
+    product = F.grouped_mm(left.T, right, offs=ends)
+    if product.is_cuda:  # the kernel may leave the result of an empty group uninitialised
         empty = ends.diff(prepend=ends.new_zeros(1)) == 0
-        found = found.masked_fill(empty[:, None, None], 0)
-    return found
+        product = product.masked_fill(empty[:, None, None], 0)
+    return product
 
 
 def _split(rows: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
@@ -114,7 +113,7 @@ def _keep_mm(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows, matrices, ends = ctx.saved_tensors
-    grad = grad.contiguous()  # torch's kernel refuses the stride 0 of an expanded one
+    grad = grad.contiguous()  # torch's kernel rejects the stride 0 of an expanded tensor
     by_rows, by_matrices, _ = ctx.needs_input_grad
     return (
         grouped_mm(grad, matrices.mT, ends) if by_rows else None,
@@ -127,44 +126,44 @@ _mm.register_autograd(_mm_backward, setup_context=_keep_mm)
 
 
 def _mapped(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """Tensors with the arms in front; what arms share is expanded."""
+    """Tensors with the arm axis first; a tensor that arms share is expanded."""
     return [
-        each.expand(info.batch_size, *each.shape) if dim is None else each.movedim(dim, 0)
-        for each, dim in zip(tensors, dims, strict=True)
+        tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in zip(tensors, dims, strict=True)
     ]
 
 
 def _shifted(places: Tensor, rows: int) -> Tensor:
-    """[arms, n] places among the `rows` of each arm as [arms * n] among the rows of all arms."""
+    """[arms, n] positions in the `rows` of each arm, as [arms * n] in the rows of all arms."""
     offset = torch.arange(places.shape[0], dtype=places.dtype, device=places.device) * rows
     return (places + offset[:, None]).flatten()
 
 
 def _folded(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """Tensors with the arms in front of, and folded into, their first axis; `ends` is the last."""
+    """Tensors whose arm axis is folded into their first axis; the last one is `ends`."""
     *others, ends = _mapped(info, dims, *tensors)
-    return [*(each.flatten(0, 1) for each in others), _shifted(ends, others[0].shape[1])]
+    return [*(tensor.flatten(0, 1) for tensor in others), _shifted(ends, others[0].shape[1])]
 
 
 @_mm.register_vmap
 def _(
     info: Any, dims: tuple[int | None, ...], rows: Tensor, matrices: Tensor, ends: Tensor
 ) -> tuple[Tensor, int]:
-    found = grouped_mm(*_folded(info, dims, rows, matrices, ends))
-    return found.unflatten(0, (info.batch_size, -1)), 0
+    product = grouped_mm(*_folded(info, dims, rows, matrices, ends))
+    return product.unflatten(0, (info.batch_size, -1)), 0
 
 
 @_outer.register_vmap
 def _(
     info: Any, dims: tuple[int | None, ...], left: Tensor, right: Tensor, ends: Tensor
 ) -> tuple[Tensor, int]:
-    found = torch.ops.moebench.grouped_outer(*_folded(info, dims, left, right, ends))
-    return found.unflatten(0, (info.batch_size, -1)), 0
+    product = torch.ops.moebench.grouped_outer(*_folded(info, dims, left, right, ends))
+    return product.unflatten(0, (info.batch_size, -1)), 0
 
 
 class _Dispatch(torch.autograd.Function):
-    """A gather whose gradient is a sum of gathered rows: no atomic additions, so that it is the
-    same every time on a GPU."""
+    """A gather whose gradient is a sum of gathered rows, without atomic additions: deterministic
+    on a GPU."""
 
     @staticmethod
     def forward(x: Tensor, order: Tensor, place: Tensor) -> Tensor:
@@ -185,8 +184,8 @@ class _Dispatch(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor):  # pyright: ignore
         x, order, place = _mapped(info, in_dims, *inputs)
         copies = order.shape[1]
-        found = dispatch(x.flatten(0, 1), _shifted(order, copies), _shifted(place, copies))
-        return found.unflatten(0, order.shape), 0
+        sorted_x = dispatch(x.flatten(0, 1), _shifted(order, copies), _shifted(place, copies))
+        return sorted_x.unflatten(0, order.shape), 0
 
 
 class _Combine(torch.autograd.Function):
@@ -194,7 +193,7 @@ class _Combine(torch.autograd.Function):
     def forward(y: Tensor, order: Tensor, place: Tensor, rows: int) -> Tensor:
         copies = y.index_select(0, place).unflatten(0, (rows, -1))
         total = copies[:, 0]
-        for number in range(1, copies.shape[1]):  # much faster than a sum over the short axis
+        for number in range(1, copies.shape[1]):  # a sum over the short axis is much slower
             total = total + copies[:, number]
         return total if copies.shape[1] > 1 else total.clone()
 
@@ -212,5 +211,5 @@ class _Combine(torch.autograd.Function):
         y, order, place = _mapped(info, in_dims[:3], *inputs[:3])
         arms, copies, rows = *order.shape, inputs[3]
         order, place = _shifted(order, copies), _shifted(place, copies)
-        found = combine(y.flatten(0, 1), order, place, arms * rows)
-        return found.unflatten(0, (arms, rows)), 0
+        total = combine(y.flatten(0, 1), order, place, arms * rows)
+        return total.unflatten(0, (arms, rows)), 0

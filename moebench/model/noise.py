@@ -1,7 +1,7 @@
-"""Numbers that depend on a key and a place alone, so that no split of a step changes them.
+"""Random numbers by key and position, which do not depend on how a step is split.
 
-Each sequence of a step has a key. What is drawn for it is a hash of its key, of what it is for and
-of the place in the sequence: the same bits on every device, in every pass, in a counting pass too.
+Each sequence of a step has a key. A number drawn for it is a hash of the key, the purpose and the
+position in the sequence: the same bits on every device and in every pass, counting passes included.
 """
 
 import torch
@@ -16,7 +16,7 @@ BITS = 24  # of a number in fp32
 def keys(
     seed: int, sequences: int, device: torch.device | None = None
 ) -> Int[Tensor, " sequences"]:
-    """A key for each sequence of a step that has a seed; drawn on the CPU for every device."""
+    """A key for each sequence of a step, from its seed; drawn on the CPU for every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(2**62, (sequences,), generator=generator).to(device)
 
@@ -24,11 +24,11 @@ def keys(
 def uniform(
     key: Int[Tensor, " sequences"], purpose: int, tokens: int, width: int
 ) -> Float[Tensor, "sequences tokens width"]:
-    """Between 0 and 1, neither of which is reached, in fp32.
+    """Uniform between 0 and 1, both excluded, in fp32.
 
     Args:
         key: of each sequence.
-        purpose: what it is for; another one gives other numbers.
+        purpose: a number; each purpose has draws of its own.
     """
     place = torch.arange(tokens * width, device=key.device).view(tokens, width)
     z = _mixed(key + purpose)[:, None, None] + place * GOLDEN
@@ -49,5 +49,5 @@ def _mixed(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, by: int) -> Tensor:
-    """To the right, zeros coming in: torch's own shift brings in the sign."""
+    """Shift right and fill with zeros; torch's own shift fills with the sign."""
     return (z >> by) & (2 ** (64 - by) - 1)

@@ -1,4 +1,4 @@
-"""From hidden states to experts: logits, scores, a selection, and what it says for balancing."""
+"""Routers: from hidden states to logits, scores, a selection of experts, and its routing."""
 
 import math
 from dataclasses import dataclass
@@ -19,31 +19,32 @@ from moebench.model.selection import of_mask, within_capacity, within_top_groups
 Form = Literal["linear", "cosine", "mlp"]
 Drop = Literal["probability", "position"]
 
-HOTTEST = math.log(100)  # of a cosine router's temperature, as Tutel bounds it
+MAX_TEMPERATURE = math.log(100)  # of a cosine router, as in Tutel
 
 
 @dataclass(frozen=True)
 class Gating:
-    """How routers choose, the same in all layers.
+    """How routers select experts, the same in all layers.
 
     Attributes:
         gate: from logits to scores, see `gated`.
         form: of the logits: `linear`, W x (arXiv 2501.11873); `cosine`, exp(t) cos(P x, w_i)
             (X-MoE, arXiv 2204.09179; t as in Tutel); `mlp`, W relu(H x).
-        bias: whether a learned bias is added to the logits; it begins at 0.
+        bias: whether a learned bias is added to the logits; it starts at 0.
         renormalize: whether the weights of the selected experts are scaled to sum to 1.
         jitter: in training, the router's input is multiplied by U(1 - jitter, 1 + jitter) (Switch).
         noise: in training, noise * N(0, 1) * softplus(V x) is added to logits (arXiv 1701.06538,
             Eq. 4, with noise 1).
-        expert_groups, top_groups: experts are in so many groups, of which each token's come from
-            so many (DeepSeek-V3).
-        random: experts are drawn evenly, and weighted by the gate.
-        capacity_factor: an expert takes no more than so many times its even share of a logical
-            group's assignments, the others are dropped; None: nothing is.
-        drop: which are kept: those of the highest scores, or the first.
-        group_bsz: sequences in a logical group, in which experts are assigned and dropped.
-        method: one that assigns experts, in training; None: top-k.
-        observes: further fields of `Routing` that are wanted.
+        expert_groups, top_groups: number of groups of experts, and how many of them each token's
+            experts come from (DeepSeek-V3).
+        random: experts are drawn uniformly, and weighted by the gate.
+        capacity_factor: the most assignments of a logical group that an expert takes, as a multiple
+            of its even share; the others are dropped. None: no limit.
+        drop: which assignments are kept: those of the highest `probability`, or the first by
+            `position`.
+        group_bsz: sequences in a logical group, within which experts are assigned and dropped.
+        method: assigns the experts in training; None: top-k.
+        observes: optional fields of `Routing` to fill in.
     """
 
     gate: Name = "softmax"
@@ -63,25 +64,25 @@ class Gating:
 
     @property
     def draws(self) -> bool:
-        """Whether anything is drawn in training."""
+        """Whether random numbers are drawn in training."""
         return self.random or self.jitter > 0 or self.noise > 0
 
     @property
     def groups(self) -> bool:
-        """Whether the selection of a token depends on others of its logical group."""
+        """Whether the selection of a token depends on other tokens of its logical group."""
         return self.method is not None or self.capacity_factor is not None
 
 
 class Selection(NamedTuple):
-    """The experts of each token and their weights, and what that says for balancing.
+    """The experts of each token, their weights, and the routing for the balance loss.
 
     Attributes:
-        expert_index: [sequences, tokens, slots], always an expert: `weights` is 0 where a slot is
-            empty, because nothing was selected or it was dropped.
-        weights: [sequences, tokens, slots], what each selected expert's output is scaled by.
+        expert_index: [sequences, tokens, slots], always an expert, even in an empty slot, whose
+            weight is 0.
+        weights: [sequences, tokens, slots] of the selected experts' outputs.
         routing: of this layer, with a layer axis of length 1.
-        selected: which slots are not empty; None: all.
-        assignments: most slots that are not empty, of all tokens; None: all may be.
+        selected: [sequences, tokens, slots] False for an empty slot; None: none is empty.
+        assignments: an upper bound of the filled slots of all tokens; None: all may be filled.
     """
 
     expert_index: Int[Tensor, "sequences tokens slots"]
@@ -96,10 +97,10 @@ class Router(nn.Module):
 
     Args:
         d_model: width of the hidden states.
-        num_experts: experts to choose from.
-        top_k: experts that each token gets.
-        gating: how it chooses.
-        layer: its number, which keeps its draws apart from those of others.
+        num_experts: number of experts.
+        top_k: experts for each token.
+        gating: how experts are selected.
+        layer: number of the layer; each layer has random draws of its own.
     """
 
     def __init__(
@@ -135,10 +136,10 @@ class Router(nn.Module):
 
         Args:
             steering: of this layer; None: nothing steers.
-            training: whether jitter and noise act, and a method assigns.
+            training: whether jitter and noise act, and a method assigns experts.
         """
         steering, gating = steering or Steering(), self.gating
-        # evaluation takes top-k in place of a method, which knows no groups
+        # in evaluation, top-k replaces a method, and needs no groups
         grouped = gating.groups and (training or gating.capacity_factor is not None)
         if grouped and x.shape[0] % gating.group_bsz:
             raise ConfigError(
@@ -147,16 +148,16 @@ class Router(nn.Module):
             )
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         logits = self._logits(x, steering.noise if training else None)
-        found = gated(gating.gate, logits, steering.mask)
+        gate = gated(gating.gate, logits, steering.mask)
         if training and gating.method is not None:
-            return self._assigned(gating.method, logits, found)
-        scores = self._drawn(x, steering.noise) if gating.random else found.scores
+            return self._assigned(gating.method, logits, gate)
+        scores = self._drawn(x, steering.noise) if gating.random else gate.scores
         slots = logits.shape[-1] if gating.gate == "relu" else self.top_k
         expert_index = self._top(steered(scores, steering), steering, slots)
-        own = None
+        own_index = None
         if steering.bias is not None or steering.factor is not None:
-            own = self._top(scores.detach(), steering, slots)
-        return self._weighed(logits, found, expert_index, own, steering)
+            own_index = self._top(scores.detach(), steering, slots)
+        return self._weighted(logits, gate, expert_index, own_index, steering)
 
     def _logits(self, x: Tensor, key: Tensor | None) -> Tensor:
         gating, weight = self.gating, self.weight.to(x.dtype)
@@ -170,7 +171,7 @@ class Router(nn.Module):
             logits = F.linear(F.linear(x, self.hidden.to(x.dtype)).relu(), weight, bias)
         else:
             low = F.normalize(F.linear(x, self.hidden.to(x.dtype)), dim=-1)
-            scale = self.temperature.to(x.dtype).clamp(max=HOTTEST).exp()
+            scale = self.temperature.to(x.dtype).clamp(max=MAX_TEMPERATURE).exp()
             logits = scale * F.linear(low, F.normalize(weight, dim=-1))
             logits = logits if bias is None else logits + bias
         if key is not None and gating.noise:
@@ -182,12 +183,12 @@ class Router(nn.Module):
         return logits
 
     def _drawn(self, x: Tensor, key: Tensor | None) -> Tensor:
-        assert key is not None, "a random router needs keys to draw by"
+        assert key is not None, "a random router needs the keys of its draws"
         experts = self.weight.shape[0]
         return noise.uniform(key, 3 * self.layer + 2, x.shape[1], experts).to(x.dtype)
 
     def _top(self, scores: Tensor, steering: Steering, slots: int) -> Tensor:
-        """The experts of the highest scores, within what there is to choose from."""
+        """The available experts of the highest scores."""
         if steering.mask is not None:
             scores = scores.masked_fill(~steering.mask, -math.inf)
         if self.gating.expert_groups > 1:
@@ -195,57 +196,59 @@ class Router(nn.Module):
             scores = within_top_groups(scores, *groups)
         return scores.topk(slots, dim=-1).indices
 
-    def _assigned(self, method: Method, logits: Tensor, found: Gated) -> Selection:
+    def _assigned(self, method: Method, logits: Tensor, gate: Gated) -> Selection:
         sequences, tokens, experts = logits.shape
         size = self.gating.group_bsz * tokens
         mask = method.assign(
             logits.detach().reshape(-1, size, experts),
-            found.scores.detach().reshape(-1, size, experts),
+            gate.scores.detach().reshape(-1, size, experts),
             self.top_k,
         ).view(sequences, tokens, experts)
         most = method.most(self.top_k, experts) or self.top_k
-        expert_index, selected = of_mask(mask, found.scores.detach(), most)
+        expert_index, selected = of_mask(mask, gate.scores.detach(), most)
         number = method.assignments(size, self.top_k, experts) * (
             sequences // self.gating.group_bsz
         )
-        own = found.scores.detach().topk(self.top_k, dim=-1).indices
-        made = self._weighed(logits, found, expert_index, None, Steering(), selected)
-        of_own = observe(logits, found.probs, own)
-        routing = made.routing._replace(own_index=of_own.expert_index, own_counts=of_own.counts)
-        return made._replace(routing=routing, assignments=number)
+        own_index = gate.scores.detach().topk(self.top_k, dim=-1).indices
+        selection = self._weighted(logits, gate, expert_index, None, Steering(), selected)
+        of_own = observe(logits, gate.probs, own_index)
+        routing = selection.routing._replace(
+            own_index=of_own.expert_index, own_counts=of_own.counts
+        )
+        return selection._replace(routing=routing, assignments=number)
 
-    def _weighed(
+    def _weighted(
         self,
         logits: Tensor,
-        found: Gated,
+        gate: Gated,
         expert_index: Tensor,
-        own: Tensor | None,
+        own_index: Tensor | None,
         steering: Steering,
         selected: Tensor | None = None,
     ) -> Selection:
         gating, experts = self.gating, logits.shape[-1]
         if gating.gate in ("sparsemax", "relu"):
-            some = found.values.detach().gather(-1, expert_index) > 0
-            selected = some if selected is None else selected & some
+            positive = gate.values.detach().gather(-1, expert_index) > 0
+            selected = positive if selected is None else selected & positive
         if steering.mask is not None:
             logits = logits.masked_fill(~steering.mask, -math.inf)
-        routing = observe(logits, found.probs, expert_index, selected=selected)
-        if own is not None:
-            of_own = observe(logits, found.probs, own)
+        routing = observe(logits, gate.probs, expert_index, selected=selected)
+        if own_index is not None:
+            of_own = observe(logits, gate.probs, own_index)
             routing = routing._replace(own_index=of_own.expert_index, own_counts=of_own.counts)
-        weights = found.values.gather(-1, expert_index)
+        weights = gate.values.gather(-1, expert_index)
         weights = weights if selected is None else weights * selected
         if gating.renormalize or gating.gate == "topk_softmax":
-            whole = weights.sum(-1, keepdim=True)
-            weights = weights / (whole if selected is None else whole.where(whole > 0, 1))
+            total = weights.sum(-1, keepdim=True)
+            weights = weights / (total if selected is None else total.where(total > 0, 1))
         if gating.capacity_factor is not None:
-            kept = self._kept(expert_index, selected, found.scores.detach(), experts)
-            there = torch.ones_like(kept) if selected is None else selected
-            dropped = (there & ~kept).sum((1, 2))[None]
+            kept = self._kept(expert_index, selected, gate.scores.detach(), experts)
+            filled = torch.ones_like(kept) if selected is None else selected
+            dropped = (filled & ~kept).sum((1, 2))[None]
             weights, routing = weights * kept, routing._replace(dropped=dropped)
-        told = {"logits": logits, "scores": found.scores}
+        observable = {"logits": logits, "scores": gate.scores}
         routing = routing._replace(
-            **{name: each[None] for name, each in told.items() if name in gating.observes}
+            **{name: value[None] for name, value in observable.items() if name in gating.observes}
         )
         assignments = expert_index.numel() if gating.gate == "relu" else None
         return Selection(expert_index, weights, routing, selected, assignments)
@@ -257,20 +260,20 @@ class Router(nn.Module):
         assert gating.capacity_factor is not None
         size = gating.group_bsz * tokens
         grouped = expert_index.reshape(-1, size, slots)
-        there = torch.ones_like(grouped, dtype=torch.bool)
-        there = there if selected is None else selected.view_as(grouped)
+        filled = torch.ones_like(grouped, dtype=torch.bool)
+        filled = filled if selected is None else selected.view_as(grouped)
         priority = None
         if gating.drop == "probability":
             priority = scores.gather(-1, expert_index).view_as(grouped)
         most = capacity(gating.capacity_factor, size, self.top_k, experts)
-        kept = within_capacity(grouped, there, priority, experts, most)
+        kept = within_capacity(grouped, filled, priority, experts, most)
         return kept.view(sequences, tokens, slots)
 
 
 def steered(
     scores: Float[Tensor, "sequences tokens experts"], steering: Steering
 ) -> Float[Tensor, "sequences tokens experts"]:
-    """What experts are selected by: scores * factor + bias, without gradient."""
+    """The values that experts are selected by: scores * factor + bias, without gradient."""
     moved = scores.detach()
     moved = moved if steering.factor is None else moved * steering.factor
     return moved if steering.bias is None else moved + steering.bias

@@ -1,4 +1,4 @@
-"""Which experts each token gets: top-k, limited to groups of experts, and up to a capacity."""
+"""The selection of experts: within the best groups, from a mask, and up to a capacity."""
 
 import math
 
@@ -10,22 +10,22 @@ from torch import Tensor
 def within_top_groups(
     scores: Float[Tensor, "*batch experts"], expert_groups: int, top_groups: int
 ) -> Float[Tensor, "*batch experts"]:
-    """The scores, with -inf for experts outside of each token's `top_groups` groups of experts.
+    """The scores, with -inf for experts outside each token's best `top_groups` groups of experts.
 
-    A group is worth the sum of its two highest scores, and is `experts / expert_groups` consecutive
-    experts (DeepSeek-V3, arXiv 2412.19437, section 2.1.2: those of a node).
+    A group is `experts / expert_groups` consecutive experts, and ranks by the sum of its two
+    highest scores (DeepSeek-V3, arXiv 2412.19437, section 2.1.2, where a group is a node).
     """
     grouped = scores.unflatten(-1, (expert_groups, -1))
-    worth = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
-    best = worth.topk(top_groups, dim=-1).indices
-    inside = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, best, True)
+    rank = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    best = rank.topk(top_groups, dim=-1).indices
+    inside = torch.zeros_like(rank, dtype=torch.bool).scatter(-1, best, True)
     return grouped.masked_fill(~inside.unsqueeze(-1), -math.inf).flatten(-2)
 
 
 def of_mask(
     mask: Bool[Tensor, "*batch experts"], scores: Float[Tensor, "*batch experts"], most: int
 ) -> tuple[Int[Tensor, "*batch most"], Bool[Tensor, "*batch most"]]:
-    """The experts of each token in a mask, the highest score first, and which of them there are."""
+    """Each token's experts in a mask, by descending score, and which of these slots are filled."""
     order = scores.masked_fill(~mask, -math.inf).argsort(dim=-1, descending=True, stable=True)
     index = order[..., :most]
     return index, mask.gather(-1, index)
@@ -38,14 +38,15 @@ def within_capacity(
     experts: int,
     most: int,
 ) -> Bool[Tensor, "groups tokens top_k"]:
-    """Which assignments are kept, where an expert takes no more than `most` of a group.
+    """Which assignments are kept if an expert takes at most `most` of a group.
 
     Args:
-        selected: which assignments there are.
-        priority: those of the highest are kept; None: the first, tokens in their order.
+        selected: False for an empty slot, which is never kept.
+        priority: the assignments of the highest priority are kept; None: the first, in the order of
+            tokens.
     """
     groups, tokens, top_k = expert_index.shape
-    # what is not selected is sorted behind all experts
+    # empty slots are sorted behind all experts
     expert = expert_index.masked_fill(~selected, experts).flatten(1)
     if priority is None:
         order = expert.argsort(dim=1, stable=True)

@@ -1,7 +1,7 @@
-"""The language model: pre-norm blocks of causal attention and experts over byte tokens.
+"""The language model: pre-norm blocks of causal attention and experts.
 
-It keeps no routing state, writes nothing in place and has no shapes that depend on data, so that
-it can be stacked over arms; what its routers did is a return value.
+It keeps no routing state, writes nothing in place, and has no shapes that depend on data, so that
+arms can be stacked. It returns the routing with the logits.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ ROPE_BASE = 10_000.0
 
 
 def rms_norm(x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-    """Scale rows to a root mean square of 1 (no gain: the next matrix has one in it)."""
+    """Scale rows to a root mean square of 1, without a gain: the next matrix can include one."""
     # vector_norm is a third faster on a CPU than F.rms_norm, forward and backward
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
     return x * torch.rsqrt(square + EPS)
@@ -48,7 +48,7 @@ class Attention(nn.Module):
     def __init__(self, d_model: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.sdpa: bool | None = None  # which kernel; None: by the device
+        self.sdpa: bool | None = None  # whether torch's fused kernel is used; None: by the device
         self.qkv = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.out = nn.Parameter(torch.empty(d_model, d_model))
         self.gain = nn.Parameter(torch.empty(d_model // num_heads))
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         qkv = F.linear(x, self.qkv.to(x.dtype)).view(sequences, tokens, 3, self.num_heads, width)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         cos, sin = rotary_tables(tokens, width, like=x)
-        # one gain for the product of query and key stands for a gain on each
+        # only the product of query and key matters, so one gain serves both
         q = rotate(rms_norm(q) * self.gain.to(x.dtype), cos, sin)
         k = rotate(rms_norm(k), cos, sin)
         mixed = causal_attention(q, k, v, mask, sdpa=self.sdpa)
@@ -78,10 +78,13 @@ def causal_attention(
     *,
     sdpa: bool | None = None,
 ) -> Float[Tensor, "sequences heads tokens width"]:
-    """softmax(q k^T / sqrt(width)) v over earlier tokens, or over those that a mask lets through.
+    """softmax(q k^T / sqrt(width)) v over each token and the earlier ones, or as masked.
 
-    On a CPU the products are written out, unless `sdpa` says otherwise: torch's fused kernel is no
-    faster there in fp32, a third as fast in bf16, and has no vmap rule.
+    On a CPU the products are written out, unless `sdpa` is set: there, torch's fused kernel is no
+    faster in fp32, three times slower in bf16, and has no vmap rule.
+
+    Args:
+        mask: True where a token (second axis) may attend to another (third axis).
     """
     if q.is_cuda if sdpa is None else sdpa:
         if mask is None:
@@ -102,10 +105,13 @@ def within_documents(
 ) -> Bool[Tensor, "sequences tokens tokens"]:
     """Which tokens each token may attend to: itself and the earlier ones of its document.
 
-    A document begins after the end mark of the one before it.
+    A document ends with an end mark, which belongs to it.
+
+    Args:
+        end: the token that marks the end of a document.
     """
     ended = (tokens == end).long()
-    document = ended.cumsum(-1) - ended  # [sequences, tokens], the end mark being of its document
+    document = ended.cumsum(-1) - ended  # [sequences, tokens]
     same = document.unsqueeze(-1) == document.unsqueeze(-2)
     return same & torch.ones_like(same).tril()
 
@@ -115,8 +121,8 @@ class Block(nn.Module):
 
     Args:
         number: of the layer.
-        gating: how its router chooses; None: it has none, and in place of experts a dense SwiGLU
-            as wide as all that a token passes.
+        gating: how its router selects experts; None: a dense layer without a router, whose SwiGLU
+            is as wide as all experts of a token together.
     """
 
     def __init__(
@@ -159,10 +165,10 @@ class Block(nn.Module):
         chosen: Selection = self.router(normed, steering, training=training)
         normed, routing = normed.to(compute), chosen.routing
         if "outputs" in self.gating.observes:
-            mixed, outputs = self._apart(normed, chosen)
+            mixed, outputs = self._expert_outputs(normed, chosen)
             routing = routing._replace(outputs=outputs[None])
         elif chosen.assignments is not None:
-            mixed = self._of_some(normed, chosen, training)
+            mixed = self._mixed_sparse(normed, chosen, training)
         else:
             counts = routing.counts.sum((0, 1)) if chosen.selected is None else None
             mixed = self._mixed(normed, chosen.expert_index, chosen.weights, counts)
@@ -173,6 +179,7 @@ class Block(nn.Module):
     def _mixed(
         self, x: Tensor, expert_index: Tensor, weights: Tensor, counts: Tensor | None = None
     ) -> Tensor:
+        """The weighted sum of each token's experts."""
         if counts is None:
             flat = expert_index.flatten()
             empty = torch.zeros(self.experts.up.shape[0], dtype=flat.dtype, device=flat.device)
@@ -180,24 +187,24 @@ class Block(nn.Module):
         rows = x.flatten(0, -2), expert_index.flatten(0, -2), weights.flatten(0, -2)
         return self.experts(*rows, counts).view_as(x)
 
-    def _apart(self, x: Tensor, chosen: Selection) -> tuple[Tensor, Tensor]:
-        """The sum over experts, and the output of each: [sequences, tokens, slots, d_model]."""
+    def _expert_outputs(self, x: Tensor, chosen: Selection) -> tuple[Tensor, Tensor]:
+        """The weighted sum over experts, and each output: [sequences, tokens, slots, d_model]."""
         slots = chosen.expert_index.shape[-1]
         copies = x.unsqueeze(2).expand(-1, -1, slots, -1)
         one = torch.ones_like(chosen.weights).unsqueeze(-1)
         outputs = self._mixed(copies, chosen.expert_index.unsqueeze(-1), one)
         return (chosen.weights.unsqueeze(-1).to(outputs.dtype) * outputs).sum(2), outputs
 
-    def _of_some(self, x: Tensor, chosen: Selection, training: bool) -> Tensor:
-        """The sum over experts where many slots are empty, without computing those.
+    def _mixed_sparse(self, x: Tensor, chosen: Selection, training: bool) -> Tensor:
+        """The weighted sum over experts where many slots are empty, which are not computed.
 
-        In training, the number that is computed may not depend on the data.
+        In training, the number of computed slots may not depend on the data.
         """
         assert chosen.selected is not None
         assert chosen.assignments is not None
-        there, slots = chosen.selected.flatten(), chosen.expert_index.shape[-1]
-        number = chosen.assignments if training else int(there.sum())
-        first = there.logical_not().int().argsort(stable=True)[:number]
+        filled, slots = chosen.selected.flatten(), chosen.expert_index.shape[-1]
+        number = chosen.assignments if training else int(filled.sum())
+        first = filled.logical_not().int().argsort(stable=True)[:number]
         rows = x.flatten(0, 1)
         outputs = self._mixed(
             rows.index_select(0, first // slots),
@@ -213,12 +220,12 @@ class MoETransformer(nn.Module):
     Args:
         vocab_size: number of tokens.
         d_model, num_layers, num_heads, num_experts, top_k, expert_dim, num_shared_experts: shape.
-        gating: how its routers choose.
-        dense_layers: how many of the first layers have no experts.
-        document_end: a token after which attention sees nothing of what came before it, so that
-            documents in one sequence do not meet; None lets them.
-        compute: dtype of matrix products; parameters, residual stream, norms, routers and logits
-            are fp32, or fp64 if that is fp64.
+        gating: how its routers select experts.
+        dense_layers: number of first layers without experts.
+        document_end: the token that ends a document; attention does not cross it. None: attention
+            covers all earlier tokens.
+        compute: dtype of matrix products. Parameters, residual stream, norms, routers and logits
+            are fp32, or fp64 if `compute` is.
     """
 
     def __init__(
@@ -262,13 +269,13 @@ class MoETransformer(nn.Module):
 
     @property
     def router_shape(self) -> tuple[int, int]:
-        """(layers, experts) of its routing."""
+        """(layers, experts) of the routing."""
         return len(self.router_weights), self.num_experts
 
     @property
     def router_weights(self) -> list[nn.Parameter]:
-        """The matrix of each router that makes its logits."""
-        return [each for name, each in self.named_parameters() if name.endswith("router.weight")]
+        """The weight matrix of each router."""
+        return [p for name, p in self.named_parameters() if name.endswith("router.weight")]
 
     def forward(
         self,
@@ -281,15 +288,15 @@ class MoETransformer(nn.Module):
 
         Args:
             steering: of the selection of experts; None: nothing steers.
-            training: whether jitter and noise act, and a method assigns experts; what is selected
-                then may depend on later tokens.
+            training: whether jitter and noise act, and a method assigns experts; the selection may
+                then depend on later tokens.
         """
         x = F.embedding(tokens, self.embedding)
         mask = None if self.document_end is None else within_documents(tokens, self.document_end)
         layers: list[Routing] = []
         for block in self.blocks:
-            own = None if steering is None else steering.layer(len(layers))
-            x, routing = block(x, self.compute, mask, own, training=training)
+            of_layer = None if steering is None else steering.layer(len(layers))
+            x, routing = block(x, self.compute, mask, of_layer, training=training)
             if routing is not None:
                 layers.append(routing)
         logits = F.linear(rms_norm(x).to(self.compute), self.head.to(self.compute))
@@ -302,7 +309,7 @@ CONSTANT = {"gain": 3.0, "router.temperature": math.log(2), "router.bias": 0.0}
 
 
 def keyed_normal(parameter: Tensor, key: str) -> Tensor:
-    """A standard normal of a parameter's shape that depends on the key alone, in fp32."""
+    """Standard normal numbers in a parameter's shape, in fp32, which depend on the key alone."""
     digest = hashlib.sha256(key.encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
@@ -310,17 +317,17 @@ def keyed_normal(parameter: Tensor, key: str) -> Tensor:
 
 @torch.no_grad()
 def initialize(model: MoETransformer, seed: int) -> None:
-    """Draw every parameter from a normal keyed by (seed, its name).
+    """Draw every parameter from a normal distribution keyed by (seed, name of the parameter).
 
-    Arms that differ in a gate or method thus agree bit for bit in every weight they share. Matrices
-    have a standard deviation of 1 / sqrt(inputs), those that write into the residual stream
-    1 / sqrt(2 * layers) of that; the embedding 1, the head and routers 0.02. Gains are 3: the
-    scores of normalised queries and keys are too alike for attention to choose by at 1. A cosine
-    router's temperature begins at log 2 (Tutel), with vectors of any length; a router's bias at 0.
+    Arms that differ in a gate or method therefore agree bit for bit in every weight they share.
+    The standard deviation of a matrix is 1 / sqrt(inputs), times 1 / sqrt(2 * layers) if it writes
+    into the residual stream; that of the embedding is 1, and of the head and the routers 0.02.
+    Gains are 3: at 1, the scores of normalised queries and keys differ too little for attention to
+    select. A cosine router's temperature starts at log 2 (Tutel), a router's bias at 0.
     """
     layers = len(model.blocks)
     for name, parameter in model.named_parameters():
-        constant = next((each for end, each in CONSTANT.items() if name.endswith(end)), None)
+        constant = next((value for end, value in CONSTANT.items() if name.endswith(end)), None)
         if constant is not None:
             parameter.fill_(constant)
             continue
@@ -338,7 +345,7 @@ def initialize(model: MoETransformer, seed: int) -> None:
 
 @torch.no_grad()
 def perturb_routers(model: MoETransformer, seed: int, deviation: float) -> None:
-    """Add a little noise to the routers' initial weights, for an A/A arm."""
+    """Add noise to the routers' initial weights, for an A/A arm."""
     for name, parameter in model.named_parameters():
         if name.endswith("router.weight"):
             parameter.add_(keyed_normal(parameter, f"{seed}/{name}/perturb") * deviation)

@@ -1,1 +1,1 @@
-"""From a config and a corpus to rows of metrics: the step, the loop and its checkpoints."""
+"""Training: from a config and a corpus to rows of metrics and checkpoints."""

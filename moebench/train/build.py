@@ -1,4 +1,4 @@
-"""From a config to objects: the model, its gating, the objective, the optimizer."""
+"""The objects of a run, made from its config: the model, the objective, the optimizer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 @dataclass
 class State:
-    """What a run carries from step to step.
+    """The state of a run after a step.
 
     `balance` holds the state of each balance term and method, and `load` the recent loads of the
-    experts; they are None before the first step.
+    experts. Both are None before the first step.
     """
 
     model: MoETransformer
@@ -58,7 +58,7 @@ def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
 
 
 def make_gating(config: ExperimentConfig) -> Gating:
-    """How the routers of a config choose, in its canonical form."""
+    """How the routers of a config select experts, in its canonical form."""
     router, (name, renormalize) = config.router, gate(config)
     method = make_method(config.method.name, config.method.options)
     return Gating(
@@ -80,7 +80,7 @@ def make_gating(config: ExperimentConfig) -> Gating:
 
 
 def make_schedule(config: ExperimentConfig) -> Schedule | None:
-    """Which experts there are when; None: all, always."""
+    """The schedule by which experts are added and pruned; None if all are always there."""
     router = config.router
     if router.start_experts is None and not router.prune_below:
         return None

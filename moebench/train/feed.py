@@ -1,7 +1,8 @@
 """Batches on the device that trains on them.
 
-On a GPU the training tokens lie in its memory where they fit, so that a step moves only where its
-sequences begin; else its tokens are copied while the GPU still works on the step before.
+If all training tokens fit into a GPU's memory, they are kept there, and a step copies only the
+places where its sequences start. Otherwise its tokens are copied while the GPU computes the step
+before.
 """
 
 import numpy as np
@@ -10,52 +11,54 @@ from torch import Tensor
 
 from moebench.data.batches import Batches, Places
 
-SHARE = 0.25  # of the free memory, that the tokens may take
+MEMORY_SHARE = 0.25  # of the free memory, which the tokens may take
 
 
 class Feed:
-    """Gives a step's tokens [sequences, seq_len + 1] on the device and its domains [sequences] on
+    """Returns a step's tokens [sequences, seq_len + 1] on the device and its domains [sequences] on
     the CPU, both int64.
 
     Args:
-        batches: the same numbers come out of them wherever the tokens lie.
-        device: where to.
-        resident: whether the tokens lie on the device; None finds out whether they fit.
+        batches: the source; the result does not depend on where the tokens are.
+        device: of the result.
+        resident: whether all tokens are kept on the device; None: if they fit.
     """
 
     def __init__(self, batches: Batches, device: torch.device, *, resident: bool | None = None):
         self.batches, self.device = batches, device
         streams = [batches.corpus.train(domain) for domain in batches.corpus.domains]
         if resident is None:
-            resident = device.type == "cuda" and _fits(sum(each.nbytes for each in streams), device)
+            resident = device.type == "cuda" and _fits(
+                sum(stream.nbytes for stream in streams), device
+            )
         self.resident = resident
         if resident:
             tokens = np.concatenate(streams)
-            # torch computes with no unsigned type above uint8: the bits are read as signed ones
+            # torch has no arithmetic for unsigned types above uint8: the bits are read as signed
             self._mask = (1 << (8 * tokens.itemsize)) - 1
             signed = tokens if tokens.itemsize == 1 else tokens.view(f"<i{tokens.itemsize}")
             self._tokens = torch.from_numpy(signed).to(device)
-            self._base = np.cumsum([0, *(len(each) for each in streams[:-1])])
+            self._base = np.cumsum([0, *(len(stream) for stream in streams[:-1])])
             self._within = torch.arange(batches.seq_len + 1, device=device)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         places = self.batches.places(step)
         domain = torch.from_numpy(places.domain)
         if not self.resident:
-            return self._moved(self.batches.read(places)), domain
-        return self._gathered(places), domain
+            return self._to_device(self.batches.read(places)), domain
+        return self._gather(places), domain
 
-    def _gathered(self, places: Places) -> Tensor:
-        start = self._moved(places.start + self._base[places.domain])
+    def _gather(self, places: Places) -> Tensor:
+        start = self._to_device(places.start + self._base[places.domain])
         return self._tokens[start.unsqueeze(1) + self._within].long() & self._mask
 
-    def _moved(self, numbers: np.ndarray) -> Tensor:
+    def _to_device(self, numbers: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(numbers)
         if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # else the copy would wait for the GPU
+            tensor = tensor.pin_memory()  # without pinning, the copy waits for the GPU
         return tensor.to(self.device, non_blocking=True)
 
 
 def _fits(size: int, device: torch.device) -> bool:
     free, _ = torch.cuda.mem_get_info(device)
-    return size <= SHARE * free
+    return size <= MEMORY_SHARE * free

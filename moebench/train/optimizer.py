@@ -9,9 +9,9 @@ from moebench.config.schema import OptimConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; matrices decay, gains do not."""
-    matrices = [each for each in model.parameters() if each.ndim > 1]
-    gains = [each for each in model.parameters() if each.ndim <= 1]
+    """Fused AdamW with weight decay on matrices, not on gains."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    gains = [p for p in model.parameters() if p.ndim <= 1]
     return torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": config.weight_decay},
@@ -24,7 +24,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Rate of step 1 to `steps`: up in a line over the warm-up, then down along a half cosine."""
+    """The rate of a step, 1 to `steps`: linear warm-up, then a half cosine down to `final`."""
     warmup = config.warmup * steps
     if step <= warmup:
         return config.lr * step / warmup
