@@ -1,4 +1,4 @@
-"""Plots of what happened on the way: loss over the steps, and the answer to a change of scope."""
+"""Plots over the steps: validation loss, and what a change of scope does."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from moebench.plans import PRIMARY
-from moebench.report.draw.style import NATS, Plot, drawing, errors, legend, look_of, plot, short
+from moebench.report.draw.style import NATS, Plot, drawing, errors, legend, plot, short, style_of
 from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.statistics import Estimate, mean_interval
 from moebench.report.paper.selectors import share_before_global
@@ -16,18 +16,18 @@ SMOOTHED = 12  # points of a loss curve
 
 
 def curves(table: Table, frame: Frame) -> Plot | None:
-    """Validation nats over the steps, less the baseline's of the same seed; and loss."""
-    found = _curves(table, frame, [PRIMARY, "train/loss"])
-    if found is None:
+    """Validation nats over the steps, and their difference to the baseline's of the same seed."""
+    rows = _curves(table, frame, [PRIMARY, "train/loss"])
+    if rows is None:
         return None
     with drawing(1, 2, (9.6, 3.6)) as (figure, axes):
         left, right = axes[0]
         for arm in table.arms:
-            own = found.loc[found["arm"] == arm.name]
-            _band(left, table, arm, _wide(own, PRIMARY))
+            nats = _by_seed(rows, arm, PRIMARY)
+            _band(left, table, arm, nats)
             if arm.name != table.baseline:
-                base = found.loc[found["arm"] == table.baseline]
-                _bars(right, table, arm, _wide(own, PRIMARY) - _wide(base, PRIMARY))
+                base = _by_seed(rows, table.arm(table.baseline), PRIMARY)
+                _bars(right, table, arm, nats - base)
         left.set_title(NATS)
         right.set_title(f"the same, less {short(table.baseline)} of the same seed")
         right.axhline(0, color="black", linewidth=1)
@@ -45,7 +45,7 @@ def curves(table: Table, frame: Frame) -> Plot | None:
 
 
 def switches(table: Table, frame: Frame) -> Plot | None:
-    """How the balance loss and specialisation answer to a change of scope."""
+    """Balance loss and specialisation before and after a change of scope."""
     starts = {arm.name: share_before_global(arm.science) for arm in table.arms}
     arms = [arm for arm in table.arms if starts[arm.name] is not None or "terms" in arm.science]
     if not any("terms" in arm.science for arm in arms) or len(arms) < 2:
@@ -54,14 +54,13 @@ def switches(table: Table, frame: Frame) -> Plot | None:
         ("balance loss in a micro-batch", "train/balance_loss_micro"),
         ("domain bits", "specialization/domain"),
     ]
-    found = _curves(table, frame, [metric for _, metric in panels])
-    if found is None:
+    rows = _curves(table, frame, [metric for _, metric in panels])
+    if rows is None:
         return None
     with drawing(1, 2, (9.6, 3.6)) as (figure, axes):
         for axis, (label, metric) in zip(axes[0], panels, strict=True):
             for arm in arms:
-                wide = _wide(found.loc[found["arm"] == arm.name], metric)
-                _band(axis, table, arm, _thinned(wide))
+                _band(axis, table, arm, _thinned(_by_seed(rows, arm, metric)))
             axis.set_title(label)
             axis.set_xlabel("step")
         for arm in arms:
@@ -70,7 +69,7 @@ def switches(table: Table, frame: Frame) -> Plot | None:
                     if term.get("start"):
                         axis.axvline(
                             term["start"],
-                            color=look_of(table, arm).colour,
+                            color=style_of(table, arm).colour,
                             linewidth=0.8,
                             linestyle=":",
                         )
@@ -85,43 +84,46 @@ def switches(table: Table, frame: Frame) -> Plot | None:
 
 
 def _curves(table: Table, frame: Frame, metrics: Sequence[str]) -> Any:
-    found: Any = frame.curves(metrics)
-    if "table" not in found or any(name not in found for name in metrics):
+    """The rows of a table's runs; None where a metric or a third step is missing."""
+    rows: Any = frame.curves(metrics)
+    if "table" not in rows or any(name not in rows for name in metrics):
         return None
-    own = found.loc[found["table"] == table.index]
-    return own if own["step"].nunique() > 2 else None
+    rows = rows.loc[rows["table"] == table.index]
+    return rows if rows["step"].nunique() > 2 else None
 
 
-def _wide(curves: Any, metric: str) -> Any:
-    """A data frame of a row a step and a column a seed."""
-    known = curves.loc[curves[metric].notna(), ["step", "seed", metric]]
+def _by_seed(rows: Any, arm: Arm, metric: str) -> Any:
+    """A metric of an arm as a data frame with a row a step and a column a seed."""
+    known = rows.loc[(rows["arm"] == arm.name) & rows[metric].notna(), ["step", "seed", metric]]
     return known.pivot_table(index="step", columns="seed", values=metric)
 
 
-def _thinned(wide: Any) -> Any:
-    """Means over stretches of as many steps, so that a noisy curve can be seen."""
-    stretch = np.ceil(wide.index.to_numpy(float) * SMOOTHED / max(wide.index.max(), 1))
-    thinned = wide.groupby(stretch).mean()
-    thinned.index = wide.index.to_series().groupby(stretch).mean().to_numpy()
+def _thinned(by_seed: Any) -> Any:
+    """Means over SMOOTHED stretches of equal length, which smooth a noisy curve."""
+    stretch = np.ceil(by_seed.index.to_numpy(float) * SMOOTHED / max(by_seed.index.max(), 1))
+    thinned = by_seed.groupby(stretch).mean()
+    thinned.index = by_seed.index.to_series().groupby(stretch).mean().to_numpy()
     return thinned
 
 
-def _means(wide: Any) -> list[tuple[float, Estimate]]:
-    """The mean over seeds of each step that has one, with its interval."""
+def _means(by_seed: Any) -> list[tuple[float, Estimate]]:
+    """Steps with the mean over the seeds that have a value there, and its interval."""
     rows = [
-        (x, row[~np.isnan(row)]) for x, row in zip(wide.index, wide.to_numpy(float), strict=True)
+        (step, row[~np.isnan(row)])
+        for step, row in zip(by_seed.index, by_seed.to_numpy(float), strict=True)
     ]
-    return [(x, mean_interval(row)) for x, row in rows if len(row)]
+    return [(step, mean_interval(row)) for step, row in rows if len(row)]
 
 
-def _band(axis: Any, table: Table, arm: Arm, wide: Any) -> None:
-    style, found = look_of(table, arm), _means(wide)
-    if not found:
+def _band(axis: Any, table: Table, arm: Arm, by_seed: Any) -> None:
+    """A curve of means, with a band for the interval where few arms share the plot."""
+    style, means = style_of(table, arm), _means(by_seed)
+    if not means:
         return
-    x = [step for step, _ in found]
+    x = [step for step, _ in means]
     axis.plot(
         x,
-        [each.value for _, each in found],
+        [mean.value for _, mean in means],
         color=style.colour,
         linestyle=style.line,
         marker=style.marker,
@@ -129,24 +131,24 @@ def _band(axis: Any, table: Table, arm: Arm, wide: Any) -> None:
         markersize=4.5,
         label=short(arm.name),
     )
-    if len(table.arms) <= 6 and all(each.low is not None for _, each in found[1:]):
-        low = [each.value if each.low is None else each.low for _, each in found]
-        high = [each.value if each.high is None else each.high for _, each in found]
+    if len(table.arms) <= 6 and all(mean.low is not None for _, mean in means[1:]):
+        low = [mean.value if mean.low is None else mean.low for _, mean in means]
+        high = [mean.value if mean.high is None else mean.high for _, mean in means]
         axis.fill_between(x, low, high, color=style.colour, alpha=0.12, linewidth=0)
 
 
-def _bars(axis: Any, table: Table, arm: Arm, wide: Any) -> None:
-    """A curve with bars, moved aside by the arm's place so that those of all arms can be seen."""
-    style, place = look_of(table, arm), [each.name for each in table.arms].index(arm.name)
-    found = _means(wide)
-    if not found:
+def _bars(axis: Any, table: Table, arm: Arm, by_seed: Any) -> None:
+    """A curve of means with error bars, shifted a little so that those of all arms are visible."""
+    style, place = style_of(table, arm), [other.name for other in table.arms].index(arm.name)
+    means = _means(by_seed)
+    if not means:
         return
-    gap = 0.6 / max(1, len(found) - 1) / len(table.arms)
-    apart = float(wide.index.max()) * min(gap, 0.012)
+    gap = 0.6 / max(1, len(means) - 1) / len(table.arms)
+    apart = float(by_seed.index.max()) * min(gap, 0.012)
     axis.errorbar(
-        [x + apart * (place - len(table.arms) / 2) for x, _ in found],
-        [each.value for _, each in found],
-        yerr=errors([(each.value, each.low, each.high) for _, each in found]),
+        [step + apart * (place - len(table.arms) / 2) for step, _ in means],
+        [mean.value for _, mean in means],
+        yerr=errors([(mean.value, mean.low, mean.high) for _, mean in means]),
         color=style.colour,
         linestyle=style.line,
         marker=style.marker,
@@ -157,7 +159,7 @@ def _bars(axis: Any, table: Table, arm: Arm, wide: Any) -> None:
 
 
 def _zoom(axis: Any) -> None:
-    """The last two thirds of the steps fill the height: the fall at the start says nothing."""
+    """Fit the height to the last two thirds of the steps, as all arms fall alike at the start."""
     lines = [line for line in axis.get_lines() if len(line.get_xdata()) > 2]
     if not lines:
         return

@@ -1,4 +1,4 @@
-"""Plot of the experts that each domain uses, an arm a heatmap."""
+"""Heatmaps of the experts that domains use, one an arm."""
 
 import math
 from collections.abc import Sequence
@@ -15,27 +15,27 @@ MOST_HEATMAPS = 6
 
 
 def domains(table: Table, frame: Frame) -> Plot | None:
-    """Which share of each domain's tokens goes to each expert, an arm a heatmap."""
-    found = [
-        (arm, share)
+    """The share of a domain's choices that goes to an expert."""
+    heatmaps = [
+        (arm, shares)
         for arm in _unlike(table.arms)[:MOST_HEATMAPS]
-        if (share := _shares(arm, frame)) is not None
+        if (shares := _shares(arm, frame)) is not None
     ]
-    if not found:
+    if not heatmaps:
         return None
-    names, layer = found[0][1][1], found[0][1][2]
-    columns = min(3, len(found))
-    rows = math.ceil(len(found) / columns)
-    experts = found[0][1][0].shape[1]
+    first_arm, (first_shares, names, layer) = heatmaps[0]
+    columns = min(3, len(heatmaps))
+    rows = math.ceil(len(heatmaps) / columns)
+    experts = first_shares.shape[1]
     size = (3.4 * columns + 1.2, rows * (0.8 + 0.19 * len(names)))
     with drawing(rows, columns, size) as (figure, axes):
-        every = np.concatenate([share.ravel() for _, (share, _, _) in found])
-        top = float(np.quantile(every, 0.98))  # or one collapsed arm would darken all others
+        every = np.concatenate([shares.ravel() for _, (shares, _, _) in heatmaps])
+        top = float(np.quantile(every, 0.98))  # else one collapsed arm would darken all others
         image = None
-        for axis in axes.flat[len(found) :]:
+        for axis in axes.flat[len(heatmaps) :]:
             axis.axis("off")
-        for axis, (arm, (share, _, _)) in zip(axes.flat, found, strict=False):
-            image = axis.imshow(share, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+        for axis, (arm, (shares, _, _)) in zip(axes.flat, heatmaps, strict=False):
+            image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=top, aspect="auto")
             axis.set_title(short(arm.name))
             axis.grid(False)
             axis.set_xticks([0, experts - 1], ["1", str(experts)])
@@ -45,8 +45,8 @@ def domains(table: Table, frame: Frame) -> Plot | None:
         figure.colorbar(
             image, ax=axes, label="share of the domain's choices", shrink=0.8, extend="max"
         )
-        seed = found[0][0].seeds[0]
-        more = len(table.arms) - len(found)
+        seed = first_arm.seeds[0]
+        more = len(table.arms) - len(heatmaps)
         return plot(
             "domains",
             "Which experts a domain uses",
@@ -59,20 +59,23 @@ def domains(table: Table, frame: Frame) -> Plot | None:
 
 
 def _unlike(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms in order, but first one of each that differ in weight alone: of the baseline's."""
+    """The arms in order, but first one of those that differ in weight alone.
+
+    That one has the baseline's weight if there is such an arm.
+    """
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
         groups.setdefault(but_for_weight(arm), []).append(arm)
     wanted = arms[0].science.get(WEIGHT)
     first = [
-        next((arm for arm in each if arm.science.get(WEIGHT) == wanted), each[0])
-        for each in groups.values()
+        next((arm for arm in alike if arm.science.get(WEIGHT) == wanted), alike[0])
+        for alike in groups.values()
     ]
     return [*first, *(arm for arm in arms if arm not in first)]
 
 
 def _shares(arm: Arm, frame: Frame) -> tuple[np.ndarray, list[str], int] | None:
-    """Of the arm's first seed at its last evaluation: [domains, experts], domains and router."""
+    """Shares [domains, experts], domains and layer, of the arm's first seed at its last step."""
     row = next(row for row in frame.rows() if row["run"] == arm.runs[arm.seeds[0]])
     record = Record(row["path"])
     steps = record.routing_steps()
@@ -82,6 +85,6 @@ def _shares(arm: Arm, frame: Frame) -> tuple[np.ndarray, list[str], int] | None:
     if counts is None or counts.ndim != 3 or counts.shape[1] != len(row["domains"]):
         return None
     layer = counts.shape[0] // 2
-    share = counts[layer] / np.maximum(counts[layer].sum(axis=1, keepdims=True), 1)
-    order = np.lexsort((-share.max(axis=0), share.argmax(axis=0)))
-    return share[:, order], row["domains"], layer
+    shares = counts[layer] / np.maximum(counts[layer].sum(axis=1, keepdims=True), 1)
+    order = np.lexsort((-shares.max(axis=0), shares.argmax(axis=0)))
+    return shares[:, order], row["domains"], layer

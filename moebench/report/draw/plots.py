@@ -1,7 +1,7 @@
-"""Plots of one table: what was balanced over, what it cost, and how sure that is.
+"""Plots of one table: differences, groups, load, cost, and quality against balance.
 
-Each makes a figure, or none where the table has nothing for it. Arms keep their colour, marker and
-line style over all plots (`drawing.py`). Bars and bands are 95 % intervals, over seeds.
+A plot function returns None where the table has nothing for it. Arms keep their colour, marker and
+line style over all plots (`style.py`). Bars and bands are 95 % intervals, over seeds.
 """
 
 import math
@@ -17,12 +17,12 @@ from moebench.report.draw.style import (
     drawing,
     errors,
     legend,
-    look,
-    look_of,
     plot,
     short,
+    style,
+    style_of,
 )
-from moebench.report.infer.arms import Arm, ArmMetric, Table
+from moebench.report.infer.arms import CONTROLS, Arm, ArmMetric, Table
 from moebench.report.infer.frontier import MAX_VIO, WEIGHT, frontier
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.read.frame import Frame
@@ -30,9 +30,9 @@ from moebench.report.read.run import unit_of
 
 
 def plots(table: Table, frame: Frame) -> list[Plot]:
-    """All that the table has something for, the most telling first."""
+    """All that the table has something for, the most important first."""
     made = [make(table, frame) for make in _PLOTS]
-    return [each for each in made if each is not None]
+    return [plot for plot in made if plot is not None]
 
 
 def differences(table: Table, _: Frame) -> Plot | None:
@@ -49,14 +49,13 @@ def differences(table: Table, _: Frame) -> Plot | None:
             axis.axvspan(far, near, color="#DDDDDD", zorder=0)
             axis.text((near + far) / 2, len(arms) - 0.42, "paper", ha="center", fontsize=7.5)
         for y, arm in enumerate(reversed(arms)):
-            found = table.comparisons.arms[arm.name]
-            each, style = found.adjusted, look_of(table, arm)
-            seeds = list(found.per_seed.values())
-            axis.plot(seeds, [y - 0.2] * len(seeds), "|", color="#666666", markersize=6)
+            comparison, style = table.comparisons.arms[arm.name], style_of(table, arm)
+            difference, per_seed = comparison.adjusted, list(comparison.per_seed.values())
+            axis.plot(per_seed, [y - 0.2] * len(per_seed), "|", color="#666666", markersize=6)
             axis.errorbar(
-                [each.value],
+                [difference.value],
                 [y],
-                xerr=errors([(each.value, each.low, each.high)]),
+                xerr=errors([(difference.value, difference.low, difference.high)]),
                 color=style.colour,
                 marker=style.marker,
                 capsize=3,
@@ -89,7 +88,7 @@ def over_balance_bsz(table: Table, _: Frame) -> Plot | None:
         for arm in table.arms
         if arm.science.get("scope") == "group"
         and arm.sequences
-        and not {"data.homogeneity", "router.perturb", "balance.estimator"} & {*arm.science}
+        and not {*CONTROLS, "balance.estimator"} & {*arm.science}
     ]
     weights = {arm.science.get(WEIGHT) for arm in arms}
     if len({arm.sequences for arm in arms}) < 3 or len(weights) > 1:
@@ -112,7 +111,7 @@ def over_balance_bsz(table: Table, _: Frame) -> Plot | None:
                 if values:
                     axis.errorbar(
                         at,
-                        [each[0] for each in ends],
+                        [value for value, _, _ in ends],
                         yerr=errors(ends),
                         marker=marker,
                         color="black" if marker == "o" else "#D55E00",
@@ -121,7 +120,7 @@ def over_balance_bsz(table: Table, _: Frame) -> Plot | None:
                         linestyle="-" if marker == "o" else "none",
                     )
             axis.set_xscale("log", base=2)
-            axis.set_xticks(x, [f"{each:.0f}" for each in x])
+            axis.set_xticks(x, [f"{size:.0f}" for size in x])
             axis.minorticks_off()
             axis.set_xlabel("sequences balanced together")
             axis.set_title(label)
@@ -139,7 +138,7 @@ def over_balance_bsz(table: Table, _: Frame) -> Plot | None:
 
 
 def specialisation(table: Table, _: Frame) -> Plot | None:
-    """Specialisation against load, a point an arm."""
+    """Specialisation against load, one point an arm."""
     panels = [
         ("MaxVio in a micro-batch", "load/max_vio_micro"),
         ("MaxVio over the validation set", MAX_VIO),
@@ -181,40 +180,40 @@ def specialisation(table: Table, _: Frame) -> Plot | None:
 
 
 def weights(table: Table, _: Frame) -> Plot | None:
-    """The frontier: nats against MaxVio, each scope a line through its weights."""
-    scopes = frontier(table)
-    if not scopes:
+    """The frontier: nats against MaxVio, a line a scope through its weights."""
+    curves = frontier(table)
+    if not curves:
         return None
     with drawing(size=(6.8, 4.2)) as (figure, axes):
         axis = axes[0, 0]
-        for place, scope in enumerate(scopes):
-            style = look(place)
+        for place, curve in enumerate(curves):
+            look = style(place)
             points = [
                 (arm.metrics[MAX_VIO].mean or 0, arm.metrics[PRIMARY].mean or 0)
-                for arm in scope.arms
+                for arm in curve.arms
             ]
             axis.plot(
                 *zip(*points, strict=True),
-                color=style.colour,
-                marker=style.marker,
-                linestyle=style.line,
-                label=short(scope.name),
+                color=look.colour,
+                marker=look.marker,
+                linestyle=look.line,
+                label=short(curve.name),
             )
-            for arm, point in zip(scope.arms, points, strict=True):
+            for arm, point in zip(curve.arms, points, strict=True):
                 axis.annotate(
                     f"{arm.science[WEIGHT]:g}",
                     point,
                     textcoords="offset points",
                     xytext=(5, 4),
                     fontsize=7,
-                    color=style.colour,
+                    color=look.colour,
                 )
         axis.set_xscale("log")
         _plain_ticks(axis.xaxis)
         axis.set_xlabel("MaxVio over the validation set (left: more even)")
         axis.set_ylabel(NATS)
-        if scopes[0].at:
-            axis.axvline(scopes[0].at, color="#666666", linewidth=1, linestyle=":")
+        if curves[0].at:
+            axis.axvline(curves[0].at, color="#666666", linewidth=1, linestyle=":")
         axis.legend()
         return plot(
             "weights",
@@ -227,7 +226,7 @@ def weights(table: Table, _: Frame) -> Plot | None:
 
 
 def cost(table: Table, _: Frame) -> Plot | None:
-    """Nats against what the load would cost over ranks."""
+    """Nats against the slowdown that the load would cause over ranks."""
     metric = "ep/slowdown"
     arms = [arm for arm in table.arms if metric in arm.metrics and PRIMARY in arm.metrics]
     if len(arms) < 2:
@@ -264,14 +263,14 @@ _PLOTS: tuple[Callable[[Table, Frame], Plot | None], ...] = (
 # Pieces
 
 
-def _ends(each: ArmMetric | None) -> tuple[float, float | None, float | None]:
-    if each is None or each.mean is None:
+def _ends(metric: ArmMetric | None) -> tuple[float, float | None, float | None]:
+    if metric is None or metric.mean is None:
         return math.nan, None, None
-    return each.mean, each.low, each.high
+    return metric.mean, metric.low, metric.high
 
 
 def _cross(axis: Any, table: Table, arm: Arm, x: str, y: str) -> None:
-    style = look_of(table, arm)
+    style = style_of(table, arm)
     across, up = _ends(arm.metrics.get(x)), _ends(arm.metrics.get(y))
     axis.errorbar(
         [across[0]],

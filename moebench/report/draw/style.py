@@ -1,7 +1,8 @@
-"""How every plot looks, and how it is kept: few colours, a marker and a line style for each arm.
+"""The style of all plots, and how a figure becomes SVG and PNG.
 
-Colours are Okabe and Ito's, which the colour-blind tell apart; markers and line styles tell arms
-apart without any colour. A plot is the same bytes for the same records: no date, no random ids.
+Arms have a colour, a marker and a line style. Colours are Okabe and Ito's, which the colour-blind
+can tell apart; markers and line styles tell arms apart without any colour. The same records give
+the same bytes: a plot holds no date and no random ids.
 """
 
 import io
@@ -16,7 +17,7 @@ from moebench.report.infer.arms import Arm, Table
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#7F7F7F")
 MARKERS = "osD^vP*X<>ph"
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))
-STYLE: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
     "axes.grid": True,
@@ -26,7 +27,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlesize": "medium",
     "figure.dpi": 100,
     "figure.figsize": (6.4, 4.0),
-    "font.family": "DejaVu Sans",  # which comes with matplotlib, so that plots are alike anywhere
+    "font.family": "DejaVu Sans",  # matplotlib brings it, so plots are the same on any machine
     "font.size": 9.5,
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
@@ -38,7 +39,7 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
     "svg.fonttype": "path",
     "svg.hashsalt": "moebench",
-    "text.parse_math": False,  # a name with dollars is no formula
+    "text.parse_math": False,  # a name with dollar signs is no formula
 }
 NATS = "validation nats a token"
 LONGEST = 32  # characters of a name in a plot
@@ -50,8 +51,8 @@ class Plot:
 
     Attributes:
         name: of its files.
-        title, caption: in words; a caption says what to look at and what bars and bands are.
-        svg, png: the files.
+        title, caption: a caption says what to look at, and what bars and bands are.
+        svg, png: the content of the files.
     """
 
     name: str
@@ -62,23 +63,23 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     colour: str
     marker: str
     line: Any
 
 
-def look(place: int) -> Look:
-    """The colour, marker and line style of the arm in a place of a table, the baseline's first."""
-    return Look(
+def style(place: int) -> Style:
+    """The style of the arm at an index of a table; the baseline has index 0."""
+    return Style(
         COLOURS[place % len(COLOURS)],
         MARKERS[place % len(MARKERS)],
         LINES[place % len(LINES)],
     )
 
 
-def look_of(table: Table, arm: Arm) -> Look:
-    return look(next(i for i, each in enumerate(table.arms) if each.name == arm.name))
+def style_of(table: Table, arm: Arm) -> Style:
+    return style([other.name for other in table.arms].index(arm.name))
 
 
 @contextmanager
@@ -90,31 +91,31 @@ def drawing(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC_PARAMS):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def plot(name: str, title: str, caption: str, figure: Any) -> Plot:
-    """What was drawn, as files; call it within `drawing`."""
-    found = {}
+    """The figure as files; call it within `drawing`."""
+    files = {}
     for form, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         file = io.BytesIO()
         figure.savefig(file, format=form, metadata=metadata)
-        found[form] = file.getvalue()
-    return Plot(name, title, caption, found["svg"], found["png"])
+        files[form] = file.getvalue()
+    return Plot(name, title, caption, files["svg"], files["png"])
 
 
 def legend(figure: Any, axis: Any) -> None:
-    """The arms of an axis, below the figure."""
+    """Put the legend of an axis below the figure."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
 
 def short(name: str) -> str:
-    """A name that leaves room for the plot; letters that its font lacks are shown by number."""
-    name = "".join(each if ord(each) < 0x250 else f"\\u{ord(each):04x}" for each in name)
+    """A name shortened for a plot; letters that the font lacks are shown by number."""
+    name = "".join(c if ord(c) < 0x250 else f"\\u{ord(c):04x}" for c in name)
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 8]}...{name[-5:]}"
 
 

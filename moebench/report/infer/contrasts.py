@@ -1,8 +1,8 @@
-"""Contrasts of several arms: a trend along the arms, or two arms that are as good as equal.
+"""Contrasts of several arms: a trend along the arms, or two arms that are practically equal.
 
-A contrast is a sum of arms' effects with coefficients that sum to 0. Where all of its arms are in
-the pool of the block model (`statistics.py`) it has the model's variance and degrees of freedom;
-where one is not, it is taken seed by seed, with Student's t over the seeds that have all its arms.
+A contrast is a sum of arms' effects with coefficients that sum to 0. If all of its arms are in the
+pool of the block model (`statistics.py`), it has the model's variance and degrees of freedom.
+Otherwise it is computed seed by seed, with Student's t over the seeds that have all its arms.
 """
 
 import math
@@ -20,18 +20,19 @@ from moebench.report.infer.statistics import (
     odd_arms,
 )
 
-EQUAL_SHARE = 0.25  # of the gap of micro and global, within which arms are called equal
+EQUAL_SHARE = 0.25  # of the gap of micro and global: arms that differ by less are called equal
 EQUAL_LEVEL = 0.05
 
 
 class Contrast(NamedTuple):
-    """A contrast, as far as the seeds tell it.
+    """The value of a contrast, and its standard error where the seeds allow one.
 
     Attributes:
-        value, error: with its standard error, None where the seeds do not give one.
+        value: NaN where no seed has all of its arms.
+        error: of the value; None where the seeds do not give one.
         df: degrees of freedom of the error.
-        seeds: that have all of its arms.
-        spent: of the 5 %, by choosing the pool (`statistics.chosen_wrongly`).
+        seeds: number of seeds that have all of its arms.
+        spent: share of the 5 % that choosing the pool takes (`statistics.chosen_wrongly`).
     """
 
     value: float
@@ -41,7 +42,7 @@ class Contrast(NamedTuple):
     spent: float = 0.0
 
     def estimate(self) -> Estimate:
-        """With a two-sided interval of 95 %, and a p value for a contrast of 0."""
+        """The value with a two-sided 95 % interval, and a p value for a true contrast of 0."""
         if self.error is None:
             return Estimate(self.value)
         from scipy.special import stdtrit
@@ -51,7 +52,7 @@ class Contrast(NamedTuple):
         return Estimate(self.value, self.value - half, self.value + half, p)
 
     def tail(self, value: float) -> float:
-        """The probability, at most, of a value as large by chance, if the truth is 0."""
+        """An upper bound of the probability of so large a value if the true contrast is 0."""
         return min(1.0, self._tail(value) + self.spent)
 
     def _tail(self, value: float) -> float:
@@ -83,13 +84,13 @@ def contrasts(values: np.ndarray, coefficients: np.ndarray) -> list[Contrast]:
         return [_by_seed(complete @ row, seeds, spent) for row in coefficients]
     fit = BlockFit(values[:, pool])
     difference, covariance = fit.contrasts(0, range(1, len(pool)))
-    flat = fit.rss <= fit.floor  # runs that do not vary say nothing about chance
-    found = []
+    flat = fit.rss <= fit.floor  # runs that do not vary give no estimate of chance
+    result = []
     for row in coefficients[:, pool[1:]]:
         error = math.sqrt(float(row @ covariance @ row) * fit.rss / fit.df)
         value = float(row @ difference)
-        found.append(Contrast(value, None if flat else error, fit.df, seeds, spent))
-    return found
+        result.append(Contrast(value, None if flat else error, fit.df, seeds, spent))
+    return result
 
 
 def _by_seed(values: np.ndarray, seeds: int, spent: float) -> Contrast:
@@ -99,23 +100,23 @@ def _by_seed(values: np.ndarray, seeds: int, spent: float) -> Contrast:
 
 
 def slope(x: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Coefficients that give the least-squares slope of arms along x, in units a unit of x."""
+    """Coefficients that give the least-squares slope of arms over x."""
     centred = np.asarray(x, float) - np.mean(x)
     return centred / (centred @ centred)
 
 
 def bend(x: Sequence[float], at: float) -> np.ndarray | None:
-    """Coefficients that give by how much the slope from one point on exceeds that up to it.
+    """Coefficients that give the slope above a point less the slope below it.
 
-    None unless there are arms at two places on either side, where arms at the point are on both.
+    Arms at the point count on both sides. None if a side has arms at fewer than two places.
     """
     places = np.asarray(x, float)
-    found = np.zeros(len(places))
+    coefficients = np.zeros(len(places))
     for side, sign in ((places >= at, 1), (places <= at, -1)):
         if len(np.unique(places[side])) < 2:
             return None
-        found[side] += sign * slope(places[side])
-    return found
+        coefficients[side] += sign * slope(places[side])
+    return coefficients
 
 
 class Equality(NamedTuple):
@@ -124,8 +125,8 @@ class Equality(NamedTuple):
     Attributes:
         difference: of the two arms, with its 95 % interval.
         gap: of the other two.
-        equal: both contrasts gap / 4 +- difference are above 0, each at 5 %: by chance both are
-            in at most 5 % of studies whose difference is a quarter of the gap or more.
+        equal: both contrasts gap / 4 +- difference are above 0, tested at 5 % each: in at most 5 %
+            of studies whose true difference is a quarter of the gap or more, both are by chance.
         unequal: one of them is below 0, at 5 % for the two together.
     """
 
@@ -136,23 +137,25 @@ class Equality(NamedTuple):
 
 
 def equality(values: np.ndarray, one: int, other: int, worse: int, better: int) -> Equality:
-    """Test whether two arms are equal, measured by the gap of two others (which may be the same).
+    """Test whether two arms differ by less than a quarter of the gap of two others.
+
+    The pairs may share arms.
 
     Args:
         values: [seeds, arms], NaN where a run is missing.
         one, other: columns of the arms that may be equal.
-        worse, better: columns of the arms whose gap is the measure.
+        worse, better: columns of the arms with the gap.
     """
     arms = np.eye(values.shape[1])
     difference, gap = arms[one] - arms[other], arms[worse] - arms[better]
     rows = [difference, gap, EQUAL_SHARE * gap + difference, EQUAL_SHARE * gap - difference]
     d, g, above, below = contrasts(values, np.array(rows))
     sides = (above, below)
-    if any(each.error is None for each in sides):
+    if any(side.error is None for side in sides):
         return Equality(d, g, False, False)
     return Equality(
         d,
         g,
-        equal=all(each.tail(each.value) < EQUAL_LEVEL for each in sides),
-        unequal=any(each.tail(-each.value) < EQUAL_LEVEL / 2 for each in sides),
+        equal=all(side.tail(side.value) < EQUAL_LEVEL for side in sides),
+        unequal=any(side.tail(-side.value) < EQUAL_LEVEL / 2 for side in sides),
     )

@@ -1,4 +1,4 @@
-"""How far the largest of several comparisons with one baseline strays by chance alone.
+"""Dunnett's distribution: the largest of several differences to one baseline, by chance alone.
 
 Differences of m arms from one baseline share the baseline's error and the estimate of the standard
 deviation, so that |T_1|, ..., |T_m| follow a multivariate t. With T_i = (b_i Z + sqrt(1 - b_i^2)
@@ -10,8 +10,8 @@ T_i and T_j is b_i b_j and the probability that no |T_i| exceeds t is a double i
 with r_i = sqrt(1 - b_i^2) (Dunnett 1955, JASA 50:1096; Dunnett 1964, Biometrics 20:482). Where no
 run is missing b_i = sqrt(1/2) and this is exact. Missing runs can give correlations that are no
 such products; b is then their least-squares fit (Hsu 1992, J. Comput. Graph. Stat. 1:151, the
-factor-analytic method, which SAS uses too). The integral is a fixed Gauss-Legendre sum, so that a
-report gives the same digits every time: probabilities are right to 1e-5 of their complement.
+factor-analytic method, which SAS uses too). The integral is a fixed Gauss-Legendre sum, so that
+reports are reproducible to the digit. Probabilities are right to 1e-5 of their complement.
 """
 
 import math
@@ -21,7 +21,7 @@ import numpy as np
 
 NODES = 64
 WIDEST_Z = 8.0  # the normal density beyond carries 1e-15
-LARGEST_LOADING = 0.995  # above, the integrand is steeper than the nodes are dense
+LARGEST_LOADING = 0.995  # above it, the integrand is too steep for the nodes
 
 
 def tails(t: np.ndarray, correlation: np.ndarray, df: int) -> np.ndarray:
@@ -33,11 +33,11 @@ def tails(t: np.ndarray, correlation: np.ndarray, df: int) -> np.ndarray:
         df: degrees of freedom of the residual variance, at least 1.
     """
     b = loadings(correlation)
-    return np.array([max(0.0, 1.0 - _within(float(each), b, df)) for each in t])
+    return np.array([max(0.0, 1.0 - _within(float(value), b, df)) for value in t])
 
 
 def critical_value(correlation: np.ndarray, df: int, level: float) -> float:
-    """The t that no |T_i| exceeds with probability `level`; with one comparison Student's.
+    """The t that no |T_i| exceeds with probability `level`; Student's t for one comparison.
 
     Args:
         correlation: of the m statistics, [m, m].
@@ -62,8 +62,8 @@ def _critical_value(loading: tuple[float, ...], df: int, level: float) -> float:
 def loadings(correlation: np.ndarray) -> np.ndarray:
     """The b whose products b_i b_j are nearest to the correlations, in least squares; [m].
 
-    Cyclic minimisation over one b_i at a time, which is linear; exact where the correlations are
-    such products, as in every design without missing runs.
+    Minimises over one b_i at a time, in turn, which is linear. The result is exact where the
+    correlations are such products, as in every design without missing runs.
     """
     m = len(correlation)
     if m == 1:
@@ -105,7 +105,7 @@ def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=256)
 def _scale_nodes(df: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes of S = sqrt(chi2 / df) at quantiles u^3: dense near 0, where the tail of t is made."""
+    """Nodes of S = sqrt(chi2 / df) at quantiles u^3: dense near 0, which decides the tail of t."""
     from scipy.special import chdtri
 
     node, weight = np.polynomial.legendre.leggauss(NODES)

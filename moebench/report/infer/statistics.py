@@ -1,10 +1,10 @@
-"""What paired runs can say about arms: differences to a baseline, their intervals and p values.
+"""Differences of arms to a baseline from paired runs, with intervals and p values.
 
-Arms of one seed saw the same batches from the same initial weights, so that a seed is a block of a
-randomised block design: value = arm + seed + error, by least squares, any runs missing. Values
-come as a frame with one row a seed and one column an arm, NaN where a run is missing. Rules are
-those of protocol.md, section 3: three shared seeds before there is an interval, one level of 95 %
-for all comparisons of an endpoint together, and arms of clearly unequal variance out of the pool.
+Arms of one seed see the same batches from the same initial weights, so a seed is a block of a
+randomised block design: value = arm + seed + error, fitted by least squares, with any runs missing.
+Values are an array [seeds, arms], NaN where a run is missing. An interval takes three shared seeds;
+all comparisons of an endpoint share one level of 95 %; and arms of clearly unequal variance are
+left out of the pool.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from moebench.report.infer.dunnett import critical_value, tails
 
 LEVEL = 0.95
-ODD = 0.001  # level, over all arms, of each of two tests that take some out of the pool
+ODD = 0.001  # level, over all arms, of each of the two tests for unequal variance
 FEWEST_SEEDS = 3  # two seeds leave one degree of freedom: an interval 12.7 standard errors wide
 POWER = 0.8
 
@@ -37,9 +37,9 @@ class Comparison:
 
     Attributes:
         adjusted: the difference, with an interval and p value that hold for all arms at once.
-        paired: the mean of the paired differences with Student's t, on its own; None below
+        paired: the mean of the paired differences with Student's t for this arm alone; None below
             three shared seeds.
-        per_seed: the paired difference of each seed that both arms have.
+        per_seed: the paired differences, by the seeds that both arms have.
         left_pool: "more" or "less" for an arm whose variance is clearly larger or smaller than the
             pool's, else None.
     """
@@ -56,10 +56,10 @@ class Comparisons:
 
     Attributes:
         arms: by name, without the baseline and without arms that share no seed with it.
-        odd: what left the pool, the baseline included, and whether it varies "more" or "less".
+        odd: the arms that left the pool, by name, and whether they vary "more" or "less".
         sd: the pooled residual standard deviation of one run; None without a pool.
         df: its degrees of freedom.
-        family: the number of comparisons that the adjustment is for.
+        family: the number of comparisons that share the level.
         resolved: the half-width of the widest adjusted interval of the pool.
     """
 
@@ -74,7 +74,7 @@ class Comparisons:
 def mean_interval(values: np.ndarray, level: float = LEVEL) -> Estimate:
     """Student's t for a mean over seeds, or over paired differences; its p is for a mean of 0.
 
-    The mean alone below three values, and of values that do not vary: they say nothing of chance.
+    Fewer than three values, or values that do not vary, give the mean alone.
     """
     n, size = len(values), float(np.max(np.abs(values))) or 1.0  # squares of 1e200 overflow
     mean = float(np.mean(values / size)) * size
@@ -88,15 +88,15 @@ def mean_interval(values: np.ndarray, level: float = LEVEL) -> Estimate:
 
 
 class BlockFit:
-    """Least squares of value = arm + seed over the runs that are there.
+    """Least squares of value = arm + seed over the runs that exist.
 
     Arms are eliminated first (the intra-block equations, Yates 1940), which leaves a symmetric
     system with one row a seed, `information @ seed = moment`. Both sides are sums over arms, so
-    that the fit without an arm is that of the sums without its terms.
+    leaving out an arm drops its terms from the sums.
 
     Attributes:
         rss, df: residual sum of squares and its degrees of freedom.
-        effect: of each arm; only differences of two have a meaning.
+        effect: of each arm; only differences of effects have a meaning.
     """
 
     def __init__(self, values: np.ndarray) -> None:
@@ -118,20 +118,19 @@ class BlockFit:
     def contrasts(self, baseline: int, others: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Differences of arms to the baseline, and their covariance in units of the variance.
 
-        Each arm must share a seed with the baseline, directly or by way of other arms.
+        Each arm must share a seed with the baseline, directly or through other arms.
         """
         contrast = self.share[list(others)] - self.share[baseline]
         difference = self.effect[list(others)] - self.effect[baseline]
-        own = np.diag(1 / self.runs[list(others)]) + 1 / self.runs[baseline]
-        covariance = own + contrast @ self.inverse @ contrast.T
-        return difference, covariance
+        of_means = np.diag(1 / self.runs[list(others)]) + 1 / self.runs[baseline]
+        return difference, of_means + contrast @ self.inverse @ contrast.T
 
     def without_each(self) -> tuple[np.ndarray, np.ndarray]:
-        """`rss` and `df` of the fits to all runs but those of one arm, for each arm."""
+        """`rss` and `df` of the fits that leave out one arm, for each arm."""
         return self._solve(np.eye(len(self.runs), dtype=bool))[:2]
 
     def _solve(self, left_out: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`rss`, `df` and the inverse information without some arms, [..., arms]."""
+        """`rss`, `df` and inverse information of fits without the arms of a mask [..., arms]."""
         kept = (~left_out).astype(float)
         information = np.tensordot(kept, self.information, 1)
         moment = kept @ self.moment
@@ -146,10 +145,10 @@ def compare(values: np.ndarray, arms: Sequence[str], seeds: Sequence[int]) -> Co
     """Every arm against the first at a primary endpoint, at 95 % for all of them together.
 
     Arms in the pool get Dunnett-type intervals from the block model (`dunnett.py`, with the
-    correlations of this very design). An arm out of the pool (see `odd_arms`) gets its own paired
-    t. Both kinds share the 5 %, less what choosing the pool may err in (`chosen_wrongly`): of k
-    comparisons each outside takes 1/k of it (Bonferroni), the pool takes the rest at once. An arm
-    with one shared seed, and all arms where none shares three, get the difference alone.
+    correlations of this very design). An arm outside the pool (see `odd_arms`) gets its own paired
+    t. Both kinds share the 5 %, less the error rate of choosing the pool (`chosen_wrongly`): of k
+    comparisons, each one outside takes 1/k of it (Bonferroni), and the pool takes the rest. An arm
+    with one shared seed gets the difference alone, as do all arms where none shares three seeds.
 
     Args:
         values: [seeds, arms], NaN where a run is missing; each arm has a run.
@@ -181,8 +180,8 @@ def compare(values: np.ndarray, arms: Sequence[str], seeds: Sequence[int]) -> Co
         estimates[i] = Estimate(alone.value, alone.low, alone.high, p)
     compared = {
         arms[i]: Comparison(
-            adjusted=estimates.get(i, Estimate(each.value)),
-            paired=each if shared[i] >= FEWEST_SEEDS else None,
+            adjusted=estimates.get(i, Estimate(alone.value)),
+            paired=alone if shared[i] >= FEWEST_SEEDS else None,
             per_seed={
                 seed: float(value)
                 for seed, value in zip(seeds, difference[:, i], strict=True)
@@ -190,7 +189,7 @@ def compare(values: np.ndarray, arms: Sequence[str], seeds: Sequence[int]) -> Co
             },
             left_pool=odd.get(i),
         )
-        for i, each in paired.items()
+        for i, alone in paired.items()
     }
     left = {arms[i]: way for i, way in odd.items()}
     return Comparisons(compared, left, sd, df, family, resolved)
@@ -202,8 +201,8 @@ def _dunnett(
     """Estimates of all columns against the first, their sd and df, and the widest half-width."""
     fit = BlockFit(values)
     difference, covariance = fit.contrasts(0, range(1, values.shape[1]))
-    if fit.rss <= fit.floor:  # runs that do not vary say nothing about chance
-        return [Estimate(float(each)) for each in difference], None, 0, None
+    if fit.rss <= fit.floor:  # runs that do not vary give no estimate of chance
+        return [Estimate(float(value)) for value in difference], None, 0, None
     sd = math.sqrt(fit.rss / fit.df)
     error = sd * np.sqrt(np.diag(covariance))
     correlation = covariance / np.outer(error, error) * sd**2
@@ -211,17 +210,17 @@ def _dunnett(
     half = error * critical_value(correlation, fit.df, 1 - (1 - LEVEL - spent) * share)
     p = tails(np.abs(difference) / error, correlation, fit.df) / share + spent
     ends = zip(difference, difference - half, difference + half, np.minimum(1.0, p), strict=True)
-    return [Estimate(*map(float, each)) for each in ends], sd, fit.df, float(half.max())
+    return [Estimate(*map(float, values)) for values in ends], sd, fit.df, float(half.max())
 
 
 def chosen_wrongly(arms: int) -> float:
-    """The chance that `odd_arms` takes any of so many arms of equal variance out of the pool.
+    """The probability that `odd_arms` drops any of so many arms of equal variance from the pool.
 
-    What leaves by chance leaves a pool that looks quieter than it is, and so errs more often than
-    it says. But it errs in at most the studies in which the whole pool errs, and those in which an
-    arm left: with this share taken out of the 5 % and added to every p, both together err in 5 %.
-    The levels of the two tests are added; that arms are tested in steps adds a little, which
-    simulation shows to be far less than what is spare (docs/reading.md).
+    An arm that is dropped by chance leaves a pool that seems to vary less than it does, so its
+    intervals err more often than stated. They err at most in the studies where the whole pool errs
+    and in those where an arm was dropped. With this share taken out of the 5 % and added to every
+    p value, both together err in at most 5 %. The levels of the two tests are added. Testing in
+    steps adds a little more, far less than the slack, as simulation shows (docs/reading.md).
     """
     return 2 * ODD if arms > 2 else 0.0
 
@@ -229,18 +228,18 @@ def chosen_wrongly(arms: int) -> float:
 def odd_arms(values: np.ndarray) -> dict[int, str]:
     """The arms whose variance is clearly unequal to that of the others, and in which direction.
 
-    "more" (a collapsed arm): the F test of the residual that an arm's runs add to the block model
-    of the other arms against the residual of that model; exact under equal variances for any
-    missing runs (Chow 1960, Econometrica 28:591). The worst arm is taken away and the rest tested
-    again until half are gone; all arms up to the last significant step leave, so that two
-    collapsed arms do not hide each other (as in Rosner 1983, Technometrics 25:165).
+    "more" (a collapsed arm): an F test of the residual that an arm's runs add to the block model of
+    the other arms, against the residual of that model. It is exact under equal variances, whatever
+    runs are missing (Chow 1960, Econometrica 28:591). The worst arm is removed and the rest tested
+    again until half are gone. All arms up to the last significant step leave, so that two collapsed
+    arms do not hide each other (as in Rosner 1983, Technometrics 25:165).
     "less" (an A/A arm that has not drifted from its twin): paired differences to the baseline that
-    vary clearly less than the rest of the pool, by the lower tail of F. Left in, such a pair would
-    make the pool look quieter than it is. Both at 0.1 %, divided by the number of arms tested: at
-    1 % the arms that leave by chance alone raise the family-wise error by half a percent.
+    vary clearly less than the rest of the pool, by the lower tail of F. If it stayed, the pool
+    would seem to vary less than it does. Both tests are at 0.1 %, divided by the number of arms
+    tested: at 1 %, arms that leave by chance raise the family-wise error by half a percent.
 
-    Two arms cannot be told apart, and few seeds show only gross inequality: a standard deviation
-    about 67 times the others' with 3 arms and 3 seeds, 4 times with 5 arms and 5 seeds.
+    With two arms no arm can be tested, and few seeds show only gross inequality: a standard
+    deviation about 67 times the others' with 3 arms and 3 seeds, 4 times with 5 arms and 5 seeds.
 
     Args:
         values: [seeds, arms], the baseline first, NaN where a run is missing.
@@ -256,19 +255,20 @@ def odd_arms(values: np.ndarray) -> dict[int, str]:
         return odd
     fit = BlockFit(values[:, left])
     for i in left[1:]:
-        each = _known(values[:, i] - values[:, 0])
-        df = len(each) - 1
+        paired = _known(values[:, i] - values[:, 0])
+        df = len(paired) - 1
         if df < 1 or fit.df - df < 1:
             continue
-        own = max(float(np.var(each)) * len(each) / 2, fit.floor)
-        rest = max(fit.rss - own, fit.floor)
-        ratio = own / df / (rest / (fit.df - df))
+        of_pair = max(float(np.var(paired)) * len(paired) / 2, fit.floor)
+        rest = max(fit.rss - of_pair, fit.floor)
+        ratio = of_pair / df / (rest / (fit.df - df))
         if rest > fit.floor and fdtr(df, fit.df - df, ratio) < ODD / (len(left) - 1):
             odd[i] = "less"
     return odd
 
 
 def _scattered(values: np.ndarray) -> list[int]:
+    """The columns that vary clearly more than the others."""
     from scipy.special import fdtrc
 
     left, removed, last = list(range(values.shape[1])), [], 0
@@ -289,8 +289,8 @@ def seeds_needed(sd: float, family: int, effect: float) -> int | None:
     """About how many seeds show an effect in four of five studies; None above 10,000.
 
     The smallest n with effect >= sd sqrt(2 / n) (t at the level 0.05 / family + t at the power of
-    80 %), both of (family)(n - 1) degrees of freedom: the normal approximation with Student's
-    quantiles and Bonferroni's level, slightly more than Dunnett's.
+    80 %), both with (family)(n - 1) degrees of freedom. This is the normal approximation with
+    Student's quantiles and Bonferroni's level, which asks for slightly more than Dunnett's.
 
     Args:
         sd: residual standard deviation of one run, in the units of `effect`.
@@ -311,5 +311,5 @@ def _known(values: np.ndarray) -> np.ndarray:
 
 
 def _floor(values: np.ndarray) -> float:
-    """What rounding alone can make of equal values."""
+    """The largest difference that rounding makes between equal values."""
     return 1e-12 * max(float(np.nanmax(np.abs(values), initial=0.0)), 1e-100)

@@ -36,6 +36,8 @@ def plans_of_study(
     A study that was run in several sizes has several plans.
 
     Args:
+        study: a name.
+        plans, problems: as `find_plans` returns them.
         runs_dir: for the error.
         unknown: how the error for an unknown study starts; by default it names `--study`.
 

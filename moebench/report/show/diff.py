@@ -32,7 +32,7 @@ def compare_two(named: Sequence[Path], runs_dir: Path, form: str = "table") -> s
 
     Raises:
         ConfigError: unless there are two, both runs or neither; or for another form.
-        RecordError: for a name that means nothing, or a damaged run.
+        RecordError: for a name of no run and no study, or a damaged run.
     """
     if len(named) != 2:
         raise ConfigError(
@@ -57,16 +57,16 @@ def compare_two(named: Sequence[Path], runs_dir: Path, form: str = "table") -> s
 
 
 def _run(path: Path, runs_dir: Path) -> Record | None:
-    found = [Record(each) for each in (path, runs_dir / path) if Record(each).exists()]
-    return found[0] if found else None
+    records = (Record(path), Record(runs_dir / path))
+    return next((record for record in records if record.exists()), None)
 
 
 def _frame(path: Path, runs_dir: Path) -> Frame:
     if path.is_dir():
         return load(path)
     unknown = f"{printable(str(path))}: no such run or study"
-    found = plans_of_study(str(path), *find_plans([runs_dir]), runs_dir, unknown)
-    return load(runs_dir, {job.run for plan in found for job in plan.jobs})
+    plans = plans_of_study(str(path), *find_plans([runs_dir]), runs_dir, unknown)
+    return load(runs_dir, {job.run for plan in plans for job in plan.jobs})
 
 
 # Two runs
@@ -74,27 +74,29 @@ def _frame(path: Path, runs_dir: Path) -> Frame:
 
 def _of_runs(a: Record, b: Record) -> list[Block]:
     rows = [read_run(record) for record in (a, b)]
-    made = [{**row["made_with"], "state": row["state"]} for row in rows]
-    configs = [{**record.config(), **about} for record, about in zip((a, b), made, strict=True)]
-    for config, record in zip(configs, (a, b), strict=True):
-        config["data"] = record.manifest().get("data", {}).get("content_hash", "?")
-    found: list[Block] = [
+    return [
         Heading(f"A {printable(a.name)}, B {printable(b.name)}"),
-        _keys(*configs),
+        _keys(_about(a, rows[0]), _about(b, rows[1])),
         _metrics(rows[0]["metrics"], rows[1]["metrics"]),
+        *_curves(a, b),
     ]
-    return found + _curves(a, b)
+
+
+def _about(record: Record, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Config, provenance, state and data of a run."""
+    data = record.manifest().get("data", {}).get("content_hash", "?")
+    return {**record.config(), **row["made_with"], "state": row["state"], "data": data}
 
 
 def _keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> Block:
     differing = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
     if not differing:
         return Sentences("Config and provenance", ["They are equal."])
-    rows = [[_cell(key), _cell(_told(a, key)), _cell(_told(b, key))] for key in differing]
+    rows = [[_cell(text) for text in (key, _value(a, key), _value(b, key))] for key in differing]
     return Grid("Config and provenance", "Only what differs.", ["key", "A", "B"], rows)
 
 
-def _told(config: Mapping[str, Any], key: str) -> str:
+def _value(config: Mapping[str, Any], key: str) -> str:
     return printable(str(config[key])) if key in config else "-"
 
 
@@ -102,104 +104,102 @@ def _metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> Block:
     names = [name for name in sorted({*a, *b}) if not name.startswith(("tune/", "speed/"))]
     if not names:
         return Sentences("Metrics", ["Neither run is finished."])
-    equal = sum(a.get(name) == b.get(name) for name in names)
-    rows = [
-        [_cell(name), *_three(a.get(name), b.get(name))]
-        for name in names
-        if a.get(name) != b.get(name)
-    ]
-    if not rows:
+    differing = [name for name in names if a.get(name) != b.get(name)]
+    equal = len(names) - len(differing)
+    if not differing:
         return Sentences("Metrics", [f"All {equal} are equal, bit for bit."])
+    rows = [[_cell(name), *_both(a.get(name), b.get(name))] for name in differing]
     caption = f"At the end; {equal} more are equal, bit for bit." if equal else "At the end."
     return Grid("Metrics", caption, ["metric", "A", "B", "B - A"], rows)
 
 
 def _curves(a: Record, b: Record) -> list[Block]:
-    """Validation nats at shared steps, and from which step on the training loss differs."""
-    columns = []
-    for record in (a, b):
-        table, failed = read_curves(record.path.parent, [record], [PRIMARY, "train/loss"])
-        for _, reason in failed:
-            raise RecordError(f"{record.path}: {reason}")
-        columns.append(table.to_pandas().set_index("step"))
-    left, right = columns
+    """The step from which the training loss differs, and validation nats at shared steps."""
+    left, right = _curve(a), _curve(b)
     shared = left.index.intersection(right.index)
     if shared.empty:
         return [Sentences("Curves", ["They share no logged step."])]
-    found: list[Block] = []
+    content: list[Block] = []
     if "train/loss" in left and "train/loss" in right:
-        one, other = (each["train/loss"].reindex(shared).to_numpy(float) for each in columns)
-        apart = np.flatnonzero((one != other) & ~np.isnan(one) & ~np.isnan(other))
-        told = (
-            f"The training loss is equal, bit for bit, at all {len(shared)} shared steps."
-            if not len(apart)
-            else f"The training loss differs from step {shared[apart[0]]:.0f} on."
+        one, other = (run["train/loss"].reindex(shared).to_numpy(float) for run in (left, right))
+        differing = np.flatnonzero((one != other) & ~np.isnan(one) & ~np.isnan(other))
+        sentence = (
+            f"The training loss differs from step {shared[differing[0]]:.0f} on."
+            if len(differing)
+            else f"The training loss is equal, bit for bit, at all {len(shared)} shared steps."
         )
-        found.append(Sentences("Curves", [told]))
+        content.append(Sentences("Curves", [sentence]))
     if PRIMARY in left and PRIMARY in right:
         pairs = [(step, left[PRIMARY][step], right[PRIMARY][step]) for step in shared]
-        pairs = [each for each in pairs if each[1] == each[1] and each[2] == each[2]]
+        pairs = [(step, x, y) for step, x, y in pairs if x == x and y == y]
         kept = sorted({round(i) for i in np.linspace(0, len(pairs) - 1, MOST_STEPS)})
         rows = [
-            [_cell(f"{pairs[i][0]:.0f}"), *_three(pairs[i][1], pairs[i][2])] for i in kept if pairs
+            [_cell(f"{step:.0f}"), *_both(x, y)] for step, x, y in (pairs[i] for i in kept if pairs)
         ]
         headers = ["step", "A", "B", "B - A"]
-        found.append(Grid(f"{PRIMARY} on the way", "At shared evaluations.", headers, rows))
-    return found
+        content.append(Grid(f"{PRIMARY} on the way", "At shared evaluations.", headers, rows))
+    return content
+
+
+def _curve(record: Record) -> Any:
+    """A data frame of training loss and validation nats by step."""
+    table, failed = read_curves(record.path.parent, [record], [PRIMARY, "train/loss"])
+    for _, reason in failed:
+        raise RecordError(f"{record.path}: {reason}")
+    return table.to_pandas().set_index("step")
 
 
 # Two studies
 
 
 def _of_studies(frames: Sequence[Frame], names: Sequence[str]) -> list[Block]:
-    """Arms by name: their means over finished seeds, and what the sets of runs do not share."""
+    """Means of arms of one name over finished seeds, and what the two sets of runs do not share."""
     a, b = frames
-    name, other = map(printable, names)
-    found: list[Block] = [Heading(f"A {name}, B {other}")]
-    keys = [_shared_keys(frame) for frame in (a, b)]
-    found.append(_keys(*keys))
-    arms = list(dict.fromkeys([*a.metrics["arm"], *b.metrics["arm"]]))
+    content: list[Block] = [Heading("A {}, B {}".format(*map(printable, names)))]
+    content.append(_keys(_shared_keys(a), _shared_keys(b)))
     for metric in OF_STUDIES:
         rows = []
-        for arm in arms:
-            values = [_values(frame, arm, metric) for frame in (a, b)]
+        for arm in dict.fromkeys([*a.metrics["arm"], *b.metrics["arm"]]):
+            values = [_values(frame, arm, metric) for frame in frames]
             if any(values):
                 means = [sum(v.values()) / len(v) if v else None for v in values]
                 seeds = f"{len(values[0])} and {len(values[1])}"
-                rows.append([_cell(printable(arm)), _cell(seeds), *_three(*means)])
+                rows.append([_cell(printable(arm)), _cell(seeds), *_both(*means)])
         if rows:
             headers = ["arm", "seeds", "A", "B", "B - A"]
             caption = "Means over finished seeds; differences of studies are not paired."
-            found.append(Grid(metric, caption, headers, rows))
+            content.append(Grid(metric, caption, headers, rows))
     only = [
         f"only in {side}: {printable(arm)}"
-        for side, frame, another in (("A", a, b), ("B", b, a))
+        for side, frame, other in (("A", a, b), ("B", b, a))
         for arm in dict.fromkeys(frame.runs["arm"])
-        if arm not in set(another.runs["arm"])
+        if arm not in set(other.runs["arm"])
     ]
-    return [*found, *([Sentences("Arms", only)] if only else [])]
+    return [*content, Sentences("Arms", only)] if only else content
 
 
 def _shared_keys(frame: Frame) -> dict[str, Any]:
-    """What all runs have in common, and the number of tables into which the others fall."""
+    """The keys that all runs have in common, and the number of runs and of tables."""
     sciences = [row["science"] for row in frame.rows()]
     first = sciences[0] if sciences else {}
-    same = {k: v for k, v in first.items() if all(each.get(k) == v for each in sciences)}
+    same = {k: v for k, v in first.items() if all(other.get(k) == v for other in sciences)}
     return same | {"runs": len(sciences), "tables": len(frame.tables)}
 
 
 def _values(frame: Frame, arm: str, metric: str) -> dict[str, float]:
-    found = frame.metrics
-    own = found.loc[(found["arm"] == arm) & (found["metric"] == metric)]
-    return dict(zip(own["run"], own["value"], strict=True))
+    """A metric of an arm, by run."""
+    metrics = frame.metrics
+    rows = metrics.loc[(metrics["arm"] == arm) & (metrics["metric"] == metric)]
+    return dict(zip(rows["run"], rows["value"], strict=True))
 
 
 # Cells
 
 
-def _three(a: float | None, b: float | None) -> list[Cell]:
+def _both(a: float | None, b: float | None) -> list[Cell]:
+    """Two values and their difference."""
     change = "-" if a is None or b is None else f"{b - a:+.4g}"
-    return [_cell("-" if v is None else f"{v:.6g}") for v in (a, b)] + [_cell(change)]
+    return [_cell("-" if value is None else f"{value:.6g}") for value in (a, b)] + [_cell(change)]
 
 
 def _cell(text: str) -> Cell:
@@ -207,20 +207,21 @@ def _cell(text: str) -> Cell:
 
 
 def _as_dict(content: Sequence[Block]) -> dict[str, Any]:
-    """The same blocks: a list of rows each, by header."""
+    """The same blocks as JSON values: the rows of a grid by header, and lists of sentences."""
     grids = [
         {
-            "title": each.title,
+            "title": block.title,
             "rows": [
-                dict(zip(each.headers, (main for main, _ in row), strict=True)) for row in each.rows
+                dict(zip(block.headers, (text for text, _ in row), strict=True))
+                for row in block.rows
             ],
         }
-        for each in content
-        if isinstance(each, Grid)
+        for block in content
+        if isinstance(block, Grid)
     ]
-    told = [
-        {"title": each.title, "items": list(each.items)}
-        for each in content
-        if isinstance(each, Sentences)
+    sentences = [
+        {"title": block.title, "items": list(block.items)}
+        for block in content
+        if isinstance(block, Sentences)
     ]
-    return {"schema_version": 1, "tables": grids, "told": told}
+    return {"schema_version": 1, "tables": grids, "told": sentences}

@@ -1,4 +1,4 @@
-"""Blocks as text, Markdown or LaTeX. User text never meets a markup parser unescaped."""
+"""Blocks as text, Markdown or LaTeX. All text from users is escaped."""
 
 import html
 import io
@@ -14,7 +14,7 @@ from rich.text import Text
 from moebench.report.show.blocks import Block, Cell, Grid, Heading, Sentences
 
 WIDTH = 100
-NARROWEST_NAME, WIDEST_WORD = 10, 24  # columns that names have at least, and one word of them
+NARROWEST_NAME, WIDEST_WORD = 10, 24  # characters of the column of names, of a word in it
 
 
 # As text
@@ -45,7 +45,7 @@ def _grid(block: Grid, columns: Iterable[int]) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     least = _name_width(block)
     widths = {column: min(_width(block, column), WIDTH - least - 2) for column in columns}
-    room = WIDTH - sum(2 + width for width in widths.values())  # else the last column would be cut
+    room = WIDTH - sum(2 + width for width in widths.values())  # or the last column would be cut
     grid.add_column(Text(block.headers[0]), overflow="fold", min_width=least, max_width=room)
     for column, width in widths.items():
         grid.add_column(
@@ -57,7 +57,7 @@ def _grid(block: Grid, columns: Iterable[int]) -> RichTable:
 
 
 def _columns(block: Grid) -> list[list[int]]:
-    """The columns of numbers, in as few grids as leave room for the names."""
+    """Distribute the columns of numbers over as few grids as leave room for the names."""
     grids: list[list[int]] = [[]]
     room = WIDTH - _name_width(block)
     for column in range(1, len(block.headers)):
@@ -71,13 +71,13 @@ def _columns(block: Grid) -> list[list[int]]:
 
 
 def _name_width(block: Grid) -> int:
-    """What names take at least: their longest word is not broken, unless it is very long."""
+    """The least width of names: their longest word is not broken, unless it is very long."""
     words = [word for row in block.rows for word in _stacked(row[0]).split()]
     return max(NARROWEST_NAME, min(WIDEST_WORD, max(map(len, words), default=0)))
 
 
 def _width(block: Grid, column: int) -> int:
-    """What a column takes without breaking a number; its header may break at blanks."""
+    """The width of a column that breaks no number; its header may break at blanks."""
     lines = [line for row in block.rows for line in _stacked(row[column]).split("\n")]
     return max(map(len, [*lines, *block.headers[column].split()]))
 
@@ -133,14 +133,14 @@ def _flat(cell: Cell) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text as text: no tag, link, emphasis, code or cell border is left in it."""
+    """Escape what Markdown reads as a tag, a link, emphasis, code or the border of a cell."""
     return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(text.replace("\n", " "), quote=False))
 
 
 # As LaTeX
 
 _LATEX = {
-    **{each: f"\\{each}" for each in "&%$#_{}"},
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -150,7 +150,7 @@ _LATEX = {
     "|": r"\textbar{}",
     "±": r"$\pm$",
     "−": "--",
-    "\ufffd": r"\textbackslash{}ufffd",  # which LuaTeX takes for a broken file
+    "\ufffd": r"\textbackslash{}ufffd",  # LuaTeX takes it for a broken file
     '"': "''",
 }
 LATEX_HEAD = r"""% \usepackage[T1]{fontenc} \usepackage{array,booktabs,graphicx}
@@ -164,9 +164,9 @@ LONGEST_WORD = 24  # characters after which a word may be broken anywhere
 
 
 def as_latex(content: Iterable[Block]) -> str:
-    """Paragraphs, lists and `booktabs` tables, to be put into a document of one's own.
+    """Paragraphs, lists and `booktabs` tables, for `\\input` in a document.
 
-    Tables that are wider than a line are made smaller.
+    A table that is wider than a line is scaled down.
     """
     return LATEX_HEAD + "\n" + "\n\n".join(filter(None, map(_latex, content))) + "\n"
 
@@ -175,7 +175,7 @@ def _latex(block: Block) -> str:
     if isinstance(block, Heading):
         return f"\\section*{{{_tex(block.text)}}}"
     if isinstance(block, Sentences):
-        items = "\n".join(f"  \\item {_tex(each)}" for each in block.items)
+        items = "\n".join(f"  \\item {_tex(item)}" for item in block.items)
         head = f"\\paragraph{{{_tex(block.title)}}}"
         return f"{head}\n\\begin{{itemize}}\n{items}\n\\end{{itemize}}"
     rows = [
@@ -195,7 +195,7 @@ def _latex(block: Block) -> str:
 
 
 def _stacked_row(row: Iterable[Cell]) -> list[list[str]]:
-    """A row of cells as lines of a table: what stands below takes lines of its own."""
+    """A row of cells as lines of a table: what stands below the main text has its own line."""
     parts = [[line for part in cell if part for line in part.split("\n")] for cell in row]
     height = max(1, *(len(part) for part in parts))
     return [[part[i] if i < len(part) else "" for part in parts] for i in range(height)]
@@ -206,8 +206,8 @@ def _tex_row(cells: Iterable[str]) -> str:
 
 
 def _tex(text: str) -> str:
-    """Text as text; signs of numbers as LaTeX sets them, and no two signs that it would join."""
-    words = [_tex_word(each) for each in text.replace("\n", " ").split(" ")]
+    """Escape text; set the signs of numbers as LaTeX does, and join no two characters."""
+    words = [_tex_word(word) for word in text.replace("\n", " ").split(" ")]
     text = " ".join(words)
     return f"{{}}{text}" if text.startswith(("[", "*")) else text  # options of \\ and \item
 
@@ -225,7 +225,7 @@ def _tex_part(part: str) -> str:
     if part[0] > "\xff" and part[0] not in _LATEX:
         return (
             f"\\letters{{{part}}}{{"
-            + "".join(rf"\textbackslash{{}}u{ord(e):04x}" for e in part)
+            + "".join(rf"\textbackslash{{}}u{ord(letter):04x}" for letter in part)
             + "}"
         )
     part = re.sub(r"([-,'])(?=\1)", "\\1\0", part)
@@ -233,4 +233,4 @@ def _tex_part(part: str) -> str:
     if number:
         part = f"{number[1]}\1{number[2]}"
     joined = {"\0": "{}", "\1": "$-$"}
-    return "".join(_LATEX.get(each, joined.get(each, each)) for each in part)
+    return "".join(_LATEX.get(sign, joined.get(sign, sign)) for sign in part)

@@ -308,7 +308,8 @@ def _paper(verdict: Verdict) -> Cell:
 
 def _meaning(table: Table) -> str:
     """What the columns of differences in nats hold."""
-    seeds = max((len(each.per_seed) for each in table.comparisons.arms.values()), default=0)
+    comparisons = table.comparisons.arms.values()
+    seeds = max((len(comparison.per_seed) for comparison in comparisons), default=0)
     if table.primary != PRIMARY:
         meaning = "not tested; paired t: 95 % for one arm alone"
     elif seeds >= FEWEST_SEEDS:
