@@ -31,7 +31,7 @@ from moebench.data.making.cache import (
     to_json,
 )
 from moebench.data.making.shards import stem
-from moebench.data.making.workers import Teller, cores
+from moebench.data.making.workers import Reporter
 from moebench.data.sources import choose_domains, choose_heldout, open_source
 from moebench.data.tokenizer import (
     BYTES,
@@ -43,6 +43,7 @@ from moebench.data.tokenizer import (
     smallest_type,
 )
 from moebench.errors import DataError
+from moebench.machine import usable_cores
 
 __all__ = ["Corpus", "Half", "cache_root", "prepare"]
 
@@ -154,8 +155,8 @@ def prepare(
     Raises DataError for text that is missing, broken or too little, and for a cache that cannot
     be written.
     """
-    teller = Teller(progress, bar)
-    directory, manifest = _prepare_bytes(config, processes, teller)
+    reporter = Progress(say, bar)
+    directory, manifest = _prepare_bytes(config, processes, reporter)
     chosen = choose_domains(config, sorted(manifest["domains"]))
     heldout = choose_heldout(config, chosen)
     domains = tuple(name for name in chosen if name not in heldout)
@@ -165,7 +166,7 @@ def prepare(
         text, directory = directory, folder_of("tokens", made_from)
 
         def build(folder: Path) -> Manifest:
-            teller.say(f"data.tokenizer={config.tokenizer}: encoding in {directory}")
+            reporter.say(f"data.tokenizer={config.tokenizer}: encoding in {directory}")
             return retokenize.build(
                 folder,
                 config,
@@ -173,20 +174,20 @@ def prepare(
                 manifest,
                 domains,
                 processes=_processes(processes, manifest),
-                teller=teller,
+                reporter=reporter,
             )
 
-        manifest = make_folder(directory, build, teller.say)
+        manifest = make_folder(directory, build, reporter.say)
     corpus = Corpus(directory, manifest, domains, heldout)
     if len(domains) == 1:
-        teller.say(
+        reporter.say(
             f"warning: all text is of one domain, {domains[0]}: data.homogeneity means nothing"
         )
     return corpus
 
 
 def _prepare_bytes(
-    config: DataConfig, processes: int | None, teller: Teller
+    config: DataConfig, processes: int | None, reporter: Reporter
 ) -> tuple[Path, Manifest]:
     """The shards of bytes of a source: of all its domains, or of those that are picked."""
     source = open_source(config)
@@ -204,17 +205,17 @@ def _prepare_bytes(
 
     def build(folder: Path) -> Manifest:
         names = f"{', '.join(domains)} " if domains is not None else ""
-        teller.say(f"{source.label}: preparing {names}in {directory}")
+        reporter.say(f"{source.label}: preparing {names}in {directory}")
         size = sum(unit.size for unit in source.units(domains))
-        count = processes or (cores() if size > SMALL else 1)
-        return shards.build(folder, source, domains, processes=count, teller=teller)
+        count = processes or (usable_cores() if size > SMALL else 1)
+        return shards.build(folder, source, domains, processes=count, reporter=reporter)
 
-    return directory, make_folder(directory, build, teller.say)
+    return directory, make_folder(directory, build, reporter.say)
 
 
 def _processes(asked: int | None, manifest: Mapping[str, Any]) -> int:
     size = sum(known["train"]["bytes"] for known in manifest["domains"].values())
-    return asked or (cores() if size > SMALL // 10 else 1)
+    return asked or (usable_cores() if size > SMALL // 10 else 1)
 
 
 def _tokenizer(directory: Path, manifest: Mapping[str, Any]) -> Tokenizer:

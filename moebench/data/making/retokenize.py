@@ -18,7 +18,7 @@ from moebench.config.schema import DataConfig
 from moebench.data.draws import permutation
 from moebench.data.making.cache import Manifest
 from moebench.data.making.shards import stem
-from moebench.data.making.workers import Teller, in_processes
+from moebench.data.making.workers import Reporter, in_processes
 from moebench.data.tokenizer import FILE, Subwords, read_tokenizer, train_bpe
 from moebench.disk import replacing, write_bytes
 
@@ -42,7 +42,7 @@ def build(
     trained: Sequence[str],
     *,
     processes: int,
-    teller: Teller,
+    reporter: Reporter,
 ) -> Manifest:
     """Write the shards of all domains of a manifest of bytes, and return theirs.
 
@@ -56,7 +56,7 @@ def build(
     if not path.exists():
         content = read_tokenizer(config.tokenizer) if config.tokenizer != "bpe" else b""
         if not content:
-            teller.show(f"training BPE with {config.vocab_size} tokens", 0)
+            reporter.show(f"training BPE with {config.vocab_size} tokens", 0)
             sample = _sample(text, manifest, trained, config.text_seed)
             content = train_bpe(sample, config.vocab_size)
         write_bytes(path, content)
@@ -72,7 +72,7 @@ def build(
     ]
 
     def look(done: set[int]) -> None:
-        teller.show(f"encoding: {len(done)} of {len(tasks)} parts", len(done) / max(1, len(tasks)))
+        reporter.show(f"encoding: {len(done)} of {len(tasks)} parts", len(done) / max(1, len(tasks)))
 
     in_processes(encode_part, tasks, processes, look)
     known = {}
@@ -88,7 +88,7 @@ def build(
                 tune = counts[split]["tune_documents"]
                 known[domain][split]["tune_tokens"] = int(offsets[tune])
         tokens = known[domain]["train"]["tokens"]
-        teller.say(f"{domain}: {tokens / 1e6:.2f} million tokens train")
+        reporter.say(f"{domain}: {tokens / 1e6:.2f} million tokens train")
     shutil.rmtree(parts)
     return {
         "source": manifest["source"],

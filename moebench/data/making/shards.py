@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from moebench.data.making.cache import Manifest, to_json
 from moebench.data.making.overlap import overlap
-from moebench.data.making.workers import Teller, in_processes
+from moebench.data.making.workers import Reporter, in_processes
 from moebench.data.sources.document import Document, Source, Text, Unit
 from moebench.data.tokenizer import END, ByteTokenizer
 from moebench.disk import replacing, write_bytes
@@ -63,7 +63,7 @@ def build(
     domains: Sequence[str] | None,
     *,
     processes: int,
-    teller: Teller,
+    reporter: Reporter,
 ) -> Manifest:
     """Write the shards of some domains of a source (None: of all) and return their manifest."""
     parts = folder / "parts"
@@ -74,14 +74,14 @@ def build(
         text = sum(path.stat().st_size for path in parts.glob("*.text"))
         sizes = [unit.size for unit in units]
         share = sum(sizes[number] for number in done) / max(1, sum(sizes))
-        teller.show(f"reading: {text / 1e6:,.0f} MB of text", share / 2)
+        reporter.show(f"reading: {text / 1e6:,.0f} MB of text", share / 2)
 
     tasks = [(source, number, unit, parts) for number, unit in enumerate(units)]
     in_processes(spool, tasks, processes, read)
     found = _domains(parts, source.label) if domains is None else tuple(domains)
 
     def wrote(done: set[int]) -> None:
-        teller.show(
+        reporter.show(
             f"sorting: {len(done)} of {len(found)} domains", (1 + len(done) / len(found)) / 2
         )
 
@@ -93,7 +93,7 @@ def build(
         known[domain]["licence"] = terms
     for domain, counts in known.items():
         train, valid = (counts[split]["bytes"] for split in ("train", "valid"))
-        teller.say(
+        reporter.say(
             f"{domain}: {train / 1e6:.1f} MB train, {valid / 1e3:.0f} kB valid{_dropped(counts)}"
         )
     shutil.rmtree(parts)
