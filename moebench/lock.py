@@ -1,4 +1,4 @@
-"""One process at a time trains a run: a lock beside the records, which dies with its process."""
+"""A lock that lets one process at a time train a run; it is released when the process ends."""
 
 import fcntl
 import os
@@ -11,12 +11,12 @@ import filelock
 from moebench.errors import LockedError
 from moebench.records import Record, cannot_write
 
-MOMENT = 0.5  # seconds; longer than another's `is_held` stands in the way
+TIMEOUT = 0.5  # seconds; longer than `is_held` of another process blocks the lock
 
 
 @contextmanager
 def hold(record: Record) -> Iterator[None]:
-    """Keep all other processes from training a run; a process that holds it may hold it again.
+    """Keep other processes from training a run. The process that holds the lock may take it again.
 
     Raises:
         LockedError: if another process holds it.
@@ -26,7 +26,7 @@ def hold(record: Record) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path, is_singleton=True)
-        lock.acquire(timeout=MOMENT)
+        lock.acquire(timeout=TIMEOUT)
     except filelock.Timeout:
         raise LockedError(f"{record.path}: another process is training it; wait for it") from None
     except OSError as error:
@@ -38,7 +38,7 @@ def hold(record: Record) -> Iterator[None]:
 
 
 def is_held(record: Record) -> bool:
-    """Whether a process, this one included, holds a run. Writes nothing."""
+    """Whether a process, possibly this one, holds a run's lock. Writes nothing."""
     try:
         file = os.open(_path(record), os.O_RDONLY)
     except OSError:

@@ -1,1 +1,1 @@
-"""Text by domain, as byte tokens in a cache, and the batches made of it."""
+"""Text by domain: where it comes from, its tokens in a cache, and the batches of a run."""

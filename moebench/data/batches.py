@@ -1,10 +1,10 @@
-"""Batches: every one a pure function of the corpus, the seed and the step.
+"""Batches of sequences, each a pure function of the corpus, the seed and the step.
 
 A domain's tokens are cut into windows of seq_len + 1 tokens that begin seq_len apart. An epoch of a
-domain is a permutation of its windows, keyed by (seed, domain's name, epoch), and sequences take
-the windows in its order. The micro-batches of the whole run take the domains in turn, so that after
-any number of them each domain has its share to within one (`moebench.data.turns`). All randomness
-is keyed (`moebench.data.draws`), so that any step can be asked for first.
+domain is a permutation of its windows, keyed by (seed, domain name, epoch), and sequences take the
+windows in this order. The micro-batches of a run take turns among the domains, so that after any
+number of them each domain has its share to within one (`moebench.data.turns`). All randomness is
+keyed (`moebench.data.draws`), so that steps can be read in any order.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where the sequences of a batch lie."""
+    """The positions of a batch's sequences in the corpus."""
 
     domain: Ints  # [sequences], an index into the corpus's domains
     start: Ints  # [sequences], the first token, counted in the domain's training tokens
@@ -47,13 +47,13 @@ class Batches:
     """The training batches of one seed.
 
     Args:
-        corpus: whose training tokens are read.
-        seq_len: inputs of a sequence, in tokens.
+        corpus: its training tokens are read.
+        seq_len: input tokens of a sequence.
         micro_bsz, global_bsz: sequences in a logical micro-batch and in a step; the first divides
             the second.
         seed: keys every draw.
-        homogeneity: 1 keeps each micro-batch to one domain; h lets a random share 1 - h of a
-            step's sequences change places. Which sequences a step has does not depend on it.
+        homogeneity: with 1, each micro-batch has one domain; with h, a random share 1 - h of a
+            step's sequences change places. The set of a step's sequences does not depend on it.
         shares: turns of each domain in a period; one each by default.
 
     Raises DataError for a domain with less text than one sequence.
@@ -80,7 +80,7 @@ class Batches:
         self._offset = key(seed, "offset") % self._turns.period
         before = self._turns.domain[: self._offset]
         self._before = np.bincount(before, minlength=len(corpus.domains))
-        self._epochs: dict[tuple[int, int], Ints] = {}  # only to save time; see `_epoch`
+        self._epochs: dict[tuple[int, int], Ints] = {}  # a cache, see `_epoch`
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 1."""
@@ -88,7 +88,7 @@ class Batches:
         return Batch(self.read(places), places.domain)
 
     def read(self, places: Places) -> Ints:
-        """The tokens [sequences, seq_len + 1] that lie there."""
+        """The tokens [sequences, seq_len + 1] at these places."""
         tokens = np.empty((len(places.domain), self.seq_len + 1), np.int64)
         for d in np.unique(places.domain):
             rows = np.flatnonzero(places.domain == d)
@@ -96,7 +96,7 @@ class Batches:
         return tokens
 
     def places(self, step: int) -> Places:
-        """Where the batch of a step lies."""
+        """The places of a step's batch."""
         assert step >= 1
         micro_batches = self.global_bsz // self.micro_bsz
         turns = (step - 1) * micro_batches + permutation(micro_batches, self.seed, "order", step)
@@ -104,7 +104,7 @@ class Batches:
         turn = turn - self._before[domain]
         domain = np.repeat(domain, self.micro_bsz)
         place = np.tile(np.arange(self.micro_bsz), micro_batches)
-        number = np.repeat(turn, self.micro_bsz) * self.micro_bsz + place  # of the domain's own
+        number = np.repeat(turn, self.micro_bsz) * self.micro_bsz + place  # within the domain
         mixed = self._mixing(step)
         domain, number = domain[mixed], number[mixed]
         start = np.empty_like(number)
@@ -114,7 +114,7 @@ class Batches:
         return Places(domain, start)
 
     def _mixing(self, step: int) -> Ints:
-        """[global_bsz] which sequence of the homogeneous batch each slot gets."""
+        """[global_bsz] the sequence of the homogeneous batch that each slot gets."""
         order = np.arange(self.global_bsz)
         moved = round((1 - self.homogeneity) * self.global_bsz)
         if moved:
@@ -123,7 +123,7 @@ class Batches:
         return order
 
     def _starts(self, d: int, number: Ints) -> Ints:
-        """First token of a domain's sequences by their number since the start of the run."""
+        """[sequences] first token of a domain's sequences, given their numbers in the run."""
         epoch, place = np.divmod(number, self._windows[d])
         window = np.empty_like(number)
         for e in np.unique(epoch):
@@ -131,7 +131,7 @@ class Batches:
         return window * self.seq_len
 
     def _epoch(self, d: int, epoch: int) -> Ints:
-        """The order of a domain's windows in an epoch; the last few are remembered."""
+        """[windows] the order of a domain's windows in an epoch; the last few are cached."""
         if (d, epoch) not in self._epochs:
             if len(self._epochs) >= 2 * len(self._streams):
                 del self._epochs[next(iter(self._epochs))]
@@ -155,28 +155,28 @@ def make_batches(corpus: Corpus, config: ExperimentConfig) -> Batches:
 
 
 def check_epochs(corpus: Corpus, config: ExperimentConfig) -> None:
-    """Raise DataError if a run reads some domain more than `data.max_epochs` times."""
+    """Raise DataError if a run reads a domain more than `data.max_epochs` times."""
     seq_len, micro_bsz, steps = config.seq_len, config.micro_bsz, config.train.steps
     micro_batches, most = config.global_bsz // micro_bsz, config.data.max_epochs
     windows = [_count_windows(corpus, domain, seq_len) for domain in corpus.domains]
     turns = Turns(shares(corpus, config.data))
 
     def epochs(steps: int) -> list[float]:
-        """Of each domain, at most, whatever the seed."""
+        """[domains] epochs of each domain, at most, for any seed."""
         return [
             turns.most(d, steps * micro_batches) * micro_bsz / number
             for d, number in enumerate(windows)
         ]
 
-    found = epochs(steps)
-    if max(found) > most:
-        first = found.index(max(found))
-        fewer = bisect_right(range(steps), most, key=lambda each: max(epochs(each))) - 1
+    needed = epochs(steps)
+    if max(needed) > most:
+        worst = needed.index(max(needed))
+        fewer = bisect_right(range(steps), most, key=lambda step: max(epochs(step))) - 1
         remedy = f"use at most train.steps={fewer}, or raise" if fewer > 0 else "add text, or raise"
         raise DataError(
             f"data.max_epochs={most:g}: train.steps={steps} would read domain "
-            f"{corpus.domains[first]!r} {found[first]:.2f} times ({windows[first]} sequences of "
-            f"seq_len={seq_len}); {remedy} data.max_epochs to {math.ceil(found[first])}"
+            f"{corpus.domains[worst]!r} {needed[worst]:.2f} times ({windows[worst]} sequences of "
+            f"seq_len={seq_len}); {remedy} data.max_epochs to {math.ceil(needed[worst])}"
         )
 
 
@@ -188,12 +188,17 @@ def validation(
     seq_len: int,
     domains: Sequence[str] | None = None,
 ) -> Batch:
-    """`sequences` sequences of each domain, in the order of the domains and free of any seed.
+    """Validation sequences of each domain, in the order of the domains, the same for every seed.
 
-    Domains are those that are trained on, unless others are given.
+    They are spaced evenly over the tokens of one half and do not overlap.
 
-    They lie evenly over the tokens of that half ("tune" or "test") and do not overlap. Raises
-    DataError for a domain that has no room for as many.
+    Args:
+        half: "tune" or "test".
+        sequences: per domain.
+        seq_len: input tokens of a sequence.
+        domains: by default, those that are trained on.
+
+    Raises DataError for a domain with too little text for these sequences.
     """
     parts = []
     for domain in corpus.domains if domains is None else domains:
@@ -217,9 +222,9 @@ def validation_documents(
     seq_len: int,
     domains: Sequence[str] | None = None,
 ) -> Ints:
-    """[sequences, seq_len] a number for the document of each target token of `validation`.
+    """[sequences, seq_len] the number of the document of each target token of `validation`.
 
-    Args: as for `validation`.
+    It takes the arguments of `validation`.
     """
     parts, before = [], 0
     for domain in corpus.domains if domains is None else domains:
@@ -240,13 +245,13 @@ def batch_hash(batch: Batch) -> str:
 
 
 def sequences_hash(batch: Batch) -> str:
-    """Hex digest of a batch's sequences, in whatever order: equal for runs that can be paired."""
+    """Hex digest of a batch's sequences, in any order: equal for runs that can be paired."""
     rows = sorted(row.tobytes() for row in batch.tokens.astype("<i8"))
     return hashlib.sha256(b"".join(rows)).hexdigest()
 
 
 def _count_windows(corpus: Corpus, domain: str, seq_len: int) -> int:
-    """How many sequences a domain's training tokens hold; DataError for none."""
+    """The sequences that a domain's training tokens hold; DataError for none."""
     tokens = len(corpus.train(domain))
     if tokens <= seq_len:
         raise DataError(

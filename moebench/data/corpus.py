@@ -1,13 +1,13 @@
-"""A corpus on disk: tokens of each domain, made once and mapped into memory from then on.
+"""A corpus on disk: the tokens of each domain, prepared once and then mapped into memory.
 
-A folder of the cache (`moebench.data.making.cache`) holds the shards of some domains of one source
-and one tokenizer, uint8, uint16 or uint32 by the size of the vocabulary:
+A folder of the cache (`moebench.data.making.cache`) holds the shards of some domains, from one
+source and one tokenizer. Tokens are uint8, uint16 or uint32, as the vocabulary needs:
 
     <domain>.train.bin        tokens of the documents, in the order of a hash of their text
     <domain>.valid.bin        the same for validation: the documents of half `tune`, then of `test`
     <domain>.<split>.idx.npy  int64 [documents + 1], where documents begin, and the end
-    tokenizer.json            what made the tokens, unless they are bytes
-    manifest.json             counts, overlap, licences, sizes, sha256, and what all was made from
+    tokenizer.json            the tokenizer, unless tokens are bytes
+    manifest.json             counts, overlap, licences, sizes, checksums, and the inputs
 """
 
 import hashlib
@@ -48,8 +48,8 @@ from moebench.machine import usable_cores
 __all__ = ["Corpus", "Half", "cache_root", "prepare"]
 
 SAMPLE_CHARACTERS = 60
-SAMPLE_TOKENS = 1000  # read for it; much of it may be white space
-SMALL = 24_000_000  # a source of this size is read sooner than processes have started
+SAMPLE_TOKENS = 1000  # read for a sample; many may be white space
+SMALL_BYTES = 24_000_000  # reading a source of this size takes less time than starting processes
 
 Half = Literal["tune", "test"]
 
@@ -58,12 +58,12 @@ class Corpus:
     """Some or all domains of a prepared cache.
 
     Attributes:
-        directory: where the cache lies.
-        domains: names of those that are trained on, in the order in which batches number them.
-        heldout: names of those that are only validated on.
-        manifest: manifest.json, cut down to these domains.
-        content_hash: hex digest of the names and tokens of these domains and of nothing else.
-        tokenizer: what made the tokens.
+        directory: the folder of the cache.
+        domains: the domains to train on, in the order in which batches number them.
+        heldout: the domains for validation only.
+        manifest: manifest.json, reduced to these domains.
+        content_hash: hex digest that depends on the names and tokens of these domains alone.
+        tokenizer: encoder of the text.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Corpus:
         self.domains = tuple(domains)
         self.heldout = tuple(heldout)
         self.tokenizer = _tokenizer(directory, manifest)
-        self.manifest = _cut_down(manifest, (*domains, *heldout))
+        self.manifest = _reduced(manifest, (*domains, *heldout))
         self.content_hash: str = self.manifest["content_hash"]
         self._type = smallest_type(self.vocab_size)
         self._mapped: dict[str, Tokens] = {}
@@ -97,17 +97,17 @@ class Corpus:
         return tokens[:cut] if half == "tune" else tokens[cut:]
 
     def valid_documents(self, domain: str, half: Half) -> npt.NDArray[np.int64]:
-        """[documents] where those of one half begin, counted in the tokens of that half."""
+        """[documents] first token of each document of one half, counted from the half's start."""
         cut = self.manifest["domains"][domain]["valid"]["tune_tokens"]
         begins = np.load(self.directory / f"{stem(domain)}.valid.idx.npy")[:-1]
         return begins[begins < cut] if half == "tune" else begins[begins >= cut] - cut
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row per domain: documents and text of both splits, and how its text begins."""
+        """One row per domain: the sizes of both splits, and the beginning of its text."""
         rows = []
         for domain in sorted(self.manifest["domains"]):
-            known = self.manifest["domains"][domain]
-            train, valid = known["train"], known["valid"]
+            counts = self.manifest["domains"][domain]
+            train, valid = counts["train"], counts["valid"]
             ends = np.load(self.directory / f"{stem(domain)}.train.idx.npy", mmap_mode="r")
             tokens = self.train(domain)[: min(ends[1], SAMPLE_TOKENS)]
             rows.append(
@@ -118,16 +118,16 @@ class Corpus:
                     "train_tokens": train["tokens"],
                     "valid_documents": valid["documents"],
                     "valid_kb": valid["bytes"] / 1e3,
-                    "duplicates": known["duplicates"],
-                    "overlap": known["overlap"],
-                    "licence": known["licence"],
+                    "duplicates": counts["duplicates"],
+                    "overlap": counts["overlap"],
+                    "licence": counts["licence"],
                     "sample": " ".join(self.tokenizer.decode(tokens).split())[:SAMPLE_CHARACTERS],
                 }
             )
         return rows
 
     def check(self) -> None:
-        """Hash every file again; where one is damaged, discard the cache and raise DataError."""
+        """Compare every file with its checksum; discard the cache and raise DataError on damage."""
         check(self.directory, self.manifest)
 
     def _tokens(self, name: str) -> Tokens:
@@ -144,44 +144,31 @@ def prepare(
     bar: Callable[[str, float], None] | None = None,
     processes: int | None = None,
 ) -> Corpus:
-    """The corpus that a config asks for, from the cache or, the first time, made and cached.
+    """The corpus of a config. It is read from the cache or, the first time, made and cached.
 
     Args:
-        config: of which the keys of the source and the tokenizer, `domains` and `heldout` count.
-        progress: gets lines of what is being made; none where the cache has it all.
-        bar: gets what is being done and the share of it that is, often.
-        processes: at most; as many as there are cores by default.
+        config: only the keys of the source and the tokenizer, `domains` and `heldout` are used.
+        progress: gets a line for each stage of the work; none if the cache has everything.
+        bar: gets the current work and the share of it that is done, often.
+        processes: at most; one per core by default.
 
-    Raises DataError for text that is missing, broken or too little, and for a cache that cannot
-    be written.
+    Raises DataError for text that is missing, broken or too short, and for a cache that cannot be
+    written.
     """
-    reporter = Progress(say, bar)
+    reporter = Reporter(progress, bar)
     directory, manifest = _prepare_bytes(config, processes, reporter)
     chosen = choose_domains(config, sorted(manifest["domains"]))
     heldout = choose_heldout(config, chosen)
     domains = tuple(name for name in chosen if name not in heldout)
     if config.tokenizer != BYTES:
-        manifest = _cut_down(manifest, chosen)
-        made_from = ["tokens", manifest["content_hash"], retokenize.made_from(config, domains)]
-        text, directory = directory, folder_of("tokens", made_from)
-
-        def build(folder: Path) -> Manifest:
-            reporter.say(f"data.tokenizer={config.tokenizer}: encoding in {directory}")
-            return retokenize.build(
-                folder,
-                config,
-                text,
-                manifest,
-                domains,
-                processes=_processes(processes, manifest),
-                reporter=reporter,
-            )
-
-        manifest = make_folder(directory, build, reporter.say)
+        manifest = _reduced(manifest, chosen)
+        directory, manifest = _prepare_tokens(
+            config, directory, manifest, domains, processes, reporter
+        )
     corpus = Corpus(directory, manifest, domains, heldout)
     if len(domains) == 1:
         reporter.say(
-            f"warning: all text is of one domain, {domains[0]}: data.homogeneity means nothing"
+            f"warning: all text is of one domain, {domains[0]}: data.homogeneity has no effect"
         )
     return corpus
 
@@ -189,7 +176,7 @@ def prepare(
 def _prepare_bytes(
     config: DataConfig, processes: int | None, reporter: Reporter
 ) -> tuple[Path, Manifest]:
-    """The shards of bytes of a source: of all its domains, or of those that are picked."""
+    """The shards of bytes of a source: of all its domains, or of the chosen ones."""
     source = open_source(config)
     everything = source.domains
 
@@ -199,45 +186,63 @@ def _prepare_bytes(
 
     domains, directory = everything, directory_of(everything)
     if everything is not None and config.domains is not None:
-        picked = choose_domains(config, everything)
-        if not read_manifest(directory):  # a cache of all has those picked, too
-            domains, directory = picked, directory_of(picked)
+        chosen = choose_domains(config, everything)
+        if not read_manifest(directory):  # a cache of all domains includes the chosen ones
+            domains, directory = chosen, directory_of(chosen)
 
     def build(folder: Path) -> Manifest:
         names = f"{', '.join(domains)} " if domains is not None else ""
         reporter.say(f"{source.label}: preparing {names}in {directory}")
         size = sum(unit.size for unit in source.units(domains))
-        count = processes or (usable_cores() if size > SMALL else 1)
+        count = processes or (usable_cores() if size > SMALL_BYTES else 1)
         return shards.build(folder, source, domains, processes=count, reporter=reporter)
 
     return directory, make_folder(directory, build, reporter.say)
 
 
-def _processes(asked: int | None, manifest: Mapping[str, Any]) -> int:
-    size = sum(known["train"]["bytes"] for known in manifest["domains"].values())
-    return asked or (usable_cores() if size > SMALL // 10 else 1)
+def _prepare_tokens(
+    config: DataConfig,
+    text: Path,
+    manifest: Manifest,
+    trained: Sequence[str],
+    processes: int | None,
+    reporter: Reporter,
+) -> tuple[Path, Manifest]:
+    """The shards of tokens that a tokenizer makes from shards of bytes; see `retokenize.build`."""
+    made_from = ["tokens", manifest["content_hash"], retokenize.made_from(config, trained)]
+    directory = folder_of("tokens", made_from)
+
+    def build(folder: Path) -> Manifest:
+        reporter.say(f"data.tokenizer={config.tokenizer}: encoding in {directory}")
+        size = sum(counts["train"]["bytes"] for counts in manifest["domains"].values())
+        count = processes or (usable_cores() if size > SMALL_BYTES // 10 else 1)
+        return retokenize.build(
+            folder, config, text, manifest, trained, processes=count, reporter=reporter
+        )
+
+    return directory, make_folder(directory, build, reporter.say)
 
 
 def _tokenizer(directory: Path, manifest: Mapping[str, Any]) -> Tokenizer:
     if manifest["tokenizer"]["name"] == BYTES:
         return ByteTokenizer()
     path = directory / FILE
-    found = Subwords(path.read_bytes(), str(path))
-    if found.hash != manifest["tokenizer"]["hash"]:
+    tokenizer = Subwords(path.read_bytes(), str(path))
+    if tokenizer.hash != manifest["tokenizer"]["hash"]:
         discard(directory)
         raise DataError(
             f"{path}: was changed; the cache is discarded, make it again with "
             "`moebench data prepare`"
         )
-    return found
+    return tokenizer
 
 
-def _cut_down(manifest: Mapping[str, Any], domains: Iterable[str]) -> Manifest:
-    """A manifest about some of its domains, with the hash of their content."""
+def _reduced(manifest: Mapping[str, Any], domains: Iterable[str]) -> Manifest:
+    """A manifest reduced to some of its domains, with the hash of their content."""
     chosen = sorted(domains)
     ends = [f"{split}.{end}" for split in ("train", "valid") for end in ("bin", "idx.npy")]
     kept = {f"{stem(domain)}.{end}" for domain in chosen for end in ends} | {FILE}
-    files = {name: known for name, known in manifest["files"].items() if name in kept}
+    files = {name: file for name, file in manifest["files"].items() if name in kept}
     content = {
         domain: [files[f"{stem(domain)}.{split}.bin"]["sha256"] for split in ("train", "valid")]
         for domain in chosen

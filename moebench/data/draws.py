@@ -1,6 +1,7 @@
-"""Random draws by key: no state is kept, and no release of numpy may change the numbers.
+"""Random draws that depend on a key alone, without state.
 
-They come from the raw stream of a Philox generator, whose algorithm is fixed.
+They come from the raw stream of a Philox generator. Its algorithm is fixed, so that no release of
+numpy changes the numbers.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 
 def key(*parts: int | str) -> int:
-    """128 bits that stand for what is drawn."""
+    """A number of 128 bits that identifies a draw."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16])
 
 

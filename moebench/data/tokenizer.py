@@ -1,7 +1,7 @@
-"""Tokenizers: bytes, or pieces of several bytes as the `tokenizers` library makes them.
+"""Tokenizers: bytes, or byte-level subwords of the `tokenizers` library.
 
-The last token of every vocabulary ends a document; no text makes it. Every token stands for a fixed
-number of bytes, so that nats per *text* byte stay comparable whatever splits text into tokens.
+The last token of every vocabulary ends a document and occurs in no text. Every token stands for a
+fixed number of bytes, so that nats per *text* byte are comparable between tokenizers.
 """
 
 import hashlib
@@ -13,22 +13,23 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from moebench.disk import read_bytes, reason
 from moebench.errors import DataError
 
 END = 0xFF  # ends each document of bytes; no UTF-8 text contains it
 BYTES = "bytes"
 FILE = "tokenizer.json"
-LONGEST = 1 << 20  # bytes that are made tokens of at a time
+MAX_BYTES = 1 << 20  # that are encoded at a time
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
 
 class Tokenizer(Protocol):
-    """How text becomes tokens 0 to vocab_size - 1, of which the last ends a document.
+    """An encoder of text as tokens 0 to vocab_size - 1, of which the last ends a document.
 
     Attributes:
-        name: in a word.
-        hash: hex digest of all that decides how text becomes tokens.
+        name: "bytes" or "subwords".
+        hash: hex digest of everything that decides how text is encoded.
     """
 
     name: str
@@ -39,15 +40,15 @@ class Tokenizer(Protocol):
     def hash(self) -> str: ...
 
     def encode(self, text: bytes) -> Tokens:
-        """Tokens [n] of a text in UTF-8, without an end mark."""
+        """Tokens [n] of a text in UTF-8, without an end token."""
         ...
 
     def decode(self, tokens: npt.ArrayLike) -> str:
-        """The text of tokens [n], without end marks; bytes of a cut character become U+FFFD."""
+        """The text of tokens [n], without end tokens; bytes of a cut character become U+FFFD."""
         ...
 
     def bytes_in(self, tokens: npt.ArrayLike) -> int:
-        """How many bytes of text tokens of any shape stand for; an end mark stands for none."""
+        """The bytes of text that tokens of any shape stand for; an end token stands for none."""
         ...
 
 
@@ -81,35 +82,35 @@ class ByteTokenizer:
 
 
 class Subwords:
-    """Pieces of bytes, as a byte-level tokenizer.json has them, and an end mark after the last.
+    """The vocabulary of a byte-level tokenizer.json, and an end token after the last.
 
-    What the file calls special has no special meaning: in a text, it is text.
+    A special token of the file has no special meaning: in a text, it is text.
 
     Args:
         content: of the file.
-        said: the key and value that it is from, to open an error message with.
+        setting: the key and value that name the file; error messages begin with it.
 
-    Raises DataError for a file that is broken, or whose tokens stand for no fixed bytes.
+    Raises DataError for a file that is broken, or whose tokens do not stand for fixed bytes.
     """
 
     name = "subwords"
 
-    def __init__(self, content: bytes, said: str):
+    def __init__(self, content: bytes, setting: str):
         from tokenizers import Tokenizer as Backend
 
-        self.said = said
+        self.setting = setting
         self.hash = hashlib.sha256(content + b"\nthe last token ends a document").hexdigest()
         try:
             self._backend = Backend.from_str(content.decode())
             decoder = json.loads(content)["decoder"]
         except Exception as error:  # the library raises no narrower type
             raise DataError(
-                f"{said}: is no tokenizer ({str(error).splitlines()[0]}); give a tokenizer.json of "
-                "the tokenizers library"
+                f"{setting}: is no tokenizer ({str(error).splitlines()[0]}); give a tokenizer.json "
+                "of the tokenizers library"
             ) from None
         if "ByteLevel" not in json.dumps(decoder):
             raise DataError(
-                f"{said}: is not byte-level, so that its tokens stand for no fixed number of bytes "
+                f"{setting}: is not byte-level, so that its tokens do not stand for fixed bytes "
                 "and bits per byte could not be exact; give a byte-level one, as of GPT-2, Llama 3 "
                 "or Qwen"
             )
@@ -117,7 +118,7 @@ class Subwords:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
-        added = {each.content for each in self._backend.get_added_tokens_decoder().values()}
+        added = {token.content for token in self._backend.get_added_tokens_decoder().values()}
         self.end = max(vocabulary.values()) + 1
         self.vocab_size = self.end + 1
         self._pieces = [b""] * self.vocab_size
@@ -132,36 +133,36 @@ class Subwords:
 
     def encode(self, text: bytes) -> Tokens:
         """Tokens [n] of a text; DataError if they do not stand for exactly its bytes."""
-        return np.concatenate([self._encode(each) for each in _stretches(text)], dtype=self._type)
+        return np.concatenate([self._encode(part) for part in _split(text)], dtype=self._type)
 
     def _encode(self, text: bytes) -> Tokens:
-        found = self._backend.encode(text.decode(), add_special_tokens=False).ids
-        made = b"".join([self._pieces[each] for each in found])
-        if made != text:
-            pairs = enumerate(zip(text, made, strict=False))
-            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(made)))
+        tokens = self._backend.encode(text.decode(), add_special_tokens=False).ids
+        decoded = b"".join([self._pieces[token] for token in tokens])
+        if decoded != text:
+            pairs = enumerate(zip(text, decoded, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
             lost = text[at : at + 20].decode(errors="replace")
             raise DataError(
-                f"{self.said}: changes text, here from {lost!r} on, so that bits per byte could "
+                f"{self.setting}: changes text, here from {lost!r} on, so that bits per byte could "
                 "not be exact; give a tokenizer without a normalizer or a prefix"
             )
-        return np.array(found, self._type)
+        return np.array(tokens, self._type)
 
     def decode(self, tokens: npt.ArrayLike) -> str:
-        made = b"".join([self._pieces[each] for each in np.asarray(tokens).tolist()])
-        return made.decode(errors="replace")
+        text = b"".join([self._pieces[token] for token in np.asarray(tokens).tolist()])
+        return text.decode(errors="replace")
 
     def bytes_in(self, tokens: npt.ArrayLike) -> int:
         return int(self._sizes[np.asarray(tokens)].sum())
 
 
-def _stretches(text: bytes) -> Iterator[bytes]:
-    """A text, cut after line ends where it is so long that its tokens would fill the memory."""
+def _split(text: bytes) -> Iterator[bytes]:
+    """A text in parts of at most MAX_BYTES, cut after line ends where possible."""
     begin = 0
-    while len(text) - begin > LONGEST:
-        end = text.rfind(b"\n", begin, begin + LONGEST) + 1
+    while len(text) - begin > MAX_BYTES:
+        end = text.rfind(b"\n", begin, begin + MAX_BYTES) + 1
         if not end:
-            end = begin + LONGEST
+            end = begin + MAX_BYTES
             while text[end] & 0xC0 == 0x80:  # inside a character
                 end -= 1
         yield text[begin:end]
@@ -170,21 +171,21 @@ def _stretches(text: bytes) -> Iterator[bytes]:
 
 
 def _letters() -> dict[str, int]:
-    """The printable letter that byte-level vocabularies write for each byte (GPT-2's table)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {
+    """The byte of each printable letter in byte-level vocabularies (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
         chr(256 + number): byte for number, byte in enumerate(hidden)
     }
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A tokenizer.json of byte pairs that are most frequent in texts; equal for equal texts.
+    """Train byte-pair encoding on texts; returns a tokenizer.json, equal for equal texts.
 
     Args:
-        vocab_size: its tokens, the end mark included.
+        vocab_size: tokens, the end token included.
 
-    Raises DataError if the texts do not have as many pairs.
+    Raises DataError if the texts have too few pairs.
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -198,11 +199,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     backend.train_from_iterator(texts, trainer)
-    found = backend.get_vocab_size() + 1
-    if found < vocab_size:
+    size = backend.get_vocab_size() + 1
+    if size < vocab_size:
         raise DataError(
-            f"data.vocab_size={vocab_size}: the text has pairs for {found} tokens only; "
-            f"use at most data.vocab_size={found}, or add text"
+            f"data.vocab_size={vocab_size}: the text has pairs for {size} tokens only; "
+            f"use at most data.vocab_size={size}, or add text"
         )
     return backend.to_str().encode()
 
@@ -210,9 +211,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
 def read_tokenizer(path: str) -> bytes:
     """The content of a tokenizer.json; DataError if it cannot be read."""
     try:
-        return Path(path).expanduser().read_bytes()
-    except OSError as error:
+        return read_bytes(Path(path).expanduser())
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"data.tokenizer={path}: cannot be read ({error.strerror}); use bytes, bpe or the path "
+            f"data.tokenizer={path}: cannot be read ({reason(error)}); use bytes, bpe or the path "
             "of a tokenizer.json"
         ) from None

@@ -1,10 +1,10 @@
-"""Whose turn it is: a fixed order of the domains in which each has its share at any time.
+"""The order in which domains take turns, so that each has its share at any time.
 
-Shares are whole numbers over a period, after which the order begins again. Within it, a domain's
-n-th turn may not come before its share has reached n - 1 and comes before it passes n; of the
-domains that may, the one that must come soonest does (R. Tijdeman, "The chairman assignment
-problem", 1980). So after any number of turns no domain is more than one turn from its share. With
-equal shares the domains simply alternate.
+Shares are whole numbers over a period, after which the order repeats. The n-th turn of a domain
+comes after its accumulated share reaches n - 1 and before it exceeds n. Among the domains that may
+take a turn, the one with the earliest deadline does (R. Tijdeman, "The chairman assignment
+problem", 1980). After any number of turns, no domain is more than one turn away from its share.
+Domains with equal shares alternate.
 """
 
 import math
@@ -17,7 +17,7 @@ from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus
 from moebench.errors import DataError
 
-PERIOD = 10_000  # turns, to which shares are rounded; at least one for each domain
+PERIOD = 10_000  # turns that shares are rounded to; a domain has at least one
 
 Ints = npt.NDArray[np.int64]
 
@@ -29,34 +29,34 @@ class Turns:
         self.shares = np.array(shares) // math.gcd(*shares)
         self.period = int(self.shares.sum())
         taken = np.zeros(len(shares), np.int64)
-        self.domain = np.empty(self.period, np.int64)  # of each turn in the period
-        self.number = np.empty(self.period, np.int64)  # how many turns of it came before
+        self.domain = np.empty(self.period, np.int64)  # that takes each turn of the period
+        self.number = np.empty(self.period, np.int64)  # turns that this domain had before
         for turn in range(self.period):
-            open_now = taken * self.period < self.shares * (turn + 1)
-            due = np.where(open_now, (taken + 1) * self.period / self.shares, np.inf)
-            next_one = int(due.argmin())
-            self.domain[turn], self.number[turn] = next_one, taken[next_one]
-            taken[next_one] += 1
+            is_allowed = taken * self.period < self.shares * (turn + 1)
+            deadline = np.where(is_allowed, (taken + 1) * self.period / self.shares, np.inf)
+            domain = int(deadline.argmin())
+            self.domain[turn], self.number[turn] = domain, taken[domain]
+            taken[domain] += 1
 
     def at(self, turns: Ints) -> tuple[Ints, Ints]:
-        """The domain of each turn, and how many turns that domain had before."""
+        """The domain of each turn, and the number of turns that it had before."""
         rounds, place = np.divmod(turns, self.period)
         domain = self.domain[place]
         return domain, rounds * self.shares[domain] + self.number[place]
 
     def most(self, domain: int, turns: int) -> int:
-        """The most turns that a domain has in a stretch of so many, wherever it begins."""
+        """The most turns that a domain takes in any `turns` consecutive ones."""
         rounds, rest = divmod(turns, self.period)
-        own = np.flatnonzero(self.domain == domain)
-        twice = np.concatenate([own, own + self.period])
-        within = np.searchsorted(twice, own + rest) - np.arange(len(own))
-        return int(rounds * len(own) + within.max())
+        places = np.flatnonzero(self.domain == domain)
+        twice = np.concatenate([places, places + self.period])
+        within = np.searchsorted(twice, places + rest) - np.arange(len(places))
+        return int(rounds * len(places) + within.max())
 
 
 def shares(corpus: Corpus, data: DataConfig) -> tuple[int, ...]:
-    """How many turns of a period each domain of a corpus has.
+    """The turns of a period that each domain of a corpus takes.
 
-    Raises DataError for a weight of a domain that is not there.
+    Raises DataError for a weight of a domain that is not trained on.
     """
     for name in data.weights:
         if name not in corpus.domains:

@@ -1,6 +1,8 @@
 """Sources beside folders, tokenizers beside bytes, and a preparation that is cut short."""
 
+import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from moebench.config.compose import Composer
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.making import shards
+from moebench.data.sources import files
 from moebench.data.sources.synthetic import Synthetic
 from moebench.data.tokenizer import Subwords, train_bpe
 from moebench.disk import replacing
@@ -245,29 +248,65 @@ def test_held_out_domains_are_apart(config: DataConfig):
     assert held.content_hash == everything.content_hash
 
 
+def peak_bytes(script: str, *arguments: str) -> int:
+    """The peak memory of a Python process that runs a script."""
+    script += "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    command = [sys.executable, "-c", script, *arguments]
+    return int(subprocess.run(command, capture_output=True, check=True, timeout=500).stdout)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["big.jsonl", "big.txt"])
-def test_a_document_that_fills_the_memory_is_there_once(tmp_path: Path, name: str):
-    size, piece = 300_000_000, 'a "long" wörd ' * 1000
-    text = tmp_path / "text"
-    text.mkdir()
-    with (text / name).open("w", encoding="utf-8") as file:
-        written = json.dumps(piece, ensure_ascii=False)[1:-1] if "json" in name else piece
-        file.write('{"text": "' if "json" in name else "")
-        for _ in range(size // len(piece.encode())):
-            file.write(written)
-        file.write('"}\n' if "json" in name else "\n")
+def test_a_document_that_fills_the_memory_is_there_once(tmp_path: Path):
+    size, piece = 300_000_000, b'a "long" w\xc3\xb6rd ' * 1000
+    (tmp_path / "text").mkdir()
+    with (tmp_path / "text" / "big.txt").open("wb") as file:
+        for _ in range(size // len(piece)):
+            file.write(piece)
         for number in range(200):
-            file.write(f'{{"text": "{number}"}}\n' if "json" in name else f"{number}\n" * 200)
-    script = (
-        "import resource, sys; from moebench.config.schema import DataConfig;"
+            file.write(b"\n" + b"%d\n" % number * 200)
+    peak = peak_bytes(
+        "import sys; from moebench.config.schema import DataConfig;"
         "from moebench.data.corpus import prepare;"
-        "prepare(DataConfig(source='folder', path=sys.argv[1]), processes=1);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        "prepare(DataConfig(source='folder', path=sys.argv[1]), processes=1)",
+        str(tmp_path / "text"),
     )
-    command = [sys.executable, "-c", script, str(text)]
-    peak = int(subprocess.run(command, capture_output=True, check=True, timeout=500).stdout)
     assert peak - size < 0.8 * size, "no second copy of it was made"
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+def test_a_line_of_json_above_the_bound_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
+    lines = [f'{{"text": "{letter * ((1 << 20) - 13)}"}}\n' for letter in "abcd"]
+    path = tmp_path / "text" / name
+    path.parent.mkdir()
+    config = DataConfig(source="folder", path=str(path.parent))
+    write = gzip.open if name.endswith(".gz") else open
+    with write(path, "wt") as file:
+        file.writelines(lines)
+    assert prepare(config).domains == ("x",)
+    with write(path, "at") as file:
+        file.write(f'{{"text": "{"e" * (1 << 20)}"}}\n')
+    assert refused(config) == (
+        f"{path}:5: is longer than 1 MiB; split the document into several, or put its text into a "
+        ".txt file"
+    )
+
+
+def test_a_line_without_end_takes_no_more_memory_than_the_bound(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "')
+    os.truncate(path, 1 << 33)
+    peak = peak_bytes(
+        "import sys; from pathlib import Path; from moebench.errors import DataError\n"
+        "from moebench.data.sources.files import Columns, rows\n"
+        "try: next(rows(Path(sys.argv[1]), Columns()))\n"
+        "except DataError: pass\n"
+        "else: raise AssertionError",
+        str(path),
+    )
+    assert peak < 3 * files.MAX_LINE_BYTES
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Prepare data: from the documents of a source to shards of tokens in the cache."""

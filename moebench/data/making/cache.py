@@ -1,14 +1,14 @@
-"""Folders of the cache: made aside, whole or not at all, by one process at a time.
+"""The cache of prepared data: folders that are written whole or not at all.
 
-The cache lies in $MOEBENCH_CACHE, else in $XDG_CACHE_HOME/moebench or ~/.cache/moebench. It has a
-folder for each thing that was made, named after a hash of all that it was made from, with a
-manifest.json that names every file with its size and sha256.
+The cache is $MOEBENCH_CACHE, else $XDG_CACHE_HOME/moebench or ~/.cache/moebench. Each folder in it
+holds one prepared result. The folder's name has a hash of the inputs, and its manifest.json gives
+the size and the SHA-256 of every file. One process at a time writes to a folder.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,37 +25,36 @@ Manifest = dict[str, Any]
 
 
 def folder_of(name: str, made_from: Any) -> Path:
-    """Where that which is made from these JSON values lies."""
+    """The folder of the result whose inputs are these JSON values."""
     digest = hashlib.sha256(to_json([FORMAT, made_from])).hexdigest()
     return cache_root() / f"{name}-{digest[:16]}"
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest, if it is there, of this format, and every file has the size that it says."""
+    """The manifest; None if it is missing, of another format, or a file's size differs from it."""
     try:
         manifest = read_json(folder / MANIFEST)
         sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
-        right = manifest["format"] == FORMAT and all(
-            sizes[name] == known["bytes"] for name, known in manifest["files"].items()
+        matches = manifest["format"] == FORMAT and all(
+            sizes[name] == file["bytes"] for name, file in manifest["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return manifest if right else None
+    return manifest if matches else None
 
 
-def check(folder: Path, manifest: Manifest, *, since_made: bool = False) -> None:
-    """Hash files again; where one is damaged, discard the folder and raise DataError.
+def check(folder: Path, manifest: Manifest, *, only_modified: bool = False) -> None:
+    """Compare files with the manifest; discard the folder and raise DataError if one differs.
 
     Args:
-        folder, manifest: the files and what is known of them.
-        since_made: only those that were written to after the manifest was.
+        only_modified: hash only the files that were modified after the manifest was written.
     """
     path = folder / MANIFEST
-    made = path.stat().st_mtime_ns
+    written = path.stat().st_mtime_ns
     names = [
         name
         for name in manifest["files"]
-        if not (since_made and (folder / name).stat().st_mtime_ns <= made)
+        if not (only_modified and (folder / name).stat().st_mtime_ns <= written)
     ]
     for name in names:
         file = folder / name
@@ -67,53 +66,52 @@ def check(folder: Path, manifest: Manifest, *, since_made: bool = False) -> None
             )
     if names:
         with suppress(OSError):
-            path.touch()  # so that they are not hashed each time
+            path.touch()  # so that they are not hashed again next time
 
 
 def make_folder(
     folder: Path, build: Callable[[Path], Manifest], say: Callable[[str], None]
 ) -> Manifest:
-    """The manifest of a folder of the cache, which `build` makes where it is not there.
+    """The manifest of a folder of the cache. If the folder is missing, `build` makes it.
 
     Args:
-        build: fills a folder aside, and returns the manifest without `format` and `files`. What a
-            process that was killed or interrupted left in that folder is still there, for it to
-            go on from; after an error nothing is.
-        say: told if another process is at it.
+        build: fills the folder that it is given, and returns the manifest without `format` and
+            `files`. The folder still holds what a killed or interrupted process left in it, so
+            that `build` can continue; after an error it starts empty.
+        say: gets a line if another process is making the folder.
 
-    Raises DataError if the cache cannot be written, or was written to.
+    Raises DataError if the cache cannot be written, or if a file in it was changed.
     """
     if manifest := read_manifest(folder):
-        check(folder, manifest, since_made=True)
+        check(folder, manifest, only_modified=True)
         return manifest
     with locked(folder, say):
-        if manifest := read_manifest(folder):  # another process made it while this one waited
+        if manifest := read_manifest(folder):  # made by another process while this one waited
             return manifest
         aside = folder.with_name(folder.name + ".partial")
         aside.mkdir(exist_ok=True)
         remove_leftovers(aside)
         try:
-            known = build(aside)
-            names = sorted(path.name for path in aside.iterdir() if path.name != MANIFEST)
-            manifest = {**known, "format": FORMAT, "files": _files(aside, names, known)}
+            manifest = {**build(aside), "format": FORMAT, "files": _files(aside)}
             write_bytes(aside / MANIFEST, to_json(manifest, indent=1))
             publish(aside, folder)
-        except Exception:  # not KeyboardInterrupt: the next call goes on from there
+        except Exception:  # not KeyboardInterrupt: the next call continues
             shutil.rmtree(aside, ignore_errors=True)
             raise
     return manifest
 
 
-def _files(folder: Path, names: list[str], known: Mapping[str, Any]) -> dict[str, Any]:
+def _files(folder: Path) -> dict[str, Any]:
     return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-        for name in names
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.name != MANIFEST
     }
 
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Alone with a folder of the cache; DataError if the cache cannot be written."""
+    """Lock a folder of the cache; DataError if the cache cannot be written."""
     lock = FileLock(f"{folder}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -133,10 +131,11 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def discard(folder: Path) -> None:
-    """Make sure that a damaged folder is made again."""
+    """Mark a damaged folder, so that it is made again."""
     with locked(folder, lambda _: None):
         (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def to_json(value: Any, indent: int | None = None) -> bytes:
+    """JSON that is equal for equal values."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=indent).encode()

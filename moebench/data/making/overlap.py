@@ -1,9 +1,8 @@
-"""How much of the text that is validated on is trained on as well.
+"""The share of a domain's validation text that also occurs in its training text.
 
-Compared are passages of WINDOW bytes: the share of those in the validation text that the training
-text of the domain has, too. A hash of the passage itself picks one in SAMPLE, so that the same ones
-are picked on both sides; the share is then an estimate with an error of about sqrt(s (1 - s) / n)
-for n picked ones (more, since they come in runs).
+The share counts passages of WINDOW bytes. A hash of the passage itself picks one in SAMPLE, so that
+the same passages are picked on both sides. The share s is therefore an estimate with an error of
+about sqrt(s (1 - s) / n) for n picked passages (more, since neighbours are not independent).
 """
 
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from moebench.data.tokenizer import END
 
 WINDOW = 64  # bytes, a power of two: 64 Latin letters, 21 Chinese characters
 SAMPLE = 16  # a power of two
-BLOCK = 1 << 16  # windows that are hashed at a time, so that they stay in the processor's cache
+BLOCK = 1 << 16  # windows that are hashed at a time; they fit the processor's cache
 
 Words = npt.NDArray[np.uint64]
 
@@ -25,31 +24,31 @@ FACTORS: Words = np.random.Philox(key=SAMPLE).random_raw(WINDOW.bit_length()) | 
 
 
 def overlap(valid: Path, train: Path) -> float:
-    """Share of the passages of a shard of bytes that another shard has, too; 0 for no passage."""
-    wanted = [*_passages(valid)]
-    hashes = np.concatenate(wanted) if wanted else np.empty(0, np.uint64)
+    """The share of the passages in one shard of bytes that occur in another; 0 for no passage."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *_passages(valid)])
     known, counts = np.unique(hashes, return_counts=True)
     if not len(known):
         return 0.0
-    # most passages are in neither table, and a table of bits says so faster than a search
-    bits = np.uint64(max(1, 64 - (16 * len(known)).bit_length()))
-    there = np.zeros(1 << (64 - int(bits)), bool)
-    there[known >> bits] = True
-    met = np.zeros(len(known), bool)
+    # Few passages of `train` are known. A table of their first bits excludes the others faster
+    # than a search.
+    shift = np.uint64(max(1, 64 - (16 * len(known)).bit_length()))
+    has_prefix = np.zeros(1 << (64 - int(shift)), bool)
+    has_prefix[known >> shift] = True
+    occurs = np.zeros(len(known), bool)
     for picked in _passages(train):
-        likely = picked[there[picked >> bits]]
+        likely = picked[has_prefix[picked >> shift]]
         place = np.minimum(np.searchsorted(known, likely), len(known) - 1)
-        met[place[known[place] == likely]] = True
-    return float(counts[met].sum() / counts.sum())
+        occurs[place[known[place] == likely]] = True
+    return float(counts[occurs].sum() / counts.sum())
 
 
 def _passages(path: Path) -> Iterator[Words]:
-    """Hashes of the picked passages of a shard that lie within a document, block by block."""
-    left = np.empty(0, np.uint8)
+    """Hashes of a shard's picked passages, block by block; none crosses the end of a document."""
+    rest = np.empty(0, np.uint8)
     with path.open("rb") as file:
         while block := file.read(BLOCK):
-            tokens = np.concatenate([left, np.frombuffer(block, np.uint8)])
-            left = tokens[-WINDOW + 1 :]
+            tokens = np.concatenate([rest, np.frombuffer(block, np.uint8)])
+            rest = tokens[-WINDOW + 1 :]
             if len(tokens) < WINDOW:
                 continue
             words = BYTES[tokens]

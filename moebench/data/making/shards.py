@@ -1,17 +1,17 @@
-"""From the documents of a source to shards of bytes, whatever the number of processes.
+"""Write the documents of a source as shards of bytes, the same for any number of processes.
 
 Units are read in parallel into parts: texts in the order of arrival, beside a table with the domain
-and the hash of each. Then, in parallel again, each domain's documents are put into the order of the
-hash of their content, which no order of files changes, and written as two shards:
+and the hash of each. Then, in parallel again, the documents of each domain are sorted by the hash
+of their content, which does not depend on the order of files, and written as two shards:
 
     <domain>.train.bin        uint8 tokens of the documents, each ended by END
     <domain>.valid.bin        the same for validation: the documents of half `tune`, then of `test`
     <domain>.<split>.idx.npy  int64 [documents + 1], where documents begin, and the end
 
-A text that comes twice in a domain is kept once; one that is both trained and validated on is only
-validated on. Where no document of a domain is for validation, those of the smallest hashes are,
-about one in twenty. Every part and shard is made aside and renamed, so that a preparation that was
-killed goes on from those that are there.
+A text that occurs twice in a domain is kept once; a text in both splits is kept for validation. If
+a source marks no document of a domain for validation, those of the smallest hashes are taken, about
+one in twenty. Parts and shards are written atomically, so that a preparation that was killed
+continues from those that exist.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -41,7 +41,7 @@ PART_BYTES = 32_000_000  # of text in a part
 PART_DOCUMENTS = 500_000
 VALID_SHARE = 0.05
 VALID_DOCUMENTS = 2  # at least: one for each half
-DOMAINS = 1000  # at most; more are no domains, but something else in that column
+MAX_DOMAINS = 1000  # with more, the column does not hold domains
 NAME_BYTES = 200  # of a domain's name in the name of a file
 
 TABLE = np.dtype(
@@ -50,11 +50,22 @@ TABLE = np.dtype(
 SPLITS = {None: 0, "train": 1, "valid": 2}
 
 Ints = npt.NDArray[np.int64]
+Entry = tuple[int, int, int, int, npt.NDArray[np.uint8]]  # a row of TABLE
 
 
 def stem(domain: str) -> str:
-    """How the files of a domain begin: its name, with what no file name may hold written as %XX."""
+    """The domain's name in the names of its files; characters that files cannot have become %XX."""
     return quote(domain, safe=" ")
+
+
+def bin_path(shard: Path) -> Path:
+    """The file of a shard's tokens; a shard is FOLDER/<domain>.<split>."""
+    return shard.with_name(f"{shard.name}.bin")
+
+
+def index_path(shard: Path) -> Path:
+    """The file that says where a shard's documents begin."""
+    return shard.with_name(f"{shard.name}.idx.npy")
 
 
 def build(
@@ -70,38 +81,36 @@ def build(
     parts.mkdir(exist_ok=True)
     units = source.units(domains)
 
-    def read(done: set[int]) -> None:
+    def on_read(done: set[int]) -> None:
         text = sum(path.stat().st_size for path in parts.glob("*.text"))
         sizes = [unit.size for unit in units]
         share = sum(sizes[number] for number in done) / max(1, sum(sizes))
         reporter.show(f"reading: {text / 1e6:,.0f} MB of text", share / 2)
 
     tasks = [(source, number, unit, parts) for number, unit in enumerate(units)]
-    in_processes(spool, tasks, processes, read)
-    found = _domains(parts, source.label) if domains is None else tuple(domains)
+    in_processes(read_unit, tasks, processes, on_read)
+    names = _domains(parts, source.label) if domains is None else tuple(domains)
 
-    def wrote(done: set[int]) -> None:
-        reporter.show(
-            f"sorting: {len(done)} of {len(found)} domains", (1 + len(done) / len(found)) / 2
-        )
+    def on_write(done: set[int]) -> None:
+        share = (1 + len(done) / len(names)) / 2
+        reporter.show(f"sorting: {len(done)} of {len(names)} domains", share)
 
     work = partial(write_domain, folder, parts, source.label, source.keeps_duplicates)
-    known = dict(
-        zip(found, in_processes(work, [(each,) for each in found], processes, wrote), strict=True)
-    )
-    for domain, terms in source.licences(found).items():
-        known[domain]["licence"] = terms
-    for domain, counts in known.items():
-        train, valid = (counts[split]["bytes"] for split in ("train", "valid"))
+    written = in_processes(work, [(name,) for name in names], processes, on_write)
+    counts = dict(zip(names, written, strict=True))
+    for domain, terms in source.licences(names).items():
+        counts[domain]["licence"] = terms
+    for domain, of_domain in counts.items():
+        train, valid = (of_domain[split]["bytes"] for split in ("train", "valid"))
         reporter.say(
-            f"{domain}: {train / 1e6:.1f} MB train, {valid / 1e3:.0f} kB valid{_dropped(counts)}"
+            f"{domain}: {train / 1e6:.1f} MB train, {valid / 1e3:.0f} kB valid{_dropped(of_domain)}"
         )
     shutil.rmtree(parts)
     tokenizer = ByteTokenizer()
     return {
         "source": source.fingerprint(domains),
         "tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash},
-        "domains": known,
+        "domains": counts,
     }
 
 
@@ -111,8 +120,11 @@ def _dropped(counts: dict[str, Any]) -> str:
     return f", {counts['duplicates']} duplicates left out"
 
 
-def spool(source: Source, number: int, unit: Unit, parts: Path) -> None:
-    """Read a unit into parts, after those that an earlier process left."""
+# Reading units into parts
+
+
+def read_unit(source: Source, number: int, unit: Unit, parts: Path) -> None:
+    """Read a unit into parts, after those that an earlier process wrote."""
     if (parts / f"{number}.done").exists():
         return
     seen = count = 0
@@ -121,23 +133,25 @@ def spool(source: Source, number: int, unit: Unit, parts: Path) -> None:
             seen += len(part["table"])
         count += 1
     documents = islice(source.documents(unit), seen, None)
-    while _spool_part(documents, parts / f"{number}-{count}"):
+    while _write_part(documents, parts / f"{number}-{count}"):
         count += 1
     write_bytes(parts / f"{number}.done", b"")
 
 
-def _spool_part(documents: Iterator[Document], path: Path) -> bool:
-    """Write a part, its table last as the sign that it is whole; False if nothing is left."""
-    table: list[tuple[int, int, int, int, npt.NDArray[np.uint8]]] = []
+def _write_part(documents: Iterator[Document], path: Path) -> bool:
+    """Write a part, its table last as the sign that it is whole; False if no document is left."""
+    table: list[Entry] = []
     domains: dict[str, int] = {}
     size = 0
     with replacing(path.with_name(path.name + ".text")) as file:
         while size < PART_BYTES and len(table) < PART_DOCUMENTS:
-            # no name for the document outlives the turn: one may fill the memory
-            if not (row := _spool_one(next(documents, None), domains, file.write)):
+            # do not name the document here: it may fill the memory, and must be freed before the
+            # next one is read
+            entry = _write_document(next(documents, None), domains, file.write)
+            if entry is None:
                 break
-            table.append(row)
-            size += row[0]
+            table.append(entry)
+            size += entry[0]
     if not table:
         path.with_name(path.name + ".text").unlink()
         return False
@@ -146,15 +160,16 @@ def _spool_part(documents: Iterator[Document], path: Path) -> bool:
     return True
 
 
-def _spool_one(
-    document: Document | None, domains: dict[str, int], put: Callable[[Text], Any]
-) -> tuple[int, int, int, int, npt.NDArray[np.uint8]] | None:
+def _write_document(
+    document: Document | None, domains: dict[str, int], write: Callable[[Text], Any]
+) -> Entry | None:
     if document is None:
         return None
     domain = domains.get(document.domain)
     if domain is None:
-        domain = domains[document.domain] = _checked(document, len(domains))
-    put(document.text)
+        _check_name(document)
+        domain = domains[document.domain] = len(domains)
+    write(document.text)
     digest = hashlib.sha256(document.text)
     rank = int.from_bytes(digest.digest()[:8])
     digest.update(bytes([END]))
@@ -162,15 +177,14 @@ def _spool_one(
     return len(document.text), domain, SPLITS[document.split], rank, content
 
 
-def _checked(document: Document, number: int) -> int:
-    """The number of a new domain; DataError if its name cannot be one."""
+def _check_name(document: Document) -> None:
+    """Raise DataError if the document's domain has a name that no domain can have."""
     name = document.domain
     if not name.isprintable() or len(stem(name)) > NAME_BYTES:
         raise DataError(
             f"{document.name}: {name[:40]!r} cannot be the name of a domain, which is one line of "
             f"at most {NAME_BYTES} bytes; name another column by data.domain_column"
         )
-    return number
 
 
 def _tables(parts: Path) -> Iterator[tuple[Path, npt.NDArray[Any], list[str]]]:
@@ -182,113 +196,73 @@ def _tables(parts: Path) -> Iterator[tuple[Path, npt.NDArray[Any], list[str]]]:
 
 
 def _domains(parts: Path, label: str) -> tuple[str, ...]:
-    found = {domain for _, _, domains in _tables(parts) for domain in domains}
-    if not found:
+    names = {domain for _, _, domains in _tables(parts) for domain in domains}
+    if not names:
         raise DataError(f"{label}: holds no text; add some")
-    if len(found) > DOMAINS:
+    if len(names) > MAX_DOMAINS:
         raise DataError(
-            f"{label}: has {len(found)} domains, more than {DOMAINS}; name a column with fewer "
+            f"{label}: has {len(names)} domains, more than {MAX_DOMAINS}; name a column with fewer "
             "values by data.domain_column"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(names))
+
+
+# Writing domains from parts
 
 
 def write_domain(
     folder: Path, parts: Path, label: str, keeps_duplicates: bool, domain: str
 ) -> dict[str, Any]:
-    """Write the shards of a domain, unless they are there; returns its counts."""
+    """Write the shards of a domain, unless they exist; returns its counts."""
     done = parts / f"{stem(domain)}.json"
     if done.exists():
         return json.loads(done.read_bytes())
-    paths, tables, places = [], [], []
-    for path, table, domains in _tables(parts):
-        if domain not in domains:
-            continue
-        own = np.flatnonzero(table["domain"] == domains.index(domain))
-        begins = np.cumsum(table["bytes"]) - table["bytes"]
-        places.append(np.stack([np.full(len(own), len(paths)), begins[own]], 1))
-        tables.append(table[own])
-        paths.append(path)
-    table = np.concatenate(tables) if tables else np.empty(0, TABLE)
-    counts, train, valid, tune = _arranged(table, keeps_duplicates)
-    if not len(train):
+    texts, table = _find_texts(parts, domain)
+    order = _arrange(table, keeps_duplicates)
+    counts: dict[str, Any] = {"duplicates": len(table) - len(order.train) - len(order.valid)}
+    if not len(order.train):
         raise DataError(
-            f"{label}: domain {domain!r} has too little text to train on, "
-            f"{len(valid)} documents that all went to validation{_dropped(counts)}; add text to it"
+            f"{label}: domain {domain!r} has too little text to train on, {len(order.valid)} "
+            f"documents that all went to validation{_dropped(counts)}; add text to it"
         )
-    if len(valid) < 2:
+    if len(order.valid) < 2:
         raise DataError(
-            f"{label}: domain {domain!r} has too little text for validation, {len(valid)} document "
-            f"where the halves tune and test need one each{_dropped(counts)}; add some"
+            f"{label}: domain {domain!r} has too little text for validation, {len(order.valid)} "
+            f"document where the halves tune and test need one each{_dropped(counts)}; add some"
         )
-    texts = _Texts(paths, np.concatenate(places), table["bytes"])
-    for split, order in (("train", train), ("valid", valid)):
-        path = folder / f"{stem(domain)}.{split}"
-        counts[split] = texts.write(path, order)
-    counts["valid"]["tune_documents"] = tune
-    counts["valid"]["tune_tokens"] = int(table["bytes"][valid[:tune]].sum()) + tune
-    counts["overlap"] = overlap(
-        *(folder / f"{stem(domain)}.{split}.bin" for split in ("valid", "train"))
+    train, valid = (folder / f"{stem(domain)}.{split}" for split in ("train", "valid"))
+    counts["train"] = texts.write(train, order.train)
+    counts["valid"] = texts.write(valid, order.valid)
+    counts["valid"]["tune_documents"] = order.tune
+    counts["valid"]["tune_tokens"] = (
+        int(table["bytes"][order.valid[: order.tune]].sum()) + order.tune
     )
+    counts["overlap"] = overlap(bin_path(valid), bin_path(train))
     write_bytes(done, to_json(counts))
     return counts
 
 
-def _arranged(
-    table: npt.NDArray[Any], keeps_duplicates: bool
-) -> tuple[dict[str, Any], Ints, Ints, int]:
-    """Which documents are written, and in which order.
-
-    Returns:
-        Counts of those left out, the documents of train, those of valid, and how many of valid are
-        in the half `tune`.
-    """
-    words = np.ascontiguousarray(table["digest"]).view(">u8")  # [documents, 4]
-    order = np.lexsort(words.T[::-1])
-    split = table["split"]
-    explicit = (split == SPLITS["valid"]).any()
-    is_valid = split == SPLITS["valid"]
-    if not keeps_duplicates:
-        # of equal documents, one of validation comes first if there is one
-        order = np.lexsort((~is_valid, *words.T[::-1]))
-        same = (words[order][1:] == words[order][:-1]).all(1)
-        order = order[np.concatenate([[True], ~same])] if len(order) else order
-    if not explicit:
-        ranks = table["rank"][order]
-        chosen = max(
-            int((ranks < int(VALID_SHARE * 2**64)).sum()), min(VALID_DOCUMENTS, len(ranks))
-        )
-        is_valid = np.zeros(len(table), bool)
-        is_valid[order[np.argsort(ranks, kind="stable")[:chosen]]] = True
-    train, valid = order[~is_valid[order]], order[is_valid[order]]
-    in_tune = _lighter_half((table["bytes"][valid] + 1).tolist())
-    halves = np.concatenate([valid[in_tune], valid[~in_tune]])
-    return {"duplicates": len(table) - len(order)}, train, halves, int(in_tune.sum())
-
-
-def _lighter_half(lengths: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """The documents of half `tune`, where each in turn goes to the half that has less so far."""
-    in_tune = np.zeros(len(lengths), bool)
-    ahead = 0  # tokens of tune beyond those of test
-    for i, length in enumerate(lengths):
-        in_tune[i] = ahead <= 0
-        ahead += length if in_tune[i] else -length
-    return in_tune
-
-
 class _Texts:
-    """Documents in parts. They are read and not mapped: mapped pages would count as memory."""
+    """The documents of a domain in the parts.
+
+    They are read and not memory-mapped: mapped pages would count as memory.
+
+    Args:
+        paths: files of the parts.
+        places: [documents, 2] number of the part, and first byte in it.
+        lengths: [documents] bytes.
+    """
 
     def __init__(self, paths: Sequence[Path], places: Ints, lengths: Ints):
         self.paths, self.places, self.lengths = paths, places, lengths
 
-    def write(self, path: Path, order: Ints) -> dict[str, int]:
-        """Write the shard of these documents and its index, and return the counts."""
+    def write(self, shard: Path, order: Ints) -> dict[str, int]:
+        """Write documents, by number, as a shard with its index, and return the counts."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        files = [os.open(each, os.O_RDONLY) for each in self.paths]
+        files = [os.open(path, os.O_RDONLY) for path in self.paths]
         try:
-            with replacing(path.with_name(path.name + ".bin")) as file:
+            with replacing(bin_path(shard)) as file:
                 rows = zip(self.places[order].tolist(), self.lengths[order].tolist(), strict=True)
                 for (part, begin), length in rows:
                     while length:  # a read gives at most 2 GiB
@@ -297,10 +271,70 @@ class _Texts:
                         begin, length = begin + len(text), length - len(text)
                     file.write(bytes([END]))
         finally:
-            for each in files:
-                os.close(each)
+            for descriptor in files:
+                os.close(descriptor)
         offsets = np.cumsum([0, *(self.lengths[order] + 1)], dtype=np.int64)
-        with replacing(path.with_name(path.name + ".idx.npy")) as file:
+        with replacing(index_path(shard)) as file:
             np.save(file, offsets)
         documents, tokens = len(order), int(offsets[-1])
         return {"documents": documents, "tokens": tokens, "bytes": tokens - documents}
+
+
+def _find_texts(parts: Path, domain: str) -> tuple[_Texts, npt.NDArray[Any]]:
+    """The documents of a domain, and their rows [documents] of TABLE."""
+    paths, tables, places = [], [np.empty(0, TABLE)], [np.empty((0, 2), np.int64)]
+    for path, table, domains in _tables(parts):
+        if domain not in domains:
+            continue
+        rows = np.flatnonzero(table["domain"] == domains.index(domain))
+        begins = np.cumsum(table["bytes"]) - table["bytes"]
+        places.append(np.stack([np.full(len(rows), len(paths)), begins[rows]], 1))
+        tables.append(table[rows])
+        paths.append(path)
+    table = np.concatenate(tables)
+    return _Texts(paths, np.concatenate(places), table["bytes"]), table
+
+
+class _Order(NamedTuple):
+    """The documents to write, by number, in order."""
+
+    train: Ints
+    valid: Ints
+    tune: int  # documents of valid in its first half, `tune`
+
+
+def _arrange(table: npt.NDArray[Any], keeps_duplicates: bool) -> _Order:
+    words = np.ascontiguousarray(table["digest"]).view(">u8")  # [documents, 4]
+    order = np.lexsort(words.T[::-1])
+    is_valid = table["split"] == SPLITS["valid"]
+    explicit = is_valid.any()
+    if not keeps_duplicates:
+        # of equal documents, one of validation comes first if there is one
+        order = np.lexsort((~is_valid, *words.T[::-1]))
+        same = (words[order][1:] == words[order][:-1]).all(1)
+        order = order[np.concatenate([[True], ~same])] if len(order) else order
+    if not explicit:
+        ranks = table["rank"][order]
+        number = max(
+            int((ranks < int(VALID_SHARE * 2**64)).sum()), min(VALID_DOCUMENTS, len(ranks))
+        )
+        is_valid = np.zeros(len(table), bool)
+        is_valid[order[np.argsort(ranks, kind="stable")[:number]]] = True
+    train, valid = order[~is_valid[order]], order[is_valid[order]]
+    in_tune = _halve((table["bytes"][valid] + 1).tolist())
+    halves = np.concatenate([valid[in_tune], valid[~in_tune]])
+    return _Order(train, halves, int(in_tune.sum()))
+
+
+def _halve(lengths: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which documents go to half `tune`: in turn, each goes to the half with fewer tokens so far.
+
+    Args:
+        lengths: [documents] tokens.
+    """
+    in_tune = np.zeros(len(lengths), bool)
+    ahead = 0  # tokens of tune minus those of test
+    for i, length in enumerate(lengths):
+        in_tune[i] = ahead <= 0
+        ahead += length if in_tune[i] else -length
+    return in_tune

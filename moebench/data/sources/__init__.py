@@ -1,4 +1,4 @@
-"""Which source of text a config asks for, and which of its domains."""
+"""Sources of text: open the one that a config names, and choose its domains."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def open_source(config: DataConfig) -> Source:
-    """The source of `data.source`; DataError if what it reads from cannot be used."""
+    """The source of `data.source`; DataError if it cannot be used."""
     if config.source == "folder":
         assert config.path, "checked by the config"
         return Folder(config.path, Columns(config.text_column, config.domain_column))
@@ -35,7 +35,7 @@ def open_source(config: DataConfig) -> Source:
     if config.source == "synthetic":
         return Synthetic(config.num_domains, config.overlap, config.text_seed)
     if config.source == "mixture":
-        return Mixture([_part(each) for each in sources_of(config)])
+        return Mixture([_part(part) for part in sources_of(config)])
     return Installed()
 
 
@@ -57,12 +57,12 @@ def choose_domains(config: DataConfig, available: Sequence[str]) -> tuple[str, .
 
 def choose_heldout(config: DataConfig, available: Sequence[str]) -> tuple[str, ...]:
     """The domains of `data.heldout`, sorted; DataError for a wrong name, and if none is left."""
-    found = _chosen("data.heldout", config.heldout, available)
-    if len(found) == len(available):
+    heldout = _chosen("data.heldout", config.heldout, available)
+    if len(heldout) == len(available):
         raise DataError(
-            f"data.heldout=[{','.join(found)}]: leaves no domain to train on; name fewer"
+            f"data.heldout=[{','.join(heldout)}]: leaves no domain to train on; name fewer"
         )
-    return found
+    return heldout
 
 
 def _chosen(key: str, names: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a source of text is: units that are read one by one, each a stream of documents."""
+"""The interface of a source of text: units that are read apart, each a stream of documents."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
@@ -8,13 +8,13 @@ Text = bytes | bytearray  # in UTF-8
 
 
 class Document(NamedTuple):
-    """A piece of text that is learned or validated on as a whole.
+    """A text that belongs to one domain and one split.
 
     Attributes:
-        name: where it comes from, to open an error message with.
-        text: checked, without NUL, never empty.
+        name: where it comes from; error messages begin with it.
+        text: not empty, without NUL.
         domain: its label.
-        split: None leaves it to its content: see `moebench.data.making.shards`.
+        split: None lets its content decide, see `moebench.data.making.shards`.
     """
 
     name: str
@@ -24,33 +24,33 @@ class Document(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What can be read apart from the rest of a source, and so in a process of its own."""
+    """A part of a source that can be read by a separate process."""
 
-    parts: tuple[str, ...]  # names that mean something to the source
-    size: int  # in any measure, to show how much of the whole is done
+    parts: tuple[str, ...]  # names that the source understands
+    size: int  # in any unit, the same for all units of a source; for progress
 
 
 class Source(Protocol):
-    """Where text comes from. To make one is cheap; only `documents` reads text."""
+    """Where text comes from. Making one is cheap; only `documents` reads text."""
 
-    keeps_duplicates: bool  # whether a text that comes twice in a domain is meant to
+    keeps_duplicates: bool  # whether to keep a text that occurs twice in a domain
 
     @property
     def label(self) -> str:
-        """The key and value that chose it, to open an error message with."""
+        """The key and value that chose it; error messages begin with it."""
         ...
 
     @property
     def domains(self) -> tuple[str, ...] | None:
-        """Names of the domains it has, sorted; None where only reading it tells."""
+        """The names of its domains, sorted; None if they are known only after reading."""
         ...
 
     def fingerprint(self, domains: Sequence[str] | None) -> dict[str, Any]:
-        """What decides whether documents read earlier are still right, as plain JSON values."""
+        """JSON values that change whenever the documents of these domains may change."""
         ...
 
     def units(self, domains: Sequence[str] | None) -> list[Unit]:
-        """What is to be read for these domains (None: for all), in a fixed order."""
+        """The units to read for these domains (None: for all), in a fixed order."""
         ...
 
     def documents(self, unit: Unit) -> Iterator[Document]:
@@ -58,5 +58,5 @@ class Source(Protocol):
         ...
 
     def licences(self, domains: Sequence[str]) -> dict[str, str]:
-        """The licence of each domain's text in the source's own words; "" where it states none."""
+        """The licence of each domain's text as the source states it; "" if it states none."""
         ...

@@ -1,49 +1,47 @@
-"""Documents of a file: plain text, Markdown, JSON lines or Parquet.
+"""Read documents from a file: plain text, Markdown, JSON lines or Parquet.
 
     .txt               cut at line ends into documents of about 16 kB, or a fortieth of a small file
     .md                one document
     .jsonl, .jsonl.gz  one document a line: an object with the text under a key
-    .parquet           one document a row, its text in a column
+    .parquet           one document a row, with the text in a column
 
-What a file holds besides text is never guessed: bytes that are not UTF-8, a NUL (a sign of UTF-16
-or of no text at all), a column that is not there and a broken file are errors that say where.
+Nothing is guessed about a file's content. Bytes that are not UTF-8, a NUL (a sign of UTF-16 or of a
+binary file), a missing column and a broken file are errors that name the place.
 """
 
 import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moebench.data.sources import long_json
 from moebench.data.sources.document import Text
-from moebench.data.sources.long_json import LongString
 from moebench.errors import DataError
 
 ENDINGS = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 PIECE_BYTES = 16_384  # of a .txt file
 PIECES = 40  # at least, of a small .txt file with enough lines
 BLOCK = 1 << 20  # bytes that are read or checked at a time
-LONG_LINE = 1 << 24  # bytes from which a line of JSON is parsed in its place
+MAX_LINE_BYTES = 1 << 28  # of JSON; parsing a line takes several times its memory
 ROWS = 256  # of a Parquet file that are in memory at a time
 
 
 class Columns(NamedTuple):
-    """Where the text of a row or JSON object lies, and its domain if that is written there."""
+    """The columns or JSON keys of a row's text and, if the rows name it, of its domain."""
 
     text: str = "text"
     domain: str | None = None
 
 
-Row = tuple[str, Text, str | None]  # name, text in UTF-8, domain if the file says it
+Row = tuple[str, Text, str | None]  # name, text in UTF-8, domain if the file names it
 
 
 def rows(path: Path, columns: Columns) -> Iterator[Row]:
-    """What a file holds, empty texts left out; DataError where it is broken."""
+    """The rows of a file whose text is not empty; DataError for a broken file."""
     read = {".txt": _pieces, ".md": _whole, ".parquet": _parquet}.get(path.suffix, _objects)
     with reading(path):
         for row in read(path, columns):
@@ -53,7 +51,7 @@ def rows(path: Path, columns: Columns) -> Iterator[Row]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What the system or gzip say about a path, as DataError."""
+    """Turn errors of the system or of gzip about a path into DataError."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -64,31 +62,27 @@ def reading(path: Path) -> Iterator[None]:
         ) from None
 
 
-def row_of(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
-    """The row that values by column make; null is empty text. DataError where they are no text."""
+def make_row(values: Mapping[str, Any], columns: Columns, where: str) -> Row:
+    """Make a row from values by column; a null text is empty. DataError for other values."""
     text = _string(values, columns.text, where)
     domain = None
     if columns.domain is not None:
         domain = _string(values, columns.domain, where)
         if not domain:
             raise DataError(f'{where}: "{columns.domain}" is empty; give each document a domain')
-    return _row(text.encode, domain, columns, where)
-
-
-def _row(encode: Callable[[], Text], domain: str | None, columns: Columns, where: str) -> Row:
     try:
-        text = encode()
+        encoded = text.encode()
     except UnicodeEncodeError:
         raise DataError(
             f'{where}: "{columns.text}" holds half a surrogate pair (\\ud800 to \\udfff); remove it'
         ) from None
-    if 0 in text:
+    if 0 in encoded:
         raise DataError(f'{where}: "{columns.text}" holds a NUL character; remove it')
-    return where, text, domain
+    return where, encoded, domain
 
 
 def check_columns(names: Sequence[str], columns: Columns, where: str) -> None:
-    """Raise DataError if a table does not have the columns that are asked for."""
+    """Raise DataError if a table lacks a column that the config names."""
     for key, name in columns._asdict().items():
         if name is not None and name not in names:
             raise DataError(
@@ -106,30 +100,33 @@ def _string(values: Mapping[str, Any], name: str, where: str) -> str:
     return value
 
 
+# Plain text
+
+
 def _pieces(path: Path, columns: Columns) -> Iterator[Row]:
     """Pieces of a .txt file, each of whole lines."""
     size = max(1, min(PIECE_BYTES, path.stat().st_size // PIECES))
-    offset = 0
-    held = bytearray()  # one buffer and no list of lines: a line may be as long as the file
-    looked = 0  # bytes of it that hold no line end where a piece may end
+    offset = 0  # in the file, of the first byte in the buffer
+    buffer = bytearray()  # not a list of lines: a line may be as long as the file
+    searched = 0  # bytes of the buffer without a line end that could end a piece
     with path.open("rb") as file:
         while block := file.read(BLOCK):
-            held += block
+            buffer += block
             begin = 0
-            while (cut := held.find(b"\n", max(begin + size, looked))) >= 0:
-                if cut > BLOCK:  # it may fill the memory: no copy of it is made
-                    rest = held[cut + 1 :]
-                    del held[cut + 1 :]
-                    yield _checked(held, path, offset)
-                    held, begin, offset, looked = rest, 0, offset + cut + 1, 0
+            while (cut := buffer.find(b"\n", max(begin + size, searched))) >= 0:
+                if cut > BLOCK:  # the piece may fill the memory: do not copy it
+                    rest = buffer[cut + 1 :]
+                    del buffer[cut + 1 :]
+                    yield _checked(buffer, path, offset)
+                    buffer, begin, offset, searched = rest, 0, offset + cut + 1, 0
                 else:
-                    yield _checked(held[begin : cut + 1], path, offset + begin)
+                    yield _checked(buffer[begin : cut + 1], path, offset + begin)
                     begin = cut + 1
-            del held[:begin]
+            del buffer[:begin]
             offset += begin
-            looked = len(held)
-        if held:
-            yield _checked(held, path, offset)
+            searched = len(buffer)
+        if buffer:
+            yield _checked(buffer, path, offset)
 
 
 def _whole(path: Path, columns: Columns) -> Iterator[Row]:
@@ -137,7 +134,7 @@ def _whole(path: Path, columns: Columns) -> Iterator[Row]:
 
 
 def _checked(text: bytearray, path: Path, offset: int) -> Row:
-    """A row of text whose bytes are good."""
+    """A row of text, checked to be UTF-8 without NUL; `offset` is its first byte in the file."""
     _check_utf8(text, path, offset)
     if (nul := text.find(b"\0")) >= 0:
         raise DataError(
@@ -148,7 +145,7 @@ def _checked(text: bytearray, path: Path, offset: int) -> Row:
 
 
 def _check_utf8(text: bytearray, path: Path, offset: int) -> None:
-    """Decode it block by block, to save memory; DataError where that fails."""
+    """Raise DataError for text that is not UTF-8. Decodes block by block, to save memory."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for begin in range(0, len(text), BLOCK):
         block = text[begin : begin + BLOCK]
@@ -166,53 +163,47 @@ def _not_utf8(path: Path, place: int, error: UnicodeDecodeError) -> DataError:
     )
 
 
+# Tables
+
+
 def _objects(path: Path, columns: Columns) -> Iterator[Row]:
-    """The lines of a .jsonl or .jsonl.gz file; blank ones are passed over."""
+    """The lines of a .jsonl or .jsonl.gz file, without blank ones."""
+    zipped = path.name.endswith(".gz")
     offset = 0
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+    with gzip.open(path) if zipped else path.open("rb") as file:
         for number in count(1):
-            line: Text = file.readline(LONG_LINE)
-            if len(line) == LONG_LINE:
-                line = bytearray(line)
-                while not line.endswith(b"\n") and (more := file.readline(BLOCK)):
-                    line += more
-            size = len(line)
-            if not size:
+            line = file.readline(MAX_LINE_BYTES + 1)
+            if not line:
                 return
             try:
                 if not line.isspace():
-                    yield _object(line, (path, number, offset), columns)
+                    yield _object(line, columns, path, number, offset)
             except DataError:
-                for _ in file:  # if gzip is what broke the line, it says so by the end
+                while zipped and file.read(BLOCK):  # raises if the gzip is what is broken
                     pass
                 raise
-            offset += size
-            del line  # it may fill the memory
+            offset += len(line)
 
 
-def _object(line: Text, place: tuple[Path, int, int], columns: Columns) -> Row:
-    """The row that a line is, of which a bytearray is used up; place is path, line, first byte."""
-    path, number, offset = place
+def _object(line: bytes, columns: Columns, path: Path, number: int, offset: int) -> Row:
+    """The row of a line; `offset` is its first byte in the file."""
     where, remedy = f"{path}:{number}", f'write one object with the key "{columns.text}" a line'
+    if len(line) > MAX_LINE_BYTES:
+        raise DataError(
+            f"{where}: is longer than {MAX_LINE_BYTES >> 20} MiB; split the document into several, "
+            "or put its text into a .txt file"
+        )
     try:
-        if isinstance(line, bytearray):
-            _check_utf8(line, path, offset)
-            value = long_json.loads(line)
-        else:
-            value = json.loads(line.decode())
-        for name in filter(None, columns):
-            if not isinstance(value, dict) or name not in value:
-                raise DataError(f'{where}: has no key "{name}"; {remedy}')
-        text = value[columns.text]
-        if isinstance(line, bytearray) and isinstance(text, LongString):
-            _, _, domain = row_of(value | {columns.text: ""}, columns, where)
-            return _row(lambda: long_json.decode(line, text), domain, columns, where)
-        return row_of(value, columns, where)
+        values = json.loads(line.decode())
     except UnicodeDecodeError as error:
         raise _not_utf8(path, offset + error.start, error) from None
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise DataError(f"{where}: is not JSON ({reason}); {remedy}") from None
+    for name in filter(None, columns):
+        if not isinstance(values, dict) or name not in values:
+            raise DataError(f'{where}: has no key "{name}"; {remedy}')
+    return make_row(values, columns, where)
 
 
 def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
@@ -227,7 +218,7 @@ def _parquet(path: Path, columns: Columns) -> Iterator[Row]:
             for batch in file.iter_batches(ROWS, columns=[*filter(None, columns)]):
                 for values in batch.to_pylist():
                     number += 1
-                    yield row_of(values, columns, f"{path}:{number}")
+                    yield make_row(values, columns, f"{path}:{number}")
     except pyarrow.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: broken Parquet ({reason}); copy or write it again") from None

@@ -1,13 +1,12 @@
-"""The user's text: one sub-folder or file per domain.
+"""The user's text: a folder with one sub-folder or file per domain.
 
-    DIR/<domain>/{train,valid}.{txt,md,jsonl,jsonl.gz,parquet}  a sub-folder, its split made by the
-                                                                user
+    DIR/<domain>/{train,valid}.{txt,md,jsonl,jsonl.gz,parquet}  a sub-folder, split by the user
     DIR/<domain>.{txt,jsonl,jsonl.gz,parquet}                   a file
 
-Any other such file of a sub-folder is for training. Where a domain has no valid file, its content
-decides what is validated on (`moebench.data.making.shards`). Names that start with a dot, files
-with another ending, READMEs, and .md files beside the domains are left alone. With
-`data.domain_column` the rows of .jsonl and .parquet files say their domain themselves.
+Any other such file in a sub-folder is for training. If a domain has no valid file, the content of
+its documents decides the split (`moebench.data.making.shards`). Hidden files, files with another
+ending, READMEs, and .md files beside the domains are ignored. With `data.domain_column`, the rows
+of .jsonl and .parquet files name their domain.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,11 @@ from moebench.data.sources.files import ENDINGS, Columns, reading, rows
 from moebench.errors import DataError
 
 UNIT_BYTES = 32_000_000  # of small files that are read as one unit
-LICENCES = ("licence", "license", "copying")  # how the name of a file with the terms begins
+LICENCES = ("licence", "license", "copying")  # beginnings of the names of licence files
 
 
 class Folder:
-    """The domains of a folder; DataError where it has none, or is none."""
+    """The domains of a folder; DataError for a folder without any."""
 
     keeps_duplicates = False
 
@@ -38,7 +37,7 @@ class Folder:
                 f"{self.label}: is a file; give the folder that holds one sub-folder or file "
                 "per domain"
             )
-        self._files: dict[str, list[Path]] = {}  # of a domain, sorted
+        self._files: dict[str, list[Path]] = {}  # sorted, by domain
         for entry in _visible(self.root):
             if entry.is_dir():
                 files = [path for path in _visible(entry) if _is_text(path)]
@@ -75,44 +74,44 @@ class Folder:
         }
 
     def units(self, domains: Sequence[str] | None) -> list[Unit]:
-        """Neighbouring files, as many as make UNIT_BYTES."""
+        """Neighbouring files, grouped up to UNIT_BYTES."""
         for domain in self._files if domains is None else domains:
             if not self._files[domain]:
                 raise DataError(
                     f"{self.root / domain}: holds no text (endings: {', '.join(ENDINGS)}); add "
                     "some, remove the folder, or pick others by data.domains"
                 )
-        found: list[Unit] = []
+        units: list[Unit] = []
         for path in self._paths(domains):
             name = path.relative_to(self.root).as_posix()
             with reading(path):
                 size = path.stat().st_size
-            if found and found[-1].size + size <= UNIT_BYTES:
-                last = found.pop()
-                found.append(Unit((*last.parts, name), last.size + size))
+            if units and units[-1].size + size <= UNIT_BYTES:
+                last = units.pop()
+                units.append(Unit((*last.parts, name), last.size + size))
             else:
-                found.append(Unit((name,), size))
-        return found
+                units.append(Unit((name,), size))
+        return units
 
     def documents(self, unit: Unit) -> Iterator[Document]:
         for path in (self.root / name for name in unit.parts):
-            own = path.parent.name if path.parent != self.root else _stem(path)
+            default = path.parent.name if path.parent != self.root else _stem(path)
             split = "valid" if _stem(path) == "valid" else None
             for name, text, domain in rows(path, self.columns):
-                yield Document(name, text, domain or own, split)
+                yield Document(name, text, domain or default, split)
 
     def licences(self, domains: Sequence[str]) -> dict[str, str]:
-        """The first line of a file with the terms: the domain's own, else the whole folder's."""
-        everything = _terms(self.root)
+        """The first line of a licence file: in the domain's sub-folder, else in the folder."""
+        default = _licence(self.root)
         return {
-            domain: (_terms(self.root / domain) if (self.root / domain).is_dir() else "")
-            or everything
+            domain: (_licence(self.root / domain) if (self.root / domain).is_dir() else "")
+            or default
             for domain in domains
         }
 
     def _paths(self, domains: Sequence[str] | None) -> list[Path]:
-        wanted = sorted(self._files if domains is None else domains)
-        return [path for domain in wanted for path in self._files[domain]]
+        names = sorted(self._files if domains is None else domains)
+        return [path for domain in names for path in self._files[domain]]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -129,7 +128,7 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(ending)
 
 
-def _terms(folder: Path) -> str:
+def _licence(folder: Path) -> str:
     for path in _visible(folder):
         if path.is_file() and path.name.lower().startswith(LICENCES):
             with reading(path):

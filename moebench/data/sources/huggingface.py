@@ -1,7 +1,7 @@
-"""A dataset of the Hugging Face Hub, or one that lies in a folder in a form that `datasets` reads.
+"""A dataset of the Hugging Face Hub, or a local folder that `datasets` can read.
 
-A dataset of the Hub is named with the commit to take, so that the same config means the same text,
-and is only ever read as data: versions of `datasets` that could run code from it are refused.
+A dataset of the Hub needs the commit to take, so that the same config means the same text. It is
+only read as data: versions of `datasets` that could run code from it are refused.
 """
 
 import importlib.util
@@ -18,20 +18,20 @@ from urllib.request import getproxies
 
 from moebench.config.schema import DataConfig
 from moebench.data.sources.document import Document, Unit
-from moebench.data.sources.files import Columns, check_columns, row_of
+from moebench.data.sources.files import Columns, check_columns, make_row
 from moebench.errors import DataError
 
 HUB = "https://huggingface.co"
-PATIENCE = 5.0  # seconds to wait for it
+TIMEOUT = 5.0  # seconds to wait for it
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HuggingFace:
-    """One split of a dataset; DataError where it cannot be used.
+    """One split of a dataset; DataError if it cannot be used.
 
     Args:
-        config: of which `name`, `config`, `split`, `revision`, `streaming`, `max_bytes` and the
-            columns count.
+        config: only `name`, `config`, `split`, `revision`, `streaming`, `max_bytes` and the columns
+            are used.
     """
 
     keeps_duplicates = False
@@ -63,26 +63,26 @@ class HuggingFace:
         return (self.config.name.rstrip("/").rsplit("/", 1)[-1],)
 
     def fingerprint(self, domains: Sequence[str] | None) -> dict[str, Any]:
-        about = ("name", "config", "split", "revision", "max_bytes")
-        found = {key: getattr(self.config, key) for key in about}
+        keys = ("name", "config", "split", "revision", "max_bytes")
+        inputs = {key: getattr(self.config, key) for key in keys}
         if self.folder is not None:
             files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-            found["name"] = str(self.folder.resolve())
-            found["files"] = {
+            inputs["name"] = str(self.folder.resolve())
+            inputs["files"] = {
                 path.relative_to(self.folder).as_posix(): [
                     path.stat().st_size,
                     path.stat().st_mtime_ns,
                 ]
                 for path in files
             }
-        return {"source": "huggingface", "columns": list(self.columns), **found}
+        return {"source": "huggingface", "columns": list(self.columns), **inputs}
 
     def units(self, domains: Sequence[str] | None) -> list[Unit]:
         return [Unit((self.label,), self.config.max_bytes or 1)]
 
     def documents(self, unit: Unit) -> Iterator[Document]:
         left = self.config.max_bytes
-        own = self.domains
+        default = (self.domains or ("",))[0]
         rows = self._rows()
         for number in count(1):
             row = self._try(next, rows, None)
@@ -91,15 +91,15 @@ class HuggingFace:
             assert isinstance(row, Mapping)
             if number == 1:
                 check_columns([*row], self.columns, self.label)
-            name, text, domain = row_of(row, self.columns, f"{self.label}, row {number}")
+            name, text, domain = make_row(row, self.columns, f"{self.label}, row {number}")
             if not text:
                 continue
             if left is not None:
                 left -= len(text)
-            yield Document(name, text, domain or (own or ("",))[0])
+            yield Document(name, text, domain or default)
 
     def licences(self, domains: Sequence[str]) -> dict[str, str]:
-        """As the card says it, where the library has it; a folder's card is its README.md."""
+        """As the dataset's card states it; a folder's card is its README.md."""
         card = _card(self.folder) if self.folder else self._hub_card()
         return dict.fromkeys(domains, card)
 
@@ -127,7 +127,7 @@ class HuggingFace:
         return iter(loaded)
 
     def _try(self, call: Any, *arguments: Any, **options: Any) -> Any:
-        """What a call returns; what the library raises, as one line."""
+        """Call the library; raise DataError with one line for any error."""
         try:
             return call(*arguments, **options)
         except DataError:
@@ -146,43 +146,43 @@ class HuggingFace:
             builder = datasets.load_dataset_builder(
                 str(self.config.name), self.config.config, revision=self.config.revision
             )
-        except Exception:  # the text is there already; its card is an extra
+        except Exception:  # the text has been read; do without the card
             return ""
         return builder.info.license or ""
 
 
 def _card(folder: Path) -> str:
-    """The licence in the YAML that opens a dataset's README.md."""
+    """The licence in the YAML at the beginning of a dataset's README.md."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:\s*(.+)$", head[1], re.MULTILINE) if head else None
-    return found[1].strip() if found else ""
+    licence = re.search(r"^license:\s*(.+)$", head[1], re.MULTILINE) if head else None
+    return licence[1].strip() if licence else ""
 
 
 def _check_network(label: str) -> None:
-    """Raise DataError at once where the hub is out of reach: the library would try for minutes."""
+    """Raise DataError at once if the Hub cannot be reached: the library would try for minutes."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        return  # what the library has kept may be enough, and it says so if not
+        return  # the library's cache may be enough, and it reports if not
     proxies = getproxies()
     address = urlsplit(proxies.get("https") or os.environ.get("HF_ENDPOINT") or HUB)
     host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
-    failed: list[str] = ["it does not answer"]
+    problems: list[str] = ["it does not answer"]
 
     def reach() -> None:
         try:
-            socket.create_connection((host, port), PATIENCE).close()
-            failed.clear()
+            socket.create_connection((host, port), TIMEOUT).close()
+            problems.clear()
         except OSError as error:
-            failed[:] = [error.strerror or str(error)]
+            problems[:] = [error.strerror or str(error)]
 
-    thread = threading.Thread(target=reach, daemon=True)  # a name server may take its time
+    thread = threading.Thread(target=reach, daemon=True)  # a name server may be slow
     thread.start()
-    thread.join(PATIENCE)
-    if failed:
+    thread.join(TIMEOUT)
+    if problems:
         raise DataError(
-            f"{label}: {host} cannot be reached ({failed[0]}); connect this machine, give a folder "
-            "with the dataset as data.name, or use data=folder"
+            f"{label}: {host} cannot be reached ({problems[0]}); connect this machine, give a "
+            "folder with the dataset as data.name, or use data=folder"
         )

@@ -1,15 +1,16 @@
-"""Real text that every machine has: five domains out of Python and the packages beside it.
+"""Real text that every machine has: five domains made of Python and installed packages.
 
     python    source of the standard library
     cpp       headers that torch and Python ship
     english   docstrings and help topics of the standard library and of moebench's dependencies
-    unicode   every character with its name
+    unicode   each character with its name
     bytecode  disassembly of the standard library
 
-No file is executed and none of the packages is imported. Files are taken in the order of a hash of
-their name: the first go to validation, the rest to training until a domain has enough. So the text
-is the same on each call, and on each machine with the same versions. A module that one domain
-validates on is trained on by none: its docstrings do not give away its source.
+No file is executed and no package is imported. Files are taken in the order of a hash of their
+name: the first ones for validation, the rest for training until the domain is large enough. The
+text is therefore the same on each call, and on each machine with the same versions. A module that
+one domain uses for validation is in no domain's training text, since its docstrings would reveal
+its source.
 """
 
 import ast
@@ -32,13 +33,13 @@ from typing import Any
 
 from moebench.data.sources.document import Document, Split, Unit
 
-TRAIN_BYTES = 6_000_000  # of a domain; with more, preparing it would take too long
+TRAIN_BYTES = 6_000_000  # of a domain; more would take too long to prepare
 VALID_BYTES = 260_000
-FILE_CHARACTERS = 32_768  # of one file, so that no single one dominates a domain
-RESERVED = 0.08  # share of the modules that none of the domains made of them trains on
-DOCSTRING_CHARACTERS = 80  # shorter ones are names more than sentences
+FILE_CHARACTERS = 32_768  # of one file, so that none dominates a domain
+RESERVED = 0.08  # share of the modules that are in no domain's training text
+DOCSTRING_CHARACTERS = 80  # shorter ones are rarely sentences
 
-# Only what moebench itself needs, so that installing something else changes no data and no run.
+# Only moebench's dependencies, so that installing another package changes no data and no run.
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sympy", "torch")
 SKIPPED_FOLDERS = {
     *("__pycache__", "site-packages", "dist-packages"),
@@ -49,14 +50,14 @@ SKIPPED_PREFIXES = ("_sysconfigdata", "pyconfig")  # about this machine, not abo
 GENERATED = "ATen/ops/"  # thousands of torch's headers that hardly differ
 HEADERS = (".h", ".hpp", ".cuh")
 
-Readers = dict[str, Callable[[], str]]  # a document's name -> what reads its text; "" for none
+Readers = dict[str, Callable[[], str]]  # by a document's name, what reads its text
 
 
 class Installed:
-    """The five domains. Byte limits of a domain's splits are parameters for the sake of tests."""
+    """The five domains. The sizes of a domain's splits are parameters for tests."""
 
     label = "data=installed"
-    keeps_duplicates = True  # a handful of tiny files; published figures belong to this text
+    keeps_duplicates = True  # few and tiny; published results used them
 
     def __init__(self, train_bytes: int = TRAIN_BYTES, valid_bytes: int = VALID_BYTES):
         self.train_bytes = train_bytes
@@ -111,8 +112,8 @@ class Installed:
         python = "PSF-2.0"
         torch = importlib.metadata.metadata("torch")["License-Expression"]
         packages = f"{python}, and those of {', '.join(PACKAGES)}"
-        own = {"cpp": f"{python}; torch: {torch}", "english": packages, "unicode": "Unicode-3.0"}
-        return {domain: own.get(domain, python) for domain in domains}
+        others = {"cpp": f"{python}; torch: {torch}", "english": packages, "unicode": "Unicode-3.0"}
+        return {domain: others.get(domain, python) for domain in domains}
 
 
 def _rank(name: str) -> float:
@@ -121,7 +122,7 @@ def _rank(name: str) -> float:
 
 
 def _beginning(text: str) -> str:
-    """As many whole lines as fit in FILE_CHARACTERS."""
+    """The first whole lines of a text, up to FILE_CHARACTERS."""
     if len(text) <= FILE_CHARACTERS:
         return text
     return text[: text.rfind("\n", 0, FILE_CHARACTERS) + 1]
@@ -147,9 +148,9 @@ def _files(root: Path, endings: str | tuple[str, ...]) -> Iterator[tuple[str, Pa
     """(path in root with /, path) of the files with these endings."""
     for folder, folders, names in os.walk(root):
         folders[:] = [
-            each
-            for each in folders
-            if each not in SKIPPED_FOLDERS and not each.startswith("config-")
+            name
+            for name in folders
+            if name not in SKIPPED_FOLDERS and not name.startswith("config-")
         ]
         for name in names:
             if name.endswith(endings) and not name.startswith(SKIPPED_PREFIXES):
@@ -162,7 +163,7 @@ def _python() -> Readers:
 
 
 def _source(path: Path) -> str:
-    """Python source in the encoding it declares; "" where that is wrong."""
+    """Python source in its declared encoding; "" if that is wrong."""
     try:
         return importlib.util.decode_source(path.read_bytes())
     except (SyntaxError, UnicodeDecodeError):
@@ -186,7 +187,7 @@ def _header(path: Path) -> str:
 
 
 def _english() -> Readers:
-    seen: set[str] = set()  # docstrings are copied between classes and packages
+    seen: set[str] = set()  # classes and packages copy docstrings from one another
     readers: Readers = {f"topics/{name}": partial(str, text) for name, text in topics.items()}
     for package, root in [("", _stdlib()), *((name, _package(name)) for name in PACKAGES)]:
         for name, path in _files(root, ".py"):
@@ -195,9 +196,9 @@ def _english() -> Readers:
 
 
 def _docstrings(path: Path, seen: set[str]) -> str:
-    """The docstrings of a file that are in no file read before, with a blank line between."""
+    """The docstrings of a file that no earlier file had, separated by blank lines."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how others escape their strings is not our user's concern
+        warnings.simplefilter("ignore")  # about strings in the code of others
         try:
             tree = ast.parse(_source(path))
         except (SyntaxError, ValueError):
@@ -229,7 +230,7 @@ def _unicode() -> Readers:
 
 
 def _characters(points: Iterable[int]) -> str:
-    """One line for each character that has a name."""
+    """A line for each character that has a name."""
     named = ((point, unicodedata.name(chr(point), "")) for point in points)
     return "".join(f"U+{point:04X} {chr(point)} {name}\n" for point, name in named if name)
 
@@ -239,7 +240,7 @@ def _bytecode() -> Readers:
 
 
 def _disassembly(path: Path) -> str:
-    """A module as `dis` shows it, without docstrings, addresses and file names."""
+    """The output of `dis` for a module, without docstrings, addresses and file names."""
     source = _source(path)
     if not source.strip():
         return ""
@@ -253,7 +254,7 @@ def _disassembly(path: Path) -> str:
 
 
 def _lines(code: CodeType) -> Iterator[str]:
-    """A heading and one line per instruction, then the same for each code object inside."""
+    """A heading and a line per instruction, then the same for each nested code object."""
     yield f"{code.co_qualname}:"
     for instruction in dis.get_instructions(code):
         text = instruction.argrepr
@@ -269,7 +270,7 @@ def _lines(code: CodeType) -> Iterator[str]:
 
 
 def _constant(value: object) -> str:
-    """`repr`, but without addresses and without the order of sets, which changes by process."""
+    """`repr` without addresses, and with sets sorted: their order differs between processes."""
     if isinstance(value, CodeType):
         return f"<code object {value.co_name}>"
     if isinstance(value, frozenset):

@@ -1,6 +1,6 @@
 """Several sources as one corpus.
 
-A domain that two sources have is one domain with the text of both.
+A domain that occurs in two sources is one domain with the text of both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from moebench.data.sources.document import Document, Source, Unit
 
 
 class Mixture:
-    """Sources, each with the domains that are taken from it (None: all)."""
+    """Sources, each with the domains to take from it (None: all)."""
 
     label = "data=mixture"
 
@@ -20,50 +20,51 @@ class Mixture:
 
     @property
     def domains(self) -> tuple[str, ...] | None:
-        found: set[str] = set()
-        for source, picked in self.parts:
-            domains = picked or source.domains
+        names: set[str] = set()
+        for source, chosen in self.parts:
+            domains = chosen or source.domains
             if domains is None:
                 return None
-            found.update(domains)
-        return tuple(sorted(found))
+            names.update(domains)
+        return tuple(sorted(names))
 
     def fingerprint(self, domains: Sequence[str] | None) -> dict[str, Any]:
         return {
             "source": "mixture",
             "parts": [
-                [picked, source.fingerprint(self._own(source, picked, domains))]
-                for source, picked in self.parts
+                [chosen, source.fingerprint(self._taken(source, chosen, domains))]
+                for source, chosen in self.parts
             ],
         }
 
     def units(self, domains: Sequence[str] | None) -> list[Unit]:
         return [
             Unit((str(number), *unit.parts), unit.size)
-            for number, (source, picked) in enumerate(self.parts)
-            for unit in source.units(self._own(source, picked, domains))
+            for number, (source, chosen) in enumerate(self.parts)
+            for unit in source.units(self._taken(source, chosen, domains))
         ]
 
     def documents(self, unit: Unit) -> Iterator[Document]:
-        source, picked = self.parts[int(unit.parts[0])]
+        source, chosen = self.parts[int(unit.parts[0])]
         for document in source.documents(Unit(unit.parts[1:], unit.size)):
-            if picked is None or document.domain in picked:
+            if chosen is None or document.domain in chosen:
                 yield document
 
     def licences(self, domains: Sequence[str]) -> dict[str, str]:
-        said: dict[str, list[str]] = {domain: [] for domain in domains}
-        for source, picked in self.parts:
-            own = [each for each in domains if each in (picked or source.domains or domains)]
-            for domain, terms in source.licences(own).items():
-                said[domain] += [terms] if terms and terms not in said[domain] else []
-        return {domain: "; ".join(terms) for domain, terms in said.items()}
+        stated: dict[str, list[str]] = {domain: [] for domain in domains}
+        for source, chosen in self.parts:
+            available = chosen or source.domains or domains
+            licences = source.licences([name for name in domains if name in available])
+            for domain, terms in licences.items():
+                stated[domain] += [terms] if terms and terms not in stated[domain] else []
+        return {domain: "; ".join(terms) for domain, terms in stated.items()}
 
     @staticmethod
-    def _own(
-        source: Source, picked: Sequence[str] | None, domains: Sequence[str] | None
+    def _taken(
+        source: Source, chosen: Sequence[str] | None, domains: Sequence[str] | None
     ) -> list[str] | None:
-        """Those of the domains that are taken from a source; None for all that it has."""
-        has = picked or source.domains
-        if has is None or source.domains is None:
+        """The domains to take from a source; None for all of them."""
+        available = chosen or source.domains
+        if available is None or source.domains is None:
             return None
-        return [each for each in has if domains is None or each in domains]
+        return [name for name in available if domains is None or name in domains]

@@ -1,10 +1,10 @@
-"""Text whose true distribution is known: each domain is a Markov source of its own.
+"""Text with a known distribution: each domain is a Markov source.
 
-A document is a chain of letters. The next letter depends on the last one alone, by a table of the
-domain, a mixture of an own one and one that all domains share; from MIN_LETTERS on the document
-ends after each letter with the same probability. So the log-likelihood of any document is a sum of
-logarithms, and no model can be expected to do better on text that it has not seen: it is the ground
-truth that a model's loss is held against.
+A document is a chain of letters. The next letter depends on the last one alone, by the domain's
+table, a mixture of a table of its own and one that all domains share. From MIN_LETTERS on, the
+document ends after each letter with the same probability. The log-likelihood of a document is
+therefore a sum of logarithms. No model can be expected to do better on unseen text: it is the
+ground truth to compare a model's loss with.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from moebench.data.sources.document import Document, Split, Unit
 from moebench.errors import DataError
 
 LETTERS = b"abcdefghijklmnop"
-SKEW = 6  # the power of a uniform draw that a probability is proportional to
+SKEW = 6  # a probability is proportional to this power of a uniform draw
 MIN_LETTERS, MAX_LETTERS = 32, 4096
 END = 1 / 480  # probability that a document ends after a letter, from the MIN_LETTERS-th on
 TRAIN_BYTES = 4_000_000  # of a domain
@@ -33,14 +33,12 @@ class Synthetic:
 
     Args:
         num_domains: how many.
-        overlap: 0 gives each domain a table of its own; 1 gives all of them the same.
+        overlap: with 0 each domain has its own table; with 1 all have the same.
         seed: keys tables and texts.
-        train_bytes, valid_bytes: of a domain's splits, about; parameters for the sake of tests.
+        train_bytes, valid_bytes: approximate size of a domain's splits; parameters for tests.
     """
 
-    keeps_duplicates = (
-        True  # a source may say a thing twice; without it, it would be another source
-    )
+    keeps_duplicates = True  # without duplicates, the distribution would be another
 
     def __init__(
         self,
@@ -100,9 +98,9 @@ class Synthetic:
         return mixed[0], mixed[1:]
 
     def log_likelihood(self, domain: str, text: bytes) -> Floats:
-        """What the source itself gives a document: nats [letters + 1], its end the last.
+        """The log-likelihood of a document: nats [letters + 1], of its end last.
 
-        Raises DataError for a text that it cannot have made.
+        Raises DataError for a text that the source cannot produce.
         """
         number = np.full(256, -1)
         number[[*LETTERS]] = np.arange(len(LETTERS))
@@ -110,18 +108,18 @@ class Synthetic:
         if (letters < 0).any() or not MIN_LETTERS <= len(text) <= MAX_LETTERS:
             raise DataError(f"data=synthetic: {text[:20]!r}... is no text of domain {domain!r}")
         first, after = self.table(domain)
-        found = np.empty(len(text) + 1)
-        found[0] = np.log(first[letters[0]])
-        found[1:-1] = np.log(after[letters[:-1], letters[1:]])
-        found[MIN_LETTERS:-1] += np.log1p(-END)  # it might have ended before each of these
-        found[-1] = 0.0 if len(text) == MAX_LETTERS else np.log(END)
-        return found
+        nats = np.empty(len(text) + 1)
+        nats[0] = np.log(first[letters[0]])
+        nats[1:-1] = np.log(after[letters[:-1], letters[1:]])
+        nats[MIN_LETTERS:-1] += np.log1p(-END)  # it might have ended before each of these
+        nats[-1] = 0.0 if len(text) == MAX_LETTERS else np.log(END)
+        return nats
 
     def _block(self, domain: str, split: str, block: int) -> Iterator[bytes]:
-        """ROWS documents."""
+        """Draw ROWS documents."""
         first, after = self.table(domain)
         steps = np.concatenate([first[None], after]).cumsum(1)[:, :-1]
-        # how often a document goes on where it might have ended
+        # how often a document continues where it might have ended
         more = np.floor(
             np.log(uniform(ROWS, self.seed, "length", domain, split, block)) / np.log1p(-END)
         )
@@ -130,7 +128,7 @@ class Synthetic:
         letters = np.zeros((ROWS, lengths.max()), np.uint8)
         state = np.zeros(ROWS, np.int64)  # 0 before the first letter, else 1 + the last one
         for place in range(lengths.max()):
-            live = int((lengths > place).sum())  # of the documents by length, those that go on
+            live = int((lengths > place).sum())  # documents, sorted by length, that continue
             draw = uniform(live, self.seed, "letter", domain, split, block, place)
             letter = (steps[state[:live]] <= draw[:, None]).sum(1)
             letters[:live, place] = letter
