@@ -4,8 +4,9 @@ The command line prints the text of a `MoebenchError` after `error: ` and exits 
 other exception that escapes is a bug.
 """
 
+import difflib
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,3 +99,31 @@ def apply_to_all(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     if errors:
         raise combine(list(errors.values()))
     return results
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """The known words that are most like a mistyped one, the best first; at most three.
+
+    Words with dots are compared by their last parts.
+    """
+
+    def likeness(other: str) -> float:
+        pairs = [(word.split(".")[-1], other.split(".")[-1])]
+        pairs += [(word, other)] if "." not in word else []  # a dot may be missing
+        return max(difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
+
+    ranked = sorted(known, key=likeness, reverse=True)
+    enough = max(0.6, likeness(ranked[0]) - 0.04) if ranked else 1.0
+    return [each for each in ranked if likeness(each) >= enough][:3]
+
+
+def remedy(word: str, known: Collection[str], otherwise: str = "") -> str:
+    """What to do about a word that is not known.
+
+    Args:
+        known: the words that can be used.
+        otherwise: what to say if none is like it, in place of listing them.
+    """
+    if near := nearest(word, known):
+        return f"did you mean {' or '.join(near)}?"
+    return otherwise or f"there are {', '.join(known) or 'none'}"

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from moebench import __version__
-from moebench.config.schema import flat
+from moebench.config.knob import flat
 from moebench.disk import (
     finite,
     json_object,

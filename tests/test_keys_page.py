@@ -12,6 +12,7 @@ from moebench.config.compose import Composer
 from moebench.config.keys_page import COMMAND, keys_page
 from moebench.config.presets import shipped_conf
 from moebench.config.schema import ExperimentConfig, StudyConfig
+from moebench.scopes import SHIPPED
 
 KEYS_MD = Path(__file__).parent.parent / "docs" / "keys.md"
 
@@ -63,9 +64,9 @@ def test_a_default_that_the_page_names_can_be_typed_and_changes_nothing() -> Non
 
 def test_every_preset_is_listed_with_what_it_is() -> None:
     presets = dict(re.findall(r"^- `(.+?)`(?: \(default\))?: (.+)$", keys_page(), re.MULTILINE))
-    there = shipped_conf().glob("*/*.yaml")
-    assert set(presets) == {f"{path.parent.name}={path.stem}" for path in there}
-    assert presets["scope=micro"] == "Balanced over: each logical micro-batch."
+    there = {f"{path.parent.name}={path.stem}" for path in shipped_conf().glob("*/*.yaml")}
+    assert set(presets) == there | {f"scope={each.name}" for each in SHIPPED}
+    assert presets["scope=micro"] == "Balance each logical micro-batch."
     assert "- `model=tiny` (default): " in keys_page()
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moebench.balance.routing import Routing
-from moebench.methods import LOSS, declared
+from moebench.methods import declared
 
 
 class Steering(NamedTuple):
@@ -164,8 +164,8 @@ def make_method(name: str, options: Mapping[str, float]) -> Method | None:
 
     Raises ConfigError for a name that nothing declared.
     """
-    if name == LOSS:
+    method = declared(name)
+    if method.target is None:
         return None
-    found = declared(name)
-    whole = {key for key, each in found.options.items() if each.whole}
-    return found.load()(**{k: int(v) if k in whole else v for k, v in options.items()})
+    whole = {key for key, option in method.options.items() if option.whole}
+    return method.load()(**{k: int(v) if k in whole else v for k, v in options.items()})

@@ -16,6 +16,11 @@ from torch import Tensor
 
 from moebench.balance.routing import Routing
 from moebench.errors import ConfigError
+from moebench.scopes import declared, default_size
+
+Domains = Int[Tensor, " sequences"] | None  # the domain of each sequence
+Labels = tuple[Int[Tensor, " sequences"], int]  # the group of each sequence, how many groups
+Device = torch.device | None
 
 
 class Groups(NamedTuple):
@@ -86,21 +91,24 @@ class Groups(NamedTuple):
 class Scope:
     """A rule that gives every sequence of a step the selection frequency of its balance group."""
 
-    def labels(
-        self,
-        sequences: int,
-        *,
-        domain: Int[Tensor, " sequences"] | None = None,
-        device: torch.device | None = None,
-    ) -> tuple[Int[Tensor, " sequences"], int]:
-        """The group (for `Shuffled`, the pool) of each sequence, and how many there are."""
+    def labels(self, sequences: int, domain: Domains = None, device: Device = None) -> Labels:
+        """The group (for `Shuffled`, the pool) of each sequence of a step, and how many there are.
+
+        Args:
+            sequences: of the whole step.
+            domain: [sequences] the domain of each; only `Domain` needs it.
+            device: of the result.
+
+        Returns:
+            [sequences] group numbers below the number of groups, and that number.
+        """
         raise NotImplementedError
 
     def members(
         self,
         sequences: int,
         *,
-        domain: Int[Tensor, " sequences"] | None = None,
+        domain: Domains = None,
         pass_bsz: int | None = None,
     ) -> Bool[Tensor, "sequences sequences"]:
         """Row s is True at the sequences that may be counted in the f of sequence s.
@@ -117,7 +125,7 @@ class Scope:
         return same & (number <= number[:, None])
 
     def weights(
-        self, sequences: int, *, domain: Int[Tensor, " sequences"] | None = None
+        self, sequences: int, *, domain: Domains = None
     ) -> Float[Tensor, "sequences sequences"]:
         """The scope as a row-stochastic matrix: where sequences have equally many tokens, f is
         `weights @ counts`, normalised (for `Shuffled`, the mean of f over its draws)."""
@@ -129,11 +137,11 @@ class Scope:
         sequences: int,
         tokens: int,
         *,
-        domain: Int[Tensor, " sequences"] | None = None,
+        domain: Domains = None,
         generator: torch.Generator | None = None,
         pass_bsz: int | None = None,
         mask: Bool[Tensor, "sequences tokens"] | None = None,
-        device: torch.device | None = None,
+        device: Device = None,
     ) -> Groups:
         """The scope applied to one step.
 
@@ -167,7 +175,7 @@ class Scope:
         self,
         routing: Routing,
         *,
-        domain: Int[Tensor, " sequences"] | None = None,
+        domain: Domains = None,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "layers sequences experts"]:
         """The f that each sequence of a whole step meets; rows sum to 1, no gradient.
@@ -209,13 +217,7 @@ class Global(Scope):
 
     size: int | None = None
 
-    def labels(
-        self,
-        sequences: int,
-        *,
-        domain: Int[Tensor, " sequences"] | None = None,
-        device: torch.device | None = None,
-    ) -> tuple[Int[Tensor, " sequences"], int]:
+    def labels(self, sequences: int, domain: Domains = None, device: Device = None) -> Labels:
         size = _divisor("balance group", self.size, sequences)
         return torch.arange(sequences, device=device) // size, sequences // size
 
@@ -245,15 +247,9 @@ class Domain(Scope):
 
     num_domains: int | None = None
 
-    def labels(
-        self,
-        sequences: int,
-        *,
-        domain: Int[Tensor, " sequences"] | None = None,
-        device: torch.device | None = None,
-    ) -> tuple[Int[Tensor, " sequences"], int]:
+    def labels(self, sequences: int, domain: Domains = None, device: Device = None) -> Labels:
         if domain is None:
-            raise ConfigError("scope=domain: needs the domain of each sequence; pass domain=")
+            raise ConfigError("domain=None: Domain needs the domain of each sequence")
         if domain.shape != (sequences,):
             raise ConfigError(
                 f"domain of shape {tuple(domain.shape)}: must be [sequences], here ({sequences},)"
@@ -278,13 +274,7 @@ class Shuffled(Scope):
     size: int
     pool: int | None = None
 
-    def labels(
-        self,
-        sequences: int,
-        *,
-        domain: Int[Tensor, " sequences"] | None = None,
-        device: torch.device | None = None,
-    ) -> tuple[Int[Tensor, " sequences"], int]:
+    def labels(self, sequences: int, domain: Domains = None, device: Device = None) -> Labels:
         pool = _divisor("pool", self.pool, sequences)
         return torch.arange(sequences, device=device) // pool, sequences // pool
 
@@ -293,11 +283,11 @@ class Shuffled(Scope):
         sequences: int,
         tokens: int,
         *,
-        domain: Int[Tensor, " sequences"] | None = None,
+        domain: Domains = None,
         generator: torch.Generator | None = None,
         pass_bsz: int | None = None,
         mask: Bool[Tensor, "sequences tokens"] | None = None,
-        device: torch.device | None = None,
+        device: Device = None,
     ) -> Groups:
         pool = _divisor("pool", self.pool, sequences)
         size = _divisor("micro-batch", self.size, pool)
@@ -334,39 +324,30 @@ def make_scope(
     balance_bsz: int | None = None,
     num_domains: int | None = None,
 ) -> Scope | None:
-    """The scope that a config names; None for `none`.
+    """The scope of a name that `moebench.scopes` declares; None for `none`.
 
     Args:
-        name: `none`, `sequence`, `micro`, `shuffled`, `global` or `domain`.
+        name: `none`, `sequence`, `micro`, `shuffled`, `global`, `domain` or that of a plugin.
         micro_bsz: sequences in a logical micro-batch.
-        balance_bsz: sequences whose counts are summed (the pool, for `shuffled`); None takes the
-            scope's own.
-        num_domains: for `domain`, how many there are.
+        balance_bsz: sequences whose counts are summed (for `shuffled`, the pool); None takes the
+            default of the scope.
+        num_domains: how many domains there are, for scopes that need them.
 
     Raises:
-        ConfigError: for a name that is none of these, or a `balance_bsz` that contradicts it.
+        ConfigError: for a name that is not declared, or a `balance_bsz` that the scope cannot have.
     """
-    own = {"none": None, "sequence": 1, "micro": micro_bsz, "domain": None}
-    if name in own and balance_bsz not in (None, own[name]):
+    scope = declared(name)
+    sizes = {"micro_bsz": micro_bsz, "global_bsz": None}
+    only = default_size(name, sizes)
+    if (scope.fixed or scope.size is None) and balance_bsz not in (None, only):
         raise ConfigError(
-            f"balance_bsz={balance_bsz}: contradicts scope={name}; use scope=global with it"
+            f"balance_bsz={balance_bsz}: the groups of the scope {name} have "
+            f"{f'{only} sequences' if only else 'no fixed size'}; leave it out"
         )
-    match name:
-        case "none":
-            return None
-        case "sequence":
-            return Sequence()
-        case "micro":
-            return Micro(micro_bsz)
-        case "shuffled":
-            return Shuffled(micro_bsz, balance_bsz)
-        case "global":
-            return Global(balance_bsz)
-        case "domain":
-            return Domain(num_domains)
-    raise ConfigError(
-        f"scope={name}: must be one of none, sequence, micro, shuffled, global, domain"
-    )
+    given = {"micro_bsz": micro_bsz, "balance_bsz": balance_bsz, "num_domains": num_domains}
+    if scope.target is None:
+        return None
+    return scope.load()(**{each: given[value] for each, value in scope.fields.items()})
 
 
 def normalise(counts: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from typing import get_args
 import typer
 import yaml
 
-from moebench.config.presets import DEFAULT_STUDY, KNOBS, STUDY, STUDY_KNOBS, Presets, opening
-from moebench.config.schema import range_words
+from moebench.config.presets import DEFAULT_STUDY, KNOBS, STUDY, STUDY_KNOBS, Presets
 from moebench.disk import read_yaml
 from moebench.errors import MoebenchError
 
@@ -116,11 +115,11 @@ class _Words:
     def _choices(self, key: str) -> Iterator[Choice]:
         if key in self.groups:
             for preset in filter(HARMLESS.fullmatch, self.presets.choices(key)):
-                yield preset, opening(self.presets.path(key, preset))
+                yield preset, self.presets.meaning(key, preset)
         elif key == "study.size":
             study = self.typed.get(STUDY, DEFAULT_STUDY)
-            if study in self.presets.choices(STUDY):
-                sizes = read_yaml(self.presets.path(STUDY, study)).get("sizes", {})
+            if path := self.presets.path(STUDY, study):
+                sizes = read_yaml(path).get("sizes", {})
                 yield from ((size, " ".join(overrides)) for size, overrides in sizes.items())
         elif key == "data.path":
             for folder in filter(Path.is_dir, Path().iterdir()):
@@ -138,12 +137,12 @@ class _Words:
 
 
 def _facts(knob: Field) -> str:
-    return "; ".join(filter(None, (knob.metadata["meaning"], range_words(knob.metadata))))
+    return "; ".join(filter(None, (knob.metadata["meaning"], knob.metadata["range"].words)))
 
 
 def _usual_values(knob: Field) -> Iterator[str]:
     """All values of a knob if it has a list of choices, otherwise its default."""
-    choices = knob.metadata["choices"]
+    choices = knob.metadata["range"].choices
     if knob.type is bool:
         yield from ("true", "false")
     elif choices:

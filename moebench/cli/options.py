@@ -71,11 +71,11 @@ PrintConfig = Annotated[
 
 
 def load_plugins(plugins: Iterable[str] | None) -> None:
-    """Import what `--plugin` names, so that its methods can be chosen.
+    """Import what `--plugin` names, so that its scopes and methods can be chosen.
 
     Raises ConfigError for a module that cannot be imported.
     """
-    from moebench.methods import load_plugin
+    from moebench.registry import load_plugin
 
     for plugin in plugins or []:
         load_plugin(plugin)

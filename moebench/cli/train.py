@@ -24,6 +24,7 @@ from moebench.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
     from moebench.config.schema import ExperimentConfig
+    from moebench.config.treatment import Treatment
     from moebench.data.corpus import Corpus
     from moebench.records import Record
 
@@ -66,11 +67,13 @@ def train(
         _print_config(made, as_json)
         return
     from moebench.config.identity import run_name
+    from moebench.config.treatment import Treatment
     from moebench.data.corpus import prepare
     from moebench.records import Record
 
     corpus = prepare(made.data, progress=print_message)
-    record = Record(runs_dir / run_name(made, corpus.content_hash))
+    treatment = Treatment.of(made)
+    record = Record(runs_dir / run_name(treatment, corpus.content_hash))
     if dry_run:
         _print_plan(made, corpus, record, as_json)
         return
@@ -80,7 +83,7 @@ def train(
         other = record.other_version()
         print_message(f"{record.path}: already done{other and f', by {other}'}")
     else:
-        _train(made, corpus, record, runs_dir, resume, force)
+        _train(treatment, corpus, record, runs_dir, resume, force)
     if _is_first_rank():
         _print_summary(record, as_json)
 
@@ -122,7 +125,7 @@ def _check_exists(record: "Record", runs_dir: Path) -> None:
 
 
 def _train(
-    config: "ExperimentConfig",
+    treatment: "Treatment",
     corpus: "Corpus",
     record: "Record",
     runs_dir: Path,
@@ -134,6 +137,7 @@ def _train(
     from moebench.config.identity import coefficients
     from moebench.experiment import run_experiment  # imports torch
 
+    config = treatment.config
     start = partial(
         run_experiment,
         config,
@@ -146,7 +150,7 @@ def _train(
     if not _is_first_rank():
         start()
         return
-    weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(config).items())
+    weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(treatment).items())
     print_message(f"{record.path}  balance loss per router: {weights or 'none'}")
     with TrainDisplay(record.name, config.train.steps) as display:
         start(on_event=lambda event: display.update(event.step, event.row))

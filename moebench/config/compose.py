@@ -5,7 +5,6 @@ dotted key, each checked where it comes from. So every error belongs to one over
 grid reads each preset once.
 """
 
-import difflib
 import math
 import shlex
 import warnings
@@ -29,19 +28,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from moebench.config.check import check_experiment, check_ranges, check_source, check_study
 from moebench.config.check_method import complete_method
+from moebench.config.knob import as_type, flat, type_words
 from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS, Presets
-from moebench.config.schema import (
-    DataConfig,
-    ExperimentConfig,
-    StudyConfig,
-    TermConfig,
-    as_type,
-    flat,
-    group_of,
-    type_words,
-)
+from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig, TermConfig
+from moebench.config.treatment import group_of, plugins_of
 from moebench.disk import read_yaml_text, reason
-from moebench.errors import ConfigError, MoebenchError, apply_to_all, combine
+from moebench.errors import ConfigError, MoebenchError, apply_to_all, combine, remedy
+from moebench.scopes import SCOPES
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 
@@ -145,7 +138,6 @@ class Composer(Presets):
             each.key_or_group: _value(each, STUDY_KNOBS) for each in typed
         }
         study = StudyConfig(name=name, **{k.removeprefix("study."): v for k, v in values.items()})
-        check_ranges(study)
         check_study(study)
 
         def check(words: list[str]) -> None:
@@ -164,7 +156,9 @@ class Composer(Presets):
         if (name, *picks) in self._composed:
             return self._composed[name, *picks]
         said = " ".join(picks) or name.replace("/", "=", 1)
-        home = next(root for root in self.roots if (root / f"{name}.yaml").exists())
+        homes = (root for root in self.roots if (root / f"{name}.yaml").exists())
+        home = next(homes, self.conf)
+        _store_scopes()
         paths = ",".join(_quoted(f"file://{root}") for root in self.roots)
         choices = [pick.split("=", 1) for pick in picks]
         overrides = [f"{group}={_quoted(preset)}" for group, preset in choices]
@@ -337,6 +331,13 @@ def _inner(nested: Mapping[str, Any], key: str) -> Any:
     return nested
 
 
+def _store_scopes() -> None:
+    """Give Hydra a preset of each scope, which resets `balance_bsz` too."""
+    for name in SCOPES:
+        node = {"scope": name, "balance_bsz": None}
+        ConfigStore.instance().store(group="scope", name=name, node=node, package="_global_")
+
+
 def _refuse_odd(each: Override) -> None:
     """Refuse what Hydra's grammar has and moebench has no use for."""
     text = each.input_line or ""
@@ -404,7 +405,9 @@ def _complete(values: Values) -> ExperimentConfig:
         sources_of(config.data)  # for its errors
     # what is given as null is filled in by what it means
     _, size = group_of(config, TermConfig())
-    return complete_method(replace(config, balance_bsz=size))
+    scopes = (config.scope, *(term.scope for term in config.balance.terms))
+    balance = replace(config.balance, plugins=plugins_of(filter(None, scopes)))
+    return complete_method(replace(config, balance_bsz=size, balance=balance))
 
 
 def _word(each: Override) -> str:
@@ -432,19 +435,6 @@ def _why(error: BaseException) -> str:
 
 
 def _unknown(said: str, what: str, word: str, known: Sequence[str]) -> str:
-    """One line for a word that is not known: the nearest ones, else all of them."""
-
-    def likeness(other: str) -> float:
-        """Of the last parts of two dotted keys, or of the whole where a dot may be missing."""
-        pairs = [(word.split(".")[-1], other.split(".")[-1])]
-        pairs += [(word, other)] if "." not in word else []
-        return max(difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
-
-    ranked = sorted(known, key=likeness, reverse=True)
-    enough = max(0.6, likeness(ranked[0]) - 0.04) if ranked else 1.0
-    near = [each for each in ranked if likeness(each) >= enough][:3]
-    if near:
-        return f"{said}: no such {what}; did you mean {' or '.join(near)}?"
-    if len(known) > 12:
-        return f"{said}: no such {what}; moebench train --print-config shows them all"
-    return f"{said}: no such {what}; there are {', '.join(known) or 'none yet'}"
+    """One line for a word that is not known."""
+    otherwise = "moebench train --print-config shows them all" if len(known) > 12 else ""
+    return f"{said}: no such {what}; {remedy(word, known, otherwise)}"

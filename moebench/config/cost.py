@@ -4,7 +4,8 @@ A product of [m, k] and [k, n] is 2 m k n FLOPs; of everything else there is lit
 two products for each of the forward's.
 """
 
-from moebench.config.schema import ExperimentConfig, moe_layers
+from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import moe_layers
 
 BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
 

@@ -1,8 +1,7 @@
-"""Which runs are the same run: a hash over what can change a result, and nothing else.
+"""Which runs are the same run: a hash over what can change a result, and the names made from it.
 
-Treatments that are one thing under several names get one identity: `scope=micro` is
-`scope=global balance_bsz=<micro_bsz>`, a weight of 0 is `scope=none`, a shuffled pool of one
-micro-batch is that micro-batch, and a single term that always acts is the key scope.
+Here alone, consecutive groups of whatever size are called `group`, as the first records called
+them: the name is part of every hash.
 """
 
 import hashlib
@@ -11,281 +10,220 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from moebench.config.check_method import default_of
-from moebench.config.schema import (
-    ALWAYS,
-    NEVER,
-    ExperimentConfig,
-    TermConfig,
-    assigns,
-    canonical_group,
-    group_of,
+from moebench import scopes
+from moebench.config.knob import HASHED, NOT_HASHED, knobs
+from moebench.config.treatment import (
+    BalanceTerm,
+    EstimatorChoice,
+    Treatment,
     in_steps,
-    knobs,
     moe_layers,
-    router_groups,
+    sizes_of,
 )
-from moebench.methods import LOSS, declared
+from moebench.methods import LOSS
+from moebench.scopes import GLOBAL
 
 LONGEST = 80  # characters of the label in the name of a run
+GROUP = "group"  # GLOBAL as it is hashed
 
-
-# Keys that the treatment says in a canonical form.
-SAID = (
+# Keys that are hashed in the canonical form of the treatment.
+CANONICAL = (
     *("scope", "balance_bsz", "loss.balance", "loss.local"),
-    *("balance.pass_bsz", "balance.decay", "balance.terms"),
+    *("balance.pass_bsz", "balance.decay", "balance.terms", "balance.plugins"),
     *("method.options", "method.plugin"),
     *("router.gate", "router.renormalize", "router.group_bsz", "router.full_at"),
     "router.prune_every",
 )
 
 
-def treatment(config: ExperimentConfig) -> list[dict[str, Any]]:
-    """What is balanced over what, how strongly and when, in one canonical form.
-
-    Returns:
-        A table for each term that ever acts, in one order: `scope` (`group`, `shuffled` or
-        `domain`), the `balance_bsz` of a scope with groups of a fixed size, its `weight` in the
-        objective and, where it has them, `start`, `stop`, `ramp` (in steps) and `domains`.
-    """
-    if config.scope == "none" or not config.model.moe:
-        return []
-    terms, local = config.balance.terms or [TermConfig()], config.loss.local
-    found = [_canonical(config, term) for term in terms]
-    if local:  # where there are no terms
-        micro = _canonical(config, TermConfig(scope="micro", weight=local))
-        if micro | {"weight": 0} == found[0] | {"weight": 0}:
-            found = [_canonical(config, TermConfig(weight=1 + local))]
-        else:
-            found.append(micro)
-    acting = [
-        term for term in found if term["weight"] and (term.get("stop") != 0 or "ramp" in term)
-    ]
-    return sorted(acting, key=_place)
-
-
-def _place(term: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Terms that begin earlier come first, of those the heaviest."""
-    size = term.get("balance_bsz") or 0
-    return term.get("start", 0), -term["weight"], term["scope"], size, json.dumps(term)
-
-
-def _canonical(config: ExperimentConfig, term: TermConfig) -> dict[str, Any]:
-    kind, size = canonical_group(config, *group_of(config, term))
-    steps = config.train.steps
-    start, stop = in_steps(term.start, steps), in_steps(term.stop, steps)
-    schedule = {
-        "start": start if start or term.ramp > 1 else None,
-        "stop": stop if stop is not None and stop < steps else None,
-    }
-    moments = {key: value for key, value in schedule.items() if value is not None}
-    found = {"scope": kind, "weight": config.loss.balance * term.weight, **moments}
-    if size is not None:
-        found["balance_bsz"] = size
-    if moments and term.ramp > 1:  # over one step, a ramp is none
-        found["ramp"] = term.ramp
-    weights = {name: weight for name, weight in term.domains.items() if weight != 1}
-    if weights:
-        found["domains"] = dict(sorted(weights.items()))
-    return found
-
-
-def estimator(config: ExperimentConfig) -> dict[str, Any]:
-    """What `balance.estimator` comes to for this treatment, with the values that it looks at.
-
-    A prefix over logical passes that hold whole groups is those groups; a moving average that
-    forgets at once is the last step.
-    """
-    balance = config.balance
-    found: dict[str, Any] = {"balance.estimator": balance.estimator}
-    if balance.estimator == "buffer":
-        passes = balance.pass_bsz or config.micro_bsz
-        groups = [term.get("balance_bsz") for term in treatment(config)]
-        if all(size and passes % size == 0 for size in groups):
-            return {"balance.estimator": "exact"}
-        found["balance.pass_bsz"] = passes
-    if balance.estimator == "ema":
-        if balance.decay == 0:
-            return {"balance.estimator": "stale"}
-        found["balance.decay"] = balance.decay
-    return found
-
-
-def gate(config: ExperimentConfig) -> tuple[str, bool]:
-    """The gate, and whether it renormalises, in a canonical form.
-
-    The softmax over the selected logits is the renormalised one over all, and where nothing looks
-    at more than the order of the scores, both select the same experts.
-    """
-    router, name = config.router, config.method.name
-    ordered = not (
-        assigns(config)
-        or (name != LOSS and declared(name).offsets)
-        or router.expert_groups > 1
-        or router.capacity_factor is not None
-    )
-    if router.gate == "topk_softmax":
-        return ("softmax" if ordered else router.gate), True
-    return router.gate, router.renormalize
-
-
-def _of_router(config: ExperimentConfig) -> dict[str, Any]:
-    """What the router's keys come to that others decide on."""
-    router = config.router
-    name, renormalize = gate(config)
-    found: dict[str, Any] = {}
-    if name != "softmax":
-        found["router.gate"] = name
-    if not renormalize:
-        found["router.renormalize"] = False
-    if size := router_groups(config):
-        found["router.group_bsz"] = size
-    if router.start_experts is not None:
-        found["router.full_at"] = in_steps(router.full_at, config.train.steps)
-    if router.prune_below:
-        found["router.prune_every"] = router.prune_every
-    return found
-
-
-def method_options(config: ExperimentConfig) -> dict[str, float]:
-    """The options of the method that are not what they are where nothing sets them."""
-    options = config.method.options
-    known = declared(config.method.name).options if options else {}
-    return {key: value for key, value in options.items() if value != default_of(config, known[key])}
-
-
-def science(config: ExperimentConfig, content_hash: str) -> dict[str, Any]:
+def science(treatment: Treatment, content_hash: str) -> dict[str, Any]:
     """Every key that can change a result and is not at its neutral value, sorted by key.
 
     Args:
-        config: complete, as `Composer.compose` returns it.
+        treatment: of a config as `Composer.compose` returns it.
         content_hash: of the data and tokenizer.
     """
+    config = treatment.config
     keys = {
         key: value
-        for key, each, value in knobs(config)
+        for key, field, value in knobs(config)
         if not key.startswith("run.")
-        and key not in SAID
-        and each.metadata["neutral"] is not NEVER
-        and (each.metadata["neutral"] is ALWAYS or value != each.metadata["neutral"])
+        and key not in CANONICAL
+        and field.metadata["neutral"] is not NOT_HASHED
+        and (field.metadata["neutral"] is HASHED or value != field.metadata["neutral"])
     }
-    keys |= _of_router(config)
+    keys |= _router_keys(treatment)
     if not moe_layers(config):
         keys = {key: value for key, value in keys.items() if not key.startswith("router.")}
         keys.pop("model.dense_layers", None)
-    if options := method_options(config):
-        keys["method.options"] = options
+    if treatment.method_options:
+        keys["method.options"] = dict(treatment.method_options)
     if config.method.plugin:
-        keys["method.plugin"] = config.method.plugin.rpartition("@")[2]  # its content, not its name
-    terms = treatment(config)
-    if not terms:
-        keys = {key: value for key, value in keys.items() if not key.startswith("balance.")}
-        keys["scope"] = "none"
-    elif len(terms) == 1 and terms[0].keys() <= {"scope", "balance_bsz", "weight"}:
-        [only] = terms
-        keys |= {("loss.balance" if key == "weight" else key): only[key] for key in only}
-    else:
-        keys["terms"] = terms
-    if terms:
+        keys["method.plugin"] = _content(config.method.plugin)
+    if treatment.terms:
         keys.pop("balance.estimator", None)
-        keys |= {key: value for key, value in estimator(config).items() if value != "exact"}
+        keys |= _term_keys(treatment) | _estimator_keys(treatment.estimator)
+    else:
+        keys = {key: value for key, value in keys.items() if not key.startswith("balance.")}
+        keys["scope"] = scopes.NONE
     return dict(sorted((keys | {"data": content_hash}).items()))
+
+
+def _router_keys(treatment: Treatment) -> dict[str, Any]:
+    router, keys = treatment.config.router, {}
+    if treatment.gate != "softmax":
+        keys["router.gate"] = treatment.gate
+    if not treatment.renormalize:
+        keys["router.renormalize"] = False
+    if treatment.router_bsz:
+        keys["router.group_bsz"] = treatment.router_bsz
+    if router.start_experts is not None:
+        keys["router.full_at"] = in_steps(router.full_at, treatment.config.train.steps)
+    if router.prune_below:
+        keys["router.prune_every"] = router.prune_every
+    return keys
+
+
+def _term_keys(treatment: Treatment) -> dict[str, Any]:
+    keys: dict[str, Any] = {}
+    if len(treatment.terms) == 1 and treatment.terms[0].always:
+        keys = hashed_term(treatment.terms[0])
+        keys["loss.balance"] = keys.pop("weight")
+    else:
+        keys["terms"] = [hashed_term(term) for term in treatment.terms]
+    if treatment.plugins:
+        keys["balance.plugins"] = {
+            scope: _content(plugin) for scope, plugin in treatment.plugins.items()
+        }
+    return keys
+
+
+def hashed_term(term: BalanceTerm) -> dict[str, Any]:
+    """A term as records and hashes hold it: without what is at its neutral value."""
+    keys = {
+        "scope": GROUP if term.scope == GLOBAL else term.scope,
+        "weight": term.weight,
+        "start": term.start,
+        "stop": term.stop,
+        "balance_bsz": term.balance_bsz,
+        "ramp": term.ramp or None,
+        "domains": dict(term.domains) or None,
+    }
+    return {key: value for key, value in keys.items() if value is not None}
+
+
+def scope_of(science: Mapping[str, Any]) -> str | None:
+    """The scope in a record's science as it is typed: `micro`, `global`, `shuffled`, `none`."""
+    scope = science.get("scope")
+    if scope is None:
+        return None
+    sizes = {key: science.get(key) for key in ("micro_bsz", "global_bsz")}
+    return scopes.title(GLOBAL if scope == GROUP else scope, science.get("balance_bsz"), sizes)[0]
+
+
+def _estimator_keys(estimator: EstimatorChoice) -> dict[str, Any]:
+    keys = {
+        "balance.estimator": estimator.name,
+        "balance.pass_bsz": estimator.pass_bsz,
+        "balance.decay": estimator.decay,
+    }
+    return {key: value for key, value in keys.items() if value not in (None, "exact")}
+
+
+def _content(plugin: str) -> str:
+    """The hash of a plugin's text, without the name of its module."""
+    return plugin.rpartition("@")[2]
 
 
 def _digest(keys: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def run_hash(config: ExperimentConfig, content_hash: str) -> str:
+def run_hash(treatment: Treatment, content_hash: str) -> str:
     """Ten hexadecimal digits that two runs share only if they are the same run."""
-    return _digest(science(config, content_hash))
+    return _digest(science(treatment, content_hash))
 
 
-def arm_hash(config: ExperimentConfig, content_hash: str) -> str:
+def arm_hash(treatment: Treatment, content_hash: str) -> str:
     """The same without the seed: runs of one arm share it."""
-    keys = science(config, content_hash)
+    keys = science(treatment, content_hash)
     del keys["seed"]
     return _digest(keys)
 
 
-def label(config: ExperimentConfig) -> str:
+def run_name(treatment: Treatment, content_hash: str) -> str:
+    """The run's directory: `<slug>-s<seed>-<hash>`, safe as a file name on every system."""
+    slug = re.sub(r"[^a-z0-9.]+", "-", label(treatment).lower()).strip("-.")
+    slug = slug[:LONGEST].strip("-.")
+    return f"{slug}-s{treatment.config.seed}-{run_hash(treatment, content_hash)}"
+
+
+def label(treatment: Treatment) -> str:
     """A short name of the arm: `micro`, `global-64`, `global + 0.01 micro from 200`, `none`, ...
 
-    Names what is balanced over what and when, and the rarer parts of the treatment that are
+    It names what is balanced over what and when, and the rarer parts of the treatment that are
     switched on. Two arms may share a label (they differ in a weight, say); their hashes differ.
     """
-    terms, balance = treatment(config), config.balance
-    name = " + ".join(term_label(config, term) for term in terms)
-    if terms:
-        found = estimator(config)
-        if found["balance.estimator"] != "exact":
-            values = [f"{value:g}" for value in found.values() if not isinstance(value, str)]
-            name += f" {'='.join([found['balance.estimator'], *values])}"
-        if balance.window_steps > 1:
-            name += f" window={balance.window_steps}"
-        for key, value, neutral in (
-            ("layers", balance.layers, "mean"),
-            ("uniform", balance.uniform, "1"),
-            ("probs", balance.probs, "full"),
-        ):
-            if value != neutral:
-                name += f" {key}={value}"
+    config, parts = treatment.config, []
+    if treatment.terms:
+        terms = " + ".join(term_label(treatment, term) for term in treatment.terms)
+        parts.append(" ".join([terms, *_convention_words(treatment)]))
     if config.method.name != LOSS:
-        own = [f"{key}={value:g}" for key, value in method_options(config).items()]
-        name = " ".join([f"{name} +" * bool(name), config.method.name, *own]).strip()
-    name = name or ("z-loss" if config.loss.z else "none")
-    name = (name + _router_label(config)) if config.model.moe else "dense"
+        options = [f"{key}={value:g}" for key, value in treatment.method_options.items()]
+        parts.append(" ".join([config.method.name, *options]))
+    name = " + ".join(parts) or ("z-loss" if config.loss.z else "none")
+    words = [name, *_router_words(treatment)] if config.model.moe else ["dense"]
     if config.data.homogeneity != 1:
-        name += f" homogeneity={config.data.homogeneity:g}"
+        words.append(f"homogeneity={config.data.homogeneity:g}")
     if config.router.perturb:
-        name += f" perturb={config.router.perturb:g}"
-    return name
-
-
-def _router_label(config: ExperimentConfig) -> str:
-    words = [gate(config)[0]] if gate(config)[0] != "softmax" else []
-    for key, each, value in knobs(config.router):
-        shown = key not in ("gate", "renormalize", "perturb") and value != each.metadata["neutral"]
-        if shown and each.metadata["neutral"] is not ALWAYS:
-            words.append(key if value is True else f"{key}={value}")
-    if config.model.dense_layers:
-        words.append(f"dense_layers={config.model.dense_layers}")
-    return "".join(f" {word}" for word in words)
-
-
-def term_label(config: ExperimentConfig, term: Mapping[str, Any]) -> str:
-    """A term of the treatment in words, its weight as a multiple of the first one's."""
-    first, size = treatment(config)[0]["weight"], term.get("balance_bsz", 0)
-    name = term["scope"]
-    if name == "group":
-        named = {1: "sequence", config.micro_bsz: "micro", config.global_bsz: "global"}
-        name = named.get(size, f"global-{size}")
-    elif name == "shuffled" and size != config.global_bsz:
-        name = f"shuffled-{size}"
-    share = f"{term['weight'] / first:g}"
-    words = [*([share] if share != "1" else []), name]
-    words += [f"{domain}={weight:g}" for domain, weight in term.get("domains", {}).items()]
-    for key, word in (("start", "from"), ("stop", "to"), ("ramp", "ramp")):
-        if key in term:
-            words.append(f"{word} {term[key]}")
+        words.append(f"perturb={config.router.perturb:g}")
     return " ".join(words)
 
 
-def coefficients(config: ExperimentConfig) -> dict[str, float]:
-    """What multiplies E * sum_i f_i P_i of one router in the objective, by term.
+def _convention_words(treatment: Treatment) -> list[str]:
+    """The estimator and the conventions of the balance loss, where they are not the usual ones."""
+    balance, estimator, words = treatment.config.balance, treatment.estimator, []
+    if estimator.name != "exact":
+        value = estimator.decay if estimator.pass_bsz is None else estimator.pass_bsz
+        words.append(estimator.name if value is None else f"{estimator.name}={value:g}")
+    if balance.window_steps > 1:
+        words.append(f"window={balance.window_steps}")
+    for key, value, usual in (
+        ("layers", balance.layers, "mean"),
+        ("uniform", balance.uniform, "1"),
+        ("probs", balance.probs, "full"),
+    ):
+        if value != usual:
+            words.append(f"{key}={value}")
+    return words
 
-    With f summing to 1 and P the mean over the step's tokens, whatever the conventions for
-    layers and top-k: so that weights compare with those of other systems.
-    """
-    balance, model = config.balance, config.model
-    uniform = model.top_k if balance.uniform == "k" else 1
-    layers = 1 if balance.layers == "sum" else moe_layers(config)
-    return {
-        term_label(config, term): term["weight"] * uniform / layers for term in treatment(config)
-    }
+
+def _router_words(treatment: Treatment) -> list[str]:
+    config = treatment.config
+    words = [treatment.gate] if treatment.gate != "softmax" else []
+    for key, field, value in knobs(config.router):
+        neutral = field.metadata["neutral"]
+        shown = key not in ("gate", "renormalize", "perturb") and value != neutral
+        if shown and neutral is not HASHED:
+            words.append(key if value is True else f"{key}={value}")
+    if config.model.dense_layers:
+        words.append(f"dense_layers={config.model.dense_layers}")
+    return words
 
 
-def run_name(config: ExperimentConfig, content_hash: str) -> str:
-    """The run's directory: `<slug>-<hash>`, safe as a file name on every system."""
-    slug = re.sub(r"[^a-z0-9.]+", "-", label(config).lower()).strip("-.")[:LONGEST].strip("-.")
-    return f"{slug}-s{config.seed}-{run_hash(config, content_hash)}"
+def term_label(treatment: Treatment, term: BalanceTerm) -> str:
+    """A term in words, its weight as a multiple of the first one's."""
+    share = f"{term.weight / treatment.terms[0].weight:g}"
+    words = [] if share == "1" else [share]
+    words.append(scopes.label(term.scope, term.balance_bsz, sizes_of(treatment.config)))
+    words += [f"{domain}={weight:g}" for domain, weight in term.domains]
+    for word, moment in (("from", term.start), ("to", term.stop), ("ramp", term.ramp or None)):
+        if moment is not None:
+            words.append(f"{word} {moment}")
+    return " ".join(words)
+
+
+def coefficients(treatment: Treatment) -> dict[str, float]:
+    """`Treatment.coefficients`, by the label of each term."""
+    labels = (term_label(treatment, term) for term in treatment.terms)
+    return dict(zip(labels, treatment.coefficients, strict=True))

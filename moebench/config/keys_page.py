@@ -7,19 +7,21 @@ where it is kept: the knobs of `schema.py`, the presets in `conf/` and their ope
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields, is_dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from moebench import scopes
 from moebench.config.compose import Composer
+from moebench.config.knob import knobs, type_words
 from moebench.config.presets import (
+    SCOPE,
     STUDY,
     STUDY_KNOBS,
     default_presets,
     opening,
     shipped_conf,
 )
-from moebench.config.schema import ExperimentConfig, StudyConfig, knobs, range_words, type_words
+from moebench.config.schema import ExperimentConfig, StudyConfig
 
 COMMAND = "python -m moebench.config.keys_page > docs/keys.md"
 COLUMNS = ("key", "meaning", "unit", "range", "default", "source")
@@ -45,7 +47,7 @@ def keys_page() -> str:
     about[STUDY] = StudyConfig
     parts = [INTRODUCTION]
     for group in dict.fromkeys((TOP, *default, *tables)):
-        presets = [_preset(path, default.get(group)) for path in _presets(group)]
+        presets = [_preset(group, *each, default.get(group)) for each in _presets(group)]
         if group not in tables and not presets:
             continue
         parts.append(f"## {group or 'Without a group'}\n")
@@ -71,7 +73,7 @@ def _keys() -> Iterator[tuple[str, Field, Any]]:
 
 def _row(key: str, each: Field, value: Any) -> str:
     known, kind = each.metadata, each.type
-    allowed = range_words(known)
+    allowed = known["range"].words
     if not allowed:
         allowed = type_words(kind)
     elif isinstance(kind, UnionType):
@@ -94,13 +96,17 @@ def _caption(section: Any) -> str:
     return "" if text.startswith(made) else text.partition("\n")[0]
 
 
-def _presets(group: str) -> list[Path]:
-    return sorted((shipped_conf() / group).glob("*.yaml")) if group else []
+def _presets(group: str) -> list[tuple[str, str]]:
+    """The presets of a group, sorted, with what each is."""
+    if group == SCOPE:
+        return sorted((each.name, each.meaning) for each in scopes.SHIPPED)
+    files = sorted((shipped_conf() / group).glob("*.yaml")) if group else []
+    return [(path.stem, opening(path)) for path in files]
 
 
-def _preset(path: Path, default: str | None) -> str:
-    mark = " (default)" if path.stem == default else ""
-    return f"- `{path.parent.name}={path.stem}`{mark}: {opening(path)}\n"
+def _preset(group: str, name: str, meaning: str, default: str | None) -> str:
+    mark = " (default)" if name == default else ""
+    return f"- `{group}={name}`{mark}: {meaning}\n"
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ from typing import Any
 
 import yaml
 
-from moebench.config.schema import ExperimentConfig, StudyConfig, knobs
+from moebench.config.knob import knobs
+from moebench.config.schema import ExperimentConfig, StudyConfig
 from moebench.disk import read_yaml_text
 from moebench.errors import ConfigError
+from moebench.scopes import SCOPES
 
 KNOBS = {key: each for key, each, _ in knobs(ExperimentConfig())}
 # The name of a study is that of its preset.
@@ -21,6 +23,7 @@ STUDY_KNOBS = {f"study.{key}": each for key, each, _ in knobs(StudyConfig()) if 
 
 STUDY = "study"  # a folder of presets that is no group: a study is no part of a run's config
 DEFAULT_STUDY = "scope"
+SCOPE = "scope"  # a group whose presets are declared in `scopes.py`
 NO_EXPERIMENT = "experiment=null"
 
 
@@ -56,14 +59,21 @@ class Presets:
     def choices(self, group: str) -> list[str]:
         """The presets of a group, or of STUDY, sorted."""
         if group not in self._choices:
-            found = {path.stem for root in self.roots for path in _presets(root / group)}
-            self._choices[group] = sorted(found)
+            names = {path.stem for root in self.roots for path in _presets(root / group)}
+            self._choices[group] = sorted(names.union(SCOPES) if group == SCOPE else names)
         return self._choices[group]
 
-    def path(self, group: str, preset: str) -> Path:
-        """The file of a preset that is one of `choices`."""
+    def path(self, group: str, preset: str) -> Path | None:
+        """The file of a preset; None if it has none, as a declared scope."""
         paths = (root / group / f"{preset}.yaml" for root in self.roots)
-        return next(path for path in paths if path.is_file())
+        return next((path for path in paths if path.is_file()), None)
+
+    def meaning(self, group: str, preset: str) -> str:
+        """What a preset is, in one line; "" for an entry point that is not imported yet."""
+        if group == SCOPE and preset in SCOPES.known:
+            return SCOPES.known[preset].meaning
+        path = self.path(group, preset)
+        return opening(path) if path else ""
 
     def _check(self, overlay: Path) -> None:
         said = f"--config-dir {overlay}"
@@ -73,7 +83,8 @@ class Presets:
         # The schema is no file, but would be one if there were a file of its name.
         for path in [overlay / "config.yaml", overlay / "schema.yaml", *own]:
             name = path.relative_to(overlay)
-            if path.exists() and (len(name.parts) == 1 or (self.conf / name).exists()):
+            shipped = len(name.parts) == 1 or (self.conf / name).exists()
+            if path.exists() and (shipped or (name.parts[0] == SCOPE and path.stem in SCOPES)):
                 raise ConfigError(f"{said}: {name} would shadow the shipped preset; rename it")
         if not own:
             raise ConfigError(

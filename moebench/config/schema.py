@@ -1,67 +1,17 @@
-"""Every knob, typed: its meaning, unit, range and neutral value.
+"""Every key of a config, typed: its meaning, unit, range and neutral value.
 
-A field made by `knob` carries all that is known about a key, and everything else reads it from
-there: range checks, the identity of a run (`identity.py`) and the documentation. The classes are
-mutable because OmegaConf needs that; nothing in moebench changes one after `compose` returned it.
+A field made by `knob` holds all facts about a key. Range checks, identities (`identity.py`) and
+docs/keys.md read them from there. The classes are mutable because OmegaConf needs that; nothing in
+moebench changes a config after `compose` returned it.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, get_args, get_origin
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from moebench.methods import LOSS, declared
+from moebench.config.knob import NOT_HASHED, knob
+from moebench.ranges import LARGEST
+from moebench.scopes import SCOPES
 
-ALWAYS = object()  # neutral value of a key that is always part of a run's identity
-NEVER = object()  # neutral value of a key that never is: it changes no result
-
-LARGEST = 2**32 - 1  # whole number of any knob
-
-
-def knob(
-    default: Any = MISSING,
-    meaning: str = "",
-    *,
-    unit: str = "",
-    low: float | None = None,
-    high: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    choices: tuple[str, ...] | None = None,
-    neutral: Any = ALWAYS,
-    source: str = "",
-) -> Any:
-    """A config field with its documentation and range.
-
-    Args:
-        default: its value where nothing sets it; a list or dict is copied for each config.
-        meaning: what it does, in one line.
-        unit: of the value, "" for a pure number.
-        low, high: smallest and largest value that can work, inclusive.
-        above, below: bounds that the value must not reach.
-        choices: the words it may be.
-        neutral: the value at which the key does nothing, and so is no part of a run's identity;
-            ALWAYS and NEVER stand for no value and every value.
-        source: where the default comes from.
-    """
-    known = {
-        "meaning": meaning,
-        "unit": unit,
-        "low": low,
-        "high": high,
-        "above": above,
-        "below": below,
-        "choices": choices,
-        "neutral": neutral,
-        "source": source,
-    }
-    if isinstance(default, list | dict):
-        kept = default
-        return field(default_factory=lambda: kept.copy(), metadata=known)
-    return field(default=default, metadata=known)
-
-
-SCOPES = ("none", "sequence", "micro", "shuffled", "global", "domain")
 PRECISIONS = ("fp32", "bf16", "fp64")
 GATES = ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax", "relu")
 SOURCES = ("installed", "folder", "huggingface", "synthetic", "mixture")
@@ -89,8 +39,10 @@ ESTIMATORS = ("exact", "buffer", "stale", "ema")
 class TermConfig:
     """One balance loss among several: over what, how strongly, and when."""
 
+    example: ClassVar = "[{scope:global},{scope:micro,weight:0.01}]"
+
     scope: str | None = knob(
-        None, "as the key scope; null takes the run's scope and balance_bsz", choices=SCOPES[1:]
+        None, "as the key scope; null takes the run's scope and balance_bsz", choices=SCOPES
     )
     balance_bsz: int | None = knob(None, "as the key balance_bsz", unit="sequences", low=1)
     weight: float = knob(1.0, "as a multiple of loss.balance", low=0)
@@ -164,7 +116,12 @@ class BalanceConfig:
         [],
         "several balance losses in place of one, as in "
         "[{scope:global},{scope:micro,weight:0.01,start:200}]",
-        neutral=NEVER,
+        neutral=NOT_HASHED,
+    )
+    plugins: dict[str, str] = knob(
+        {},
+        "module and hash of each scope that is not shipped; filled in, and never loaded from here",
+        neutral={},
     )
     estimator_error: bool = knob(
         False,
@@ -319,63 +276,67 @@ class ModelConfig:
 class DataConfig:
     """Text, its tokens and batches; the identity of a run has the text and tokens by their hash."""
 
-    source: str = knob("installed", "where the text comes from", choices=SOURCES, neutral=NEVER)
+    source: str = knob(
+        "installed", "where the text comes from", choices=SOURCES, neutral=NOT_HASHED
+    )
     path: str | None = knob(
-        None, "folder with one sub-folder or file per domain, for data=folder", neutral=NEVER
+        None, "folder with one sub-folder or file per domain, for data=folder", neutral=NOT_HASHED
     )
     name: str | None = knob(
         None,
         "dataset of the Hugging Face Hub, or a folder with one, for data=huggingface",
-        neutral=NEVER,
+        neutral=NOT_HASHED,
     )
     config: str | None = knob(
-        None, "of the dataset's configurations, for data=huggingface", neutral=NEVER
+        None, "of the dataset's configurations, for data=huggingface", neutral=NOT_HASHED
     )
-    split: str = knob("train", "of the dataset's splits, for data=huggingface", neutral=NEVER)
+    split: str = knob("train", "of the dataset's splits, for data=huggingface", neutral=NOT_HASHED)
     revision: str | None = knob(
-        None, "commit of the dataset, for data=huggingface; a folder needs none", neutral=NEVER
+        None, "commit of the dataset, for data=huggingface; a folder needs none", neutral=NOT_HASHED
     )
     streaming: bool = knob(
-        False, "read the dataset without keeping a copy, for data=huggingface", neutral=NEVER
+        False, "read the dataset without keeping a copy, for data=huggingface", neutral=NOT_HASHED
     )
     max_bytes: int | None = knob(
         None,
         "most text to read, for data=huggingface; null reads all",
         unit="bytes",
         low=1,
-        neutral=NEVER,
+        neutral=NOT_HASHED,
     )
     text_column: str = knob(
-        "text", "where rows of JSON lines, Parquet and datasets have their text", neutral=NEVER
+        "text", "where rows of JSON lines, Parquet and datasets have their text", neutral=NOT_HASHED
     )
     domain_column: str | None = knob(
-        None, "where such rows have their domain; null names it after folder or file", neutral=NEVER
+        None,
+        "where such rows have their domain; null names it after folder or file",
+        neutral=NOT_HASHED,
     )
     num_domains: int = knob(
-        4, "Markov sources, for data=synthetic", low=1, high=1000, neutral=NEVER
+        4, "Markov sources, for data=synthetic", low=1, high=1000, neutral=NOT_HASHED
     )
     overlap: float = knob(
         0.0,
         "what Markov sources share, for data=synthetic: 0 nothing, 1 everything",
         low=0,
         high=1,
-        neutral=NEVER,
+        neutral=NOT_HASHED,
     )
     text_seed: int = knob(
         0,
         "of Markov sources, and of the sample that BPE is trained on; not of the batches",
         low=0,
         high=LARGEST,
-        neutral=NEVER,
+        neutral=NOT_HASHED,
     )
     sources: list[str] = knob(
         [],
         'for data=mixture: one source each, as in "folder path=DIR domains=[a,b]", with the keys '
         "of data.*",
-        neutral=NEVER,
+        neutral=NOT_HASHED,
     )
     domains: list[str] | None = knob(
-        None, "names of the domains to take; null takes all", neutral=NEVER
+        None, "names of the domains to take; null takes all", neutral=NOT_HASHED
     )
     heldout: list[str] = knob(
         [], "names of the domains that are validated on apart, and never trained on", neutral=[]
@@ -383,10 +344,10 @@ class DataConfig:
     tokenizer: str = knob(
         "bytes",
         "bytes; bpe, trained on the text; or the path of a byte-level tokenizer.json",
-        neutral=NEVER,
+        neutral=NOT_HASHED,
     )
     vocab_size: int = knob(
-        4096, "tokens of data.tokenizer=bpe, with the end mark", low=258, neutral=NEVER
+        4096, "tokens of data.tokenizer=bpe, with the end mark", low=258, neutral=NOT_HASHED
     )
     sampling: str = knob(
         "uniform",
@@ -419,7 +380,7 @@ class DataConfig:
         "most passes over a domain before the run is refused",
         unit="epochs",
         above=0,
-        neutral=NEVER,
+        neutral=NOT_HASHED,
     )
     valid_sequences: int = knob(
         32, "validation sequences of each domain, in each of the halves tune and test", low=1
@@ -520,131 +481,3 @@ class StudyConfig:
     primary: str = knob("valid/nats", "the metric that gets p values and verdicts")
     size: str = knob("cpu", "which of `sizes` applies")
     sizes: dict[str, list[str]] = knob({}, "overrides of each size, after `overrides`")
-
-
-def group_of(config: ExperimentConfig, term: TermConfig) -> tuple[str, int | None]:
-    """Scope and `balance_bsz` of a term, which takes what it does not say from the run."""
-    scope = term.scope or config.scope
-    size = term.balance_bsz
-    if size is None and scope == config.scope:
-        size = config.balance_bsz
-    own = {
-        "sequence": 1,
-        "micro": config.micro_bsz,
-        "shuffled": config.global_bsz,
-        "global": config.global_bsz,
-    }
-    return scope, own.get(scope) if size is None else size
-
-
-def moe_layers(config: ExperimentConfig) -> int:
-    """How many layers have a router."""
-    return config.model.num_layers - config.model.dense_layers if config.model.moe else 0
-
-
-def router_groups(config: ExperimentConfig) -> int | None:
-    """Sequences in a logical group of the router; None where each token is by itself."""
-    if config.router.capacity_factor is None and not assigns(config):
-        return None
-    return config.router.group_bsz or config.micro_bsz
-
-
-def assigns(config: ExperimentConfig) -> bool:
-    """Whether the method selects experts itself."""
-    return config.method.name != LOSS and declared(config.method.name).assigns
-
-
-def canonical_group(
-    config: ExperimentConfig, scope: str, size: int | None
-) -> tuple[str, int | None]:
-    """What a scope and size are, whatever they are called: `group`, `shuffled` or `domain`."""
-    if scope == "domain" or (scope == "shuffled" and size != config.micro_bsz):
-        return scope, size
-    return "group", size
-
-
-def in_steps(value: float | None, steps: int) -> int | None:
-    """A moment of training in steps done; below 1 it is a share of all `steps`."""
-    if value is None:
-        return None
-    return round(value * steps) if value < 1 else int(value)
-
-
-def knobs(config: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
-    """Every leaf of a config as (dotted key, field, value), in the order of the schema."""
-    for each in fields(config):
-        value = getattr(config, each.name)
-        key = prefix + each.name
-        if is_dataclass(value):
-            yield from knobs(value, key + ".")
-        else:
-            yield key, each, value
-
-
-def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of nested tables as (dotted key, value)."""
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def as_type(value: Any, kind: Any) -> Any:
-    """A value as the type of a knob, which a whole number may stand in for; else TypeError, which
-    says what is wrong with a part of the value."""
-    if isinstance(kind, UnionType):  # X | None
-        return None if value is None else as_type(value, get_args(kind)[0])
-    if get_origin(kind) is list and isinstance(value, list):
-        return [as_type(each, *get_args(kind)) for each in value]
-    if get_origin(kind) is dict and isinstance(value, dict):
-        of_key, of_value = get_args(kind)
-        return {as_type(k, of_key): as_type(v, of_value) for k, v in value.items()}
-    if is_dataclass(kind) and isinstance(value, dict):
-        return _as_table(value, kind)
-    if type(value) is int and kind in (float, str):
-        return kind(value)
-    if type(value) is bool and kind is str:  # true is a word, too
-        return str(value).lower()
-    if type(value) is kind and value != "":
-        return value
-    raise TypeError
-
-
-def _as_table(value: dict[Any, Any], kind: Any) -> Any:
-    known, found = {each.name: each for each in fields(kind)}, {}
-    for name, each in value.items():
-        if name not in known:
-            raise TypeError(f"has the key {name}, where there are {', '.join(known)}")
-        try:
-            found[name] = as_type(each, known[name].type)
-        except TypeError:
-            raise TypeError(f"{name} must be {type_words(known[name].type)}") from None
-    return kind(**found)
-
-
-def type_words(kind: Any) -> str:
-    """The type of a knob in words, as an error says it."""
-    if isinstance(kind, UnionType):
-        return f"{type_words(get_args(kind)[0])}, or null"
-    return {
-        int: "a whole number, written out (1000, not 1e3)",
-        float: "a number",
-        bool: "true or false",
-        str: "a word",
-        list[str]: "a list, as in [a,b]",
-        list[int]: "a list of whole numbers, as in [0,1]",
-        list[TermConfig]: "a list of tables, as in [{scope:global},{scope:micro,weight:0.01}]",
-        dict[str, float]: "a table of numbers, as in {a:2,b:0.5}",
-    }.get(kind, "a table of lists")
-
-
-def range_words(known: Mapping[str, Any]) -> str:
-    """The range of a knob in words, as an error or the documentation says it; "" if it has none."""
-    low, high = known["low"], known["high"]
-    if known["choices"]:
-        return "one of " + ", ".join(known["choices"])
-    if low is not None and high is not None:
-        return f"between {low} and {high}"
-    words = (("at least", low), ("above", known["above"]), ("below", known["below"]))
-    return " and ".join(f"{word} {bound}" for word, bound in words if bound is not None)

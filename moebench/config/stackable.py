@@ -1,7 +1,8 @@
 """Which arms can be trained in one stack: those that differ in nothing but these keys."""
 
-from moebench.config.schema import ExperimentConfig, knobs
-from moebench.methods import LOSS, declared
+from moebench.config.knob import knobs
+from moebench.config.schema import ExperimentConfig
+from moebench.methods import declared
 
 # What arms of one stack may differ in: it changes neither the shape of a step nor the model's code.
 # A name that ends in a dot stands for all keys below it.
@@ -15,8 +16,7 @@ STACKABLE = (
 
 def stack_key(config: ExperimentConfig) -> tuple[tuple[str, str], ...]:
     """Arms with an equal key can be stacked; a method that cannot be has no equal."""
-    name = config.method.name
-    if name != LOSS and not declared(name).stackable:
+    if not declared(config.method.name).stackable:
         return (("alone", repr(config)),)
     return tuple(
         (key, repr(value))

@@ -11,6 +11,7 @@ import torch
 
 from moebench.config.identity import run_name
 from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.errors import MoebenchError, RecordError, Stopped, TrainingError
@@ -54,7 +55,7 @@ def run_experiment(
         TrainingError: if the run fails; its record then says so, and why.
         Stopped: on SIGINT, SIGTERM or SIGUSR1, after a checkpoint; the run can be resumed.
     """
-    record = Record(runs_dir / run_name(config, corpus.content_hash))
+    record = Record(runs_dir / run_name(Treatment.of(config), corpus.content_hash))
     if record.is_done() and not force:
         return record
     _check(config, corpus)
@@ -100,7 +101,8 @@ def run_stack(
         that another process trains.
     """
     pairs = list(zip(configs, corpora, strict=True))
-    records = [Record(runs_dir / run_name(config, data.content_hash)) for config, data in pairs]
+    names = [run_name(Treatment.of(config), data.content_hash) for config, data in pairs]
+    records = [Record(runs_dir / name) for name in names]
     errors: list[Exception | None] = [None for _ in pairs]
     with ExitStack() as held, stop_signals() as signals:
         numbers = []

@@ -16,9 +16,9 @@ from moebench.config.identity import (
     run_hash,
     run_name,
     science,
-    treatment,
 )
 from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import Treatment
 from moebench.data.batches import make_batches, sequences_hash
 from moebench.data.corpus import Corpus
 from moebench.experiment.summary import random_baselines
@@ -39,14 +39,15 @@ def describe(
         config: with `run` resolved.
         command: the command line.
     """
-    size = _group_size(config)
+    treatment = Treatment.of(config)
+    size = treatment.group_bsz
     return {
-        "run": run_name(config, corpus.content_hash),
-        "hash": run_hash(config, corpus.content_hash),
-        "arm": label(config),
-        "arm_hash": arm_hash(config, corpus.content_hash),
+        "run": run_name(treatment, corpus.content_hash),
+        "hash": run_hash(treatment, corpus.content_hash),
+        "arm": label(treatment),
+        "arm_hash": arm_hash(treatment, corpus.content_hash),
         "seed": config.seed,
-        "science": science(config, corpus.content_hash),
+        "science": science(treatment, corpus.content_hash),
         "domains": list(corpus.domains),
         "heldout": list(corpus.heldout),
         "data": {
@@ -58,7 +59,7 @@ def describe(
         },
         "first_sequences": sequences_hash(make_batches(corpus, config).batch(1))[:16],
         "group": {"sequences": size, "tokens": size and size * config.seq_len},
-        "coefficient_per_router": coefficients(config),
+        "coefficient_per_router": coefficients(treatment),
         **random_baselines(config, corpus),
         "moebench": moebench.__version__,
         "git": _git(),
@@ -78,16 +79,6 @@ def continued(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str
     """The manifest of a run that continues from a step: that of its first session, and this one."""
     session = {"step": step, **{key: now[key] for key in OF_SESSION}}
     return {**first, "resumed": [*first.get("resumed", []), session]}
-
-
-def _group_size(config: ExperimentConfig) -> int | None:
-    """Sequences in a balance group of the heaviest term that does not stop.
-
-    For `shuffled`, it is the pool that is drawn from.
-    """
-    terms = [term for term in treatment(config) if "stop" not in term]
-    heaviest = max(terms, key=lambda term: term["weight"], default={})
-    return heaviest.get("balance_bsz")
 
 
 def _device_name(device: torch.device) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 
 from moebench.catalogue import METRICS, is_settled, taken
 from moebench.config.identity import label
-from moebench.config.schema import ExperimentConfig, router_groups
+from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import Treatment, router_bsz
 from moebench.data.corpus import Corpus
 from moebench.errors import RecordError
 from moebench.metrics.change import changed_tokens, saturation
@@ -28,7 +29,7 @@ def seal(config: ExperimentConfig, record: Record, seconds: float) -> None:
     record.seal(
         {
             "status": "done",
-            "arm": label(config),
+            "arm": label(Treatment.of(config)),
             "seed": config.seed,
             "steps": steps,
             "tokens": steps * config.global_bsz * config.seq_len,
@@ -87,7 +88,7 @@ def random_baselines(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]
         "global": len(corpus.domains) * config.data.valid_sequences * config.seq_len,
     }
     loads = {window: random_load(experts, top_k, tokens) for window, tokens in windows.items()}
-    factor, group_bsz = config.router.capacity_factor, router_groups(config)
+    factor, group_bsz = config.router.capacity_factor, router_bsz(config)
     if factor is not None and group_bsz is not None:  # tokens are dropped by group
         dropped = random_load(experts, top_k, group_bsz * config.seq_len, factor)["drop_rate"]
         loads["micro"]["drop_rate"] = dropped

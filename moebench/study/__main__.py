@@ -20,12 +20,13 @@ from pathlib import Path
 from moebench.config.compose import from_dict
 from moebench.config.identity import run_name
 from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import Treatment
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import LockedError, MoebenchError, RecordError
 from moebench.lock import hold
-from moebench.methods import load_plugin
 from moebench.plans import Job, read_plan
 from moebench.records import Record
+from moebench.registry import load_plugin
 from moebench.study.job import DUMP, GRACE, LOCKED
 from moebench.study.status import without_run
 
@@ -92,7 +93,7 @@ def _prepared(job: Job) -> tuple[ExperimentConfig, Corpus]:
     if config.run.threads is None:
         config = replace(config, run=replace(config.run, threads=1))
     corpus = prepare(config.data)
-    if run_name(config, corpus.content_hash) != job.run:
+    if run_name(Treatment.of(config), corpus.content_hash) != job.run:
         raise RecordError(f"{job.run}: the data has changed since the plan; sweep again")
     return config, corpus
 

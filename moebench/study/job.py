@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench.lock import is_held
-from moebench.methods import plugins
 from moebench.plans import Job
 from moebench.records import Record, printable
+from moebench.registry import plugins
 from moebench.study.status import last_word
 
 LOCKED = 4  # exit code of a job whose run another process trains

@@ -14,6 +14,7 @@ from moebench.config.compose import Composer, to_dict
 from moebench.config.identity import arm_hash, label, run_name
 from moebench.config.presets import DEFAULT_STUDY
 from moebench.config.schema import DataConfig, ExperimentConfig
+from moebench.config.treatment import Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, apply_to_all
@@ -74,13 +75,14 @@ def make_plan(
     jobs: dict[str, Job] = {}
     for cell, config in configs:
         corpus = corpora[_data_key(config.data)]
-        run = run_name(config, corpus.content_hash)
+        treatment = Treatment.of(config)
+        run = run_name(treatment, corpus.content_hash)
         if run not in jobs:  # two ways of writing one treatment are one run
             jobs[run] = Job(
                 id=-1,  # given below, when all are known
                 run=run,
-                arm=label(config),
-                arm_hash=arm_hash(config, corpus.content_hash),
+                arm=label(treatment),
+                arm_hash=arm_hash(treatment, corpus.content_hash),
                 seed=config.seed,
                 overrides=tuple(cell),
                 config=to_dict(config),

@@ -1,6 +1,6 @@
 """The objects of a run, made from its config: the model, the objective, the optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from moebench.balance import Estimator, Schedule, Scope, Term, make_method, make_scope
-from moebench.config.identity import estimator, gate, term_label, treatment
-from moebench.config.schema import ExperimentConfig, assigns, in_steps, router_groups
+from moebench.config.identity import term_label
+from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import BalanceTerm, Treatment, in_steps
 from moebench.errors import ConfigError
+from moebench.methods import declared
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.optimizer import make_optimizer
@@ -46,7 +48,7 @@ def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
         top_k=shape.top_k,
         expert_dim=shape.expert_dim,
         num_shared_experts=shape.num_shared_experts,
-        gating=make_gating(config),
+        gating=make_gating(Treatment.of(config)),
         dense_layers=shape.dense_layers if shape.moe else shape.num_layers,
         compute=COMPUTE[config.train.precision],
         document_end=vocab_size - 1 if config.data.mask_documents else None,
@@ -57,15 +59,15 @@ def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
     return model
 
 
-def make_gating(config: ExperimentConfig) -> Gating:
-    """How the routers of a config select experts, in its canonical form."""
-    router, (name, renormalize) = config.router, gate(config)
-    method = make_method(config.method.name, config.method.options)
+def make_gating(treatment: Treatment) -> Gating:
+    """How the routers select experts."""
+    router, chosen = treatment.config.router, treatment.config.method
+    method = make_method(chosen.name, chosen.options)
     return Gating(
-        gate=cast(Any, name),
+        gate=cast(Any, treatment.gate),
         form=cast(Any, router.form),
         bias=router.gate_bias,
-        renormalize=renormalize,
+        renormalize=treatment.renormalize,
         jitter=router.jitter,
         noise=router.noise,
         expert_groups=router.expert_groups,
@@ -73,8 +75,8 @@ def make_gating(config: ExperimentConfig) -> Gating:
         random=router.random,
         capacity_factor=router.capacity_factor,
         drop=cast(Any, router.drop),
-        group_bsz=router_groups(config) or 1,
-        method=method if assigns(config) else None,
+        group_bsz=treatment.router_bsz or 1,
+        method=method if declared(chosen.name).assigns else None,
         observes=frozenset() if method is None else method.observes,
     )
 
@@ -98,18 +100,19 @@ def make_objective(config: ExperimentConfig, domains: Sequence[str]) -> Objectiv
 
     Raises ConfigError for a weight of a domain that the data has not.
     """
-    balance, how = config.balance, estimator(config)
+    treatment, balance = Treatment.of(config), config.balance
+    estimator = treatment.estimator
     method = make_method(config.method.name, config.method.options)
     acting = [each for each in (method, make_schedule(config)) if each is not None]
     return Objective(
-        terms=tuple(make_term(config, each, domains) for each in treatment(config)),
+        terms=tuple(make_term(treatment, term, domains) for term in treatment.terms),
         micro_bsz=config.micro_bsz,
         z=config.loss.z,
         estimator=Estimator(
-            how["balance.estimator"],
-            pass_bsz=how.get("balance.pass_bsz"),
+            cast(Any, estimator.name),
+            pass_bsz=estimator.pass_bsz,
             window_steps=balance.window_steps,
-            decay=how.get("balance.decay", 0.0),
+            decay=estimator.decay or 0.0,
         ),
         layers=cast(Any, balance.layers),
         uniform=config.model.top_k if balance.uniform == "k" else 1.0,
@@ -118,33 +121,28 @@ def make_objective(config: ExperimentConfig, domains: Sequence[str]) -> Objectiv
     )
 
 
-def make_term(
-    config: ExperimentConfig, canonical: Mapping[str, Any], domains: Sequence[str]
-) -> Term:
-    """A term of the treatment, as `identity.treatment` gives it."""
-    name = "global" if canonical["scope"] == "group" else canonical["scope"]
-    weights = canonical.get("domains", {})
+def make_term(treatment: Treatment, term: BalanceTerm, domains: Sequence[str]) -> Term:
+    """A balance term over the domains of the data."""
+    weights = dict(term.domains)
     for each in weights.keys() - set(domains):
         raise ConfigError(
             f"balance.terms: weighs the domain {each}, which the data has not; it has "
             f"{', '.join(domains)}"
         )
+    scope = make_scope(
+        term.scope,
+        micro_bsz=treatment.config.micro_bsz,
+        balance_bsz=term.balance_bsz,
+        num_domains=len(domains),
+    )
     return Term(
-        cast(
-            Scope,
-            make_scope(
-                name,
-                micro_bsz=config.micro_bsz,
-                balance_bsz=canonical.get("balance_bsz"),
-                num_domains=len(domains),
-            ),
-        ),
-        weight=canonical["weight"],
-        start=canonical.get("start"),
-        stop=canonical.get("stop"),
-        ramp=canonical.get("ramp", 0),
+        cast(Scope, scope),
+        weight=term.weight,
+        start=term.start,
+        stop=term.stop,
+        ramp=term.ramp,
         domain_weights=tuple(weights.get(each, 1.0) for each in domains) if weights else None,
-        label=term_label(config, canonical),
+        label=term_label(treatment, term),
     )
 
 

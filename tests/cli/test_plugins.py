@@ -1,4 +1,4 @@
-"""Methods of one's own: chosen by name from a module, recorded by hash, and wrong in one line."""
+"""Scopes and methods of your own: chosen by name, recorded by hash, and wrong in one line."""
 
 import json
 import sys
@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from moebench import methods
+from moebench import methods, registry, scopes
+from moebench.balance import make_scope
+from moebench.config import identity
 from moebench.config.compose import Composer
-from moebench.config.identity import run_hash
-from moebench.methods import load_plugin
+from moebench.config.treatment import Treatment
+from moebench.errors import ConfigError
+from moebench.registry import load_plugin
 from tests.calls import Call
 
+STRIDED = Path(__file__).parents[2] / "examples" / "strided_scope.py"
 MINE = """
 from dataclasses import dataclass
 from moebench.balance import Method
@@ -29,14 +33,23 @@ class Mine(Method):
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """What a test declares, imports and puts on the path is gone after it."""
-    monkeypatch.setattr(methods, "_known", dict(methods._known))
-    monkeypatch.setattr(methods, "_plugins", [])
+    for each in (methods.METHODS, scopes.SCOPES):
+        monkeypatch.setattr(each, "known", dict(each.known))
+    monkeypatch.setattr(registry, "_plugins", [])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     yield
-    for name in {"mine", "other"} & (set(sys.modules) - before):
+    for name in {"mine", "other", STRIDED.stem} & (set(sys.modules) - before):
         del sys.modules[name]
+
+
+def run_hash(*overrides: str) -> str:
+    return identity.run_hash(Treatment.of(Composer().compose(overrides)), "")
+
+
+def label(*overrides: str) -> str:
+    return identity.label(Treatment.of(Composer().compose(overrides)))
 
 
 @pytest.mark.parametrize("name", ["mine", "mine.py"])
@@ -56,22 +69,105 @@ def test_another_text_is_another_run_and_another_path_is_not(
     found = []
     for name, text in (("mine.py", MINE), ("other.py", MINE), ("mine.py", MINE + "# other")):
         Path(name).write_text(text)
-        monkeypatch.setattr(methods, "_known", {each.name: each for each in methods.SHIPPED})
+        monkeypatch.delitem(methods.METHODS.known, "mine", raising=False)
         load_plugin(name)
-        found.append(run_hash(Composer().compose(["method.name=mine"]), ""))
+        found.append(run_hash("method.name=mine"))
     assert found[0] == found[1] != found[2]
 
 
 def test_an_entry_point_is_loaded_when_its_name_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.py").write_text(MINE)
 
-    def points(*, group: str, name: str | None = None) -> list[EntryPoint]:
-        return [EntryPoint("mine", "mine:Mine", group)] if name in (None, "mine") else []
+    def points(group: str, name: str | None = None) -> list[EntryPoint]:
+        there = group == "moebench.methods" and name in (None, "mine")
+        return [EntryPoint("mine", "mine:Mine", group)] if there else []
 
-    monkeypatch.setattr(methods, "entry_points", points)
-    assert "mine" not in methods._known
-    assert "mine" in methods.names()
+    monkeypatch.setattr(registry, "_entry_points", points)
+    assert "mine" not in methods.METHODS.known
+    assert "mine" in [*methods.METHODS]
     assert Composer().compose(["method.name=mine"]).method.options == {"size": 1.0}
+
+
+def test_a_scope_of_an_entry_point_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(STRIDED.parent)
+
+    def points(group: str, name: str | None = None) -> list[EntryPoint]:
+        there = group == "moebench.scopes" and name in (None, "strided")
+        return [EntryPoint("strided", "strided_scope:Strided", group)] if there else []
+
+    monkeypatch.setattr(registry, "_entry_points", points)
+    assert label("scope=strided", "balance_bsz=8") == "strided-8"
+
+
+def test_a_scope_is_what_it_is_called_and_what_it_equals() -> None:
+    load_plugin(str(STRIDED))
+    assert label("scope=strided", "balance_bsz=8") == "strided-8"
+    assert label("scope=strided") == "strided"  # of micro_bsz sequences
+    assert label("balance.terms=[{},{scope:strided,weight:0.5}]") == "global + 0.5 strided"
+    assert run_hash("scope=strided", "balance_bsz=1") == run_hash("scope=sequence")
+    assert run_hash("scope=strided", "balance_bsz=128") == run_hash("scope=global")
+    assert run_hash("scope=strided", "balance_bsz=8") != run_hash("scope=global", "balance_bsz=8")
+    buffer = ("scope=strided", "balance_bsz=4", "balance.estimator=buffer")
+    assert label(*buffer) == "strided buffer=4", "no logical pass holds whole groups"
+    with pytest.raises(ConfigError, match="balance_bsz=3: must divide global_bsz=128"):
+        Composer().compose(["scope=strided", "balance_bsz=3"])
+
+
+def test_every_nth_sequence_is_in_one_group() -> None:
+    load_plugin(str(STRIDED))
+    scope = make_scope("strided", micro_bsz=2, balance_bsz=4)
+    assert scope is not None
+    label, groups = scope.labels(12)
+    assert (label.tolist(), groups) == ([0, 1, 2] * 4, 3)
+
+
+def test_a_scope_of_a_plugin_is_trained_recorded_and_never_loaded(
+    call: Call, text_folder: Path
+) -> None:
+    small = [
+        *("model=smoke", "train.steps=2", "global_bsz=16", "micro_bsz=2", "seq_len=16"),
+        *("data=folder", f"data.path={text_folder}", "data.valid_sequences=2", "run.device=cpu"),
+    ]
+    chosen = ("scope=strided", "balance_bsz=8")
+    result = call("train", "--plugin", str(STRIDED), *chosen, *small, "--json")
+    assert result.code == 0, result.err
+    run = Path(json.loads(result.out)["run"])
+    assert run.name.startswith("strided-8-s0-")
+    science = json.loads((run / "manifest.json").read_text())["science"]
+    assert (science["scope"], science["balance_bsz"]) == ("strided", 8)
+    [plugin] = [line for line in (run / "config.yaml").read_text().split() if "@" in line]
+    assert science["balance.plugins"] == {"strided": plugin.partition("@")[2]}
+
+    scopes.SCOPES.known.pop("strided")
+    sys.modules.pop(STRIDED.stem)
+    again = ("train", "--config", str(run / "config.yaml"), "--print-config")
+    without = call(*again)
+    assert without.code == 2
+    assert without.err == (
+        f"error: scope=strided: is a scope of the plugin {plugin}, which is not loaded; add "
+        "--plugin strided_scope\n"
+    )
+    Path("strided_scope.py").write_text(STRIDED.read_text() + "# changed")
+    changed = call(*again, "--plugin", "strided_scope.py")
+    assert changed.code == 2
+    assert changed.err.startswith(
+        f"error: balance.plugins={{strided:{plugin}}}: is another version than that at hand, "
+    )
+    accepted = call(*again, "--plugin", "strided_scope.py", "balance.plugins={}", "--json")
+    assert json.loads(accepted.out)["config"]["balance"]["plugins"]["strided"] != plugin
+
+
+def test_a_scope_that_nothing_declares_is_an_error_everywhere() -> None:
+    for refused in (
+        lambda: scopes.declared("strided"),
+        lambda: scopes.default_size("strided", {}),
+        lambda: scopes.canonical("strided", 8, {}),
+        lambda: make_scope("strided", micro_bsz=2),
+    ):
+        with pytest.raises(ConfigError, match=r"^scope=strided: no such scope; there are none, "):
+            refused()
+    with pytest.raises(ConfigError, match=r"^scope=strided: no such scope; there are "):
+        Composer().compose(["scope=strided"])
 
 
 WRONG = {
@@ -79,11 +175,11 @@ WRONG = {
     ("nowhere.py", ""): "--plugin nowhere.py: there is no such module; name a module or a .py file",
     ("a.b.c", ""): "--plugin a.b.c: cannot be found (No module named 'a'); name a module or a file",
     ("mine", "1 / 0"): "--plugin mine: raises ZeroDivisionError: division by zero when it is "
-    "imported; mend it",
+    "imported; correct the module",
     ("mine", "raise SystemExit('bye')"): "--plugin mine: raises SystemExit: bye when it is ",
     ("mine", "import nowhere"): "--plugin mine: raises ModuleNotFoundError: No module named ",
     ("mine", "def ("): "--plugin mine: raises SyntaxError: ",
-    ("mine", ""): "--plugin mine: declares no method; put @register(...) on its class",
+    ("mine", ""): "--plugin mine: declares no scope and no method; put @register(...) on its class",
     ("mine", MINE.replace('"mine"', '"bias"')): "mine: the method bias is there already; rename it",
     ("mine", MINE.replace('"mine"', '"loss"')): "mine: the method loss is there already; rename it",
 }
@@ -111,7 +207,7 @@ def test_a_record_names_the_plugin_and_never_loads_it(call: Call) -> None:
     told = call("train", "--plugin", "mine", "method.name=mine", "--print-config")
     Path("config.yaml").write_text(told.out)
     plugin = told.out.partition("plugin: ")[2].split()[0]
-    methods._known.pop("mine")
+    methods.METHODS.known.pop("mine")
     sys.modules.pop("mine")
     without = call("train", "--config", "config.yaml", "--print-config")
     assert without.code == 2

@@ -4,7 +4,8 @@ import pytest
 
 from moebench.config.check import check_experiment
 from moebench.config.compose import Composer, from_dict, to_dict, to_yaml
-from moebench.config.schema import TermConfig, in_steps
+from moebench.config.schema import TermConfig
+from moebench.config.treatment import in_steps
 from moebench.errors import ConfigError
 
 COMPOSER = Composer()
@@ -37,13 +38,14 @@ WRONG = {
     "balance.terms=[{domains:[a]}]": "balance.terms=[{domains:[a]}]: domains must be a table of",
     "balance.terms=[{weight:-1}]": "balance.terms[0].weight=-1.0: must be at least 0",
     "balance.terms=[{weight:nan}]": "balance.terms[0].weight=nan: must be a finite number",
-    "balance.terms=[{},{scope:none}]": "balance.terms[1].scope=none: must be one of sequence, ",
-    "balance.terms=[{},{scope:glob}]": "balance.terms[1].scope=glob: must be one of sequence, ",
-    "balance.terms=[{scope:micro}]": "scope=global: is the scope of none of balance.terms; say "
+    "balance.terms=[{},{scope:none}]": "balance.terms[1].scope=none: balances nothing; leave "
+    "the term out",
+    "balance.terms=[{},{scope:glob}]": "balance.terms[1].scope=glob: must be one of none, ",
+    "balance.terms=[{scope:micro}]": "scope=global: is the scope of none of balance.terms; use "
     "scope=micro",
     "balance.terms=[{balance_bsz:3}]": "balance.terms[0].balance_bsz=3: must divide global_bsz=128",
     "balance.terms=[{},{scope:micro,balance_bsz:8}]": "balance.terms[1].balance_bsz=8: contradicts "
-    "scope=micro, whose groups are micro_bsz (4)",
+    "scope=micro, whose groups hold micro_bsz=4 sequences",
     "balance.terms=[{start:9,stop:9}]": "balance.terms[0].stop=9: must come after "
     "balance.terms[0].start=9, here 9 and 9 steps",
     "balance.terms=[{start:0.5,stop:9}]": "balance.terms[0].stop=9: must come after "
@@ -51,17 +53,17 @@ WRONG = {
     "balance.terms=[{start:400}]": "balance.terms[0].start=400: must be below train.steps=400, or",
     "balance.terms=[{start:1.5}]": "balance.terms[0].start=1.5: must be a whole number of steps, ",
     "balance.terms=[{stop:0}]": "balance.terms[0].stop=0.0: must be above 0",
-    "balance.terms=[{ramp:5}]": "balance.terms[0].ramp=5: is of a start or a stop; give one",
-    "balance.terms=[{domains:{a:1}}]": "balance.terms[0].domains: are of scope=domain, and its ",
+    "balance.terms=[{ramp:5}]": "balance.terms[0].ramp=5: needs a start or a stop; give one",
+    "balance.terms=[{domains:{a:1}}]": "balance.terms[0].domains: need scope=domain, and the ",
     "balance.terms=[{},{}]": "balance.terms[1].scope=global: acts at the same time as "
-    "balance.terms[0] over the same groups; say one weight in one term",
+    "balance.terms[0] over the same groups; give one term one weight",
     "balance.terms=[{stop:9,ramp:5},{start:9}]": "balance.terms[1].scope=global: acts at the same ",
     "balance.terms=[{},{scope:micro},{balance_bsz:4}]": "balance.terms[2].scope=global: "
     "acts at the same time as balance.terms[1] over the same groups",
-    "balance.window_steps=401": "balance.window_steps=401: must be at most train.steps=400, which",
+    "balance.window_steps=401": "balance.window_steps=401: must be at most train.steps=400, the ",
     "balance.terms=[{}] loss.local=0.1": "loss.local=0.1: does not go with balance.terms; add the "
     "term {scope:micro,weight:0.1}",
-    "balance.terms=[{}] scope=none": "scope=none: contradicts balance.terms; say the scope of one",
+    "balance.terms=[{}] scope=none": "scope=none: contradicts balance.terms; use the scope of one",
     "balance.estimator=sync": "balance.estimator=sync: must be one of exact, buffer, stale, ema",
     "balance.pass_bsz=8": "balance.pass_bsz=8: only balance.estimator=buffer has logical passes",
     "balance.pass_bsz=3 balance.estimator=buffer": "balance.pass_bsz=3: must divide global_bsz=128",

@@ -1,30 +1,43 @@
 """One treatment has one identity, whatever it is called, and what can change a result is in it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 import pytest
 
+from moebench.config import identity as of
 from moebench.config.compose import Composer, from_dict, to_dict
-from moebench.config.identity import (
-    arm_hash,
-    coefficients,
-    label,
-    run_hash,
-    run_name,
-    science,
-    treatment,
-)
-from moebench.config.schema import ALWAYS, NEVER, ExperimentConfig, knobs
+from moebench.config.knob import HASHED, NOT_HASHED, knobs
+from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import BalanceTerm, Treatment
 
 COMPOSER = Composer()
 DATA = "0" * 64
 
 
 def identity(*overrides: str) -> str:
-    return run_hash(COMPOSER.compose(overrides), DATA)
+    return of.run_hash(Treatment.of(COMPOSER.compose(overrides)), DATA)
+
+
+def run_hash(config: ExperimentConfig, content_hash: str) -> str:
+    return of.run_hash(Treatment.of(config), content_hash)
+
+
+def arm_hash(config: ExperimentConfig, content_hash: str) -> str:
+    return of.arm_hash(Treatment.of(config), content_hash)
+
+
+def run_name(config: ExperimentConfig, content_hash: str) -> str:
+    return of.run_name(Treatment.of(config), content_hash)
+
+
+def science(config: ExperimentConfig, content_hash: str) -> dict[str, Any]:
+    return of.science(Treatment.of(config), content_hash)
+
+
+def label(config: ExperimentConfig) -> str:
+    return of.label(Treatment.of(config))
 
 
 @pytest.mark.parametrize(
@@ -98,8 +111,8 @@ def with_knob(key: str, value: Any) -> ExperimentConfig:
 
 def another(value: Any, known: Mapping[str, Any]) -> Any:
     """Some other value that a knob may have."""
-    if known["choices"]:
-        return next(each for each in known["choices"] if each != value)
+    if known["range"].choices:
+        return next(each for each in known["range"].choices if each != value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, list | dict):
@@ -118,8 +131,14 @@ SCIENCE = [
     (key, another(value, each.metadata))
     for key, each, value in knobs(COMPOSER.compose())
     if not key.startswith("run.")
-    and each.metadata["neutral"] is not NEVER
-    and key not in ("scope", "balance.pass_bsz", "balance.decay")  # have tests of their own
+    and each.metadata["neutral"] is not NOT_HASHED
+    and key
+    not in (
+        "scope",
+        "balance.pass_bsz",
+        "balance.decay",
+        "balance.plugins",
+    )  # have tests of their own
     and not key.startswith("method.")  # these have tests of their own, too
     and key.removeprefix("router.") not in OF_OTHERS
 ]
@@ -184,7 +203,7 @@ def test_a_key_at_its_neutral_value_leaves_the_identity_as_it_was_before_the_key
     neutral = {
         key: each.metadata["neutral"]
         for key, each, _ in knobs(ExperimentConfig())
-        if each.metadata["neutral"] not in (ALWAYS, NEVER)
+        if each.metadata["neutral"] not in (HASHED, NOT_HASHED)
     }
     assert {"loss.z", "router.renormalize", "data.homogeneity"} <= neutral.keys()
     assert not keys.keys() & neutral.keys()
@@ -230,28 +249,44 @@ def test_a_runs_name_is_safe_in_every_file_system() -> None:
 
 
 def test_treatment_is_canonical() -> None:
-    compose = COMPOSER.compose
-    assert treatment(compose(["scope=micro", "loss.balance=2"])) == [
-        {"scope": "group", "balance_bsz": 4, "weight": 2.0}
+    def terms(*overrides: str) -> list[BalanceTerm]:
+        return list(Treatment.of(COMPOSER.compose(overrides)).terms)
+
+    assert terms("scope=micro", "loss.balance=2") == [BalanceTerm("global", 4, 2.0)]
+    assert terms("scope=domain") == [BalanceTerm("domain", None, 0.02)]
+    assert terms("scope=micro", "loss.balance=0") == terms("scope=none") == []
+    given = "[{stop:0.25,ramp:8},{scope:domain,weight:2,start:100,domains:{b:0,a:3}}]"
+    assert terms("loss.balance=0.5", f"balance.terms={given}") == [
+        BalanceTerm("global", 128, 0.5, stop=100, ramp=8),
+        BalanceTerm("domain", None, 1.0, start=100, domains=(("a", 3.0), ("b", 0.0))),
     ]
-    assert treatment(compose(["scope=domain"])) == [{"scope": "domain", "weight": 0.02}]
-    zero = compose(["scope=micro", "loss.balance=0"])
-    assert treatment(zero) == treatment(compose(["scope=none"])) == []
-    assert treatment(replace(zero, scope="none")) == []
-    terms = "balance.terms=[{stop:0.25,ramp:8},{scope:domain,weight:2,start:100,domains:{b:0,a:3}}]"
-    assert treatment(compose(["loss.balance=0.5", terms])) == [
+
+
+def test_terms_are_hashed_as_the_first_records_have_them() -> None:
+    def hashed(*overrides: str) -> list[dict[str, Any]]:
+        terms = Treatment.of(COMPOSER.compose(overrides)).terms
+        return [of.hashed_term(term) for term in terms]
+
+    assert hashed("scope=micro") == [{"scope": "group", "balance_bsz": 4, "weight": 0.02}]
+    assert hashed("scope=domain") == [{"scope": "domain", "weight": 0.02}]
+    given = "[{stop:0.25,ramp:8},{scope:domain,weight:2,start:100,domains:{b:0,a:3}}]"
+    assert hashed("loss.balance=0.5", f"balance.terms={given}") == [
         {"scope": "group", "weight": 0.5, "stop": 100, "balance_bsz": 128, "ramp": 8},
         {"scope": "domain", "weight": 1.0, "start": 100, "domains": {"a": 3.0, "b": 0.0}},
     ]
 
 
 def test_the_coefficient_of_a_router_counts_every_convention() -> None:
-    def of(*overrides: str) -> dict[str, float]:
-        return coefficients(COMPOSER.compose(["loss.balance=0.6", *overrides]))  # 3 layers, top-2
+    def found(*overrides: str) -> dict[str, float]:
+        config = COMPOSER.compose(["loss.balance=0.6", *overrides])  # 3 layers, top-2
+        return of.coefficients(Treatment.of(config))
 
-    assert of() == {"global": pytest.approx(0.2)}
-    assert of("balance.layers=pooled") == {"global": pytest.approx(0.2)}
-    assert of("balance.layers=sum") == {"global": pytest.approx(0.6)}
-    assert of("balance.layers=sum", "balance.uniform=k") == {"global": pytest.approx(1.2)}
-    assert of("loss.local=0.5") == {"global": pytest.approx(0.2), "0.5 micro": pytest.approx(0.1)}
-    assert of("scope=none") == {}
+    assert found() == {"global": pytest.approx(0.2)}
+    assert found("balance.layers=pooled") == {"global": pytest.approx(0.2)}
+    assert found("balance.layers=sum") == {"global": pytest.approx(0.6)}
+    assert found("balance.layers=sum", "balance.uniform=k") == {"global": pytest.approx(1.2)}
+    assert found("loss.local=0.5") == {
+        "global": pytest.approx(0.2),
+        "0.5 micro": pytest.approx(0.1),
+    }
+    assert found("scope=none") == {}

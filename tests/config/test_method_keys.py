@@ -2,11 +2,17 @@
 
 import pytest
 
+from moebench.config import identity
 from moebench.config.compose import Composer, from_dict, to_dict
-from moebench.config.identity import label
+from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import Treatment
 from moebench.errors import ConfigError
 
 COMPOSER = Composer()
+
+
+def label(config: ExperimentConfig) -> str:
+    return identity.label(Treatment.of(config))
 
 
 def test_options_are_complete_typed_and_survive_a_record() -> None:
@@ -49,7 +55,7 @@ WRONG = {
     "method=bias method.options.balance_bsz=1.5": "method.options.balance_bsz=1.5: must be a whole",
     "method=bias method.options.centred=2": "method.options.centred=2: must be between 0 and 1",
     "method=bias method.plugin=mine@0": "method.plugin=mine@0: is another version than that at ",
-    "method=bias router=relu": "method=bias: moves scores, and router.gate=relu selects whatever",
+    "method=bias router=relu": "method=bias: moves scores, and router.gate=relu selects every ",
     "method=bias router=random": "method=bias: moves scores, and router.random draws experts; ",
     "method=bias model.moe=false": "model.moe=false: has no router for method=bias to balance",
     "router.drop=position": "router.drop=position: a dropless router drops nothing; add ",
@@ -62,8 +68,8 @@ WRONG = {
     "router.capacity_factor=0": "router.capacity_factor=0.0: must be above 0",
     "router.expert_groups=3": "router.expert_groups=3: must divide model.num_experts=16",
     "router.top_groups=2": "router.top_groups=2: must be between 1 and router.expert_groups=1",
-    "router.expert_groups=16": "router.top_groups=1: holds 1 experts, and model.top_k=2 are wanted",
-    "router=relu router.random=true": "router.gate=relu: selects all experts with a score, and ",
+    "router.expert_groups=16": "router.top_groups=1: holds 1 experts, and model.top_k=2 are needed",
+    "router=relu router.random=true": "router.gate=relu: selects every expert with a score above ",
     "router.start_experts=1": "router.start_experts=1: must be between model.top_k=2 and ",
     "router=growing router.expert_groups=2": "router.expert_groups=2: a group could be left ",
     "router.jitter=2": "router.jitter=2.0: must be between 0 and 1",

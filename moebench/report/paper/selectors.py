@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from moebench.config.schema import in_steps
+from moebench.config.treatment import in_steps
 from moebench.report.infer.arms import CONTROLS
 
 TREATMENT = ("scope", "balance_bsz", "loss.balance", "terms", "seed")

@@ -1,12 +1,12 @@
 """Conditions on runs and values of their keys, for `--where`, `--by` and the tables of a report."""
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from moebench.errors import ConfigError
+from moebench.config.identity import scope_of
+from moebench.errors import ConfigError, nearest
 from moebench.records import printable
 
 Row = Mapping[str, Any]
@@ -42,7 +42,7 @@ def check_key(key: str, option: str) -> None:
 
     known = ("arm", "seed", "data", *KNOBS)
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=3)
+        near = nearest(key, known)
         remedy = f"did you mean {' or '.join(near)}?" if near else "see docs/keys.md"
         raise ConfigError(f"{option} {printable(key)}: there is no such key; {remedy}")
 
@@ -56,16 +56,15 @@ def value_of(row: Row, key: str) -> Any:
     if key in ("arm", "seed"):
         return row[key]
     science = row["science"]
-    if key == "scope" and science.get("scope") == "group":
-        sizes = {1: "sequence", science.get("micro_bsz"): "micro"}
-        return sizes.get(science.get("balance_bsz"), "global")
+    if key == "scope":
+        return scope_of(science)
     if key in science:
         return science[key]
+    from moebench.config.knob import HASHED, NOT_HASHED
     from moebench.config.presets import KNOBS
-    from moebench.config.schema import ALWAYS, NEVER
 
     neutral = KNOBS[key].metadata["neutral"] if key in KNOBS else None
-    return None if neutral is ALWAYS or neutral is NEVER else neutral
+    return None if neutral is HASHED or neutral is NOT_HASHED else neutral
 
 
 def as_typed(value: Any) -> str:
