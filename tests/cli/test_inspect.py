@@ -1,6 +1,5 @@
 """`moebench inspect`: routers of runs, on texts, and of Hugging Face checkpoints."""
 
-import io
 import json
 import re
 from pathlib import Path
@@ -8,15 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from rich.text import Text
 
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
 from moebench.evaluate import open_checkpoint
 from moebench.experiment import run_experiment
-from moebench.inspect import Inspection, Routed
-from moebench.inspect.render import show, show_text
 from moebench.records import Record
 from tests.calls import Call
 
@@ -70,29 +65,6 @@ def test_an_older_record_is_read(record: Record, tmp_path: Path, call: Call) -> 
     assert call("inspect", old.path).code == 0
 
 
-def test_dead_experts_and_specialists_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    counts = np.array([[[9, 0, 0, 1], [0, 5, 0, 5]]])
-    made = Inspection("x\x1b[31m", [], ["code", "law"], counts, 1, {"load/max_vio_batch": 0.5})
-    show(made, Console(width=100))
-    out = capsys.readouterr().out
-    assert "\x1b" not in out
-    assert "dead 1" in out
-    assert "dead: no token chose it" in out
-    assert "code 100%" in out
-    assert "law 83%, code 17%" in out
-
-
-def test_dead_experts_beyond_the_list_are_named(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    counts = np.ones((1, 2, 100), np.int64)
-    counts[..., [7, 41]] = 0
-    show(Inspection("x", [], ["code", "law"], counts, 1, {}), Console(width=80))
-    out = capsys.readouterr().out
-    assert "the fullest first, 64 of 100" in out
-    assert "dead, too: 7, 41" in out
-
-
 def test_a_text_is_shown_with_the_experts_of_the_model(record: Record, call: Call) -> None:
     printed = json.loads(call("inspect", record.path, "--text", "0é1", "--json").out)
     assert printed["tokens"] == ["0", "<c3>", "é", "1"]
@@ -107,26 +79,6 @@ def test_a_text_is_shown_with_the_experts_of_the_model(record: Record, call: Cal
     assert [row[1:] for row in rows] == wanted
     alone = call("inspect", record.path, "--text", "0é1", "--layer", "1").out
     assert [line.split()[1:] for line in alone.splitlines()[2:]] == [row[2:] for row in wanted]
-
-
-def test_a_text_is_coloured_where_there_are_colours_and_fits_its_width() -> None:
-    draw = np.random.default_rng(0)
-    made = Routed(list("abc"), draw.integers(0, 64, (24, 3, 8)).tolist(), 64)
-    for width in (80, 100):
-        out = io.StringIO()
-        show_text(made, Console(file=out, width=width, force_terminal=True, color_system="256"))
-        plain = Text.from_ansi(out.getvalue()).plain.splitlines()
-        assert [line for line in plain if line.endswith("abc")] == [
-            f"layer {layer}  abc" for layer in range(24)
-        ]
-        assert max(map(len, plain)) <= width
-        tables = " ".join(plain[plain.index("the experts of each token, the likeliest first") :])
-        for layer in made.experts:
-            for experts in layer:
-                assert " ".join(map(str, experts)) in tables
-    out = io.StringIO()
-    show_text(made, Console(file=out, width=80))
-    assert "abc" not in out.getvalue(), "without colours it would say nothing"
 
 
 def test_what_is_wrong_is_one_line(
