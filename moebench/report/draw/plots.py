@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from moebench.catalogue import find
 from moebench.plans import PRIMARY
 from moebench.report.draw.curves import curves, switches
 from moebench.report.draw.heatmaps import domains
@@ -26,7 +27,6 @@ from moebench.report.infer.arms import CONTROLS, Arm, ArmMetric, Table
 from moebench.report.infer.frontier import MAX_VIO, WEIGHT, frontier
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.read.frame import Frame
-from moebench.report.read.run import unit_of
 
 
 def plots(table: Table, frame: Frame) -> list[Plot]:
@@ -62,10 +62,7 @@ def differences(table: Table, _: Frame) -> Plot | None:
             )
         axis.set_yticks(range(len(arms)), [short(arm.name) for arm in reversed(arms)])
         axis.set_ylim(-0.6, len(arms) - 0.2)
-        axis.set_xlabel(
-            f"{table.primary}: difference to {short(table.baseline)}"
-            + (" (nats, lower is better)" if unit_of(table.primary) else "")
-        )
+        axis.set_xlabel(f"{table.primary}: difference to {short(table.baseline)}{_better(table)}")
         axis.grid(False, axis="y")
         return plot(
             "differences",
@@ -283,6 +280,16 @@ def _cross(axis: Any, table: Table, arm: Arm, x: str, y: str) -> None:
         elinewidth=0.8,
         label=short(arm.name),
     )
+
+
+def _better(table: Table) -> str:
+    """The unit of the primary endpoint, and which values are better."""
+    metric = find(table.primary)
+    if metric is None:
+        return ""
+    better = f"{metric.direction} is better" if metric.direction != "neither" else ""
+    text = ", ".join(filter(None, (metric.unit, better)))
+    return f" ({text})" if text else ""
 
 
 def _fewest_seeds(arms: Sequence[Arm]) -> int:

@@ -98,8 +98,3 @@ def number(value: Any) -> float | None:
     """A finite number as a float, anything else as None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < sys.float_info.max else None
-
-
-def unit_of(metric: str) -> str:
-    """What follows a number of that metric, with a blank; "" if it has no unit."""
-    return " nats" if metric.split("/")[1:2] == ["nats"] else ""

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from moebench.catalogue import METRICS, Metric
 from moebench.plans import PRIMARY
 from moebench.report.infer.arms import Arm, ArmMetric, Table
-from moebench.report.infer.frontier import WEIGHT, frontier
+from moebench.report.infer.frontier import MAX_VIO, WEIGHT, frontier
 from moebench.report.infer.statistics import FEWEST_SEEDS
 from moebench.report.paper.findings import PAPER
 from moebench.report.paper.verdicts import Verdict
@@ -14,81 +15,59 @@ from moebench.report.show.blocks import Cell, Grid
 from moebench.report.show.numbers import estimate_cell, four_decimals, interval, mean_cell, p_value
 
 TESTED = "95 % for all arms together, adjusted p"
-MORE_BITS = (
-    ("at\nstart", "specialization/domain_start", "at start: before it was trained"),
-    (
-        "given\ntoken",
-        "specialization/domain_given_token",
-        "given token: beyond what the token tells",
-    ),
-)
 
 
 def load(table: Table) -> Grid:
     """Load and specialisation, with random routing in the last row."""
-    more = [column for column in MORE_BITS if _has(table, column[1])]
-    columns = [
-        *((f"MaxVio\n{scope}", f"load/max_vio_{scope}", 2) for scope in SCOPES),
-        ("load\nentropy", "load/entropy", 3),
-        ("dead\nshare", "load/dead_experts", 3),
-        ("domain\nbits", "specialization/domain", 3),
-        *((header, name, 3) for header, name, _ in more),
-    ]
+    metrics = _metrics_of("load", table)
     rows = [
         [
             (arm.name, ""),
             _seeds(arm),
             (numbers.count(arm.sequences), ""),
             (numbers.count(arm.group_tokens), ""),
-            *(mean_cell(arm.metrics.get(name), decimals) for _, name, decimals in columns),
+            *(_mean(arm, metric) for metric in metrics),
         ]
         for arm in table.arms
     ]
     if table.random:
-        random = [(numbers.value_range(table.random.get(scope)), "") for scope in SCOPES]
-        rest = [("", "")] * (len(columns) - len(SCOPES))
-        rows.append([("random routing", ""), *[("", "")] * 3, *random, *rest])
+        windows = [metric.name.removeprefix("load/max_vio_") for metric in metrics]
+        random = [
+            (numbers.value_range(table.random.get(window)) if window in SCOPES else "", "")
+            for window in windows
+        ]
+        rows.append([("random routing", ""), *[("", "")] * 3, *random])
     return Grid(
         title="Load and specialisation",
         caption="Means over seeds, ± half of a 95 % interval where there are 3. Group: whose "
         "counts the balance loss averages. MaxVio: largest load over the mean, less 1, in a "
-        "micro-batch, a step and the validation set; 0 is even. Load entropy: 1 is even. Domain "
-        "bits: what an expert tells of the domain"
-        + "".join(f"; {meaning}" for *_, meaning in more)
+        "micro-batch, a step and the validation set; 0 is even. Load entropy: 1 is even. "
+        + "; ".join(["Domain bits: what an expert tells of the domain", *_notes(metrics)])
         + ".",
-        headers=[
-            *("arm", "seeds", "group\nseqs", "group\ntokens"),
-            *(header for header, *_ in columns),
-        ],
+        headers=["arm", "seeds", "group\nseqs", "group\ntokens", *_headings(metrics)],
         rows=rows,
     )
 
 
 def perplexity(table: Table) -> Grid:
     """Quality, with the differences to the baseline."""
-    rows = []
-    for arm in table.arms:
-        nats = arm.metrics.get("valid/nats")
-        rows.append(
-            [
-                (arm.name, ""),
-                _seeds(arm),
-                mean_cell(nats, 4),
-                (numbers.perplexity(arm.metrics.get("valid/ppl")), ""),
-                mean_cell(arm.metrics.get("valid/bits_per_byte"), 4),
-                *_differences(table, arm, PRIMARY),
-                numbers.percent_cell(nats),
-            ]
-        )
-    compared = any(any(cell) for row in rows for cell in row[5:])
+    metrics = _metrics_of("perplexity", table)
+    rows = [
+        [
+            (arm.name, ""),
+            _seeds(arm),
+            *(_mean(arm, metric) for metric in metrics),
+            *_differences(table, arm, PRIMARY),
+            numbers.percent_cell(arm.metrics.get(PRIMARY)),
+        ]
+        for arm in table.arms
+    ]
+    compared = any(any(cell) for row in rows for cell in row[-3:])
     return Grid(
         title="Perplexity" + f"; differences are to {table.baseline}" * compared,
         caption="Means ± as above: validation nats a token, their exponential, and bits a byte; "
         "of all, lower is better." + f" Difference in nats: {_meaning(table)}" * compared,
-        headers=[
-            *("arm", "seeds", "nats a\ntoken", "PPL", "bits a\nbyte"),
-            *("difference", "paired t", "percent"),
-        ],
+        headers=["arm", "seeds", *_headings(metrics), "difference", "paired t", "percent"],
         rows=rows,
     )
 
@@ -168,22 +147,14 @@ def cost(table: Table) -> list[Grid]:
     """The virtual slowdown and the timed cost, where there is any."""
     timed = any(arm.cost for arm in table.arms)
     counting = any(arm.cost and arm.cost.counting_seconds for arm in table.arms)
-    virtual = [
-        (header, name)
-        for header, name in (
-            ("slowdown\nround-robin", "ep/slowdown"),
-            ("slowdown\ngreedy", "ep/slowdown_greedy"),
-            ("slowdown\nredundant", "ep/slowdown_redundant"),
-        )
-        if _has(table, name)
-    ]
-    if not timed and not virtual:
+    metrics = _metrics_of("cost", table)
+    if not timed and not metrics:
         return []
-    headers = ["arm", "seeds", *(header for header, _ in virtual)]
+    headers = ["arm", "seeds", *_headings(metrics)]
     headers += ["seconds\na step"] * timed + ["of it\ncounting"] * counting
     rows = []
     for arm in table.arms:
-        cells = [mean_cell(arm.metrics.get(name), 3) for _, name in virtual]
+        cells = [_mean(arm, metric) for metric in metrics]
         if timed:
             cells.append((numbers.median_of(arm.cost.step_seconds if arm.cost else ()), ""))
         if counting:
@@ -214,7 +185,7 @@ def scopes(table: Table) -> list[Grid]:
             [
                 (curve.name, f"{len(curve.arms)} weights"),
                 (f"{curve.best.science[WEIGHT]:g}", ""),
-                mean_cell(best.get("load/max_vio_global"), 2),
+                mean_cell(best.get(MAX_VIO), 2),
                 mean_cell(best.get(PRIMARY), 4),
                 estimate_cell(curve.best_difference),
                 (f"{curve.matched:.4f}" if curve.matched else "-", ""),
@@ -266,7 +237,37 @@ def findings(verdicts: Sequence[Verdict]) -> list[Grid]:
     ]
 
 
+# Columns
+
+
+def _metrics_of(grid: str, table: Table) -> list[Metric]:
+    """The metrics that have a column in a grid; optional ones only where an arm has them."""
+    columns = [(metric, metric.column) for metric in METRICS.values() if metric.column]
+    return [
+        metric
+        for metric, column in columns
+        if column.table == grid and not (column.optional and not _has(table, metric.name))
+    ]
+
+
+def _headings(metrics: Sequence[Metric]) -> list[str]:
+    return [metric.column.heading for metric in metrics if metric.column]
+
+
+def _notes(metrics: Sequence[Metric]) -> list[str]:
+    """What the caption adds about some columns."""
+    return [metric.column.note for metric in metrics if metric.column and metric.column.note]
+
+
 # Cells
+
+
+def _mean(arm: Arm, metric: Metric) -> Cell:
+    """The mean of a metric, in the decimals of its column."""
+    value = arm.metrics.get(metric.name)
+    if metric.name == "valid/ppl":
+        return numbers.perplexity(value), ""
+    return mean_cell(value, metric.column.digits if metric.column else 4)
 
 
 def _has(table: Table, metric: str) -> bool:

@@ -5,13 +5,13 @@ all paired differences have one sign; that describes these runs and tests nothin
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+from moebench.catalogue import METRICS, find
 from moebench.report.infer.arms import Arm, ArmMetric, Table
 from moebench.report.infer.statistics import FEWEST_SEEDS, Comparison, seeds_needed
 from moebench.report.paper.findings import PAPER_TOKENS, paper_gap, paper_gaps
-from moebench.report.read.run import unit_of
 from moebench.report.show.numbers import count_range, four_decimals, interval, p_value
 
 MORE_SEEDS = "more than 10,000"
@@ -60,7 +60,7 @@ def verdicts(table: Table) -> list[str]:
 
 
 def _verdict(name: str, table: Table, comparison: Comparison | None) -> str:
-    base, unit = table.baseline, unit_of(table.primary)
+    base, unit = table.baseline, _unit(table.primary)
     lacking = [arm for arm in (name, base) if table.primary not in table.arm(arm).metrics]
     if lacking:
         return f"cannot tell: no run of {_listed(lacking)} holds {table.primary}"
@@ -96,7 +96,7 @@ def limits(table: Table) -> list[str]:
     text, resolved = [], table.comparisons.resolved
     if resolved is not None:
         text.append(
-            f"These runs resolve differences of {resolved:.4f}{unit_of(table.primary)} and more "
+            f"These runs resolve differences of {resolved:.4f}{_unit(table.primary)} and more "
             "(half of the widest adjusted interval); smaller ones they cannot tell from 0."
         )
         text += _seeds_for_the_paper(table, resolved)
@@ -141,7 +141,7 @@ def load(table: Table) -> list[str]:
         )
         if not measured:
             continue
-        claims = [claim for claim in (make(arm, table) for make in _CLAIMS) if claim]
+        claims = list(_claims(arm, table))
         seeds = len(set(arm.seeds) & set(table.arm(table.baseline).seeds))
         if claims:
             every = "in the one shared seed" if seeds == 1 else f"in every one of {seeds} seeds"
@@ -159,19 +159,18 @@ def load(table: Table) -> list[str]:
     return text
 
 
-def _claim(metric: str, less: str, more: str, shown: str) -> Callable[[Arm, Table], str | None]:
-    """A function that makes a phrase on one metric, or None where the runs do not support it."""
-
-    def make(arm: Arm, table: Table) -> str | None:
-        mine, base = arm.metrics.get(metric), table.arm(table.baseline).metrics.get(metric)
-        if mine is None or base is None or not _same_direction(mine, base):
-            return None
-        if shown.format(mine.mean, 0) == shown.format(base.mean, 0):
-            return None  # a difference too small to print
-        words = more if (mine.difference or 0) > 0 else less
-        return f"{words} ({shown.format(mine.mean, base.mean)})"
-
-    return make
+def _claims(arm: Arm, table: Table) -> Iterable[str]:
+    """Phrases on the metrics that the catalogue gives one, where the runs support it."""
+    baseline = table.arm(table.baseline).metrics
+    for name, metric in METRICS.items():
+        mine, base = arm.metrics.get(name), baseline.get(name)
+        claim = metric.claim
+        if claim is None or mine is None or base is None or not _same_direction(mine, base):
+            continue
+        if claim.values.format(mine.mean, 0) == claim.values.format(base.mean, 0):
+            continue  # a difference too small to print
+        phrase = claim.more if (mine.difference or 0) > 0 else claim.less
+        yield f"{phrase} ({claim.values.format(mine.mean, base.mean)})"
 
 
 def _same_direction(mine: ArmMetric, base: ArmMetric) -> bool:
@@ -179,34 +178,6 @@ def _same_direction(mine: ArmMetric, base: ArmMetric) -> bool:
     if mine.mean is None or base.mean is None or mine.difference is None:
         return False
     return mine.same_sign and (mine.mean - base.mean) * mine.difference > 0
-
-
-_CLAIMS = (
-    _claim(
-        "load/max_vio_micro",
-        "keeps micro-batches more even",
-        "lets micro-batches be less even",
-        "MaxVio micro {:.2f} against {:.2f}",
-    ),
-    _claim(
-        "load/max_vio_global",
-        "keeps the validation set more even",
-        "leaves the validation set less even",
-        "MaxVio global {:.2f} against {:.2f}",
-    ),
-    _claim(
-        "load/dead_experts",
-        "leaves fewer experts dead",
-        "leaves more experts dead",
-        "{:.1f} against {:.1f}",
-    ),
-    _claim(
-        "specialization/domain",
-        "specialises less",
-        "specialises more",
-        "{:.3f} against {:.3f} bits",
-    ),
-)
 
 
 def cautions(table: Table) -> list[str]:
@@ -233,6 +204,12 @@ def cautions(table: Table) -> list[str]:
     for key, values in table.mixed.items():
         text.append(f"The runs differ in {key}: {', '.join(values)}.")
     return text
+
+
+def _unit(name: str) -> str:
+    """What follows a number of a metric, with a blank; "" if it has no unit."""
+    metric = find(name)
+    return f" {metric.unit}" if metric and metric.unit not in ("", "share") else ""
 
 
 def _consequence(name: str, table: Table) -> str:
