@@ -23,9 +23,9 @@ from tensorboard.util import tensor_util
 
 from moebench.errors import RecordError
 from moebench.records import Record
-from moebench.tensorboard import MOST_IMAGES, View, rebuild
+from moebench.tensorboard import MAX_IMAGES, View, rebuild
 from moebench.tensorboard.layout import DOMAINS as DOMAIN_CHARTS
-from moebench.tensorboard.layout import charts, final
+from moebench.tensorboard.layout import charts, final_metrics
 from moebench.tensorboard.pictures import heatmap, partners
 
 DOMAINS = ["english", "python", "latex"]
@@ -79,7 +79,7 @@ def write(record: Record, last: int = STEPS, domains: list[str] = DOMAINS) -> No
 
 
 def seal(record: Record) -> None:
-    record.seal({"status": "done", **dict.fromkeys(final(), 0.5)})
+    record.seal({"status": "done", **dict.fromkeys(final_metrics(), 0.5)})
 
 
 def event_file(record: Record) -> Path:
@@ -129,10 +129,10 @@ def test_scalars_equal_the_rows(done: Record) -> None:
             left_out = key == "step" or key.startswith(("tune/", "valid/nats/"))
             if not left_out and not isinstance(value, list):
                 wanted.setdefault(key, []).append((row["step"], value))
-    wanted |= {f"Final/{key}": [(STEPS, 0.5)] for key in final()}
+    wanted |= {f"Final/{key}": [(STEPS, 0.5)] for key in final_metrics()}
     tags = sorted(found.Tags()["scalars"])
     assert tags == sorted(wanted)
-    first = [f"Final/{key}" for key in final()]
+    first = [f"Final/{key}" for key in final_metrics()]
     assert tags[: len(first)] == first, "which HParams shows at first"
     for key, points in wanted.items():
         seen = [(each.step, each.value) for each in found.Scalars(key)]
@@ -188,7 +188,7 @@ def test_images_are_few(tmp_path: Path) -> None:
         for step in range(101):
             view.add({"step": step}, {"counts": counts})
     steps = [each.step for each in read(record).Images("specialization/domain/0")]
-    assert len(steps) == MOST_IMAGES
+    assert len(steps) == MAX_IMAGES
     assert (steps[0], steps[-1]) == (0, 100)
 
 

@@ -1,17 +1,16 @@
-"""A run as TensorBoard shows it: a view made from the record, and made again whenever it is lost.
+"""A run in TensorBoard: an event file made from the record, which can be made again at any time.
 
-`<run>/tensorboard/` holds one event file. Scalars keep the names of the metrics; the load of each
-layer's experts and the routers' probabilities are histograms; an evaluation adds pictures: of the
-loads, of which experts meet, and for each layer of which experts serve which domain. A layout of
-the page Custom Scalars asks four questions of them, in the order in which a reader asks: is it
-learning, is it balanced, does it specialise, what does it cost? A run that is done also has a row
-of the page HParams: what defines its arm, beside its final metrics.
+`<run>/tensorboard/` holds one event file. Scalars have the names of the metrics. The loads of each
+layer's experts and the routers' probabilities are histograms. An evaluation adds pictures: of the
+loads, of the experts that meet in a token, and for each layer of the domains' tokens. The layout of
+the page Custom Scalars groups charts under the questions of the catalogue. A finished run also has
+a row on the page HParams, with the keys that define its arm and its final metrics.
 
-Nothing here is the record, and nothing here imports torch. Event times come from the record, so
-that two views of one record are equal byte by byte.
+This package does not import torch. Event times come from the record, so two views of one record
+are equal byte by byte.
 """
 
-# protobuf makes its classes at import, where pyright does not see them.
+# protobuf creates its classes at import, so pyright does not know them.
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,27 +29,27 @@ from tensorboard.util import tensor_util
 from moebench.catalogue import find, random_values
 from moebench.disk import publish
 from moebench.records import Record
-from moebench.tensorboard.layout import FINAL_TAG, final, layout, session
+from moebench.tensorboard.layout import FINAL_TAG, final_metrics, hparams_row, layout
 from moebench.tensorboard.pictures import Picture, heatmap, loads, partners
 from moebench.tensorboard.text import is_finite, text
 
-MOST_IMAGES = 5  # of each picture in a run: the first, the last and some in between
+MAX_IMAGES = 5  # of each picture in a run: the first, the last and some in between
 PREFIX, SUFFIX = "events.out.tfevents.", ".moebench"
 
 
 class View:
-    """The event file of one run, which `add` extends as the run goes on.
+    """The event file of one run, which `add` extends while the run trains.
 
-    Opening it makes the view again from what the record holds by then, so that it never goes on
-    from the torn or overlong file of a run that was interrupted. A record has one writer: do not
-    open the view of a run that another process trains.
+    Opening a view writes a new file with all that the record holds by then. It never continues the
+    file of an interrupted run, which may be torn or too long. A record has one writer: do not open
+    the view of a run that another process trains.
 
     Args:
-        record: of a run that has begun (it has a manifest).
+        record: of a run that has a manifest.
 
     Raises:
-        RecordError: the record cannot be read.
-        OSError: the view cannot be written; the old one is then still there.
+        RecordError: if the record cannot be read.
+        OSError: if the view cannot be written. The old view then still exists.
     """
 
     def __init__(self, record: Record) -> None:
@@ -65,12 +64,12 @@ class View:
         config = record.config()
         self._steps = config.get("train.steps")
         self._random = random_values(manifest, *_shape(config))
-        self._pictured = -1  # the part of the run, of MOST_IMAGES, that has its images
+        self._pictured = -1  # the last part of the run, of MAX_IMAGES parts, with images
         self._concluded = False
 
         self.path.mkdir(exist_ok=True)
         old = [path for path in self.path.iterdir() if "tfevents" in path.name]
-        # A new name, since TensorBoard goes on reading what it opened under the old one.
+        # a new name, because TensorBoard keeps reading the file that it opened
         name = f"{PREFIX}{1 + max(map(_generation, old), default=0):010d}{SUFFIX}"
         aside = self.path / ".aside"
         self._file = open(aside, "wb")  # noqa: SIM115
@@ -87,7 +86,7 @@ class View:
             path.unlink(missing_ok=True)
 
     def _write_all(self) -> None:
-        """Write what the record holds by now."""
+        """Write all that the record holds."""
         self._writer.write(
             Event(wall_time=self._start, file_version="brain.Event:2").SerializeToString()
         )
@@ -106,17 +105,16 @@ class View:
         self.close()
 
     def add(self, row: Mapping[str, Any], routing: Mapping[str, np.ndarray] | None = None) -> None:
-        """Show one row of metrics, and an evaluation's routing if there was one.
+        """Add a row of metrics, and the routing of an evaluation if the step has one.
 
-        A row of a step that the view already shows, or of an earlier one, is left out. So are
-        values that are not finite, as the record leaves them out.
+        Rows up to the last step of the view are skipped, and so are values that are not finite.
 
         Args:
-            row: `step`, and `group/name` keys with a number or a list of them; `time`, if it is
-                there, is in seconds since the start.
-            routing: of a validation set; `counts` [layers, domains, experts] assignments, and, as
-                far as the record has them, `coactivation` [layers, experts, experts] and
-                `probability` [layers, bins].
+            row: `step`, and `group/name` keys with a number or a list of numbers. `time` is
+                optional, in seconds since the start.
+            routing: on the validation set: `counts` [layers, domains, experts] assignments.
+                `coactivation` [layers, experts, experts] and `probability` [layers, bins] are
+                optional, since old records lack them.
         """
         step = row["step"]
         if step <= self._last_step:
@@ -133,12 +131,12 @@ class View:
                 values.append(Summary.Value(tag=text(key), simple_value=value))
         if routing is not None:
             values += _probabilities(np.asarray(routing.get("probability", ())))
-            if self._is_due(step):
+            if self._needs_images(step):
                 values += self._pictures(step, routing)
         self._write(step, values)
 
     def close(self) -> None:
-        """End the view. A run that is done by now gets its row of HParams first."""
+        """Close the file. A finished run first gets its row on the page HParams."""
         if not self._file.closed:
             self._conclude()
             self._file.close()
@@ -148,28 +146,28 @@ class View:
             return
         self._concluded = True
         summary = self.record.summary()
-        last = [
+        final = [
             Summary.Value(tag=FINAL_TAG.format(key), simple_value=summary[key])
-            for key in final()
+            for key in final_metrics()
             if is_finite(summary.get(key))
         ]
         arm = {"arm": self._arm, **self._science}
-        compared = session(text(self.record.name), arm, self._start)
-        self._write(max(self._last_step, 0), [*last, compared])
+        hparams = hparams_row(text(self.record.name), arm, self._start)
+        self._write(max(self._last_step, 0), [*final, hparams])
 
     def _write(self, step: int, values: Sequence[Summary.Value]) -> None:
         event = Event(wall_time=self._last_time, step=step, summary=Summary(value=values))
         self._writer.write(event.SerializeToString())
-        self._writer.flush()  # a row shows as soon as it is there
+        self._writer.flush()  # so that TensorBoard shows a row at once
 
-    def _is_due(self, step: int) -> bool:
-        """Whether the run has come far enough since its last images to deserve new ones."""
+    def _needs_images(self, step: int) -> bool:
+        """Whether this step is the first in its part of the run, of MAX_IMAGES parts."""
         if not isinstance(self._steps, int) or self._steps < 1:
             return True
-        part = (MOST_IMAGES - 1) * step // self._steps
-        due = part > self._pictured
+        part = (MAX_IMAGES - 1) * step // self._steps
+        is_new = part > self._pictured
         self._pictured = max(part, self._pictured)
-        return due
+        return is_new
 
     def _pictures(self, step: int, routing: Mapping[str, np.ndarray]) -> Iterator[Summary.Value]:
         counts = np.asarray(routing["counts"])
@@ -177,7 +175,7 @@ class View:
         if len(names) != counts.shape[1]:
             names = [str(index) for index in range(counts.shape[1])]
         about = f"step {step}, arm {self._arm}"
-        # each domain weighs the same, however many of its sequences there are
+        # domains weigh the same, whatever their numbers of sequences
         total = counts.sum(-1, keepdims=True)
         shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
         picture = loads(shares.sum(1), "Load of the experts", about)
@@ -186,24 +184,24 @@ class View:
         if together.ndim == 3 and (together.sum(2) > together.diagonal(axis1=1, axis2=2)).any():
             picture = partners(together, counts, "Experts that meet in a token", about)
             yield _image("specialization/partners", picture)
-        for layer, each in enumerate(counts):
+        for layer, of_layer in enumerate(counts):
             title = f"Layer {layer}: where a domain's tokens go"
-            picture = heatmap(each, names, title, about)
+            picture = heatmap(of_layer, names, title, about)
             yield _image(f"specialization/domain/{layer}", picture)
 
 
 def rebuild(record: Record) -> Path:
-    """Make a run's view again from its record alone, and only then take the old one away.
+    """Write a run's view again from its record, then delete the old view.
 
     Returns:
-        The view's directory.
+        The directory of the view.
     """
     with View(record) as view:
         return view.path
 
 
 def _shape(config: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
-    """The numbers of experts and of a token's experts; None if the config is not one of an MoE."""
+    """`model.num_experts` and `model.top_k`, or None twice if they are missing or impossible."""
     experts, top_k = config.get("model.num_experts"), config.get("model.top_k")
     if isinstance(experts, int) and isinstance(top_k, int) and 0 < top_k <= experts:
         return experts, top_k
@@ -211,7 +209,7 @@ def _shape(config: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
 
 
 def _is_shown(key: str) -> bool:
-    """Whether TensorBoard shows a key of a row; it shows metrics that nobody declared, too."""
+    """Whether a key of a row becomes a scalar or histogram. Undeclared metrics do."""
     metric = find(key)
     if metric is None or metric.scalars == "all":
         return "/" in key
@@ -229,7 +227,7 @@ def _image(tag: str, picture: Picture) -> Summary.Value:
 
 
 def _utilization(tag: str, values: Sequence[float]) -> Summary.Value:
-    """A histogram of a layer's experts, of few bars where they are few."""
+    """A histogram of the loads of a layer's experts, with fewer bars for fewer experts."""
     bars = min(30, max(6, len(values) // 4))
     value = histogram_pb(tag, values, buckets=bars).value[0]
     value.metadata.display_name = f"Layer {tag.rsplit('/', 1)[-1]}: experts by load (even: 1)"
@@ -237,10 +235,10 @@ def _utilization(tag: str, values: Sequence[float]) -> Summary.Value:
 
 
 def _probabilities(counts: np.ndarray) -> Iterator[Summary.Value]:
-    """A histogram a layer, from counts [layers, bins] of even bins from 0 to 1."""
-    for layer, each in enumerate(counts):
-        ends = np.linspace(0, 1, len(each) + 1)
-        buckets = np.stack([ends[:-1], ends[1:], each], 1)
+    """A histogram for each layer, from counts [layers, bins] in even bins from 0 to 1."""
+    for layer, of_layer in enumerate(counts):
+        edges = np.linspace(0, 1, len(of_layer) + 1)
+        buckets = np.stack([edges[:-1], edges[1:], of_layer], 1)
         title = f"Layer {layer}: likeliest expert's probability"
         yield Summary.Value(
             tag=f"router/likeliest/{layer}",
@@ -250,12 +248,13 @@ def _probabilities(counts: np.ndarray) -> Iterator[Summary.Value]:
 
 
 def _generation(path: Path) -> int:
+    """How many views of the run there were up to this file; 0 for a foreign name."""
     number = path.name.removeprefix(PREFIX).split(".")[0]
     return int(number) if number.isdecimal() else 0
 
 
 def _epoch_seconds(iso: object) -> float:
-    """A moment in ISO 8601 as epoch seconds, in UTC if it names no zone; 0 if it is none."""
+    """An ISO 8601 time in epoch seconds, UTC if it has no zone; 0 for anything else."""
     try:
         moment = datetime.fromisoformat(str(iso))
     except ValueError:

@@ -1,6 +1,6 @@
-"""The first page, Custom Scalars, and the page HParams: what TensorBoard compares runs by."""
+"""The pages by which TensorBoard compares runs: Custom Scalars, its first page, and HParams."""
 
-# protobuf makes its classes at import, where pyright does not see them.
+# protobuf creates its classes at import, so pyright does not know them.
 # pyright: reportAttributeAccessIssue=false
 
 import json
@@ -20,15 +20,15 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from moebench.catalogue import METRICS
 from moebench.tensorboard.text import is_finite, text
 
-DOMAINS = "And in each domain?"  # the last heading, with a chart a domain
+DOMAINS = "And in each domain?"  # the last heading, with a chart per domain
 FINAL_TAG = "Final/{}"
 
 
-def final() -> list[str]:
+def final_metrics() -> list[str]:
     """The metrics of the page HParams.
 
-    It shows five metrics at first, in alphabetical order: these, because the capital of FINAL_TAG
-    sorts before small letters.
+    By default the page shows the first five tags in alphabetical order. These come first, because
+    the capital letter of FINAL_TAG sorts before small letters.
     """
     return sorted(each.name for each in METRICS.values() if each.hparam)
 
@@ -41,52 +41,58 @@ def charts(domains: Sequence[str], random: Mapping[str, float]) -> dict[str, dic
         random: metric -> its value under random routing.
     """
     most = math.log2(len(domains)) if len(domains) > 1 else None
-    made: dict[str, dict[str, str]] = {}
-    for each in METRICS.values():
-        if each.chart:
-            title = each.title(random.get(each.name), most)
-            made.setdefault(each.question, {})[title] = each.name
-    made[DOMAINS] = {
-        each.part_chart.format(part=name): f"{each.name}/{name}"
-        for each in METRICS.values()
-        if each.part_chart
-        for name in domains
+    tags: dict[str, dict[str, str]] = {}
+    for metric in METRICS.values():
+        if metric.chart:
+            title = metric.title(random.get(metric.name), most)
+            tags.setdefault(metric.question, {})[title] = metric.name
+    tags[DOMAINS] = {
+        metric.part_chart.format(part=domain): f"{metric.name}/{domain}"
+        for metric in METRICS.values()
+        if metric.part_chart
+        for domain in domains
     }
-    return made
+    return tags
 
 
 def layout(domains: Sequence[str], random: Mapping[str, float]) -> Summary.Value:
-    """The page Custom Scalars. TensorBoard merges the layouts of all runs, chart by chart.
+    """The layout of the page Custom Scalars. TensorBoard merges the layouts of all runs.
 
     Args: as for `charts`.
     """
-    made = layout_pb2.Layout()
+    page = layout_pb2.Layout()
     for heading, tags in charts(domains, random).items():
-        category = made.category.add(title=heading)
+        category = page.category.add(title=heading)
         for title, tag in tags.items():
             chart = category.chart.add(title=title)
-            chart.multiline.tag.append(f"{re.escape(tag)}$")  # TensorBoard wants a pattern
+            chart.multiline.tag.append(f"{re.escape(tag)}$")  # TensorBoard takes a pattern
     return Summary.Value(
         tag=custom_scalar.CONFIG_SUMMARY_TAG,
-        tensor=TensorProto(dtype=DT_STRING, string_val=[made.SerializeToString()]),
+        tensor=TensorProto(dtype=DT_STRING, string_val=[page.SerializeToString()]),
         metadata=custom_scalar.create_summary_metadata(),
     )
 
 
-def session(name: str, science: Mapping[str, Any], start: float) -> Summary.Value:
-    """A row of the page HParams; `start` in epoch seconds. It takes scalars and words alone."""
+def hparams_row(name: str, science: Mapping[str, Any], start: float) -> Summary.Value:
+    """A run's row on the page HParams.
+
+    Args:
+        name: of the run.
+        science: the keys that define it.
+        start: in epoch seconds.
+    """
     plain = {text(key): _plain(value) for key, value in science.items()}
-    # Under its own name, so that no run is averaged with another.
+    # the run's name as its trial, so that TensorBoard averages no runs
     value = hparams_pb(plain, trial_id=name, start_time_secs=start).value[0]
     plugin = value.metadata.plugin_data
-    # A map of protobuf has no order of its own.
+    # the entries of a protobuf map have no fixed order
     content = HParamsPluginData.FromString(plugin.content).SerializeToString(deterministic=True)
     plugin.content = content
     return value
 
 
 def _plain(value: object) -> bool | float | str:
-    """A number or word as it is; null, a list or a table as a word, as one types it."""
+    """A value that HParams takes: numbers and texts as they are, anything else as typed YAML."""
     if isinstance(value, bool | int | float) and is_finite(value):
         return value
     return text(value if isinstance(value, str) else json.dumps(value).replace('"', ""))

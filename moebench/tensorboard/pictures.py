@@ -1,7 +1,7 @@
-"""Pictures of where tokens go: every cell says how many times its even share something has.
+"""Pictures of where tokens go: each cell is coloured by a count as a multiple of its even share.
 
-White is even, blue is less, red is more, and the darkest red is four times even or beyond, in every
-picture, so that pictures can be set side by side. Experts keep their true index.
+In every picture, white is even, blue is less, red is more, and the darkest red is four times even
+or more, so pictures can be compared. Experts are labelled by their true index.
 """
 
 import io
@@ -15,15 +15,15 @@ import numpy as np
 
 from moebench.tensorboard.text import line
 
-MOST = 4  # times even, the end of the scale
-SHADES = {0: "7fb2d9", 1: "ffffff", 2: "f08a62", MOST: "7a0019"}  # times even -> colour
+MAX_TIMES = 4  # the end of the scale, in multiples of even
+SHADES = {0: "7fb2d9", 1: "ffffff", 2: "f08a62", MAX_TIMES: "7a0019"}  # multiple of even -> colour
 NUM_SHADES = 129
-# Of an image of one byte a pixel: the shades, then greys from black to white.
+# of images with one byte a pixel: the shades, then greys from black to white
 PALETTE = np.concatenate(
     [
         np.stack(
             [
-                np.interp(np.linspace(0, MOST, NUM_SHADES), list(SHADES), part)
+                np.interp(np.linspace(0, MAX_TIMES, NUM_SHADES), list(SHADES), part)
                 for part in zip(*map(bytes.fromhex, SHADES.values()), strict=True)
             ],
             axis=1,
@@ -32,10 +32,10 @@ PALETTE = np.concatenate(
     ]
 ).astype(np.uint8)
 BLACK, NOTHING, WHITE = NUM_SHADES, 205, 255  # in PALETTE
-MOST_PIXELS = 1080  # of all cells, across or up
-CARD = 350  # pixels that TensorBoard gives a picture; it shrinks wider ones by leaving pixels out
-MOST_PANELS = 6  # layers side by side
-GAP = -1  # in place of times even: a cell between panels
+MAX_PIXELS = 1080  # of all cells together, in width or height
+CARD = 350  # width in pixels that TensorBoard shows; it drops pixels of wider pictures
+MAX_PANELS = 6  # layers side by side
+GAP = -1  # the value of a cell between panels
 
 
 class Picture(NamedTuple):
@@ -49,8 +49,7 @@ class Picture(NamedTuple):
 def heatmap(counts: np.ndarray, domains: Sequence[str], title: str, about: str = "") -> Picture:
     """The share of each domain's assignments that goes to each expert.
 
-    Experts stand in the order of the domain that uses them most, so that specialisation shows as a
-    diagonal.
+    Experts are sorted by the domain that uses them most, so specialisation shows as a diagonal.
 
     Args:
         counts: [domains, experts] assignments of one layer on the validation set.
@@ -64,7 +63,7 @@ def heatmap(counts: np.ndarray, domains: Sequence[str], title: str, about: str =
         about,
         across="expert, by the domain that uses it most",
         along="domain",
-        bar="share of the domain's assignments",
+        scale="share of the domain's assignments",
         even=1 / counts.shape[1],
     )
 
@@ -84,20 +83,20 @@ def loads(counts: np.ndarray, title: str, about: str = "") -> Picture:
         about,
         across="expert",
         along="layer",
-        bar="share of the layer's assignments",
+        scale="share of the layer's assignments",
         even=1 / experts,
     )
 
 
 def partners(together: np.ndarray, counts: np.ndarray, title: str, about: str = "") -> Picture:
-    """How often the experts of a token meet: N_ij / N_i over the (k - 1) / (E - 1) of chance.
+    """How often the experts of a token meet: N_ij / N_i over its value by chance, (k-1) / (E-1).
 
     Args:
-        together: [layers, experts, experts] tokens that chose both; top-2 or more.
-        counts: [layers, domains, experts], which order the experts as in `heatmap`.
+        together: [layers, experts, experts] tokens that chose both experts; top_k is at least 2.
+        counts: [layers, domains, experts], by which experts are sorted as in `heatmap`.
     """
     layers, experts, _ = together.shape
-    panels = min(layers, MOST_PANELS, max(1, MOST_PIXELS // (experts + 1)))
+    panels = min(layers, MAX_PANELS, max(1, MAX_PIXELS // (experts + 1)))
     shown = np.unique(np.linspace(0, layers - 1, panels).round().astype(int))
     parts, names = [], []
     for layer in shown:
@@ -105,7 +104,7 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str, about: str = 
         panel = together[layer].astype(float)
         own = panel.diagonal().copy()
         np.fill_diagonal(panel, 0)
-        # the mean over partners is that of chance, whatever the router does
+        # the mean over partners is the value by chance, whatever the router does
         times = _times_even(panel) * (experts - 1) / experts
         times[own == 0] = np.nan
         np.fill_diagonal(times, np.nan)
@@ -119,21 +118,59 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str, about: str = 
         about,
         across="another expert of the same token (grey: itself)",
         along="expert, by its domain",
-        bar="times as often as by chance",
+        scale="times as often as by chance",
         even=None,
     )
 
 
 def _times_even(counts: np.ndarray) -> np.ndarray:
-    """Each row's shares over the even one; nan for a row without assignments."""
+    """Each row's shares over the even share; nan for a row without assignments."""
     total = counts.sum(axis=1, keepdims=True) / counts.shape[1]
     return np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
 
 
 def _by_domain(counts: np.ndarray) -> np.ndarray:
-    """Experts in the order of the domain that uses each most."""
+    """The experts, sorted by the domain that uses each most."""
     known = np.nan_to_num(_times_even(counts))
     return np.lexsort((-known.max(axis=0), known.argmax(axis=0)))
+
+
+class _Sheet:
+    """A picture that is being drawn, one byte a pixel, an index into PALETTE."""
+
+    def __init__(self, width: int, height: int) -> None:
+        from PIL import Image, ImageDraw
+
+        self.image = Image.new("L", (width, height), WHITE)
+        self.pen = ImageDraw.Draw(self.image)
+
+    def write(self, x: float, y: float, words: str, anchor: str = "mm", size: int = 11) -> None:
+        self.pen.text((x, y), words, BLACK, _font(size), anchor)
+
+    def write_upwards(self, x: int, top: int, bottom: int, words: str) -> None:
+        """Write from bottom to top, in the middle between two heights."""
+        from PIL import Image
+
+        label = _Sheet(round(_font(11).getlength(words)), 16)
+        label.write(0, 8, words, "lm")
+        turned = label.image.transpose(Image.Transpose.ROTATE_90)
+        self.image.paste(turned, (x, (top + bottom - turned.height) // 2))
+
+    def paint(self, shades: np.ndarray, x: int, y: int) -> None:
+        """Copy shades [height, width] to a place, with a black frame around them."""
+        from PIL import Image
+
+        self.image.paste(Image.fromarray(shades), (x, y))
+        height, width = shades.shape
+        self.pen.rectangle((x - 1, y - 1, x + width, y + height), outline=BLACK)
+
+    def png(self) -> Picture:
+        from PIL import Image
+
+        picture, png = Image.frombytes("P", self.image.size, self.image.tobytes()), io.BytesIO()
+        picture.putpalette(PALETTE.tobytes())
+        picture.save(png, "PNG")
+        return Picture(png.getvalue(), self.image.height, self.image.width)
 
 
 def _draw(
@@ -145,81 +182,64 @@ def _draw(
     *,
     across: str,
     along: str,
-    bar: str,
+    scale: str,
     even: float | None,
 ) -> Picture:
-    """Draw cells [rows, columns] in multiples of even.
-
-    One byte a pixel, an index into PALETTE; lengths are in pixels.
+    """Draw cells [rows, columns] in multiples of even. Lengths are in pixels.
 
     Args:
         about: a second line below the title.
-        even: the share that is even, to label the scale by; None: it is labelled in multiples.
+        across, along: what the columns and the rows are.
+        scale: what the scale below the cells measures.
+        even: the share that is even, for the labels of the scale; None labels it in multiples.
     """
-    from PIL import Image, ImageDraw
-
-    large, small, tiny = _font(12), _font(11), _font(10)
-    left, top = 30 + round(max(map(small.getlength, rows))), 38
-    cell_wide = _cell(len(columns), CARD - left - 8, 2)
-    cell_high = _cell(len(rows), 176, 14 if any(rows) else 2)
-    right, bottom = left + cell_wide * len(columns), top + cell_high * len(rows)
-    size = (max(CARD, right + 8), bottom + 90)
-    sheet = Image.new("L", size, WHITE)
-    pen = ImageDraw.Draw(sheet)
-
-    def write(x: float, y: float, words: str, anchor: str = "mm", font: Any = small) -> None:
-        pen.text((x, y), words, BLACK, font, anchor)
-
-    def paint(shades: np.ndarray, x: int, y: int) -> None:
-        sheet.paste(Image.fromarray(shades), (x, y))
-        high, wide = shades.shape
-        pen.rectangle((x - 1, y - 1, x + wide, y + high), outline=BLACK)
-
-    write(4, 11, line(title, 50), "lm", large)
-    write(4, 26, line(about, 54), "lm")
+    left, top = 30 + round(max(map(_font(11).getlength, rows))), 38
+    cell_width = _cell_size(len(columns), CARD - left - 8, 2)
+    cell_height = _cell_size(len(rows), 176, 14 if any(rows) else 2)
+    right, bottom = left + cell_width * len(columns), top + cell_height * len(rows)
+    sheet = _Sheet(max(CARD, right + 8), bottom + 90)
+    sheet.write(4, 11, line(title, 50), "lm", 12)
+    sheet.write(4, 26, line(about, 54), "lm")
     cells = np.where(np.isnan(times), NOTHING, _shade(np.nan_to_num(times)))
     cells[times == GAP] = WHITE
-    paint(cells.repeat(cell_high, 0).repeat(cell_wide, 1).astype(np.uint8), left, top)
-    for at in _with_room(columns, cell_wide, max(map(tiny.getlength, columns)) + 2):
-        write(left + (at + 0.5) * cell_wide, bottom + 10, columns[at], font=tiny)
-    for at in _with_room(rows, cell_high, 12):
-        write(left - 5, top + (at + 0.5) * cell_high, rows[at], "rm")
-    write(size[0] / 2, bottom + 26, across)
-    upwards = Image.new("L", (round(small.getlength(along)), 16), WHITE)
-    ImageDraw.Draw(upwards).text((0, 8), along, BLACK, small, "lm")
-    upwards = upwards.transpose(Image.Transpose.ROTATE_90)
-    sheet.paste(upwards, (2, (top + bottom - upwards.height) // 2))
+    cells = cells.repeat(cell_height, 0).repeat(cell_width, 1).astype(np.uint8)
+    sheet.paint(cells, left, top)
+    for at in _with_room(columns, cell_width, max(map(_font(10).getlength, columns)) + 2):
+        sheet.write(left + (at + 0.5) * cell_width, bottom + 10, columns[at], size=10)
+    for at in _with_room(rows, cell_height, 12):
+        sheet.write(left - 5, top + (at + 0.5) * cell_height, rows[at], "rm")
+    sheet.write(sheet.image.width / 2, bottom + 26, across)
+    sheet.write_upwards(2, top, bottom, along)
+    _draw_scale(sheet, bottom + 44, scale, even)
+    return sheet.png()
 
-    # the scale, below and all across
-    long, y = size[0] - 60, bottom + 44
-    paint(_shade(np.linspace(0, MOST, long))[None].repeat(10, 0), 30, y)
-    for each in range(MOST + 1):
-        label = f"{each}" if even is None else f"{each * even:.1%}"
-        if each == 1:
+
+def _draw_scale(sheet: _Sheet, y: int, scale: str, even: float | None) -> None:
+    """Draw the scale of the shades over the whole width, and label it."""
+    length = sheet.image.width - 60
+    sheet.paint(_shade(np.linspace(0, MAX_TIMES, length))[None].repeat(10, 0), 30, y)
+    for times in range(MAX_TIMES + 1):
+        label = f"{times}" if even is None else f"{times * even:.1%}"
+        if times == 1:
             label = "1: by chance" if even is None else f"even: 1/{round(1 / even)}"
-        x = 30 + round(long * each / MOST)
-        pen.line((x, y - 1 if each == 1 else y + 10, x, y + 14), BLACK)
-        write(x, y + 21, f"≥ {label}" if each == MOST else label)
-    write(size[0] / 2, y + 36, bar)
-
-    picture, png = Image.frombytes("P", size, sheet.tobytes()), io.BytesIO()
-    picture.putpalette(PALETTE.tobytes())
-    picture.save(png, "PNG")
-    return Picture(png.getvalue(), size[1], size[0])
+        x = 30 + round(length * times / MAX_TIMES)
+        sheet.pen.line((x, y - 1 if times == 1 else y + 10, x, y + 14), BLACK)
+        sheet.write(x, y + 21, f"≥ {label}" if times == MAX_TIMES else label)
+    sheet.write(sheet.image.width / 2, y + 36, scale)
 
 
-def _cell(number: int, together: int, least: int) -> int:
-    """The size of each of some cells, that they have some pixels together."""
-    return max(1, min(max(together // number, least), MOST_PIXELS // number))
+def _cell_size(number: int, together: int, least: int) -> int:
+    """The size of a cell: an even part of `together`, `least` at least, in MAX_PIXELS for all."""
+    return max(1, min(max(together // number, least), MAX_PIXELS // number))
 
 
 def _shade(times: np.ndarray) -> np.ndarray:
-    """Indices of the shades of PALETTE."""
-    return (np.clip(times / MOST, 0, 1) * (NUM_SHADES - 1)).round().astype(np.uint8)
+    """Multiples of even as indices of PALETTE."""
+    return (np.clip(times / MAX_TIMES, 0, 1) * (NUM_SHADES - 1)).round().astype(np.uint8)
 
 
 def _with_room(names: Sequence[str], distance: float, needed: float) -> list[int]:
-    """Places of the names to write, evenly thinned where neighbours would touch."""
+    """Indices of the names to write, evenly thinned so that neighbours do not touch."""
     named = [at for at, name in enumerate(names) if name]
     if len(named) > 1:
         distance *= named[1] - named[0]

@@ -1,4 +1,4 @@
-"""Names and numbers as protobuf and fonts take them."""
+"""Names and numbers that protobuf and fonts accept."""
 
 import math
 
@@ -8,10 +8,11 @@ def is_finite(value: object) -> bool:
 
 
 def text(value: object) -> str:
-    """A name as protobuf and fonts take it: half of a surrogate pair is no text to either."""
+    """A name without lone surrogates, which neither protobuf nor fonts accept."""
     return str(value).encode(errors="replace").decode()
 
 
 def line(name: str, most: int) -> str:
-    found = "".join(each if each.isprintable() else "?" for each in name)
-    return found if len(found) <= most else f"{found[: most - 1]}…"
+    """A name in one line of at most `most` characters."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
