@@ -15,7 +15,6 @@ continues from those that exist.
 """
 
 import hashlib
-import json
 import os
 import resource
 import shutil
@@ -34,7 +33,7 @@ from moebench.data.making.overlap import overlap
 from moebench.data.making.workers import Reporter, in_processes
 from moebench.data.sources.document import Document, Source, Text, Unit
 from moebench.data.tokenizer import END, ByteTokenizer
-from moebench.disk import replacing, write_bytes
+from moebench.disk import read_json, replacing, write_bytes
 from moebench.errors import DataError
 
 PART_BYTES = 32_000_000  # of text in a part
@@ -216,7 +215,7 @@ def write_domain(
     """Write the shards of a domain, unless they exist; returns its counts."""
     done = parts / f"{stem(domain)}.json"
     if done.exists():
-        return json.loads(done.read_bytes())
+        return read_json(done)
     texts, table = _find_texts(parts, domain)
     order = _arrange(table, keeps_duplicates)
     counts: dict[str, Any] = {"duplicates": len(table) - len(order.train) - len(order.valid)}

@@ -1,0 +1,177 @@
+"""Writes survive crashes, and reads accept nothing that could hang or fill the memory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moebench.disk import (
+    MAX_YAML_BYTES,
+    finite,
+    json_object,
+    publish,
+    read_bytes,
+    read_json,
+    read_yaml,
+    reason,
+    remove_leftovers,
+    replacing,
+    replacing_folder,
+    sha256,
+    write_bytes,
+    write_json,
+)
+
+# Writing
+
+
+def interrupt(_: int) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    code = (
+        "import sys; from pathlib import Path; from moebench.disk import write_json\n"
+        "for n in range(10**9): write_json(Path(sys.argv[1]), {'n': n, 'pad': 'x' * 5000})"
+    )
+    for attempt in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.02 * (attempt + 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert json.loads(path.read_bytes())["pad"] == "x" * 5000
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+    with pytest.raises(TypeError):
+        write_bytes(path, "text")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+        interrupt(file.write(b"half"))
+    assert json.loads(path.read_bytes()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_synced_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "deep" / "a"
+    existed: list[bool] = []
+    monkeypatch.setattr("moebench.disk.os.fsync", lambda _: existed.append(path.exists()))
+    write_bytes(path, b"new")
+    assert existed == [False]
+    assert path.read_bytes() == b"new"
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "step-1"
+    for content in ({"a": b"1", "b": b"2"}, {"b": b"3"}):
+        with replacing_folder(folder) as aside:
+            for name, data in content.items():
+                (aside / name).write_bytes(data)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == content
+    with pytest.raises(KeyboardInterrupt), replacing_folder(folder) as aside:
+        interrupt((aside / "b").write_bytes(b"half"))
+    assert (folder / "b").read_bytes() == b"3"
+    assert list(tmp_path.iterdir()) == [folder]
+    synced: list[str] = []
+    monkeypatch.setattr("moebench.disk._sync", lambda path: synced.append(path.name))
+    publish(folder, tmp_path / "step-2")
+    assert synced == ["b", tmp_path.name]
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "deep" / ".step-4.123.tmp").mkdir(parents=True)
+    (tmp_path / "deep" / ".step-4.123.tmp" / ".a.1.tmp").touch()
+    (tmp_path / ".status.json.123.tmp").touch()
+    for name in ("a.tmp", ".hidden"):
+        (tmp_path / "deep" / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".hidden", "a.tmp", "deep"]
+
+
+def test_json_holds_finite_numbers_only() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert finite({"a": [1.5, nan, (inf,)], "b": "nan"}) == {"a": [1.5, None, [None]], "b": "nan"}
+
+
+# Reading
+
+
+def why(read: Callable[..., Any], *arguments: Any) -> str:
+    with pytest.raises((OSError, ValueError, yaml.YAMLError)) as refused:
+        read(*arguments)
+    return reason(refused.value)
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"x" * 2048)
+    assert read_bytes(path, 2048) == b"x" * 2048
+    assert why(read_bytes, path, 2047) == "is larger than 1 KiB"
+    assert why(read_bytes, tmp_path / "none") == "No such file or directory"
+    assert why(read_bytes, tmp_path) == "Is a directory"
+    assert why(read_bytes, Path("/dev/zero")) == "is no regular file"
+    os.mkfifo(tmp_path / "pipe")
+    assert why(read_bytes, tmp_path / "pipe") == "is no regular file"
+    os.truncate(path, 2**40)
+    assert why(read_json, path) == "is larger than 256 MiB"
+
+
+def test_a_checksum_is_that_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")  # FIPS 180-4
+
+
+@pytest.mark.parametrize("text", ["", "{", "5", "[]", "[" * 100_000, "\x00", "9" * 5000])
+def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a").write_text(text)
+    assert json_object(text.encode()) is None
+    assert why(read_json, tmp_path / "a") == "is no JSON object"
+
+
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (BOMB.encode(), "has a YAML alias, which no config needs"),
+        (b"[" * 5000, "is nested too deeply"),
+        (b"#" * (MAX_YAML_BYTES + 1), "is larger than 256 KiB"),
+        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"a: [", "expected the node content, but found '<stream end>' in line 1"),
+    ],
+)
+def test_yaml_that_is_unsafe_or_broken_is_refused(
+    tmp_path: Path, content: bytes, error: str
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert why(read_yaml, tmp_path / "a") == error
+
+
+def test_yaml_is_read_as_plain_values(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a: {b: [1, 2.5, x]}\n")
+    assert read_yaml(tmp_path / "a") == {"a": {"b": [1, 2.5, "x"]}}
+
+
+def test_a_reason_is_one_line() -> None:
+    assert reason(ValueError("is wrong.\nand more")) == "is wrong"
+    assert reason(KeyError()) == "KeyError"
