@@ -1,4 +1,4 @@
-"""A run has one process at a time, and none once that one is dead."""
+"""One process at a time holds a run, and none after that process has died."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ with hold(Record(Path(sys.argv[1]))):
 def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path: Path) -> None:
     record = Record(tmp_path / "runs" / "a")
     assert not is_held(record)
-    assert not record.path.parent.exists(), "looking writes nothing"
+    assert not record.path.parent.exists(), "asking writes nothing"
     command = [sys.executable, "-c", HOLD, str(record.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""How many cores a process gets, whatever the system and its control groups."""
+"""The cores that a process gets, by system and control groups."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Groups = Callable[[str, dict[str, str]], None]
 
 
 @pytest.mark.parametrize(
-    ("own", "files", "limit"),
+    ("membership", "files", "limit"),
     [
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
@@ -27,9 +27,9 @@ Groups = Callable[[str, dict[str, str]], None]
     ],
 )
 def test_the_limit_of_the_control_groups(
-    groups: Groups, own: str, files: dict[str, str], limit: float | None
+    groups: Groups, membership: str, files: dict[str, str], limit: float | None
 ) -> None:
-    groups(own, files)
+    groups(membership, files)
     assert cpu_limit() == limit
 
 

@@ -310,13 +310,13 @@ def test_broken_routing_is_named_and_never_loaded_as_something_else(
         if content:
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
-    found, said = {}, f"{path}: cannot be read ("
+    arrays_read, message = {}, f"{path}: cannot be read ("
     try:
-        found = record.routing(1)
+        arrays_read = record.routing(1)
     except RecordError as error:
-        said = str(error)
-    assert said.startswith(f"{path}: cannot be read (")
-    assert all(isinstance(each, np.ndarray) for each in found.values())
+        message = str(error)
+    assert message.startswith(f"{path}: cannot be read (")
+    assert all(isinstance(each, np.ndarray) for each in arrays_read.values())
 
 
 def test_routing_runs_no_pickle(tmp_path: Path) -> None:

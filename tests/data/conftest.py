@@ -1,4 +1,4 @@
-"""Small folders of text, and a cache of their own for each test."""
+"""Small folders of text, and a separate cache for each test."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def write_folder() -> WriteFolder:
-    """Writes DIR/<domain>/{train,valid}.jsonl, where a domain has `documents` for training."""
+    """Writes DIR/<domain>/{train,valid}.jsonl, with a number of training documents per domain."""
 
     def write(folder: Path, documents: Mapping[str, int]) -> Path:
         for domain, count in documents.items():

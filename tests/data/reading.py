@@ -1,4 +1,4 @@
-"""What a source says of a domain, read to its end."""
+"""All documents of a source's domain."""
 
 from moebench.data.sources.document import Document, Source
 
@@ -14,4 +14,4 @@ def documents(source: Source, domain: str) -> list[Document]:
 
 def texts(source: Source, domain: str) -> dict[str, str]:
     """The text of each document by its name."""
-    return {each.name: each.text.decode() for each in documents(source, domain)}
+    return {item.name: item.text.decode() for item in documents(source, domain)}

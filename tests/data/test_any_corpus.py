@@ -80,17 +80,17 @@ def test_overlap_is_the_share_of_passages_met_in_training(tmp_path: Path):
 @pytest.mark.parametrize("text", ["x\0y", "\ufeffx"])
 def test_nul_is_no_text(tmp_path: Path, text: str):
     (tmp_path / "x.txt").write_text(text * 9)
-    said = refused(DataConfig(source="folder", path=str(tmp_path)))
-    assert ("byte 1 is NUL" in said) == ("\0" in text)
+    message = refused(DataConfig(source="folder", path=str(tmp_path)))
+    assert ("byte 1 is NUL" in message) == ("\0" in text)
 
 
 def test_processes_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     config = DataConfig(source="folder", path=str(folder))
-    found = []
+    corpora = []
     for number in (1, 3):
         monkeypatch.setenv("MOEBENCH_CACHE", str(tmp_path / f"cache{number}"))
-        found.append(prepare(config, processes=number))
-    assert found[0].manifest["files"] == found[1].manifest["files"]
+        corpora.append(prepare(config, processes=number))
+    assert corpora[0].manifest["files"] == corpora[1].manifest["files"]
 
 
 def test_it_goes_on_from_the_parts_that_are_there(
@@ -135,15 +135,15 @@ def test_a_full_disk_leaves_the_old_cache_and_no_half(
 @pytest.mark.parametrize("overlap", [0.0, 1.0])
 def test_synthetic_text_has_the_likelihood_of_its_source(overlap: float):
     source = Synthetic(2, overlap, 0, train_bytes=60_000, valid_bytes=20_000)
-    own, other = [], []
+    same, other = [], []
     for document in documents(source, "markov0"):
-        found = source.log_likelihood("markov0", bytes(document.text))
-        assert found.shape == (len(document.text) + 1,)
-        own.append(found.sum())
+        nats = source.log_likelihood("markov0", bytes(document.text))
+        assert nats.shape == (len(document.text) + 1,)
+        same.append(nats.sum())
         other.append(source.log_likelihood("markov1", bytes(document.text)).sum())
     first, after = source.table("markov0")
     assert np.allclose([first.sum(), *after.sum(1)], 1)
-    assert (sum(own) > 1.2 * sum(other)) if overlap == 0 else own == other
+    assert (sum(same) > 1.2 * sum(other)) if overlap == 0 else same == other
     with pytest.raises(DataError, match="is no text of domain"):
         source.log_likelihood("markov0", b"A" * 50)
 
@@ -161,13 +161,13 @@ def test_a_mixture_is_one_corpus(folder: Path):
         )
     )
     assert both.content_hash == alone.content_hash  # each text is kept once
-    for entry, said in (
+    for entry, message in (
         ("mixture", "a mixture holds none"),
         ("folder", "data.path=null: data=folder needs a folder"),
         ("folder path=x homogeneity=0", "is no key of a source"),
         ("folder pth=x", "no such key"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             Composer().compose(["data=mixture", f'data.sources=["{entry}"]'])
 
 

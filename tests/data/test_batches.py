@@ -31,19 +31,19 @@ def make(corpus: Corpus, **changes) -> Batches:
 
 
 def rows(batch: Batch) -> list[bytes]:
-    """A batch's sequences, each with its domain, as something to count."""
+    """A batch's sequences with their domains, as a multiset."""
     return [d.tobytes() + t.tobytes() for d, t in zip(batch.domain, batch.tokens, strict=True)]
 
 
 def starts(corpus: Corpus, batch: Batch, seq_len: int) -> list[tuple[int, int]]:
     """(domain, first token) of each sequence, which random text makes unique."""
     streams = [corpus.train(domain).tobytes() for domain in corpus.domains]
-    found = []
+    places = []
     for domain, tokens in zip(batch.domain, batch.tokens.astype(np.uint8), strict=True):
         start = streams[domain].index(tokens.tobytes())
         assert start % seq_len == 0
-        found.append((int(domain), start))
-    return found
+        places.append((int(domain), start))
+    return places
 
 
 def test_shapes(corpus: Corpus):
@@ -125,9 +125,9 @@ def test_windows_are_drawn_without_replacement(corpus: Corpus):
 def test_a_domain_keeps_its_order_when_another_is_taken_away(corpus: Corpus, folder: Path):
     fewer = prepare(DataConfig(source="folder", path=str(folder), domains=["gamma", "alpha"]))
     drawn = []
-    for each in (corpus, fewer):
-        batches = make(each, micro_bsz=1, global_bsz=12)
-        gamma = each.domains.index("gamma")
+    for source in (corpus, fewer):
+        batches = make(source, micro_bsz=1, global_bsz=12)
+        gamma = source.domains.index("gamma")
         # Of one step, in any order: the order of micro-batches in it is a draw of its own.
         parts = [batches.batch(step) for step in range(1, 4)]
         drawn.append(
@@ -233,11 +233,11 @@ def test_validation_uses_all_the_room_and_no_more(corpus: Corpus):
 
 
 def test_sequences_hash_sees_sequences_and_not_their_order(corpus: Corpus):
-    orders = [make(corpus, homogeneity=each).batch(1) for each in (1.0, 0.5, 0.0)]
-    assert len({batch_hash(each) for each in orders}) == 3
-    assert len({sequences_hash(each) for each in orders}) == 1
+    orders = [make(corpus, homogeneity=h).batch(1) for h in (1.0, 0.5, 0.0)]
+    assert len({batch_hash(batch) for batch in orders}) == 3
+    assert len({sequences_hash(batch) for batch in orders}) == 1
     others = [make(corpus).batch(2), make(corpus, seed=1).batch(1)]
-    assert len({sequences_hash(each) for each in (orders[0], *others)}) == 3
+    assert len({sequences_hash(batch) for batch in (orders[0], *others)}) == 3
 
 
 def test_batch_hash_sees_tokens_domains_and_order(corpus: Corpus):

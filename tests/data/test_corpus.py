@@ -1,4 +1,4 @@
-"""The cache: what is in it, when it is made again, and who may make it at once."""
+"""The cache: its content, when it is made again, and how processes share it."""
 
 import hashlib
 import json

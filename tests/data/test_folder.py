@@ -1,4 +1,4 @@
-"""A folder of text: its layouts, its splits, and what is said of each bad input."""
+"""A folder of text: its layouts, its splits, and the error for each bad input."""
 
 import gzip
 import json
@@ -22,14 +22,14 @@ def lines(*texts: str) -> str:
 
 def read(root: Path, domain: str) -> dict[str | None, list[str]]:
     """Texts by split; None where content decides."""
-    found: dict[str | None, list[str]] = {None: [], "train": [], "valid": []}
+    texts: dict[str | None, list[str]] = {None: [], "train": [], "valid": []}
     for document in documents(Folder(str(root)), domain):
-        found[document.split].append(document.text.decode())
-    return found
+        texts[document.split].append(document.text.decode())
+    return texts
 
 
 def refused(root: Path, domain: str = "x") -> str:
-    """What is said when a domain is read to its end; one line."""
+    """The error, in one line, of reading all documents of a domain."""
     with pytest.raises(DataError) as caught:
         documents(Folder(str(root)), domain)
     assert "\n" not in str(caught.value)
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path):
     file = tmp_path / "file.txt"
     file.write_text("text")
     (tmp_path / "empty").mkdir()
-    for path, said in (
+    for path, message in (
         ("nowhere", "there is no such folder; create it or correct the path"),
         (
             "file.txt",
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path):
             "(endings: .txt, .md, .jsonl, .jsonl.gz, .parquet)",
         ),
     ):
-        with pytest.raises(DataError, match=re.escape(f"data.path={tmp_path / path}: {said}")):
+        with pytest.raises(DataError, match=re.escape(f"data.path={tmp_path / path}: {message}")):
             Folder(str(tmp_path / path))
 
 
@@ -139,13 +139,13 @@ def test_broken_gzip(tmp_path: Path, broken: str):
             "damaged": whole[:middle] + bytes(64) + whole[middle + 64 :],
         }[broken]
     )
-    said = refused(tmp_path)
-    assert said.startswith(f"{path}: broken gzip (")
-    assert said.endswith("); copy or compress it again")
+    message = refused(tmp_path)
+    assert message.startswith(f"{path}: broken gzip (")
+    assert message.endswith("); copy or compress it again")
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('{"text": "a"', "is not JSON (Expecting ',' delimiter); "),
         ("[" * 100_000, "is not JSON ("),
@@ -158,9 +158,9 @@ def test_broken_gzip(tmp_path: Path, broken: str):
         ),
     ],
 )
-def test_broken_lines(tmp_path: Path, line: str, said: str):
+def test_broken_lines(tmp_path: Path, line: str, message: str):
     (tmp_path / "x.jsonl").write_text(lines("good") + "\n" + line + "\n")
-    assert refused(tmp_path).startswith(f"{tmp_path}/x.jsonl:3: {said}")
+    assert refused(tmp_path).startswith(f"{tmp_path}/x.jsonl:3: {message}")
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.jsonl.gz"])
@@ -187,7 +187,7 @@ def test_a_path_that_cannot_be_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("domains", "said"),
+    ("domains", "message"),
     [
         (
             ["alpha", "gama"],
@@ -198,10 +198,10 @@ def test_a_path_that_cannot_be_read(tmp_path: Path):
         (["beta", "beta"], "data.domains=[beta,beta]: names 'beta' twice; name it once"),
     ],
 )
-def test_domains_that_are_not_there(domains: list[str], said: str):
+def test_domains_that_are_not_there(domains: list[str], message: str):
     with pytest.raises(DataError) as caught:
         choose_domains(DataConfig(domains=domains), AVAILABLE)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 def test_domains_are_sorted_however_they_are_picked():

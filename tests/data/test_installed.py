@@ -83,13 +83,13 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_five_domains_each_with_both_splits():
     assert SMALL.domains == ("bytecode", "cpp", "english", "python", "unicode")
     for domain in SMALL.domains:
-        found = documents(SMALL, domain)
+        read = documents(SMALL, domain)
         for split, least in (("train", 150_000), ("valid", 40_000)):
-            sizes = [len(document.text) for document in found if document.split == split]
+            sizes = [len(document.text) for document in read if document.split == split]
             assert least <= sum(sizes) < least + max(sizes)
-        names = [document.name for document in found]
+        names = [document.name for document in read]
         assert len(set(names)) == len(names)
-        assert found == documents(SMALL, domain)
+        assert read == documents(SMALL, domain)
 
 
 def test_no_domain_trains_on_a_module_that_another_validates_on():

@@ -1,4 +1,4 @@
-"""Work in several processes: the same results, in the same order, whatever their number."""
+"""Run tasks in several processes, with the same results for any number of processes."""
 
 import os
 import signal
