@@ -94,7 +94,7 @@ WRONG = {
     "model.num_experts=8",
     "train balance_bsz=3": "balance_bsz=3: must divide global_bsz=128; try balance_bsz=2",
     "train scope=micro balance_bsz=128": "balance_bsz=128: contradicts scope=micro, whose groups "
-    "are micro_bsz (4); use scope=global balance_bsz=128",
+    "hold micro_bsz=4 sequences; use scope=global balance_bsz=128",
     "train data=folder": "data.path=null: data=folder needs a folder; add data.path=DIR",
     "train data.path=x": "data.path=x: data=installed reads no folder; add data=folder",
     # sweeps
@@ -142,7 +142,7 @@ def test_an_error_is_one_line_and_leaves_nothing_behind(call: Call, line: str) -
     assert list(Path().iterdir()) == []
 
 
-MICRO = "contradicts scope=micro, whose groups are micro_bsz (4); use scope=global"
+MICRO = "contradicts scope=micro, whose groups hold micro_bsz=4 sequences; use scope=global"
 SEVERAL = {
     "train modle=x seed=1 sede=1": [
         "modle=x: no such key; did you mean model?",
