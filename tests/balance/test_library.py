@@ -218,7 +218,9 @@ def test_a_group_of_padding_alone_is_named() -> None:
 
 def test_domains_that_do_not_fit_are_refused() -> None:
     _, routing = random_routing()
-    with pytest.raises(ConfigError, match="^domain=None: Domain needs the domain of each sequence"):
+    with pytest.raises(
+        ConfigError, match=r"^domain=None: Domain needs the domain of each sequence"
+    ):
         Domain().frequency(routing)
 
 
