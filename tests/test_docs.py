@@ -144,7 +144,7 @@ def test_readme_opens_with_the_two_commands() -> None:
     assert shutil.which("make")
 
 
-LINKING = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.md")]
+LINKING = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("benchmarks/*.md")]
 
 
 def anchors(page: Path) -> set[str]:

@@ -72,6 +72,12 @@ def test_a_command_of_an_example_runs(command: str, tree: Path, text_folder: Pat
     run_there(shrink(shlex.split(command)[1:], text_folder), tree, MOEBENCH)
 
 
+def test_the_scope_of_the_page_is_the_one_in_examples() -> None:
+    files = {name: text for section in SECTIONS.values() for name, text in named_files(section)}
+    name = "examples/strided_scope.py"
+    assert files[name] == (ROOT / name).read_text()
+
+
 def test_each_example_has_a_command() -> None:
     assert SECTIONS
     assert all(commands(section) for section in SECTIONS.values())
