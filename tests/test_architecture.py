@@ -1,5 +1,6 @@
 """docs/architecture.md lists every module with its caption and is up to date."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -30,3 +31,10 @@ def test_every_layer_names_modules_that_exist() -> None:
     for name in (name for layer in TREE["layers"]() for name in layer):
         module = ROOT / "moebench" / name.replace(".", "/")
         assert module.is_dir() or module.with_suffix(".py").is_file(), name
+
+
+def test_the_walk_names_functions_that_exist() -> None:
+    walk = re.findall(r"^\| \d+ \| `(\S+)` \| `(\w+)` \|", TREE["PAGE"].read_text(), re.MULTILINE)
+    assert len(walk) > 10
+    for path, name in walk:
+        assert re.search(rf"^ *(def|class) {name}\b", (ROOT / path).read_text(), re.MULTILINE), path
