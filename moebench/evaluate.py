@@ -117,7 +117,7 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     Raises RecordError where there is none, or it is damaged.
     """
     if not record.exists():
-        raise RecordError(f"{record.path}: is no run; moebench train makes one")
+        raise RecordError(f"{record.path}: is not a run; moebench train makes one")
     kept = steps_kept(record.path / "checkpoints")
     if not kept:
         raise RecordError(f"{record.path}: has no checkpoint yet")

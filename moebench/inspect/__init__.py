@@ -1,4 +1,4 @@
-"""What routers do, to be looked at: of a run from its record, of a text from a checkpoint."""
+"""What routers do: in a run, from its record, and on a text, from a checkpoint."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,22 @@ from moebench.errors import ConfigError, RecordError
 from moebench.metrics.change import saturation
 from moebench.records import Record
 
-DENSE = "is of a dense model, which has no routers to look at"
+DENSE = "is of a dense model, which has no routers to inspect"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Routers at some moment, on the validation text of some domains.
+    """Routers at one step, on the validation text of some domains.
 
     Attributes:
-        name: what they are of.
-        about: lines that say more.
+        name: of the run or checkpoint.
+        about: lines that describe it.
         domains: their names.
         counts: [layers, domains, experts] assignments.
         top_k: experts of each token.
         metrics: by name, see docs/metrics.md.
-        random: of some metrics, the value under random routing.
-        settled: step -> share of the experts of then that are those of the last evaluation.
+        random: metric -> its value under random routing, if it is known.
+        settled: step -> share of that step's experts that are those of the last evaluation.
     """
 
     name: str
@@ -48,18 +48,19 @@ class Inspection:
             "counts": self.counts.tolist(),
             "metrics": dict(self.metrics),
             "random": dict(self.random),
-            "settled": {str(step): each for step, each in self.settled.items()},
+            "settled": {str(step): share for step, share in self.settled.items()},
         }
 
 
 def inspect_run(path: Path, step: int | None = None) -> Inspection:
-    """A run at its last evaluation, or at that of a step.
+    """A run at its last evaluation, or at the evaluation of a step.
 
-    Raises RecordError for a run without evaluations, or without that one.
+    Raises:
+        RecordError: if the run has no evaluation, or none at this step.
     """
     record = Record(path)
     if not record.exists():
-        raise RecordError(f"{path}: is no run; moebench train makes one")
+        raise RecordError(f"{path}: is not a run; moebench train makes one")
     steps = record.routing_steps()
     if not steps and record.config().get("model.moe") is False:
         raise RecordError(f"{path}: {DENSE}")
@@ -70,11 +71,11 @@ def inspect_run(path: Path, step: int | None = None) -> Inspection:
         known = ", ".join(map(str, steps))
         raise RecordError(f"--step={step}: {path} has no evaluation there; it has {known}")
     manifest, arrays = record.manifest(), record.routing(chosen)
-    row = next((each for each in record.rows() if each["step"] == chosen), {})
-    whole = record.summary() if record.is_done() and chosen == steps[-1] else {}
-    metrics = {key: value for key, value in {**row, **whole}.items() if "/" in key}
+    row = next((row for row in record.rows() if row["step"] == chosen), {})
+    summary = record.summary() if record.is_done() and chosen == steps[-1] else {}
+    metrics = {key: value for key, value in {**row, **summary}.items() if "/" in key}
     about = [f"step {chosen} of {record.config().get('train.steps')}, arm {manifest.get('arm')}"]
-    probes = {each: record.routing(each)["probe_index"] for each in steps}
+    probes = {at: record.routing(at)["probe_index"] for at in steps}
     top_k = arrays["probe_index"].shape[-1]
     return Inspection(
         name=str(path),
@@ -89,16 +90,17 @@ def inspect_run(path: Path, step: int | None = None) -> Inspection:
 
 
 def _names(domains: Any, number: int) -> list[str]:
-    known = [str(each) for each in domains or ()]
-    return known if len(known) == number else [str(each) for each in range(number)]
+    """The names of the domains; numbers if the manifest does not name that many."""
+    names = [str(name) for name in domains or ()]
+    return names if len(names) == number else [str(index) for index in range(number)]
 
 
 class Routed(NamedTuple):
-    """A text and where its tokens go.
+    """The tokens of a text and their experts.
 
     Attributes:
-        tokens: the text of each; of a character that several tokens make up, the last shows it and
-            the others their bytes in hexadecimal.
+        tokens: the text of each token. If several tokens encode a character, the last shows the
+            character, and the others show their bytes in hexadecimal.
         experts: [layers][tokens][top_k], the likeliest first.
         num_experts: of a layer.
     """
@@ -109,33 +111,38 @@ class Routed(NamedTuple):
 
 
 def inspect_text(path: Path, text: str, step: int | None = None) -> Routed:
-    """Which experts each token of a text takes, in a checkpoint of a run."""
+    """The experts of each token of a text, in a run's last checkpoint or that of a step.
+
+    Raises:
+        ConfigError: if the text is empty or not UTF-8.
+        RecordError: if there is no such checkpoint, or the model is dense.
+    """
     import torch
 
     from moebench.evaluate import open_checkpoint
 
     if not text:
-        raise ConfigError("--text: is empty; give some words")
+        raise ConfigError("--text: is empty; pass some text")
     try:
         content = text.encode()
     except UnicodeEncodeError:
-        raise ConfigError("--text: is no UTF-8; give text in that encoding") from None
+        raise ConfigError("--text: is not valid UTF-8; pass text in that encoding") from None
     checkpoint = open_checkpoint(Record(path), step)
     if not checkpoint.model.router_weights:
         raise RecordError(f"{path}: {DENSE}")
     tokens = checkpoint.tokenizer.encode(content)
     with torch.no_grad():
-        given = torch.tensor(tokens.astype(np.int64), device=checkpoint.device)
-        _, routing = checkpoint(given[None])
+        inputs = torch.tensor(tokens.astype(np.int64), device=checkpoint.device)
+        _, routing = checkpoint(inputs[None])
     return Routed(
-        _spelled(content, [checkpoint.tokenizer.bytes_in(each) for each in tokens]),
+        _split(content, [checkpoint.tokenizer.bytes_in(token) for token in tokens]),
         routing.expert_index[:, 0].tolist(),
         routing.counts.shape[-1],
     )
 
 
-def _spelled(text: bytes, sizes: Sequence[int]) -> list[str]:
-    """The text cut into pieces of some bytes, as `Routed.tokens`."""
+def _split(text: bytes, sizes: Sequence[int]) -> list[str]:
+    """The text of each token, of `sizes` bytes each, as `Routed.tokens` has it."""
     decoder = getincrementaldecoder("utf-8")()
     ends = np.cumsum(sizes).tolist()
     pieces = [text[end - size : end] for size, end in zip(sizes, ends, strict=True)]

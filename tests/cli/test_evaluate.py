@@ -52,7 +52,7 @@ def test_results_are_sealed_and_verify_finds_a_change(
 
 def test_what_is_wrong_is_one_line(call: Call, record: Record) -> None:
     for words, wanted in {
-        ("nowhere",): "is no run",
+        ("nowhere",): "is not a run",
         (record.path, "--tasks", "blmp"): "--tasks=blmp: no such task; there are blimp, cloze",
         (record.path, "--tasks", ""): "name some of blimp, cloze",
         (record.path, "--step", "7"): "--step=7: ",

@@ -35,7 +35,7 @@ def test_a_dense_run_is_refused(text_folder: Path, tmp_path: Path, call: Call) -
     for words in ((), ("--text", "a")):
         result = call("inspect", dense.path, *words)
         assert (result.code, result.out) == (2, "")
-        assert result.err.endswith("is of a dense model, which has no routers to look at\n")
+        assert result.err.endswith("is of a dense model, which has no routers to inspect\n")
 
 
 def test_a_run_is_shown_from_its_record(record: Record, call: Call) -> None:
@@ -88,11 +88,11 @@ def test_what_is_wrong_is_one_line(
     for words, wanted in {
         (): "name either a run, or a checkpoint",
         (record.path, "--hf", tmp_path): "name either a run, or a checkpoint",
-        ("nowhere",): "is no run",
+        ("nowhere",): "is not a run",
         (record.path, "--step", "3"): "it has 0, 2, 4",
         (record.path, "--layer", "9"): "--layer=9: must be between 0 and",
         (record.path, "--text", ""): "--text: is empty",
-        (record.path, "--text", "\udcff"): "--text: is no UTF-8",
+        (record.path, "--text", "\udcff"): "--text: is not valid UTF-8",
         (record.path, "--text", "a", "--layer", "9"): "--layer=9: must be between 0 and",
         ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
         ("--hf", tmp_path): "needs --data",
@@ -207,6 +207,6 @@ def test_a_dense_checkpoint_is_refused(
     size = ("--sequences", 4, "--seq-len", 32)
     result = call("inspect", "--hf", tmp_path, "--data", text_folder, *size)
     assert result.code == 2
-    assert "the model gives no router_logits" in result.err
+    assert "the model returns no router_logits" in result.err
     more = call("inspect", "--hf", checkpoint, "--data", text_folder, "--seq-len", 10**6)
-    assert "has room for 0 sequences" in more.err
+    assert "has text for 0 sequences" in more.err
