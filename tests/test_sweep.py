@@ -1,4 +1,4 @@
-"""Whole sweeps, as a user starts them: what befalls a run, the sweep or the disk loses nothing."""
+"""Whole sweeps in child processes: failures of runs, of the sweep or of the disk lose nothing."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from moebench.records import Record
 from moebench.study.status import without_run
 from tests.results import results
 
-# Python imports `sitecustomize` when it starts; this one makes trouble in the processes of a test.
+# Python imports `sitecustomize` when it starts; this one makes processes of a test fail.
 TROUBLE = """
 import ctypes, errno, os, signal, sys, time
 from moebench.records import Record
@@ -43,7 +43,7 @@ def troubled(self, row):
 Record.append = troubled
 """
 FAST_GRACE = "import moebench.study.job\nmoebench.study.job.GRACE = 1.0\n"
-# Runs wait at their third step until there is a file `go`, then take their time.
+# Runs wait at their third step until the file `go` exists, and then train slowly.
 PACED = """
 import os, time
 from moebench.records import Record
@@ -64,14 +64,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, in which no process is left behind."""
+    """A working directory; at the end, no process may still use it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     return tmp_path
 
 
 def trouble(place: Path, code: str) -> dict[str, str]:
-    """The environment of processes in which `code` is run first."""
+    """The environment of processes that run `code` when they start."""
     folder = place / "trouble"
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(code)
@@ -80,7 +80,7 @@ def trouble(place: Path, code: str) -> dict[str, str]:
 
 @pytest.fixture
 def start(place: Path, text_folder: Path) -> Iterator[Start]:
-    """Starts the command line on small runs of as many steps; none of its processes outlives."""
+    """Start the command line on small runs; its processes are ended after the test."""
     begun = []
 
     def made(
@@ -110,12 +110,12 @@ def start(place: Path, text_folder: Path) -> Iterator[Start]:
 
 
 def jobs(place: Path) -> list[int]:
-    """The processes that carry out jobs of plans in a folder."""
+    """The processes that run jobs of the plans in a directory."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
-        except OSError:  # it ended meanwhile
+        except OSError:  # it ended in the meantime
             continue
         if b"moebench.study" in words and any(os.fsencode(place) in word for word in words):
             found.append(int(path.parent.name))
@@ -130,7 +130,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def finish(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, list[str]]:
-    """What a process wrote to stdout, and its errors."""
+    """The stdout of a process, and its error lines."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
     assert "Traceback" not in err
@@ -146,17 +146,17 @@ def seed_of(record: Record) -> str:
 
 
 def under_way(place: Path) -> list[Record]:
-    """Runs that have come to where PACED makes them wait."""
+    """The runs that have reached the step at which PACED makes them wait."""
     found = [each for each in records(place / "runs") if (each.path / "metrics.jsonl").exists()]
     return [record for record in found if any(row["step"] == 3 for row in record.rows())]
 
 
 def was_heard(runs: Path, since: float) -> bool:
-    """Whether some run has spoken since a time."""
+    """Whether some run has written its status since a time."""
     return any(record.status().get("heartbeat", 0.0) > since for record in records(runs))
 
 
-# What befalls a run at its third step -> what is said of it, and its state.
+# What happens to a run at its third step -> the reason that is reported, and its state.
 TROUBLES = {
     "fail": ("ArithmeticError: of two lines", "failed"),
     "lambda: os.kill(os.getpid(), signal.SIGKILL)": ("killed by signal 9 (Killed)", "failed"),
@@ -166,7 +166,7 @@ TROUBLES = {
 MORE = {
     "lambda: os._exit(5)": ("exit code 5", "failed"),
     "lambda: os.kill(os.getpid(), signal.SIGTERM)": ("stopped by SIGTERM at step 3; ", "stopped"),
-    "hang": ("ended no step for 30 s (--timeout) after step ", "failed"),
+    "hang": ("completed no step for 30 s (--timeout) after step ", "failed"),
 }
 
 
@@ -178,7 +178,7 @@ MORE = {
     ],
     ids=["four", "seven"],
 )
-def test_whatever_befalls_runs_leaves_the_others_and_is_made_up_for(
+def test_failed_runs_do_not_stop_the_others_and_the_next_sweep_finishes_them(
     place: Path, start: Start, troubles: dict[str, tuple[str, str]], options: tuple[str, ...]
 ) -> None:
     table = ", ".join(f"{seed}: {each}" for seed, each in enumerate(troubles))
@@ -210,7 +210,7 @@ def test_whatever_befalls_runs_leaves_the_others_and_is_made_up_for(
     assert [record.damage() for record in records(place / "runs")] == [[]] * (len(troubles) + 1)
 
 
-def test_where_a_run_crashed_is_in_its_log(place: Path, start: Start) -> None:
+def test_the_log_shows_where_a_run_crashed(place: Path, start: Start) -> None:
     env = trouble(place, f"{TROUBLE}\nTROUBLES = {{0: lambda: ctypes.string_at(0)}}\n")
     finish(start("sweep", "seed=choice(0)", env=env), 3)
     [log] = place.glob("runs/studies/*/logs/*.log")
@@ -243,7 +243,7 @@ def test_two_sweeps_share_the_work(place: Path, start: Start) -> None:
     assert not any("resumed" in record.manifest() for record in found), "each was trained once"
 
 
-def test_a_sweep_takes_over_what_another_that_dies_was_at(place: Path, start: Start) -> None:
+def test_a_sweep_continues_the_runs_of_a_sweep_that_died(place: Path, start: Start) -> None:
     env = trouble(place, PACED)
     words = ("sweep", "seed=0,1", "--jobs", "1")
     first = start(*words, steps=200, env=env)
@@ -273,10 +273,10 @@ def test_a_sweep_takes_over_what_another_that_dies_was_at(place: Path, start: St
     ],
     ids=["two kills", "ten kills", "signals"],
 )
-def test_a_sweep_that_is_ended_again_and_again_ends_as_one_that_never_was(
+def test_a_sweep_that_is_stopped_many_times_has_the_results_of_an_uninterrupted_one(
     place: Path, start: Start, numbers: list[signal.Signals], runs: int
 ) -> None:
-    """At random moments: of its training and of its start, in turn. Some take its runs with it."""
+    """Stopped at random times during training and start, in turn, with and without its runs."""
     env = trouble(place, PACED)
     (place / "go").touch()
     words = ("sweep", f"seed=range({runs})", "--jobs", "2")
@@ -295,7 +295,7 @@ def test_a_sweep_that_is_ended_again_and_again_ends_as_one_that_never_was(
                 os.kill(each, signal.SIGKILL)
         process.communicate(timeout=60)
         expected = {signal.SIGINT: {130}, signal.SIGTERM: {75}, signal.SIGUSR1: {75}}
-        # before Python is up, a signal ends it by itself
+        # before Python handles signals, a signal ends the process directly
         assert process.returncode in expected.get(number, set()) | {-number}
     until(lambda: not jobs(place))
     out, _ = finish(start(*words, "--runs-dir", "cut", "--status", "--json", steps=250))
@@ -313,15 +313,15 @@ def test_a_sweep_that_is_ended_again_and_again_ends_as_one_that_never_was(
 
 
 @pytest.mark.slow
-def test_a_stack_is_killed_fails_in_part_and_ends_as_its_runs_alone(
+def test_a_stack_that_is_killed_and_partly_fails_has_the_results_of_single_runs(
     place: Path, start: Start
 ) -> None:
-    """Killed, continued, and with an arm that dies: the records are those of single runs."""
+    """Killed, resumed, and with an arm that fails: the records equal those of single runs."""
     env = trouble(place, PACED)
     words = ("sweep", "seed=0,1", "optim.lr=0.003,1e30", "--jobs", "1")
     stacked = (*words, "run.stack=4", "--runs-dir", "runs")
     first = start(*stacked, steps=20, env=env)
-    until(lambda: len(under_way(place)) == 1)  # in which the others wait
+    until(lambda: len(under_way(place)) == 1)  # the others wait in it
     assert len(jobs(place)) == 1, "one process trains them all"
     os.kill(jobs(place)[0], signal.SIGKILL)
     first.kill()
@@ -343,7 +343,7 @@ def test_a_stack_is_killed_fails_in_part_and_ends_as_its_runs_alone(
             assert record.status()["reason"] == other.status()["reason"]
 
 
-def test_what_takes_down_a_stack_takes_down_no_other_run(place: Path, start: Start) -> None:
+def test_a_run_that_ends_its_stack_stops_no_other_run(place: Path, start: Start) -> None:
     env = trouble(place, f"{TROUBLE}\nTROUBLES = {{1: lambda: os.kill(os.getpid(), 9)}}\n")
     _, [error] = finish(start("sweep", "seed=0,1,2", "run.stack=3", env=env), 3)
     assert error.endswith("killed by signal 9 (Killed)")

@@ -22,7 +22,7 @@ from rich.table import Column
 from moebench.cli.output import print_message, stderr_console
 from moebench.plans import Job
 from moebench.study.launcher import LocalLauncher
-from moebench.study.status import last_word, state_of, without_run
+from moebench.study.status import current_status, last_status, without_run
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
@@ -183,7 +183,7 @@ class SweepDisplay(Display):
         self.elsewhere = elsewhere
 
     def _update(self, job: Job) -> None:
-        status = last_word(self.launcher.record(job))
+        status = last_status(self.launcher.record(job))
         step = int(status.get("step", 0))
         self.done[job.id] = step
         detail = describe_row(status) or "starting"
@@ -194,7 +194,7 @@ class SweepDisplay(Display):
     def _end(self, job: Job) -> None:
         """Remove the bar of a job, and print how it ended."""
         self.bars.remove_task(self.tasks.pop(job.id))
-        status = state_of(self.launcher.record(job))
+        status = current_status(self.launcher.record(job))
         reason = without_run(job.run, str(status.get("reason") or describe_row(status)))
         self.print(f"{status['state']}  {job.run}  {reason}".rstrip())
 

@@ -154,18 +154,18 @@ def _report_failures(launcher: "LocalLauncher") -> None:
 
 
 def _print_status(plan: "Plan", runs_dir: Path, as_json: bool) -> None:
-    from moebench.study.status import look, render
+    from moebench.study.status import render, run_statuses
 
     if as_json:
         _print_json(plan, runs_dir)
     else:
-        render(plan, look(plan, runs_dir), stdout_console())
+        render(plan, run_statuses(plan, runs_dir), stdout_console())
 
 
 def _print_json(plan: "Plan", runs_dir: Path) -> None:
-    from moebench.study.status import look, seconds_left
+    from moebench.study.status import run_statuses, seconds_left
 
-    runs = look(plan, runs_dir)
+    runs = run_statuses(plan, runs_dir)
     rows = [{**asdict(run), "run": str(runs_dir / run.run)} for run in runs]
     print_json({"study": plan.slug, "seconds_left": seconds_left(runs), "runs": rows})
 

@@ -1,8 +1,8 @@
-"""Jobs in a process of their own, watched from outside: signs of life, and how it ends.
+"""A child process that trains jobs, watched by its parent: heartbeats, timeout, and how it ends.
 
-The process is `python -m moebench.study PLAN ID[,ID...] PARENT [PLUGIN...]`; several jobs are
-trained as one stack. Whatever it does, it takes no other process with it, and why a job did not
-finish is on record.
+The process is `python -m moebench.study PLAN ID[,ID...] PARENT [PLUGIN...]`; it trains several jobs
+as one stack. If it fails, other processes continue, and each record says why its job did not
+finish.
 """
 
 import math
@@ -18,24 +18,24 @@ from moebench.lock import is_held
 from moebench.plans import Job
 from moebench.records import Record, printable
 from moebench.registry import plugins
-from moebench.study.status import last_word
+from moebench.study.status import last_status
 
 LOCKED = 4  # exit code of a job whose run another process trains
-GRACE = 30.0  # seconds that a process gets to end its step and save a checkpoint
-DUMP = signal.SIGUSR2  # makes a job write to its log where each thread stands
+GRACE = 30.0  # seconds to complete a step and save a checkpoint before a process is killed
+DUMP = signal.SIGUSR2  # makes a process write the stack of each thread to its log
 
 
 class Attempt:
-    """A job that was started; ask `has_ended` from time to time.
+    """A process that trains one job or a stack of jobs. Call `has_ended` regularly.
 
     Args:
-        plan_path: a plan among the runs, as `Plan.write` leaves it.
-        job: which of its jobs.
-        beside: jobs that are stacked with it.
-        timeout: seconds without the end of a step after which it is ended; None waits for ever.
+        plan_path: the file that `Plan.write` returned.
+        job: the job to train.
+        timeout: seconds without a completed step after which the process is ended; None: never.
+        stacked: jobs to train in one stack with `job`.
 
     Raises:
-        OSError: if it cannot be started.
+        OSError: the process cannot be started.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class Attempt:
         plan_path: Path,
         job: Job,
         timeout: float | None = None,
-        beside: Sequence[Job] = (),
+        stacked: Sequence[Job] = (),
     ) -> None:
-        self.job, self.jobs = job, (job, *beside)
+        self.job, self.jobs = job, (job, *stacked)
         self._runs_dir = plan_path.parents[2]
         self.record = self._record(job)
         self.timeout = timeout
         self.log = plan_path.parent / "logs" / f"{job.run}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        # The same code as here: what lies in the working directory counts only if it counts here.
+        # The child imports the same code: from the working directory only if this process does.
         python = [sys.executable, *(["-P"] if os.getcwd() not in sys.path[:1] else [])]
-        ids = ",".join(str(each.id) for each in self.jobs)
+        ids = ",".join(str(job.id) for job in self.jobs)
         words = [str(plan_path.resolve()), ids, str(os.getpid()), *plugins()]
         with open(self.log, "ab") as output:
             self._log_start = output.tell()
@@ -63,63 +63,63 @@ class Attempt:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")},
-                # A group of its own: Ctrl-C reaches the sweep alone, which then ends its jobs.
+                # Its own process group: Ctrl-C reaches only the sweep, which then ends its jobs.
                 start_new_session=True,
             )
-        self._heartbeats = self._heard_of()
-        self._heard = time.monotonic()
+        self._heartbeats = self._read_heartbeats()
+        self._last_change = time.monotonic()
         self._kill_at = math.inf
         self._hung = ""
 
     def has_ended(self) -> bool:
-        """Look at the process: ask it to end if it hangs, and kill it if that is of no use."""
+        """Whether the process has ended. If it hangs, ask it to end, and later kill it."""
         if self.process.poll() is not None:
             return True
         now = time.monotonic()
         if now > self._kill_at:
             self.kill()
         elif self._hung and self._kill_at == math.inf:
-            self.end()  # a look later, so that it has written where it stands
+            self.end()  # one poll after DUMP, so that its stacks are written
         elif self.timeout is not None and not self._hung:
-            heartbeats = self._heard_of()
+            heartbeats = self._read_heartbeats()
             if heartbeats != self._heartbeats:
-                self._heartbeats, self._heard = heartbeats, now
-            elif now - self._heard > self.timeout:
+                self._heartbeats, self._last_change = heartbeats, now
+            elif now - self._last_change > self.timeout:
                 self._hung = (
-                    f"ended no step for {self.timeout:g} s (--timeout) after step "
-                    f"{last_word(self.record)['step']}; {self.log} says where it stood"
+                    f"completed no step for {self.timeout:g} s (--timeout) after step "
+                    f"{last_status(self.record)['step']}; {self.log} shows where it hung"
                 )
                 self.process.send_signal(DUMP)
         return False
 
     def end(self) -> None:
-        """Ask the process to stop at its next step; `has_ended` kills it if it does not in time."""
+        """Ask the process to stop at its next step; after GRACE seconds, `has_ended` kills it."""
         self.process.terminate()
         self._kill_at = time.monotonic() + GRACE
 
     def kill(self) -> None:
-        """Kill the process, and whatever it started, if it has not ended."""
+        """Kill the process and its children, if it has not ended."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def says_why(self, job: Job) -> bool:
-        """Whether the process, which has ended, put on record itself why a job is unfinished."""
-        status = last_word(self._record(job))
-        own = status.get("pid") == self.process.pid and status["state"] in ("failed", "stopped")
-        return own and not self._hung
+    def reported(self, job: Job) -> bool:
+        """Whether the ended process itself recorded why a job is unfinished."""
+        status = last_status(self._record(job))
+        ended = status["state"] in ("failed", "stopped")
+        return ended and status.get("pid") == self.process.pid and not self._hung
 
-    def why_unfinished(self, job: Job | None = None) -> str:
-        """Why the process, which has ended, left a job unfinished; put on record, too."""
+    def reason_unfinished(self, job: Job | None = None) -> str:
+        """Why the ended process left a job unfinished. The reason is also written to the record."""
         job = job or self.job
         record = self._record(job)
-        status = last_word(record)
-        if self.says_why(job):
+        status = last_status(record)
+        if self.reported(job):
             return str(status.get("reason"))
-        state, reason = "failed", self._hung or self._how_it_ended(job)
+        state, reason = "failed", self._hung or self._last_output(job)
         if self.is_ending:
-            state, reason = "stopped", "ended with the sweep; the same sweep goes on with it"
-        if record.exists() and not is_held(record):  # else it is another's by now
+            state, reason = "stopped", "stopped with the sweep; the same sweep continues it"
+        if record.exists() and not is_held(record):  # otherwise another process has it
             kept = {key: status[key] for key in status.keys() - {"state", "pid", "heartbeat"}}
             try:
                 record.set_status(
@@ -131,22 +131,23 @@ class Attempt:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it was asked to end."""
+        """Whether the process was asked to end, and not because it hung."""
         return self._kill_at < math.inf and not self._hung
 
     def _record(self, job: Job) -> Record:
         return Record(self._runs_dir / job.run)
 
-    def _heard_of(self) -> list[object]:
-        return [last_word(self._record(each)).get("heartbeat") for each in self.jobs]
+    def _read_heartbeats(self) -> list[object]:
+        return [last_status(self._record(job)).get("heartbeat") for job in self.jobs]
 
-    def _how_it_ended(self, job: Job) -> str:
+    def _last_output(self, job: Job) -> str:
+        """The signal that killed the process, its last line about the job, or its last line."""
         code = self.process.returncode
         if code < 0:
             return f"killed by signal {-code} ({signal.strsignal(-code)})"
         with open(self.log, "rb") as log:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").strip().splitlines()
-        own = [each for each in lines if each.startswith(f"error: {job.run}: ")]
-        last = (own or lines or [f"exit code {code}"])[-1]
+        errors = [line for line in lines if line.startswith(f"error: {job.run}: ")]
+        last = (errors or lines or [f"exit code {code}"])[-1]
         return printable(last.removeprefix("error: "))

@@ -1,4 +1,4 @@
-"""The jobs of a plan carried out on this machine, some at a time, beside whoever else does so."""
+"""Runs the jobs of a plan on this machine, several at a time; other sweeps may run the same."""
 
 import time
 from collections.abc import Callable, Generator
@@ -12,37 +12,37 @@ from moebench.lock import is_held
 from moebench.plans import Job, Plan
 from moebench.records import Record
 from moebench.study.job import LOCKED, Attempt
-from moebench.study.status import last_word
+from moebench.study.status import last_status
 
-POLL = 0.2  # seconds between looks at the processes
+POLL = 0.2  # seconds between polls of the processes
 
 
 class Elsewhere(NamedTuple):
-    """A job whose run another process trains."""
+    """A job whose run another process is training."""
 
     job: Job
-    since: float  # epoch seconds at which that was seen first
+    since: float  # when this was first noticed, in epoch seconds
 
 
 class LocalLauncher:
     """Runs the jobs of a plan as one-thread processes on this machine, `workers` at a time.
 
-    A process trains a stack of jobs where `stack_size` says so and their shapes agree. A stack that
-    its process takes down is done again job by job, so that none takes down the others.
+    A process trains a stack of jobs if `stack_size` allows it and their shapes agree. If such a
+    process ends early, its jobs run again one by one, so that one job cannot stop the others.
 
-    Iterate over `run()`; it yields after each look at the processes, so that the caller can draw.
-    Closing it stops them. A job that fails, in whatever way, leaves the others. What another
-    process trains is waited for, and taken over where it was left.
+    Iterate over `run()`: it yields after each poll of the processes, so that the caller can show
+    progress. Closing it stops them. A job that fails does not stop the others. If another process
+    trains a run, the launcher waits, and continues the run if that process leaves it unfinished.
 
     Args:
-        timeout: seconds without the end of a step after which a run counts as hung.
-        stack_size: of a job, how many of its shape one process trains at once; None: one.
+        timeout: seconds without a completed step after which a run counts as hung.
+        stack_size: how many jobs of a config's shape one process trains at once; None means 1.
 
     Attributes:
-        waiting: jobs that are not done and not begun, in the order in which they will be.
-        running: those that run here.
-        elsewhere: those found running in another process.
-        failed: the jobs that did not finish, with the reason of each.
+        waiting: jobs that are not started, in the order in which they will start.
+        running: the processes of this launcher.
+        elsewhere: jobs that run in other processes.
+        failed: the jobs that did not finish, each with the reason.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LocalLauncher:
         self.workers = workers
         self.timeout = timeout
         self.stack_size = stack_size
-        self._alone: set[int] = set()  # jobs that a stack took down
+        self._alone: set[int] = set()  # jobs whose stack ended early; they run alone
         self.waiting = [job for job in plan.jobs if not self.record(job).is_done()]
         self.running: list[Attempt] = []
         self.elsewhere: list[Elsewhere] = []
@@ -68,92 +68,96 @@ class LocalLauncher:
         return Record(self.runs_dir / job.run)
 
     def run(self) -> Generator[None]:
+        """Run all jobs; yields after each poll."""
         try:
             while self.waiting or self.running or self.elsewhere:
-                self._look_elsewhere()
+                self._check_elsewhere()
                 self._start()
                 yield
                 time.sleep(POLL)
-                for each in list(self.running):
-                    if each.has_ended():
-                        self.running.remove(each)
-                        self._finish(each)
+                for attempt in list(self.running):
+                    if attempt.has_ended():
+                        self.running.remove(attempt)
+                        self._finish(attempt)
             yield
         finally:
             self._end_all()
 
     def _start(self) -> None:
-        """Begin what waits, as long as there is room."""
+        """Start waiting jobs while there is a free worker."""
         while self.waiting and len(self.running) < self.workers:
             job = self.waiting.pop(0)
             record = self.record(job)
-            if record.is_done():  # another sweep was faster
+            if record.is_done():  # by another sweep
                 continue
             if is_held(record):
                 self.elsewhere.append(Elsewhere(job, time.time()))
                 continue
-            beside = self._beside(job)
+            stacked = self._take_stack(job)
             path = self.plan.path(self.runs_dir)
             try:
-                self.running.append(Attempt(path, job, self.timeout, beside))
+                self.running.append(Attempt(path, job, self.timeout, stacked))
             except OSError as error:
-                self.failed += [(each, f"cannot be started ({error})") for each in (job, *beside)]
+                reason = f"cannot be started ({error})"
+                self.failed += [(failed, reason) for failed in (job, *stacked)]
 
-    def _beside(self, job: Job) -> list[Job]:
-        """Take jobs from those that wait to be stacked with one that is about to begin."""
+    def _take_stack(self, job: Job) -> list[Job]:
+        """Remove from the waiting jobs those that one process can train together with `job`."""
         if self.stack_size is None or job.id in self._alone:
             return []
         config = from_dict(job.config)
         key, room = stack_key(config), self.stack_size(config) - 1
         if not room:
             return []
-        found = [
-            each
-            for each in self.waiting
-            if each.id not in self._alone
-            and stack_key(from_dict(each.config)) == key
-            and not is_held(self.record(each))
-            and not self.record(each).is_done()
+        stacked = [
+            other
+            for other in self.waiting
+            if other.id not in self._alone
+            and stack_key(from_dict(other.config)) == key
+            and not is_held(self.record(other))
+            and not self.record(other).is_done()
         ][:room]
-        self.waiting = [each for each in self.waiting if each not in found]
-        return found
+        self.waiting = [other for other in self.waiting if other not in stacked]
+        return stacked
 
     def _finish(self, attempt: Attempt) -> None:
+        """Queue again, or record as failed, the jobs that a process left unfinished."""
         for job in reversed(attempt.jobs):
             if self.record(job).is_done():
                 continue
-            locked = attempt.process.returncode == LOCKED and not attempt.says_why(job)
-            taken_down = len(attempt.jobs) > 1 and not attempt.says_why(job)
-            if locked or taken_down:  # another one began it at the same time, or so
+            # Another process trains it, or a job of its stack ended the process.
+            locked = attempt.process.returncode == LOCKED and not attempt.reported(job)
+            taken_down = len(attempt.jobs) > 1 and not attempt.reported(job)
+            if locked or taken_down:
                 self.waiting.insert(0, job)
                 self._alone.add(job.id)
             else:
-                self.failed.append((job, attempt.why_unfinished(job)))
+                self.failed.append((job, attempt.reason_unfinished(job)))
 
-    def _look_elsewhere(self) -> None:
-        """Take back what others have left, unless it failed: it would fail here, too."""
-        for each in list(self.elsewhere):
-            record = self.record(each.job)
+    def _check_elsewhere(self) -> None:
+        """Queue jobs that other processes left unfinished, unless they failed."""
+        for item in list(self.elsewhere):
+            record = self.record(item.job)
             if is_held(record):
                 continue
-            self.elsewhere.remove(each)
-            status = last_word(record)
-            if status["state"] == "failed" and status.get("heartbeat", 0.0) >= each.since:
-                self.failed.append((each.job, str(status.get("reason"))))
+            self.elsewhere.remove(item)
+            status = last_status(record)
+            if status["state"] == "failed" and status.get("heartbeat", 0.0) >= item.since:
+                self.failed.append((item.job, str(status.get("reason"))))
             elif not record.is_done():
-                self.waiting.insert(0, each.job)
+                self.waiting.insert(0, item.job)
 
     def _end_all(self) -> None:
-        """Ask every process to stop at its next step, and end those that do not in time."""
+        """Ask every process to stop at its next step, and kill those that do not stop in time."""
         ending = list(self.running)
         try:
-            for each in ending:
-                each.end()
-            while not all(each.has_ended() for each in ending):
+            for attempt in ending:
+                attempt.end()
+            while not all(attempt.has_ended() for attempt in ending):
                 time.sleep(0.05)
         finally:  # a second Ctrl-C kills at once
-            for each in ending:
-                each.kill()
-                for job in each.jobs:
+            for attempt in ending:
+                attempt.kill()
+                for job in attempt.jobs:
                     if not self.record(job).is_done():
-                        each.why_unfinished(job)
+                        attempt.reason_unfinished(job)

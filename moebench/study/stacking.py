@@ -5,9 +5,9 @@ from pathlib import Path
 from moebench.config.cost import memory_bytes
 from moebench.config.schema import ExperimentConfig
 
-MEMORY_SHARE = 0.7  # of the free memory of a GPU that a stack may take by plan
-MOST = 64  # runs in an automatic stack: more gain nothing, whatever the model
-CUDA_GROUPS = 1023  # the most groups of a grouped product on a GPU
+MEMORY_SHARE = 0.7  # of the free memory of a GPU, for an automatic stack
+MOST = 64  # runs in an automatic stack: larger stacks are not faster, for any model
+CUDA_GROUPS = 1023  # maximum number of groups of a grouped product on a GPU
 BYTE_VOCABULARY = 257
 DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Linux under Windows
 

@@ -1,4 +1,4 @@
-"""What became of the runs of a plan, as their files and locks say; looking writes nothing."""
+"""The status of each run of a plan, read from its files and its lock. Nothing is written."""
 
 import time
 from collections import Counter
@@ -17,35 +17,38 @@ from moebench.lock import is_held
 from moebench.plans import Job, Plan
 from moebench.records import STATES, Record, printable
 
-QUIET = 60.0  # seconds without a sign of life that are worth a word
-GONE = "its process is gone without a word; the same sweep goes on from the last checkpoint"
+QUIET = 60.0  # seconds without a step after which `render` mentions it
+GONE = "its process ended without a message; the same sweep continues from the last checkpoint"
 
 
-def last_word(record: Record) -> dict[str, Any]:
-    """What a run last said of itself; `waiting` if it said nothing that can be read."""
+def last_status(record: Record) -> dict[str, Any]:
+    """The status that a run last wrote; `waiting` if there is none that can be read."""
     try:
         return record.status()
     except RecordError:
         return {"state": "waiting", "step": 0}
 
 
-def state_of(record: Record) -> dict[str, Any]:
-    """The status of a run as it is: running while a process holds it, and only then."""
+def current_status(record: Record) -> dict[str, Any]:
+    """The actual status of a run: it is running if and only if a process holds its lock."""
     held = is_held(record)
-    status = last_word(record)  # read after looking: if nobody holds it, no other follows
+    status = last_status(record)  # read after the lock: if nobody holds it, this status is final
     if record.is_done():
         return {**status, "state": "done"}
     if held:
         if status["state"] == "running":
             return status
-        return {"state": "running", "step": status["step"]}  # it starts, and has said nothing yet
+        return {
+            "state": "running",
+            "step": status["step"],
+        }  # it wrote nothing yet
     if status["state"] in ("running", "done"):
         return {**status, "state": "stopped", "reason": GONE}
     return status
 
 
 def without_run(run: str, reason: str) -> str:
-    """A reason without the path of its run, where that is told already."""
+    """A reason without the path of its run, for messages that already name the run."""
     return reason.rpartition(f"{run}: ")[2]
 
 
@@ -56,10 +59,10 @@ class RunStatus:
     Attributes:
         run: name of its record.
         state: one of STATES.
-        step, steps: how many steps it has made, of how many.
-        seconds: that it took for them; None if it did not say.
-        seconds_left: that the others will take at that speed; None unless it is running.
-        seconds_quiet: since a running run last ended a step; None for others.
+        step, steps: completed and planned steps.
+        seconds: training time so far; None if unknown.
+        seconds_left: estimate for the remaining steps; None unless it is running.
+        seconds_quiet: since a running run last completed a step; None for others.
         reason: why it failed or stopped; else None.
     """
 
@@ -75,14 +78,14 @@ class RunStatus:
     reason: str | None
 
 
-def look(plan: Plan, runs_dir: Path) -> list[RunStatus]:
+def run_statuses(plan: Plan, runs_dir: Path) -> list[RunStatus]:
     """The status of each run of a plan, in its order."""
-    return [_look(job, state_of(Record(runs_dir / job.run))) for job in plan.jobs]
+    return [_run_status(job, current_status(Record(runs_dir / job.run))) for job in plan.jobs]
 
 
-def _look(job: Job, status: dict[str, Any]) -> RunStatus:
+def _run_status(job: Job, status: dict[str, Any]) -> RunStatus:
     state, step, steps = status["state"], status["step"], job.config["train"]["steps"]
-    seconds, heard = _number(status.get("seconds")), _number(status.get("heartbeat"))
+    seconds, heartbeat = _number(status.get("seconds")), _number(status.get("heartbeat"))
     running = state == "running"
     reason = without_run(job.run, str(status.get("reason") or ""))
     return RunStatus(
@@ -94,7 +97,7 @@ def _look(job: Job, status: dict[str, Any]) -> RunStatus:
         steps=steps,
         seconds=seconds,
         seconds_left=seconds / step * (steps - step) if running and seconds and step else None,
-        seconds_quiet=max(0.0, time.time() - heard) if running and heard else None,
+        seconds_quiet=max(0.0, time.time() - heartbeat) if running and heartbeat else None,
         reason=reason if state in ("failed", "stopped") and reason else None,
     )
 
@@ -104,9 +107,9 @@ def _number(value: Any) -> float | None:
 
 
 def seconds_left(runs: Sequence[RunStatus]) -> float | None:
-    """Until all is done, if as many runs go on at a time as now; None if that cannot be told.
+    """An estimate until all runs are done, if as many run at a time as now; None if unknown.
 
-    A run that has no speed of its own yet is given the mean of the others.
+    A run without a measured speed is assumed to have the mean speed of the others.
     """
     running = sum(run.state == "running" for run in runs)
     speeds = [run.seconds / run.step if run.seconds and run.step else None for run in runs]
@@ -123,7 +126,7 @@ def seconds_left(runs: Sequence[RunStatus]) -> float | None:
 
 
 def render(plan: Plan, runs: Sequence[RunStatus], console: Console) -> None:
-    """Print a line a run, and what they come to."""
+    """Print a table with one row per run, and a summary line."""
     table = Table(box=None, pad_edge=False)
     table.add_column("run", no_wrap=True)
     table.add_column("state")
@@ -131,15 +134,15 @@ def render(plan: Plan, runs: Sequence[RunStatus], console: Console) -> None:
     table.add_column("left", justify="right", no_wrap=True)
     table.add_column("", overflow="fold", ratio=1)
     for run in runs:
-        said = run.reason or ""
+        note = run.reason or ""
         if run.seconds_quiet is not None and run.seconds_quiet > QUIET:
-            said = f"no step since {_clock(run.seconds_quiet)}"
+            note = f"no step since {_clock(run.seconds_quiet)}"
         left = "" if run.seconds_left is None else _clock(run.seconds_left)
-        cells = (run.run, run.state, f"{run.step}/{run.steps}", left, said)
+        cells = (run.run, run.state, f"{run.step}/{run.steps}", left, note)
         table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
-    found = Counter(run.state for run in runs)
-    counts = ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
+    counter = Counter(run.state for run in runs)
+    counts = ", ".join(f"{counter[state]} {state}" for state in STATES if counter[state])
     left = seconds_left(runs)
     after = "" if left is None else f"; about {_clock(left)} left"
     line = f"{plan.slug}: {counts}{after}"

@@ -104,7 +104,7 @@ def test_status_shows_progress_and_writes_nothing(call: Call, small: list[str]) 
     rows = [" ".join(line.split()) for line in asked.out.splitlines()]
     assert rows[0] == "run state step left"
     assert rows[1] == f"{records[0].name} done 6/6"
-    assert rows[2].startswith(f"{records[1].name} stopped 3/6 its process is gone")
+    assert rows[2].startswith(f"{records[1].name} stopped 3/6 its process ended without")
     assert "step 4: the [loss] is nan�" in asked.out
     assert rows[-2] == f"{records[3].name} waiting 0/6"
     assert rows[-1].endswith(": 1 waiting, 1 done, 1 failed, 1 stopped")

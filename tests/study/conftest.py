@@ -1,4 +1,4 @@
-"""The overrides of a small run."""
+"""Fixture: overrides for a small run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def small(text_folder: Path) -> Callable[..., list[str]]:
-    """A small run's overrides, some more after them."""
+    """Returns the overrides of a small run, followed by the given ones."""
 
     def made(*more: str) -> list[str]:
         return [

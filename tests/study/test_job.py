@@ -1,4 +1,4 @@
-"""One job, in this process or one of its own."""
+"""One job, in this process or in a child process."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from moebench.records import Record
 from moebench.study import make_plan, read_plan
 from moebench.study.__main__ import run_jobs
 from moebench.study.job import LOCKED
-from moebench.study.status import last_word
+from moebench.study.status import last_status
 
 Small = Callable[..., list[str]]
 
@@ -79,7 +79,7 @@ def test_a_job_whose_run_another_process_trains_leaves_it_alone(
 
 
 @pytest.mark.slow
-def test_a_job_ends_with_the_process_that_started_it(small: Small, tmp_path: Path) -> None:
+def test_a_job_ends_when_its_parent_ends(small: Small, tmp_path: Path) -> None:
     words = small("seed=choice(3)", "train.steps=1000000", "data.max_epochs=1e9", "run.device=cpu")
     path = make_plan(Composer(), words)[0].write(tmp_path / "runs")
     code = (
@@ -94,7 +94,7 @@ def test_a_job_ends_with_the_process_that_started_it(small: Small, tmp_path: Pat
     with parent.stdout:
         child = int(parent.stdout.readline())
     record = Record(path.parents[2] / read_plan(path).jobs[0].run)
-    assert until(lambda: last_word(record)["step"] > 0, 60)
+    assert until(lambda: last_status(record)["step"] > 0, 60)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert until(lambda: not is_alive(child))

@@ -1,4 +1,4 @@
-"""The processes that carry out a plan: none takes another one down."""
+"""The launcher and its processes: no process stops another."""
 
 import os
 import signal
@@ -14,11 +14,11 @@ from moebench.lock import hold, is_held
 from moebench.records import Record
 from moebench.study import Job, LocalLauncher, Plan
 from moebench.study.job import LOCKED, Attempt
-from moebench.study.status import GONE, last_word, look, seconds_left, state_of
+from moebench.study.status import GONE, current_status, last_status, run_statuses, seconds_left
 
 
 class Script:
-    """Stands for `moebench.study` in a launcher's processes: does what the test says."""
+    """Replaces `moebench.study` in the launcher's processes with the code of a test."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -93,7 +93,7 @@ def test_every_job_runs_once_and_in_order(script: Script, launch: Launch, tmp_pa
         ("say('failed', pid=1, reason='earlier'); os.kill(os.getpid(), 9)", "killed by", "failed"),
     ],
 )
-def test_a_job_that_ends_in_whatever_way_leaves_the_others(
+def test_a_job_that_fails_does_not_stop_the_others(
     script: Script, launch: Launch, end: str, reason: str, state: str
 ) -> None:
     script.write(f"if number == 1:\n    say('waiting')\n    {end}\nelse:\n    {DONE}")
@@ -106,7 +106,7 @@ def test_a_job_that_ends_in_whatever_way_leaves_the_others(
     assert all(launcher.record(each).is_done() for each in launcher.plan.jobs if each.id != 1)
 
 
-def test_a_job_that_never_began_leaves_no_record(script: Script, launch: Launch) -> None:
+def test_a_job_that_never_started_leaves_no_record(script: Script, launch: Launch) -> None:
     script.write("os.kill(os.getpid(), signal.SIGKILL)")
     launcher = launch(a_plan(1))
     assert launcher.failed[0][1] == "killed by signal 9 (Killed)"
@@ -122,9 +122,9 @@ def is_alive(pid: int) -> bool:
 
 
 def begun(launcher: LocalLauncher, looks: Iterator[None]) -> list[int]:
-    """The process ids of two jobs that run."""
+    """The process ids of two running jobs."""
     records = [launcher.record(job) for job in launcher.plan.jobs[:2]]
-    while not all(last_word(record)["state"] == "running" for record in records):
+    while not all(last_status(record)["state"] == "running" for record in records):
         next(looks)
     return [record.status()["pid"] for record in records]
 
@@ -137,7 +137,7 @@ def begun(launcher: LocalLauncher, looks: Iterator[None]) -> list[int]:
         "signal.SIG_IGN",
     ],
 )
-def test_closing_a_launcher_ends_its_processes_and_says_so(
+def test_closing_a_launcher_ends_its_processes_and_records_it(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handler: str
 ) -> None:
     monkeypatch.setattr("moebench.study.job.GRACE", 0.5)
@@ -154,11 +154,11 @@ def test_closing_a_launcher_ends_its_processes_and_says_so(
     assert launcher.failed == []
 
 
-# Signs of life
+# Heartbeats and timeout
 
 
 class Clock:
-    """Stands for `time` where a launcher looks at its processes."""
+    """Replaces `time` in the launcher with a clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -176,14 +176,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def attempt(script: Script, tmp_path: Path, clock: Clock) -> Iterator[Callable[[str], Attempt]]:
-    """Starts a job that does `code` and then nothing, with a timeout of 60 seconds."""
+    """Start a job that runs `code` and then hangs, with a timeout of 60 seconds."""
     made = []
 
     def start(code: str) -> Attempt:
         script.write(f"{code}\nsay('running')\nwhile True: time.sleep(60)")
         plan = a_plan(1)
         made.append(Attempt(plan.write(tmp_path / "runs"), plan.jobs[0], timeout=60))
-        until(lambda: last_word(made[0].record)["state"] == "running")
+        until(lambda: last_status(made[0].record)["state"] == "running")
         return made[0]
 
     yield start
@@ -198,7 +198,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_run_is_ended_when_no_step_was_for_too_long(
+def test_a_run_without_a_step_for_too_long_is_ended(
     attempt: Callable[[str], Attempt], clock: Clock
 ) -> None:
     each = attempt("signal.signal(signal.SIGUSR2, lambda *_: print('asleep here', flush=True))")
@@ -212,16 +212,16 @@ def test_a_run_is_ended_when_no_step_was_for_too_long(
     assert not each.has_ended()
     until(lambda: each.log.read_text() == "asleep here\n")
     until(each.has_ended)
-    reason = each.why_unfinished()
+    reason = each.reason_unfinished()
     assert reason == (
-        f"ended no step for 60 s (--timeout) after step 4; {each.log} says where it stood"
+        f"completed no step for 60 s (--timeout) after step 4; {each.log} shows where it hung"
     )
     status = each.record.status()
     assert (status["state"], status["reason"]) == ("failed", reason)
     assert (status["step"], status["seconds"]) == (4, 2.5), "what it had said is kept"
 
 
-def test_a_run_that_hangs_and_ignores_signals_is_killed_with_what_it_started(
+def test_a_run_that_hangs_and_ignores_signals_is_killed_with_its_children(
     attempt: Callable[[str], Attempt], clock: Clock, tmp_path: Path
 ) -> None:
     each = attempt(
@@ -238,18 +238,20 @@ def test_a_run_that_hangs_and_ignores_signals_is_killed_with_what_it_started(
     until(each.has_ended)
     assert each.process.returncode == -signal.SIGKILL
     until(lambda: not is_running(int((tmp_path / "child").read_text())))
-    assert each.why_unfinished().startswith("ended no step for 60 s (--timeout) after step 1; ")
+    assert each.reason_unfinished().startswith(
+        "completed no step for 60 s (--timeout) after step 1; "
+    )
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there, and not merely waiting to be reaped."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def test_a_hung_run_leaves_the_others(
+def test_a_hung_run_does_not_stop_the_others(
     script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moebench.study.job.GRACE", 0.5)
@@ -264,16 +266,16 @@ def test_a_hung_run_leaves_the_others(
         pass
     [(job, reason)] = launcher.failed
     assert job.id == 1
-    assert reason.startswith("ended no step for 3 s (--timeout) after step 1; ")
+    assert reason.startswith("completed no step for 3 s (--timeout) after step 1; ")
     assert [launcher.record(each).is_done() for each in plan.jobs] == [True, False, True]
 
 
-# Beside others
+# Runs of other processes
 
 
 @pytest.fixture
 def shared(script: Script, tmp_path: Path) -> LocalLauncher:
-    """A launcher of two jobs, each of which would be done at once."""
+    """A launcher of two jobs that both finish immediately."""
     script.write(DONE + "open(plan.parents[3] / 'order', 'a').write(f'{number} ')")
     plan = a_plan(2)
     plan.write(tmp_path / "runs")
@@ -281,14 +283,16 @@ def shared(script: Script, tmp_path: Path) -> LocalLauncher:
 
 
 def until_alone(launcher: LocalLauncher, looks: Iterator[None]) -> None:
-    """Go on until all but the job of another process is done."""
+    """Run until only the job of another process is left."""
     while launcher.waiting or launcher.running:
         next(looks)
     [each] = launcher.elsewhere
     assert each.job.id == 0
 
 
-def test_what_another_process_trains_is_waited_for(shared: LocalLauncher, tmp_path: Path) -> None:
+def test_the_launcher_waits_for_a_run_of_another_process(
+    shared: LocalLauncher, tmp_path: Path
+) -> None:
     record = shared.record(shared.plan.jobs[0])
     looks = shared.run()
     with hold(record):
@@ -301,7 +305,9 @@ def test_what_another_process_trains_is_waited_for(shared: LocalLauncher, tmp_pa
     assert (tmp_path / "order").read_text() == "1 ", "the other one was not done again"
 
 
-def test_what_another_process_left_is_taken_over(shared: LocalLauncher, tmp_path: Path) -> None:
+def test_the_launcher_continues_a_run_that_another_process_left(
+    shared: LocalLauncher, tmp_path: Path
+) -> None:
     record = shared.record(shared.plan.jobs[0])
     looks = shared.run()
     with hold(record):
@@ -313,7 +319,9 @@ def test_what_another_process_left_is_taken_over(shared: LocalLauncher, tmp_path
     assert (tmp_path / "order").read_text() == "1 0 "
 
 
-def test_what_failed_elsewhere_failed(shared: LocalLauncher, tmp_path: Path) -> None:
+def test_a_run_that_failed_elsewhere_counts_as_failed(
+    shared: LocalLauncher, tmp_path: Path
+) -> None:
     record = shared.record(shared.plan.jobs[0])
     record.begin("a: 1", {})
     record.set_status("failed", step=1, reason="an older failure")
@@ -326,9 +334,7 @@ def test_what_failed_elsewhere_failed(shared: LocalLauncher, tmp_path: Path) -> 
     assert (tmp_path / "order").read_text() == "1 "
 
 
-def test_what_failed_before_it_was_seen_elsewhere_is_tried_again(
-    shared: LocalLauncher, tmp_path: Path
-) -> None:
+def test_a_run_that_failed_earlier_is_tried_again(shared: LocalLauncher, tmp_path: Path) -> None:
     record = shared.record(shared.plan.jobs[0])
     record.begin("a: 1", {})
     record.set_status("failed", step=1, reason="an older failure")
@@ -340,7 +346,7 @@ def test_what_failed_before_it_was_seen_elsewhere_is_tried_again(
     assert (tmp_path / "order").read_text() == "1 0 "
 
 
-def test_a_job_that_another_began_at_the_same_moment_is_no_failure(
+def test_a_job_that_another_process_starts_at_the_same_time_is_no_failure(
     script: Script, launch: Launch, tmp_path: Path
 ) -> None:
     script.write(
@@ -362,7 +368,7 @@ def test_the_status_of_a_run_that_another_process_took_over_is_left_alone(
     each.record.begin("a: 1", {})
     each.record.set_status("running", step=5)
     with hold(each.record):
-        assert each.why_unfinished() == "killed by signal 9 (Killed)"
+        assert each.reason_unfinished() == "killed by signal 9 (Killed)"
         assert each.record.status()["state"] == "running"
 
 
@@ -380,7 +386,7 @@ def test_a_job_that_cannot_be_started_is_a_failure(
     assert launcher.record(plan.jobs[1]).is_done()
 
 
-def test_a_status_that_cannot_be_written_is_said(
+def test_a_status_that_cannot_be_written_is_reported(
     script: Script, launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
@@ -392,53 +398,57 @@ def test_a_status_that_cannot_be_written_is_said(
     assert reason == "exit code 5; its status cannot be written (No space left on device)"
 
 
-# What is said of it
+# Status
 
 
-def test_a_run_is_running_while_a_process_holds_it_and_only_then(tmp_path: Path) -> None:
+def test_a_run_is_running_exactly_while_its_lock_is_held(tmp_path: Path) -> None:
     record = Record(tmp_path / "arm-s0-0")
-    assert state_of(record) == {"state": "waiting", "step": 0}
+    assert current_status(record) == {"state": "waiting", "step": 0}
     with hold(record):
         assert is_held(record)
-        assert state_of(record) == {"state": "running", "step": 0}, "it has not spoken yet"
+        assert current_status(record) == {"state": "running", "step": 0}, "it wrote no status yet"
         record.begin("a: 1", {})
         record.set_status("running", step=3, seconds=6.0)
-        assert state_of(record)["seconds"] == 6.0
+        assert current_status(record)["seconds"] == 6.0
     assert not is_held(record)
-    status = state_of(record)
+    status = current_status(record)
     assert (status["state"], status["step"], status["reason"]) == ("stopped", 3, GONE)
     record.set_status("failed", step=3, reason="no")
-    assert state_of(record)["reason"] == "no"
+    assert current_status(record)["reason"] == "no"
     with hold(record):
-        assert state_of(record) == {"state": "running", "step": 3}, "it is tried again"
+        assert current_status(record) == {"state": "running", "step": 3}, "it is tried again"
     record.seal({})
-    assert state_of(record)["state"] == "done"
+    assert current_status(record)["state"] == "done"
 
 
-def test_looking_at_a_plan_writes_nothing(tmp_path: Path) -> None:
+def test_reading_the_status_writes_nothing(tmp_path: Path) -> None:
     plan = a_plan(3)
     runs = tmp_path / "runs"
-    assert {each.state for each in look(plan, runs)} == {"waiting"}
+    assert {each.state for each in run_statuses(plan, runs)} == {"waiting"}
     assert not runs.exists()
     with hold(Record(runs / plan.jobs[0].run)):
         before = [(path, path.stat().st_mtime_ns) for path in runs.rglob("*")]
-        assert [each.state for each in look(plan, runs)] == ["running", "waiting", "waiting"]
+        assert [each.state for each in run_statuses(plan, runs)] == [
+            "running",
+            "waiting",
+            "waiting",
+        ]
         assert before == [(path, path.stat().st_mtime_ns) for path in runs.rglob("*")]
 
 
-def test_the_time_left_follows_from_the_steps_made(tmp_path: Path) -> None:
+def test_the_time_left_is_estimated_from_the_steps_done(tmp_path: Path) -> None:
     plan = a_plan(4)  # of six steps
     records = [Record(tmp_path / job.run) for job in plan.jobs]
-    assert seconds_left(look(plan, tmp_path)) is None
+    assert seconds_left(run_statuses(plan, tmp_path)) is None
     with hold(records[0]), hold(records[1]):
         for record, step, seconds in zip(records, (3, 2, 6), (30.0, 10.0, 60.0), strict=False):
             record.begin("a: 1", {})
             record.set_status("running" if step < 6 else "done", step=step, seconds=seconds)
         records[2].seal({})
-        runs = look(plan, tmp_path)
+        runs = run_statuses(plan, tmp_path)
         assert [each.seconds_left for each in runs] == [30.0, 20.0, None, None]
         # the last run at the mean speed, 25/3 seconds a step, and two runs at a time
         assert seconds_left(runs) == pytest.approx((30 + 20 + 6 * 25 / 3) / 2)
     records[0].seal({})
     records[1].seal({})
-    assert seconds_left(look(plan, tmp_path)) is None, "nothing runs"
+    assert seconds_left(run_statuses(plan, tmp_path)) is None, "nothing runs"
