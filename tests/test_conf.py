@@ -10,7 +10,6 @@ from moebench.config.compose import Composer
 from moebench.config.identity import label
 from moebench.config.presets import shipped_conf
 from moebench.config.schema import StudyConfig
-from moebench.config.treatment import Treatment
 from moebench.data.corpus import prepare
 from moebench.study import make_plan
 
@@ -91,7 +90,7 @@ def test_a_study_is_planned_in_each_size(text_folder: Path, study: str, size: st
 
 @pytest.mark.parametrize("scope", COMPOSER.choices("scope"))
 def test_a_scope_is_labelled_by_its_own_name(scope: str) -> None:
-    assert label(Treatment.of(COMPOSER.compose([f"scope={scope}"]))) == scope
+    assert label(COMPOSER.compose([f"scope={scope}"])) == scope
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")

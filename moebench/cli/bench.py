@@ -55,13 +55,9 @@ def bench(
     Examples: `moebench bench`, `moebench bench scope=micro model=small`,
     `moebench bench --study demo`
     """
-    from moebench.config import identity
     from moebench.config.compose import Composer
-    from moebench.config.treatment import Treatment
+    from moebench.config.identity import label
     from moebench.study import find_plan
-
-    def label(config: "ExperimentConfig") -> str:
-        return identity.label(Treatment.of(config))
 
     if study is None:
         config = Composer(config_dir).compose(overrides or [])

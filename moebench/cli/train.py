@@ -140,7 +140,7 @@ def _train(
     config = treatment.config
     start = partial(
         run_experiment,
-        config,
+        treatment,
         corpus,
         runs_dir,
         command=command_line(),

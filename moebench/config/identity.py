@@ -15,6 +15,7 @@ from moebench.config.knob import HASHED, NOT_HASHED, knobs
 from moebench.config.treatment import (
     BalanceTerm,
     EstimatorChoice,
+    Meaning,
     Treatment,
     in_steps,
     moe_layers,
@@ -36,13 +37,14 @@ CANONICAL = (
 )
 
 
-def science(treatment: Treatment, content_hash: str) -> dict[str, Any]:
+def science(config: Meaning, content_hash: str) -> dict[str, Any]:
     """Every key that can change a result and is not at its neutral value, sorted by key.
 
     Args:
-        treatment: of a config as `Composer.compose` returns it.
+        config: complete, as `Composer.compose` returns it.
         content_hash: of the data and tokenizer.
     """
+    treatment = Treatment.of(config)
     config = treatment.config
     keys = {
         key: value
@@ -139,32 +141,34 @@ def _digest(keys: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def run_hash(treatment: Treatment, content_hash: str) -> str:
+def run_hash(config: Meaning, content_hash: str) -> str:
     """Ten hexadecimal digits that two runs share only if they are the same run."""
-    return _digest(science(treatment, content_hash))
+    return _digest(science(config, content_hash))
 
 
-def arm_hash(treatment: Treatment, content_hash: str) -> str:
+def arm_hash(config: Meaning, content_hash: str) -> str:
     """The same without the seed: runs of one arm share it."""
-    keys = science(treatment, content_hash)
+    keys = science(config, content_hash)
     del keys["seed"]
     return _digest(keys)
 
 
-def run_name(treatment: Treatment, content_hash: str) -> str:
+def run_name(config: Meaning, content_hash: str) -> str:
     """The run's directory: `<slug>-s<seed>-<hash>`, safe as a file name on every system."""
+    treatment = Treatment.of(config)
     slug = re.sub(r"[^a-z0-9.]+", "-", label(treatment).lower()).strip("-.")
     slug = slug[:LONGEST].strip("-.")
     return f"{slug}-s{treatment.config.seed}-{run_hash(treatment, content_hash)}"
 
 
-def label(treatment: Treatment) -> str:
+def label(config: Meaning) -> str:
     """A short name of the arm: `micro`, `global-64`, `global + 0.01 micro from 200`, `none`, ...
 
     It names what is balanced over what and when, and the rarer parts of the treatment that are
     switched on. Two arms may share a label (they differ in a weight, say); their hashes differ.
     """
-    config, parts = treatment.config, []
+    treatment, parts = Treatment.of(config), []
+    config = treatment.config
     if treatment.terms:
         terms = " + ".join(term_label(treatment, term) for term in treatment.terms)
         parts.append(" ".join([terms, *_convention_words(treatment)]))
@@ -223,7 +227,8 @@ def term_label(treatment: Treatment, term: BalanceTerm) -> str:
     return " ".join(words)
 
 
-def coefficients(treatment: Treatment) -> dict[str, float]:
+def coefficients(config: Meaning) -> dict[str, float]:
     """`Treatment.coefficients`, by the label of each term."""
+    treatment = Treatment.of(config)
     labels = (term_label(treatment, term) for term in treatment.terms)
     return dict(zip(labels, treatment.coefficients, strict=True))

@@ -2,8 +2,10 @@
 
 Configs that mean the same have equal treatments: `scope=micro` is `scope=global
 balance_bsz=<micro_bsz>`, a weight of 0 is `scope=none`, a shuffled pool of one micro-batch is that
-micro-batch, and a single term that always acts is the key `scope`. `Treatment.of` computes it once
-for a run; everything else reads it.
+micro-batch, and a single term that always acts is the key `scope`.
+
+A run computes its `Treatment` once and hands it on. Functions that need one take a `Meaning`: a
+treatment, or a config to compute it from.
 """
 
 from collections.abc import Iterable, Mapping
@@ -77,8 +79,10 @@ class Treatment:
     plugins: Mapping[str, str]
 
     @classmethod
-    def of(cls, config: ExperimentConfig) -> "Treatment":
-        """The treatment of a complete and checked config."""
+    def of(cls, config: "ExperimentConfig | Treatment") -> "Treatment":
+        """The treatment of a complete and checked config; a treatment is returned as it is."""
+        if isinstance(config, Treatment):
+            return config
         terms = balance_terms(config)
         gate, renormalize = _gate(config)
         return cls(
@@ -109,6 +113,9 @@ class Treatment:
         """Sequences in a balance group of the heaviest term that does not stop; None: no such."""
         terms = [term for term in self.terms if term.stop is None]
         return max(terms, key=lambda term: term.weight).balance_bsz if terms else None
+
+
+Meaning = ExperimentConfig | Treatment
 
 
 def sizes_of(config: ExperimentConfig) -> scopes.Sizes:

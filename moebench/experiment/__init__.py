@@ -11,7 +11,7 @@ import torch
 
 from moebench.config.identity import run_name
 from moebench.config.schema import ExperimentConfig
-from moebench.config.treatment import Treatment
+from moebench.config.treatment import Meaning, Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.errors import MoebenchError, RecordError, Stopped, TrainingError
@@ -28,7 +28,7 @@ from moebench.train.stack import train_in_lockstep
 
 
 def run_experiment(
-    config: ExperimentConfig,
+    config: Meaning,
     corpus: Corpus,
     runs_dir: Path,
     *,
@@ -40,8 +40,8 @@ def run_experiment(
     """Train one run and return its sealed record; at once if the run is done.
 
     Args:
-        config: complete and checked.
-        corpus: the prepared data of `config.data`.
+        config: complete and checked, or its treatment.
+        corpus: the prepared data of its config.
         runs_dir: the directory of records.
         command: the command line, for the manifest.
         resume: continue an unfinished record, from its last checkpoint or from step 0.
@@ -55,14 +55,16 @@ def run_experiment(
         TrainingError: if the run fails; its record then says so, and why.
         Stopped: on SIGINT, SIGTERM or SIGUSR1, after a checkpoint; the run can be resumed.
     """
-    record = Record(runs_dir / run_name(Treatment.of(config), corpus.content_hash))
+    treatment = Treatment.of(config)
+    config = treatment.config
+    record = Record(runs_dir / run_name(treatment, corpus.content_hash))
     if record.is_done() and not force:
         return record
-    _check(config, corpus)
+    _check(treatment, corpus)
     check_ranks(config)
     with joined(device_kind(config.run)) as ranks:
         if not ranks.first:
-            return _follow(config, corpus, record, ranks)
+            return _follow(treatment, corpus, record, ranks)
         try:
             with hold(record):
                 if record.is_done() and not force:
@@ -70,7 +72,13 @@ def run_experiment(
                 _clear(record, resume=resume, force=force)
                 with stop_signals() as signals:
                     session = Session(
-                        config, corpus, record, ranks, signals, command=command, on_event=on_event
+                        treatment,
+                        corpus,
+                        record,
+                        ranks,
+                        signals,
+                        command=command,
+                        on_event=on_event,
                     )
                     [error] = train_in_lockstep([session.run()])
                 if error is not None:
@@ -100,15 +108,14 @@ def run_stack(
         For each run, what `run_experiment` would raise; None if it is done. A LockedError for one
         that another process trains.
     """
-    pairs = list(zip(configs, corpora, strict=True))
-    names = [run_name(Treatment.of(config), data.content_hash) for config, data in pairs]
-    records = [Record(runs_dir / name) for name in names]
+    pairs = list(zip(map(Treatment.of, configs), corpora, strict=True))
+    records = [Record(runs_dir / run_name(each, data.content_hash)) for each, data in pairs]
     errors: list[Exception | None] = [None for _ in pairs]
     with ExitStack() as held, stop_signals() as signals:
         numbers = []
-        for number, ((config, data), record) in enumerate(zip(pairs, records, strict=True)):
+        for number, ((treatment, data), record) in enumerate(zip(pairs, records, strict=True)):
             try:
-                _check(config, data)
+                _check(treatment, data)
                 held.enter_context(hold(record))
             except MoebenchError as error:
                 errors[number] = error
@@ -133,10 +140,10 @@ def run_stack(
     return errors
 
 
-def _check(config: ExperimentConfig, corpus: Corpus) -> None:
+def _check(treatment: Treatment, corpus: Corpus) -> None:
     """Raise the errors of a config that only its data can show, before anything is written."""
-    check_epochs(corpus, config)
-    make_objective(config, corpus.domains)
+    check_epochs(corpus, treatment.config)
+    make_objective(treatment, corpus.domains)
 
 
 def _clear(record: Record, *, resume: bool, force: bool) -> None:
@@ -154,21 +161,22 @@ def _clear(record: Record, *, resume: bool, force: bool) -> None:
         )
 
 
-def _follow(config: ExperimentConfig, corpus: Corpus, record: Record, ranks: Ranks) -> Record:
+def _follow(treatment: Treatment, corpus: Corpus, record: Record, ranks: Ranks) -> Record:
     """Train a rank's share of every step; the first rank decides how, and writes the record."""
     begun = ranks.broadcast(None)
     if begun is None:
         raise TrainingError(f"{record.path}: rank {ranks.rank}: the first rank did not begin")
     run, step = begun
-    config, device = replace(config, run=run), ranks.device(run.device)
+    config, device = replace(treatment.config, run=run), ranks.device(run.device)
+    treatment = replace(treatment, config=config)
     torch.set_num_threads(run.threads)
-    state = make_state(config, corpus.vocab_size, device)
+    state = make_state(treatment, corpus.vocab_size, device)
     try:
         if step:
-            objective = make_objective(config, corpus.domains)
+            objective = make_objective(treatment, corpus.domains)
             restore(state, checkpoint_path(record.path, step), objective, device)
         with stop_signals():  # the first rank acts on them
-            for event in train(config, corpus, state, device, ranks):
+            for event in train(treatment, corpus, state, device, ranks):
                 stopping = ranks.broadcast(None)
                 if stopping and event.step < config.train.steps:
                     raise Stopped(record.path, event.step, stopping)

@@ -17,7 +17,6 @@ from moebench.config.identity import (
     run_name,
     science,
 )
-from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import Treatment
 from moebench.data.batches import make_batches, sequences_hash
 from moebench.data.corpus import Corpus
@@ -31,15 +30,15 @@ OF_SESSION = (
 
 
 def describe(
-    config: ExperimentConfig, corpus: Corpus, device: torch.device, command: str
+    treatment: Treatment, corpus: Corpus, device: torch.device, command: str
 ) -> dict[str, Any]:
     """The manifest of a run.
 
     Args:
-        config: with `run` resolved.
+        treatment: of a config with `run` resolved.
         command: the command line.
     """
-    treatment = Treatment.of(config)
+    config = treatment.config
     size = treatment.group_bsz
     return {
         "run": run_name(treatment, corpus.content_hash),
@@ -60,7 +59,7 @@ def describe(
         "first_sequences": sequences_hash(make_batches(corpus, config).batch(1))[:16],
         "group": {"sequences": size, "tokens": size and size * config.seq_len},
         "coefficient_per_router": coefficients(treatment),
-        **random_baselines(config, corpus),
+        **random_baselines(treatment, corpus),
         "moebench": moebench.__version__,
         "git": _git(),
         "python": platform.python_version(),

@@ -10,7 +10,7 @@ import torch
 
 from moebench.config.compose import to_yaml
 from moebench.config.cost import training_flops
-from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import Treatment
 from moebench.data.corpus import Corpus
 from moebench.errors import MoebenchError, Stopped
 from moebench.experiment.execution import resolved
@@ -41,8 +41,8 @@ class Session:
     """Trains and records one run, from its last checkpoint if it has one.
 
     Args:
-        config: complete and checked.
-        corpus: the prepared data of `config.data`.
+        treatment: of a complete and checked config.
+        corpus: the prepared data of `treatment.config.data`.
         record: of the run, held by this process.
         ranks: the processes that share the run; this is the first.
         signals: the stop signals that have arrived.
@@ -53,7 +53,7 @@ class Session:
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        treatment: Treatment,
         corpus: Corpus,
         record: Record,
         ranks: Ranks,
@@ -63,7 +63,8 @@ class Session:
         stacked: int = 1,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        self.config, self.corpus, self.record, self.ranks = config, corpus, record, ranks
+        self.treatment, self.config = treatment, treatment.config
+        self.corpus, self.record, self.ranks = corpus, record, ranks
         self.signals, self.command, self.stacked = signals, command, stacked
         self.on_event = on_event
         self.state: State | None = None
@@ -80,6 +81,7 @@ class Session:
         resumed = self.record.exists()
         execution = resolved(self.config.run, self.record if resumed else None, self.ranks)
         self.config = replace(self.config, run=execution)
+        self.treatment = replace(self.treatment, config=self.config)
         device = self.ranks.device(str(execution.device))
         torch.set_num_threads(execution.threads or 1)
         if device.type == "cuda":
@@ -87,7 +89,7 @@ class Session:
         seconds = self.record.status().get("seconds", 0.0) if resumed else 0.0
         self.start = time.monotonic() - seconds
         manifest = {
-            **describe(self.config, self.corpus, device, self.command),
+            **describe(self.treatment, self.corpus, device, self.command),
             "ranks": self.ranks.size,
             "stacked": self.stacked,
         }
@@ -95,7 +97,7 @@ class Session:
             run, wrap = self._begin(manifest, device, resumed=resumed)
             with View(self.record) as view:
                 yield from self._train(run, wrap, view)
-                seal(self.config, self.record, self._seconds())
+                seal(self.treatment, self.record, self._seconds())
         except (Stopped, KeyboardInterrupt) as stopped:
             self._record_pending()
             self._end("stopped", str(stopped) or "interrupted twice")
@@ -122,19 +124,19 @@ class Session:
         manifest["kernels"] = asdict(kernels)
         if not resumed:
             record.begin(to_yaml(config), manifest)
-        self.state = state = make_state(config, corpus.vocab_size, device)
+        self.state = state = make_state(self.treatment, corpus.vocab_size, device)
         kernels_of.apply(kernels, state.model)
         self.mfu_of_rate = training_flops(config, corpus.vocab_size) / kernels.peak_flops
         kept = steps_kept(record.path / CHECKPOINTS)
         if kept:
-            objective = make_objective(config, corpus.domains)
+            objective = make_objective(self.treatment, corpus.domains)
             restore(state, checkpoint_path(record.path, kept[-1]), objective, device)
         if resumed:
             record.begin(to_yaml(config), continued(record.manifest(), manifest, state.step))
             record.cut(state.step if kept else -1)
         self._set_status("running")
         self.ranks.broadcast((config.run, state.step))
-        run = TrainingRun(config, corpus, state, device, self.ranks)
+        run = TrainingRun(self.treatment, corpus, state, device, self.ranks)
         return run, kernels_of.wrapper(kernels)
 
     def _train(self, run: TrainingRun, wrap: Wrap | None, view: View) -> GradientRequests:

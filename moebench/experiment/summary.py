@@ -6,7 +6,7 @@ from typing import Any
 from moebench.catalogue import METRICS, is_settled, taken
 from moebench.config.identity import label
 from moebench.config.schema import ExperimentConfig
-from moebench.config.treatment import Treatment, router_bsz
+from moebench.config.treatment import Treatment
 from moebench.data.corpus import Corpus
 from moebench.errors import RecordError
 from moebench.metrics.change import changed_tokens, saturation
@@ -16,11 +16,12 @@ from moebench.records import Record
 from moebench.train.loop import Event
 
 
-def seal(config: ExperimentConfig, record: Record, seconds: float) -> None:
+def seal(treatment: Treatment, record: Record, seconds: float) -> None:
     """Write the summary of a finished run, which seals its record.
 
     Raises RecordError if the record lacks rows.
     """
+    config = treatment.config
     steps, rows = config.train.steps, record.rows()
     if not rows or rows[-1]["step"] != steps or "valid/nats" not in rows[-1]:
         raise RecordError(
@@ -29,7 +30,7 @@ def seal(config: ExperimentConfig, record: Record, seconds: float) -> None:
     record.seal(
         {
             "status": "done",
-            "arm": label(Treatment.of(config)),
+            "arm": label(treatment),
             "seed": config.seed,
             "steps": steps,
             "tokens": steps * config.global_bsz * config.seq_len,
@@ -77,9 +78,9 @@ def routing_change(record: Record, event: Event) -> dict[str, float]:
     return {"router/changed": float(changed_tokens(before, now).mean())}
 
 
-def random_baselines(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]:
+def random_baselines(treatment: Treatment, corpus: Corpus) -> dict[str, Any]:
     """The loads that random routing would give, over the windows of the load metrics."""
-    model = config.model
+    config, model = treatment.config, treatment.config.model
     experts, top_k = model.num_experts, model.top_k
     ranks = main_ranks(rank_numbers(experts, config.global_bsz // config.micro_bsz))
     windows = {
@@ -88,7 +89,7 @@ def random_baselines(config: ExperimentConfig, corpus: Corpus) -> dict[str, Any]
         "global": len(corpus.domains) * config.data.valid_sequences * config.seq_len,
     }
     loads = {window: random_load(experts, top_k, tokens) for window, tokens in windows.items()}
-    factor, group_bsz = config.router.capacity_factor, router_bsz(config)
+    factor, group_bsz = config.router.capacity_factor, treatment.router_bsz
     if factor is not None and group_bsz is not None:  # tokens are dropped by group
         dropped = random_load(experts, top_k, group_bsz * config.seq_len, factor)["drop_rate"]
         loads["micro"]["drop_rate"] = dropped

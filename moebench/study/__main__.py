@@ -20,7 +20,6 @@ from pathlib import Path
 from moebench.config.compose import from_dict
 from moebench.config.identity import run_name
 from moebench.config.schema import ExperimentConfig
-from moebench.config.treatment import Treatment
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import LockedError, MoebenchError, RecordError
 from moebench.lock import hold
@@ -93,7 +92,7 @@ def _prepared(job: Job) -> tuple[ExperimentConfig, Corpus]:
     if config.run.threads is None:
         config = replace(config, run=replace(config.run, threads=1))
     corpus = prepare(config.data)
-    if run_name(Treatment.of(config), corpus.content_hash) != job.run:
+    if run_name(config, corpus.content_hash) != job.run:
         raise RecordError(f"{job.run}: the data has changed since the plan; sweep again")
     return config, corpus
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from moebench.balance import Estimator, Schedule, Scope, Term, make_method, make_scope
 from moebench.config.identity import term_label
 from moebench.config.schema import ExperimentConfig
-from moebench.config.treatment import BalanceTerm, Treatment, in_steps
+from moebench.config.treatment import BalanceTerm, Meaning, Treatment, in_steps
 from moebench.errors import ConfigError
 from moebench.methods import declared
 from moebench.model.router import Gating
@@ -36,8 +36,10 @@ class State:
     load: Tensor | None = None
 
 
-def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
+def make_model(config: Meaning, vocab_size: int) -> MoETransformer:
     """The model of a config, with its initial weights."""
+    treatment = Treatment.of(config)
+    config = treatment.config
     shape = config.model
     model = MoETransformer(
         vocab_size=vocab_size,
@@ -48,7 +50,7 @@ def make_model(config: ExperimentConfig, vocab_size: int) -> MoETransformer:
         top_k=shape.top_k,
         expert_dim=shape.expert_dim,
         num_shared_experts=shape.num_shared_experts,
-        gating=make_gating(Treatment.of(config)),
+        gating=make_gating(treatment),
         dense_layers=shape.dense_layers if shape.moe else shape.num_layers,
         compute=COMPUTE[config.train.precision],
         document_end=vocab_size - 1 if config.data.mask_documents else None,
@@ -95,13 +97,14 @@ def make_schedule(config: ExperimentConfig) -> Schedule | None:
     )
 
 
-def make_objective(config: ExperimentConfig, domains: Sequence[str]) -> Objective:
+def make_objective(config: Meaning, domains: Sequence[str]) -> Objective:
     """The objective in its canonical form, so that equal treatments compute equal bits.
 
     Raises ConfigError for a weight of a domain that the data has not.
     """
-    treatment, balance = Treatment.of(config), config.balance
-    estimator = treatment.estimator
+    treatment = Treatment.of(config)
+    config, estimator = treatment.config, treatment.estimator
+    balance = config.balance
     method = make_method(config.method.name, config.method.options)
     acting = [each for each in (method, make_schedule(config)) if each is not None]
     return Objective(
@@ -146,6 +149,8 @@ def make_term(treatment: Treatment, term: BalanceTerm, domains: Sequence[str]) -
     )
 
 
-def make_state(config: ExperimentConfig, vocab_size: int, device: torch.device) -> State:
-    model = make_model(config, vocab_size).to(device)
-    return State(model, make_optimizer(model, config.optim))
+def make_state(config: Meaning, vocab_size: int, device: torch.device) -> State:
+    """The state before the first step."""
+    treatment = Treatment.of(config)
+    model = make_model(treatment, vocab_size).to(device)
+    return State(model, make_optimizer(model, treatment.config.optim))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moebench.catalogue import is_settled
 from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import Meaning, Treatment
 from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
 from moebench.train.build import COMPUTE, State, make_objective
@@ -81,7 +82,7 @@ class Clock:
 
 
 def train(
-    config: ExperimentConfig,
+    config: Meaning,
     corpus: Corpus,
     state: State,
     device: torch.device,
@@ -118,15 +119,17 @@ class TrainingRun:
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        config: Meaning,
         corpus: Corpus,
         state: State,
         device: torch.device,
         ranks: Ranks | None = None,
     ) -> None:
-        self.config, self.corpus, self.state, self.device = config, corpus, state, device
+        treatment = Treatment.of(config)
+        self.config = config = treatment.config
+        self.corpus, self.state, self.device = corpus, state, device
         self.ranks = ranks or Ranks()
-        self.objective = make_objective(config, corpus.domains)
+        self.objective = make_objective(treatment, corpus.domains)
         self.device_bsz = config.run.device_bsz or config.global_bsz // self.ranks.size
         self.clock = Clock()
         self.finite = FiniteCheck(state, self.objective, device)

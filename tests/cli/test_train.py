@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from moebench.config import treatment
 from moebench.records import Record
 from tests.calls import Call
 
@@ -34,6 +35,18 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run(call: Call, small: list[str
     runs = json.loads(call("sweep", "--dry-run", "--json", *small, "seed=0,1").out)["runs"]
     assert [run["state"] for run in runs] == ["waiting", "waiting"]
     assert list(Path().iterdir()) == []
+
+
+def test_a_run_computes_its_treatment_once(
+    call: Call, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed, compute = [], treatment.balance_terms
+    monkeypatch.setattr(
+        treatment, "balance_terms", lambda config: (computed.append(config), compute(config))[1]
+    )
+    result = call("train", *small)
+    assert result.code == 0, result.err
+    assert len(computed) == 1
 
 
 def test_a_run_is_trained_once_resumed_and_started_over(call: Call, small: list[str]) -> None:

@@ -16,7 +16,6 @@ import pytest
 from moebench.config.compose import Composer
 from moebench.config.identity import arm_hash, label, run_name
 from moebench.config.schema import StudyConfig
-from moebench.config.treatment import Treatment
 from moebench.study import make_plan, plan
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -62,11 +61,10 @@ TYPED = [
 
 def composed(words: str) -> dict[str, str]:
     config = COMPOSER.compose([*DATA, *words.split(), *PARTNERS.get(words, "").split()])
-    treatment = Treatment.of(config)
     return {
-        "label": label(treatment),
-        "arm": arm_hash(treatment, CONTENT),
-        "run": run_name(treatment, CONTENT),
+        "label": label(config),
+        "arm": arm_hash(config, CONTENT),
+        "run": run_name(config, CONTENT),
     }
 
 

@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
-from moebench.config import identity as of
 from moebench.config.compose import Composer, from_dict, to_dict
+from moebench.config.identity import (
+    arm_hash,
+    coefficients,
+    hashed_term,
+    label,
+    run_hash,
+    run_name,
+    science,
+)
 from moebench.config.knob import HASHED, NOT_HASHED, knobs
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import BalanceTerm, Treatment
@@ -17,27 +25,7 @@ DATA = "0" * 64
 
 
 def identity(*overrides: str) -> str:
-    return of.run_hash(Treatment.of(COMPOSER.compose(overrides)), DATA)
-
-
-def run_hash(config: ExperimentConfig, content_hash: str) -> str:
-    return of.run_hash(Treatment.of(config), content_hash)
-
-
-def arm_hash(config: ExperimentConfig, content_hash: str) -> str:
-    return of.arm_hash(Treatment.of(config), content_hash)
-
-
-def run_name(config: ExperimentConfig, content_hash: str) -> str:
-    return of.run_name(Treatment.of(config), content_hash)
-
-
-def science(config: ExperimentConfig, content_hash: str) -> dict[str, Any]:
-    return of.science(Treatment.of(config), content_hash)
-
-
-def label(config: ExperimentConfig) -> str:
-    return of.label(Treatment.of(config))
+    return run_hash(COMPOSER.compose(overrides), DATA)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +253,7 @@ def test_treatment_is_canonical() -> None:
 def test_terms_are_hashed_as_the_first_records_have_them() -> None:
     def hashed(*overrides: str) -> list[dict[str, Any]]:
         terms = Treatment.of(COMPOSER.compose(overrides)).terms
-        return [of.hashed_term(term) for term in terms]
+        return [hashed_term(term) for term in terms]
 
     assert hashed("scope=micro") == [{"scope": "group", "balance_bsz": 4, "weight": 0.02}]
     assert hashed("scope=domain") == [{"scope": "domain", "weight": 0.02}]
@@ -279,7 +267,7 @@ def test_terms_are_hashed_as_the_first_records_have_them() -> None:
 def test_the_coefficient_of_a_router_counts_every_convention() -> None:
     def found(*overrides: str) -> dict[str, float]:
         config = COMPOSER.compose(["loss.balance=0.6", *overrides])  # 3 layers, top-2
-        return of.coefficients(Treatment.of(config))
+        return coefficients(config)
 
     assert found() == {"global": pytest.approx(0.2)}
     assert found("balance.layers=pooled") == {"global": pytest.approx(0.2)}

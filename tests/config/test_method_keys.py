@@ -2,17 +2,11 @@
 
 import pytest
 
-from moebench.config import identity
 from moebench.config.compose import Composer, from_dict, to_dict
-from moebench.config.schema import ExperimentConfig
-from moebench.config.treatment import Treatment
+from moebench.config.identity import label
 from moebench.errors import ConfigError
 
 COMPOSER = Composer()
-
-
-def label(config: ExperimentConfig) -> str:
-    return identity.label(Treatment.of(config))
 
 
 def test_options_are_complete_typed_and_survive_a_record() -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from moebench.config.compose import Composer
 from moebench.config.identity import science
-from moebench.config.treatment import Treatment
 from moebench.records import Record
 from moebench.report import make_report
 from moebench.report.paper.findings import BYTES, findings, paper_gap
@@ -194,7 +193,7 @@ def test_controls_and_other_weights_are_not_mistaken_for_arms() -> None:
 def composed(*arms: str) -> dict[str, dict[str, Any]]:
     composer = Composer()
     configs = {arm: composer.compose(["global_bsz=32", *arm.split()]) for arm in arms}
-    return {arm: science(Treatment.of(config), "0") for arm, config in configs.items()}
+    return {arm: science(config, "0") for arm, config in configs.items()}
 
 
 def test_the_arms_of_the_shipped_studies_are_recognised() -> None:
