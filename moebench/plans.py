@@ -4,7 +4,6 @@ A plan is the file `runs/studies/<name>-<hash>/plan.json`. A job needs only that
 any launcher can start it. `moebench.study` makes plans; the report reads them.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moebench.disk import read_json, reason, write_json
-from moebench.errors import RecordError
+from moebench.errors import RecordError, nearest
 from moebench.records import COSTS, SCHEMA_VERSION, cannot_write, printable
 
 PRIMARY = "valid/nats"  # the endpoint of a study that names none
@@ -176,7 +175,7 @@ def find_plan(runs_dir: Path, name: str | None = None) -> Plan:
         raise RecordError(f"{runs_dir}: no sweep was started here; moebench sweep starts one")
     studies = sorted({study_of(path.parent) for path in paths})
     known = sorted({*studies, *(path.parent.name for path in paths)})
-    near = ", ".join(difflib.get_close_matches(name, known, n=3) or studies)
+    near = ", ".join(nearest(name, known) or studies)
     raise RecordError(printable(f"{name}: no such study in {runs_dir}; there are {near}"))
 
 

@@ -6,7 +6,6 @@ paper's findings; `draw/` plots; `show/` prints tables and sentences as text, Ma
 JSON, CSV and Parquet. `load` gives the frame to a notebook. No torch.
 """
 
-import difflib
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moebench.errors import ConfigError, RecordError
+from moebench.errors import ConfigError, RecordError, nearest
 from moebench.plans import Plan
 from moebench.records import printable
 from moebench.report.infer.arms import Arm, Table, make_table
@@ -251,7 +250,7 @@ def _chosen(patterns: Sequence[str], known: Sequence[str], option: str = "--metr
     for pattern in patterns:
         names = [name for name in known if fnmatchcase(name, pattern)]
         if not names:
-            near = difflib.get_close_matches(pattern, known, n=3) or list(known)
+            near = nearest(pattern, known) or list(known)
             raise ConfigError(
                 f"{option} {printable(pattern)}: these runs hold no such metric; "
                 f"did you mean {' or '.join(near[:3])}?"

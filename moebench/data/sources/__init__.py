@@ -1,7 +1,6 @@
 """Sources of text: open the one that a config names, and choose its domains."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from moebench.config.compose import sources_of
 from moebench.config.schema import DataConfig
@@ -12,7 +11,7 @@ from moebench.data.sources.huggingface import HuggingFace
 from moebench.data.sources.installed import Installed
 from moebench.data.sources.mixture import Mixture
 from moebench.data.sources.synthetic import Synthetic
-from moebench.errors import DataError
+from moebench.errors import DataError, nearest
 
 __all__ = [
     "Document",
@@ -69,10 +68,10 @@ def _chosen(key: str, names: Sequence[str], available: Sequence[str]) -> tuple[s
     given = f"{key}=[{','.join(names)}]"
     for name in names:
         if name not in available:
-            nearest = get_close_matches(name, available, n=1, cutoff=0)[0]
+            near = nearest(name, available)
+            they = f"did you mean {near[0]!r}? They" if near else "they"
             raise DataError(
-                f"{given}: the data have no domain {name!r}; did you mean {nearest!r}? "
-                f"They have {', '.join(available)}"
+                f"{given}: the data have no domain {name!r}; {they} have {', '.join(available)}"
             )
         if names.count(name) > 1:
             raise DataError(f"{given}: names {name!r} twice; name it once")

@@ -1,11 +1,10 @@
 """The studies beside some runs: their plans with the costs of arms, and what cannot be read."""
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moebench.errors import RecordError
+from moebench.errors import RecordError, nearest
 from moebench.plans import Plan, find_plan_files, read_costs, read_plan, study_of
 from moebench.records import printable
 from moebench.report.read.frame import Problem
@@ -52,7 +51,7 @@ def plans_of_study(
     if matches:
         return matches
     names = sorted({plan.name for plan in plans})
-    near = difflib.get_close_matches(study, names, n=3) or names
+    near = nearest(study, names) or names
     known = f"there are {printable(', '.join(near))}" if names else "none was run yet"
     unknown = unknown or f"--study {printable(study)}: no such study"
     raise RecordError(f"{unknown} in {runs_dir}; {known}; make it with moebench sweep study=NAME")
