@@ -68,8 +68,8 @@ class Snippet(Method):
         _, sequences, tokens, _ = routing.expert_index.shape
         if sequences * tokens != total:
             raise ConfigError(
-                f"a pass of {sequences} of the step's {total // tokens} sequences: the snippet takes "
-                "a step as one pass; do not split the step"
+                f"a pass of {sequences} of the step's {total // tokens} sequences: the snippet "
+                "takes a step as one pass; do not split the step"
             )
         used, mean = _used_and_mean(routing)
         value = (state.used + used) * (state.weight + mean) / self.every**2
