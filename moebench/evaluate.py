@@ -1,9 +1,9 @@
-"""Tasks on the checkpoint of a run, sealed into its record.
+"""Tasks on a run's checkpoint, with their results sealed into its record.
 
 `blimp` reads minimal pairs from a folder of BLiMP's files (arXiv 1912.00582): the sentence that a
 speaker accepts must be the likelier one. `cloze` is made from the run's own validation documents
-(the `test` half): which of four stretches of the domain continues the text? Both score whole texts
-in batches; no balance term and no sampling enters.
+(the `test` half): which of four passages of the domain continues the text? Both score whole texts
+in batches, without balance terms or sampling.
 """
 
 import gzip
@@ -43,12 +43,12 @@ CHOICES = 4  # candidates of a cloze question
 LENGTH = 16  # of each, in tokens; in sequences too short for it, a quarter of them
 
 Ints = npt.NDArray[np.int64]
-Tell = Callable[[str, Iterable[Any], int], Iterable[Any]]  # shows how far an iteration is
+Tell = Callable[[str, Iterable[Any], int], Iterable[Any]]  # shows the progress of an iteration
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model of a run as it was after some step, and what its text is made of."""
+    """A run's model after some step, with its data and tokenizer."""
 
     record: Record
     config: ExperimentConfig
@@ -61,7 +61,7 @@ class Checkpoint:
     def __call__(
         self, tokens: Int[Tensor, "sequences tokens"]
     ) -> tuple[Float[Tensor, "sequences tokens vocab"], Routing]:
-        """Logits and routing, experts being selected as training left it."""
+        """Logits and routing. Experts are selected as at the end of training."""
         steering = self.steering
         if self.model.gating.random:
             noise = keys(0, len(tokens), self.device)
@@ -70,7 +70,7 @@ class Checkpoint:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The run's data. Raises DataError if it is missing, or not what the run read."""
+        """The run's data. Raises DataError if it is missing or differs from what the run read."""
         corpus = prepare(self.config.data)
         wanted = self.record.manifest()["data"]["content_hash"]
         if corpus.content_hash != wanted:
@@ -90,10 +90,9 @@ class Checkpoint:
     def log_likelihood(
         self, texts: Sequence[Ints], begins: Sequence[int], tell: Tell, label: str
     ) -> npt.NDArray[np.float64]:
-        """[texts] sum of log p of each text's tokens from `begins` on (at least 1), in nats.
+        """[texts] the sum of log p over each text's tokens from `begins` on (at least 1), in nats.
 
-        Texts of like length go through the model together, padded behind, which causal attention
-        does not see.
+        Texts of similar length form a batch, padded at the end, where causal attention ignores it.
         """
         found = np.zeros(len(texts))
         batches = list(_batches([len(each) for each in texts]))
@@ -112,9 +111,10 @@ class Checkpoint:
 
 
 def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
-    """The last checkpoint of a run, or that of a step.
+    """The last checkpoint of a run, or the checkpoint of a step.
 
-    Raises RecordError where there is none, or it is damaged.
+    Raises:
+        RecordError: if there is none, or it is damaged.
     """
     if not record.exists():
         raise RecordError(f"{record.path}: is not a run; moebench train makes one")
@@ -127,7 +127,7 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
         raise RecordError(f"--step={step}: {record.path} has no such checkpoint; it has {known}")
     config = Composer().compose([], base=record.path / "config.yaml")
     manifest = record.manifest()
-    # a text by itself is no logical group: nothing is dropped
+    # a single text is not a logical group, so nothing is dropped
     dropless = replace(config.router, capacity_factor=None)
     model = make_model(replace(config, router=dropless), manifest["data"]["vocab_size"])
     objective = make_objective(config, manifest["domains"])
@@ -141,12 +141,12 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the tasks are made of.
+    """Settings of the tasks.
 
     Attributes:
         blimp: a folder of BLiMP's files, `*.jsonl` or `*.jsonl.gz`.
-        limit: pairs of each paradigm; None: all.
-        questions: cloze questions of each domain, at most.
+        limit: pairs of each paradigm; None for all.
+        questions: the most cloze questions of a domain.
         seed: of the cloze questions.
     """
 
@@ -159,7 +159,7 @@ class Settings:
 def run_tasks(
     checkpoint: Checkpoint, names: Sequence[str], settings: Settings, tell: Tell
 ) -> dict[str, dict[str, Any]]:
-    """Task -> what was written of it to `tasks/<task>-step-<step>.json`."""
+    """Task -> its results, as written to `tasks/<task>-step-<step>.json`."""
     record, step = checkpoint.record, checkpoint.step
     weights = record.path / "checkpoints" / f"step-{step}" / "model.safetensors"
     about = {
@@ -178,7 +178,7 @@ def run_tasks(
 
 
 def check_names(words: str) -> list[str]:
-    """Names of tasks from `a,b`; ConfigError for one that there is not."""
+    """The tasks in `a,b`. Raises ConfigError for an unknown name, or for none."""
     names = list(dict.fromkeys(filter(None, words.split(","))))
     for name in names:
         if name not in TASKS:
@@ -192,9 +192,9 @@ def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]
     """The pairs of a folder of BLiMP's files, and a hash of the files.
 
     Args:
-        limit: pairs of each file, from its beginning; None: all.
+        limit: pairs from the start of each file; None for all.
 
-    Raises DataError for a folder without files, or a file that holds something else.
+    Raises DataError for a folder without files, or a file that holds anything but pairs.
     """
     files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
     if not files:
@@ -217,7 +217,7 @@ def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]
                 pairs.append(Pair(*(str(row[key]) for key in keys)))
             except (ValueError, LookupError, TypeError):
                 raise DataError(
-                    f"{path}:{number}: is no pair of BLiMP, which has sentence_good, sentence_bad, "
+                    f"{path}:{number}: is not a pair of BLiMP, with sentence_good, sentence_bad, "
                     "UID and linguistics_term"
                 ) from None
     if not pairs:
@@ -227,7 +227,7 @@ def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]
 
 def _blimp(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, Any]:
     pairs, digest = read_blimp(settings.blimp, settings.limit)
-    end = [checkpoint.tokenizer.end]  # a sentence begins as a document does
+    end = [checkpoint.tokenizer.end]  # a sentence starts like a document
     texts = [
         np.concatenate([end, checkpoint.tokenizer.encode(sentence.encode())]).astype(np.int64)
         for pair in pairs
@@ -259,7 +259,7 @@ def _cloze(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, 
         seed=settings.seed,
     )
     if not made:
-        raise DataError("cloze: no domain has validation text enough for a question")
+        raise DataError("cloze: no domain has enough validation text for a question")
     texts = [np.concatenate([one.context, each]) for one in made for each in one.candidates]
     begins = [len(one.context) for one in made for _ in one.candidates]
     scores = checkpoint.log_likelihood(texts, begins, tell, "cloze")
@@ -283,7 +283,7 @@ TASKS: dict[str, Callable[[Checkpoint, Settings, Tell], dict[str, Any]]] = {
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of texts in batches of like length, the longest first, of BATCH_TOKENS at most."""
+    """Indices of texts in batches of similar length, the longest first, up to BATCH_TOKENS each."""
     batch: list[int] = []
     for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
         if batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS:

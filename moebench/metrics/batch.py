@@ -1,4 +1,4 @@
-"""All that a batch says of the routers of any MoE, as tensors on its device."""
+"""Router metrics of a training batch, for any MoE, as tensors on its device."""
 
 from jaxtyping import Shaped
 from torch import Tensor
@@ -24,11 +24,11 @@ def micro_batch_counts(
 
 
 def batch_metrics(routing: Routing, micro_bsz: int) -> dict[str, Tensor]:
-    """The `train/*_loss*` of the routers, `load/*` and `router/*`, scalars that nothing waits for.
+    """Balance and z-losses, `load/*` and `router/*`, as scalars that do not synchronize the device.
 
     Args:
         routing: of a batch, without padding.
-        micro_bsz: sequences in a logical micro-batch; divides the batch's.
+        micro_bsz: sequences in a logical micro-batch; divides the number of the batch.
     """
     tokens, sequences = routing.expert_index.shape[2], routing.counts.shape[1]
 

@@ -12,16 +12,17 @@ def overlap(one: npt.ArrayLike, other: npt.ArrayLike) -> npt.NDArray[np.float64]
     1 for equal selections, k / E in expectation for independent ones.
 
     Args:
-        one, other: [layers, sequences, tokens, top_k] distinct experts of the same tokens.
+        one, other: [layers, sequences, tokens, top_k] distinct experts of the same tokens; -1 for
+            an empty slot.
     """
     one, other = np.asarray(one), np.asarray(other)
-    there = one >= 0  # -1 is a slot without an expert
+    there = one >= 0
     common = (one[..., :, None] == other[..., None, :]).any(-1) & there
     return common.sum((1, 2, 3)) / there.sum((1, 2, 3))
 
 
 def changed_tokens(one: npt.ArrayLike, other: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """[layers] share of the tokens whose set of experts is not the same.
+    """[layers] share of the tokens whose sets of experts differ.
 
     Args: as for `overlap`.
     """
@@ -30,6 +31,6 @@ def changed_tokens(one: npt.ArrayLike, other: npt.ArrayLike) -> npt.NDArray[np.f
 
 
 def saturation(probes: Mapping[int, npt.ArrayLike]) -> dict[int, float]:
-    """Step -> overlap of the experts on a probe with those at the last step, mean over layers."""
+    """Step -> overlap of its experts on a probe with those of the last step, mean over layers."""
     last = probes[max(probes)]
     return {step: float(overlap(probes[step], last).mean()) for step in sorted(probes)}

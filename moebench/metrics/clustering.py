@@ -1,4 +1,4 @@
-"""Which domains share experts: a tree of domains by their expert vectors."""
+"""A tree of the domains by the experts that they share."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ from scipy.spatial.distance import pdist
 
 
 def shares(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """[layers, domains, experts] p(expert | domain) of counts, 0 in a domain without any."""
+    """[layers, domains, experts] p(expert | domain), 0 for a domain without counts."""
     counts = np.asarray(counts, np.float64)
     total = counts.sum(-1, keepdims=True)
     return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
@@ -17,7 +17,7 @@ def expert_vectors(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """[domains, layers * experts] square roots of each layer's p(expert | domain).
 
     Their Euclidean distance over sqrt(2 * layers) is the (quadratic mean over layers of the)
-    Hellinger distance: 0 for domains that use experts alike, 1 for those that share none.
+    Hellinger distance: 0 for domains that use experts alike, 1 for domains that share none.
 
     Args:
         counts: [layers, domains, experts].
@@ -27,13 +27,13 @@ def expert_vectors(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def domain_tree(counts: npt.ArrayLike) -> tuple[list[int], npt.NDArray[np.float64]]:
-    """Domains in an order that puts like ones together, and the merges that made it.
+    """The domains in an order that puts similar ones together, and the merges of the tree.
 
     Args:
-        counts: [layers, domains, experts], of two domains at least.
+        counts: [layers, domains, experts], of at least two domains.
 
     Returns:
-        The order; and average linkage as scipy gives it, [domains - 1, 4], of Hellinger distances.
+        The order, and scipy's average linkage of the Hellinger distances, [domains - 1, 4].
     """
     counts = np.asarray(counts)
     merges = average(pdist(expert_vectors(counts)) / np.sqrt(2 * len(counts)))

@@ -1,4 +1,4 @@
-"""All that an evaluation says of the routers of any MoE: metrics, and the arrays behind them."""
+"""Router metrics of an evaluation, for any MoE, and the arrays behind them."""
 
 from typing import Any
 
@@ -30,12 +30,12 @@ def routing_metrics(
     domain: Int[Tensor, " sequences"],
     mixture: Float[Tensor, " domains"],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What routers did on the sequences of some domains.
+    """Metrics and arrays of the routing of some domains' sequences.
 
     Args:
         routing: of these sequences, without padding.
         token: the inputs that were routed.
-        domain: of each sequence; every domain has one.
+        domain: of each sequence; every domain has a sequence.
         mixture: weights of the domains in training.
 
     Returns:
@@ -48,7 +48,7 @@ def routing_metrics(
     num_experts, top_k, num_domains = counts.shape[-1], index.shape[-1], len(mixture)
     token, domain = token.cpu(), domain.cpu()
     by_domain = domain_counts(counts, domain, num_domains)
-    # every domain has its share of the training mixture, whatever its share of the sequences
+    # domains are weighted as in training, not by their numbers of sequences
     of_each = by_domain / by_domain.sum(-1, keepdim=True)  # [layers, domains, experts]
     mixed = torch.einsum("ldx,d->lx", of_each, (mixture / mixture.sum()).to(of_each.dtype))
     together = coactivation(index, num_experts)

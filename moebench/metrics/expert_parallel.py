@@ -1,13 +1,13 @@
-"""What imbalance would cost on many devices: the slowest rank's load over the mean.
+"""The cost of imbalance under expert parallelism: the slowest rank's load over the mean.
 
-R virtual ranks hold the experts of every layer among them and dispatch R micro-batches together,
-one of each rank. A layer lasts as long as its most loaded rank, so for a step
+R virtual ranks hold the experts of every layer and dispatch R micro-batches together, one per rank.
+A layer lasts as long as its most loaded rank, so for a step
 
     slowdown = sum over layers and dispatches of max_r load_r / the same sum of mean_r load_r
 
-which is 1 for even load and R where one rank has all. It is the part of a step's time that experts
-take; attention and communication are not in it. A placement says what share of each expert's tokens
-each rank gets: [layers, experts, ranks], rows summing to 1, made from loads of earlier steps alone.
+which is 1 for an even load and R if one rank has all tokens. It covers the time of the experts, not
+that of attention and communication. A placement is the share of each expert's tokens that each rank
+gets, [layers, experts, ranks], with rows that sum to 1. It depends only on loads of earlier steps.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 MOST_RANKS = 64
-MAIN_RANKS = 8  # of which a single number speaks, or of the most below that there can be
+MAIN_RANKS = 8  # of the metrics without `/R`, or the most possible below
 
 
 def rank_numbers(num_experts: int, micro_batches: int) -> list[int]:
@@ -29,18 +29,18 @@ def rank_numbers(num_experts: int, micro_batches: int) -> list[int]:
 
 
 def main_ranks(numbers: list[int]) -> int | None:
-    """The number of ranks that a single number speaks of."""
+    """The number of ranks of the metrics without `/R`; None if there is none."""
     return max((each for each in numbers if each <= MAIN_RANKS), default=None)
 
 
 def round_robin(load: npt.ArrayLike, ranks: int) -> Floats:
-    """Expert e lies on rank e mod R, whatever the load."""
+    """Expert e is on rank e mod R, whatever the load."""
     layers, experts = np.shape(load)
     return np.tile(np.eye(ranks), (layers, experts // ranks, 1))
 
 
 def greedy(load: npt.ArrayLike, ranks: int) -> Floats:
-    """E / R experts a rank; from the most loaded on, each goes to the least loaded rank."""
+    """E / R experts per rank; the most loaded first, each goes to the least loaded rank."""
     load = np.asarray(load, np.float64)
     return _packed(load, np.ones(load.shape, np.int64), ranks)
 
@@ -94,8 +94,8 @@ def sent_elsewhere(counts: npt.ArrayLike, placement: Floats) -> float:
 def cost(counts: npt.ArrayLike, load: npt.ArrayLike, assignment_bytes: int) -> dict[str, float]:
     """The `ep/*` metrics of a step, for each number of ranks that it can be divided among.
 
-    `ep/slowdown` (round-robin), `ep/slowdown_greedy` and `ep/slowdown_redundant` are of 8 ranks, or
-    of the most below that there can be; with `/R` behind it, of R ranks. `ep/all_to_all_bytes` is
+    `ep/slowdown` (round-robin), `ep/slowdown_greedy` and `ep/slowdown_redundant` are for 8 ranks,
+    or for the most possible below; with `/R`, for R ranks. `ep/all_to_all_bytes` is
     what all ranks of the former send to others in the step, under round-robin. Empty where no power
     of two divides both the experts and the micro-batches.
 

@@ -1,8 +1,7 @@
-"""How evenly experts are used; for the routing of any MoE.
+"""How evenly experts are used, for the routing of any MoE.
 
-Every function takes counts, [..., experts] assignments to each expert in the window of tokens that
-the caller chose, and keeps the leading axes. Means over layers come last: load is a matter of one
-layer, and pooling layers first hides it.
+Functions take counts, [..., experts] assignments to each expert in a window of tokens, and keep the
+leading axes. Take means over layers last: pooling the counts of layers hides uneven loads.
 """
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-CAPACITY_FACTOR = 1.25  # at which the drop rate is stated, unless another is given
+CAPACITY_FACTOR = 1.25  # of the drop rate, unless the router has its own
 
 
 def utilization(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch experts"]:
@@ -25,7 +24,7 @@ def max_violation(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*b
 
 
 def coefficient_of_variation(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch"]:
-    """Standard deviation (of the experts at hand, not of a population) over mean."""
+    """Standard deviation over mean; the divisor of the variance is the number of experts."""
     return utilization(counts).std(-1, correction=0)
 
 
@@ -36,7 +35,7 @@ def load_entropy(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*ba
 
 
 def dead_experts(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch"]:
-    """Share of the experts that no token of the window chose."""
+    """Share of the experts that no token chose."""
     return (counts == 0).double().mean(-1)
 
 
@@ -45,8 +44,8 @@ def intervention_rate(
 ) -> Float[Tensor, ""]:
     """Share of the selected experts that are not those of the token's highest scores.
 
-    1 - |topK(s) and topK(s + b) in common| / k for a bias b on scores s: 0 without one, 1 - k / E
-    in expectation where the bias decides alone and knows nothing of the token.
+    1 - |topK(s) and topK(s + b) in common| / k for a bias b on scores s. It is 0 without a
+    bias, and 1 - k / E in expectation if only the bias decides.
 
     Args:
         expert_index: the experts that were selected; a slot of -1 holds none and does not count.
@@ -70,7 +69,7 @@ def drop_rate(
 ) -> Float[Tensor, "*batch"]:
     """Share of the assignments above each expert's capacity, ceil(factor * mean(c)).
 
-    Of dropless routing it says what would be dropped, were the window dispatched as one.
+    For dropless routing it is the share that would be dropped if the window were one group.
     """
     counts = counts.double()
     capacity = (capacity_factor * counts.mean(-1, keepdim=True) - 1e-9).ceil()  # 1.1 * 10 is 11
@@ -78,7 +77,7 @@ def drop_rate(
 
 
 def random_max_violation(num_experts: int, top_k: int, tokens: int) -> float:
-    """Mean MaxVio if every token chose its top_k distinct experts at random: the floor of noise.
+    """Mean MaxVio if every token chose its top_k distinct experts at random.
 
     By 4,000 multinomial draws (seeded), their deviations scaled to the variance of a choice without
     replacement, (1 - k/E) / (1 - 1/E). 512 tokens, 16 experts, top-2 give 0.22.
@@ -116,7 +115,7 @@ def _multinomial(num_experts: int, top_k: int, tokens: int) -> np.ndarray:
 
 
 def _spread(num_experts: int, top_k: int) -> float:
-    """How much less the counts of a choice without replacement scatter than with it."""
+    """Standard deviation of counts drawn without replacement, over that with replacement."""
     if num_experts == 1:
         return 0.0
     return ((1 - top_k / num_experts) / (1 - 1 / num_experts)) ** 0.5

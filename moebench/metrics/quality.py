@@ -1,6 +1,6 @@
 """Nats, perplexity and bits per byte, by domain and as the unweighted mean over domains.
 
-Cross-entropy only: no balance term enters.
+They are made of cross-entropy alone, without balance terms.
 """
 
 import math
@@ -21,7 +21,7 @@ def quality(
     """Metrics of a validation set under names such as `valid/ppl/<domain>`.
 
     Args:
-        prefix: `valid` or `tune`.
+        prefix: `valid`, `tune` or `heldout`.
         nats: [sequences] summed cross-entropy.
         tokens: target tokens in each sequence.
         text_bytes: [sequences] bytes of text that the target tokens stand for.
@@ -58,10 +58,11 @@ class Documents(NamedTuple):
 def standard_errors(prefix: str, documents: Documents, domains: Sequence[str]) -> dict[str, float]:
     """Of `nats` and `bits_per_byte`, and of each domain's, over documents: `valid/nats_se`.
 
-    Tokens of a document are alike, so documents are what is drawn: each domain's value is a ratio
-    of sums over them, with the error of a ratio estimator. It says how far other documents of the
-    same kind would move the value; arms see the same ones, so their differences scatter less. A
-    domain of a single document has no error, and then the mean over domains has none either.
+    Tokens of a document are similar, so the sample consists of documents. The value of a domain is
+    a ratio of sums over documents, with the error of a ratio estimator. It estimates how far other
+    documents of the same kind would move the value. Arms see the same documents, so differences of
+    arms vary less. A domain with a single document has no error, and then the mean over domains has
+    none either.
     """
     found: dict[str, float] = {}
     for name, size, scale in (
@@ -90,7 +91,7 @@ def _ratio_error(value: np.ndarray, size: np.ndarray) -> float:
 
 
 def perplexity(nats: float) -> float:
-    """exp(nats); infinite where that is beyond a float, as for a model that has diverged."""
+    """exp(nats); infinite if that exceeds a float, as for a model that diverged."""
     try:
         return math.exp(nats)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""How far experts divide the domains, and the vocabulary, among them."""
+"""How far experts specialise in domains and in the vocabulary."""
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,8 @@ def domain_specialization(
 ) -> float:
     """Mutual information of expert and domain in bits, mean over layers, less its chance value.
 
-    The chance value is the mean over 32 seeded permutations of the sequences' domain labels, which
-    takes away what finite counts alone would show.
+    The chance value is the mean over 32 seeded permutations of the sequences' domain labels. It is
+    what finite counts show without any specialisation.
     """
     generator = torch.Generator().manual_seed(0)
     domain = domain.cpu()
@@ -65,11 +65,10 @@ def domain_specialization_given_token(
 ) -> float:
     """I(expert; domain | token) in bits, mean over layers, less its chance value.
 
-    A router that looks at the token alone divides domains of different scripts and vocabularies
-    without knowing them; here that counts for nothing. Domains are weighted equally. The chance
-    value is the mean over 32 seeded permutations, for each token by itself, of the labels of the
-    sequences that hold it: which tokens meet which domains stays nearly as it is, and so does the
-    likeness of a sequence's tokens.
+    A router that depends only on the token separates domains of different scripts and vocabularies.
+    This metric does not count that. Domains are weighted equally. The chance value is the mean over
+    32 seeded permutations, for each token separately, of the labels of the sequences that hold it.
+    They nearly preserve which tokens meet which domains, and the similarity of a sequence's tokens.
     """
     index = expert_index.cpu().numpy()
     sequences, tokens = token.shape
@@ -146,10 +145,10 @@ def vocabulary_specialization(
 ) -> float:
     """How often a token goes to the expert that its vocabulary entry favours, mean over layers.
 
-    From N_{x,E} / N_x (OLMoE, Eq. 8), of the expert for which it is largest. That expert is picked
-    on every second sequence and the frequency taken on the others, and the other way about, so that
+    This is N_{x,E} / N_x (OLMoE, Eq. 8) for the expert with the largest value. The expert is picked
+    on every second sequence, the frequency is taken on the others, and then the halves swap. So
     random routing gives exactly top_k / experts in expectation. Entries that either half lacks are
-    left out; nan if that leaves none.
+    left out; nan if none is left.
     """
     index, vocabulary = expert_index.cpu().long(), int(token.max()) + 1
     found = []
@@ -180,8 +179,8 @@ def largest_partner_share(
 ) -> float:
     """How often an expert meets the one it meets most: max_j N_ij / N_i, mean over used experts.
 
-    The mean over *all* j is (k - 1) / (E - 1) whatever the router does; the largest tells experts
-    that work together, 1 where each has a fixed partner, from those that meet by chance.
+    The mean over *all* j is (k - 1) / (E - 1) for every router. The largest distinguishes experts
+    that work together from experts that meet by chance; it is 1 if each has a fixed partner.
 
     Args:
         together: from `coactivation`.

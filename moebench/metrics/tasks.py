@@ -1,7 +1,7 @@
-"""Tasks by likelihood: minimal pairs and cloze, their accuracies and intervals.
+"""Tasks by likelihood: minimal pairs and cloze, with accuracies and their intervals.
 
-A language model answers by what it finds more likely. Scores come in as log-probabilities of whole
-texts; nothing here runs a model.
+The answer of a language model is the text that it finds most likely. Scores are log-probabilities
+of whole texts; nothing here runs a model.
 """
 
 import math
@@ -88,12 +88,12 @@ def cloze(
     candidates: int = 4,
     seed: int = 0,
 ) -> list[Question]:
-    """Questions from any validation text: which of some stretches of the domain comes next?
+    """Questions from any validation text: which of some passages of the domain comes next?
 
-    Places are drawn without replacement from a grid of stretches of `length` tokens, so that true
-    continuations do not overlap; distractors are other stretches of the grid. A stretch holds no
-    end of a document, and no distractor equals the true one. A domain with too few places has fewer
-    questions.
+    Places are drawn without replacement from a grid of passages of `length` tokens, so true
+    continuations do not overlap. Distractors are other passages of the grid. No passage contains
+    the end of a document, and no distractor equals the true passage. A domain with too few places gets
+    fewer questions.
 
     Args:
         streams: of each domain, its name and tokens.
