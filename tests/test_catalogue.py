@@ -174,4 +174,7 @@ def test_one_declaration_shows_a_metric_in_every_view(extended: Record) -> None:
     assert EXTRA.name in report
     assert f"{value:.4g}" in report
 
+    assert EXTRA.column is not None
+    assert EXTRA.column.heading in make_report([extended.path.parent]).render()
+
     assert f"| `{EXTRA.name}` | {EXTRA.meaning} |" in metrics_page()

@@ -92,8 +92,8 @@ def cloze(
 
     Places are drawn without replacement from a grid of passages of `length` tokens, so true
     continuations do not overlap. Distractors are other passages of the grid. No passage contains
-    the end of a document, and no distractor equals the true passage. A domain with too few places gets
-    fewer questions.
+    the end of a document, and no distractor equals the true passage. A domain with too few places
+    gets fewer questions.
 
     Args:
         streams: of each domain, its name and tokens.
