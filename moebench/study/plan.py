@@ -13,7 +13,7 @@ from typing import Any
 from moebench.config.compose import Composer, to_dict
 from moebench.config.identity import arm_hash, label, run_name
 from moebench.config.presets import DEFAULT_STUDY
-from moebench.config.schema import DataConfig, ExperimentConfig
+from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
 from moebench.config.treatment import Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
@@ -41,6 +41,40 @@ def make_plan(
     Raises:
         MoebenchError: for all overrides, arms or runs that cannot work.
     """
+    study, cells = _cells(composer, overrides)
+    configs = list(zip(cells, apply_to_all(composer.compose, cells), strict=True))
+    configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
+    corpora = _corpora([config for _, config in configs], progress)
+    apply_to_all(lambda pair: check_epochs(corpora[_data_key(pair[1].data)], pair[1]), configs)
+    jobs: dict[str, Job] = {}
+    for cell, config in configs:
+        job = _job(cell, config, corpora[_data_key(config.data)])
+        jobs.setdefault(job.run, job)  # two ways of writing one treatment are one run
+    ids = {run: number for number, run in enumerate(sorted(jobs))}
+    labels = [job.arm for job in jobs.values()]
+    if study is None:
+        baseline = "micro" if "micro" in labels else labels[0]
+        study = StudyConfig(name="sweep", size="", baseline=baseline, primary=PRIMARY)
+    if study.baseline not in labels:
+        raise ConfigError(
+            f"study.baseline={study.baseline}: is the label of no arm; choose one of "
+            f"{', '.join(dict.fromkeys(labels))}"
+        )
+    plan = Plan(
+        name=study.name,
+        question=study.question,
+        size=study.size,
+        baseline=study.baseline,
+        primary=study.primary,
+        jobs=tuple(replace(job, id=ids[run]) for run, job in jobs.items()),
+    )
+    return plan, list(corpora.values())
+
+
+def _cells(
+    composer: Composer, overrides: Sequence[str]
+) -> tuple[StudyConfig | None, list[tuple[str, ...]]]:
+    """The study that the overrides name, None for a grid, and the overrides of each run."""
     own = [each for each in overrides if not _is_study(each)]
     about = [each for each in overrides if _is_study(each)]
     names = [each.removeprefix("study=") for each in about if each.startswith("study=")]
@@ -48,62 +82,40 @@ def make_plan(
     if len(names) > 1:
         raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
     if any(composer.is_sweep(each) for each in own) and not about:
-        study, cells = None, composer.expand(own)
-    else:
-        study = composer.study(names[0] if names else DEFAULT_STUDY, options)
-        shared = (*study.overrides, *study.sizes.get(study.size, ()))
-        of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
-        arms = [job for jobs in of_arm for job in jobs]
-        varied = {_key(each) for arm in arms for each in arm}
-        for each in own:
-            key = next((key for key in varied if f"{_key(each)}.".startswith(f"{key}.")), None)
-            if key is not None:
-                raise ConfigError(
-                    f"{each}: study={study.name} varies {key} itself; leave it out, or sweep over "
-                    "it without study="
-                )
-        composer.expand(own)  # so that an error names what was typed
-        cells = [
-            cell
-            for arm in arms
-            for cell in composer.expand(_merge(composer.groups, shared, own, arm))
-        ]
-    configs = list(zip(cells, apply_to_all(composer.compose, cells), strict=True))
-    configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
-    corpora = _corpora([config for _, config in configs], progress)
-    apply_to_all(lambda pair: check_epochs(corpora[_data_key(pair[1].data)], pair[1]), configs)
-    jobs: dict[str, Job] = {}
-    for cell, config in configs:
-        corpus = corpora[_data_key(config.data)]
-        treatment = Treatment.of(config)
-        run = run_name(treatment, corpus.content_hash)
-        if run not in jobs:  # two ways of writing one treatment are one run
-            jobs[run] = Job(
-                id=-1,  # given below, when all are known
-                run=run,
-                arm=label(treatment),
-                arm_hash=arm_hash(treatment, corpus.content_hash),
-                seed=config.seed,
-                overrides=tuple(cell),
-                config=to_dict(config),
+        return None, composer.expand(own)
+    study = composer.study(names[0] if names else DEFAULT_STUDY, options)
+    shared = (*study.overrides, *study.sizes.get(study.size, ()))
+    of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
+    arms = [cell for cells in of_arm for cell in cells]
+    _check_varied(study, own, arms)
+    composer.expand(own)  # so that an error names what was typed
+    merged = [_merge(composer.groups, shared, own, arm) for arm in arms]
+    return study, [cell for each in merged for cell in composer.expand(each)]
+
+
+def _check_varied(study: StudyConfig, own: Sequence[str], arms: Sequence[tuple[str, ...]]) -> None:
+    """Refuse a typed override of a key that differs between the arms of the study."""
+    varied = {_key(each) for arm in arms for each in arm}
+    for each in own:
+        key = next((key for key in varied if f"{_key(each)}.".startswith(f"{key}.")), None)
+        if key is not None:
+            raise ConfigError(
+                f"{each}: study={study.name} varies {key} itself; leave it out, or sweep over it "
+                "without study="
             )
-    ids = {run: number for number, run in enumerate(sorted(jobs))}
-    labels = [job.arm for job in jobs.values()]
-    baseline = study.baseline if study else ("micro" if "micro" in labels else labels[0])
-    if baseline not in labels:
-        raise ConfigError(
-            f"study.baseline={baseline}: is the label of no arm; choose one of "
-            f"{', '.join(dict.fromkeys(labels))}"
-        )
-    plan = Plan(
-        name=study.name if study else "sweep",
-        question=study.question if study else "",
-        size=study.size if study else "",
-        baseline=baseline,
-        primary=study.primary if study else PRIMARY,
-        jobs=tuple(replace(job, id=ids[run]) for run, job in jobs.items()),
+
+
+def _job(cell: Sequence[str], config: ExperimentConfig, corpus: Corpus) -> Job:
+    treatment = Treatment.of(config)
+    return Job(
+        id=-1,  # set when all are known
+        run=run_name(treatment, corpus.content_hash),
+        arm=label(treatment),
+        arm_hash=arm_hash(treatment, corpus.content_hash),
+        seed=config.seed,
+        overrides=tuple(cell),
+        config=to_dict(config),
     )
-    return plan, list(corpora.values())
 
 
 def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Corpus]:
