@@ -46,7 +46,7 @@ Compose = Callable[..., ExperimentConfig]
 
 @pytest.fixture
 def compose(text_folder: Path) -> Compose:
-    """Composes a small run with the given overrides, of which a later one wins."""
+    """Compose a small run with the given overrides; a later one wins."""
 
     def made(*overrides: str) -> ExperimentConfig:
         all_of_them = (*SMALL, f"data.path={text_folder}", *overrides)
@@ -123,13 +123,13 @@ def test_a_finished_run_is_left_as_it_is(compose: Compose, corpus: Corpus, tmp_p
     assert run_experiment(config, corpus, tmp_path).summary() == before
     again = run_experiment(config, corpus, tmp_path, force=True)
     assert again.damage() == []
-    # as --force leaves it when it is killed between putting the old record aside and removing it
+    # as if --force were killed after it renamed the old record
     again.path.rename(tmp_path / f".{again.name}.1.old")
     assert find_records(tmp_path) == []
 
 
 def test_arms_are_paired(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
-    """Whatever the scope, a seed has one initial model and one sequence of batches."""
+    """Runs of one seed have the same initial model and batches, whatever the scope."""
     first = {
         scope: run_experiment(compose(f"scope={scope}", "train.steps=1"), corpus, tmp_path).rows()
         for scope in ("none", "micro", "shuffled", "global", "sequence", "domain")
@@ -173,7 +173,7 @@ def test_execution_changes_nothing_but_rounding(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stop_at", [2, 6])
-def test_resuming_equals_never_having_stopped(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     compose: Compose, corpus: Corpus, tmp_path: Path, precision: str, stop_at: int
 ) -> None:
     config = compose("scope=shuffled", f"train.precision={precision}")
@@ -194,10 +194,10 @@ def test_resuming_equals_never_having_stopped(
     assert results(record) == results(whole)
 
 
-def test_rows_after_the_last_checkpoint_are_made_again(
+def test_rows_after_the_last_checkpoint_are_recorded_again(
     compose: Compose, corpus: Corpus, tmp_path: Path
 ) -> None:
-    """As after a kill: rows of steps 5 to 7, a torn line, and the checkpoint of step 4."""
+    """After a kill there are rows of steps 5 to 7, a torn line, and the checkpoint of step 4."""
 
     class Killed(BaseException):
         pass
@@ -243,7 +243,7 @@ def test_rows_after_the_last_checkpoint_are_made_again(
     ],
     ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",
 )
-def test_a_disk_that_takes_no_more_costs_the_steps_after_the_checkpoint_alone(
+def test_a_write_error_loses_only_the_steps_after_the_last_checkpoint(
     compose: Compose,
     corpus: Corpus,
     tmp_path: Path,
@@ -297,7 +297,7 @@ def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_pat
         (("loss.z=1e39",), r"step 1: the z-loss is inf"),
     ],
 )
-def test_what_is_not_finite_fails_the_run_before_the_update(
+def test_a_step_that_is_not_finite_fails_the_run_before_the_update(
     compose: Compose, corpus: Corpus, tmp_path: Path, overrides: tuple[str, ...], reason: str
 ) -> None:
     with pytest.raises(TrainingError, match=reason):
@@ -326,7 +326,7 @@ def test_a_model_too_large_for_memory_fails_with_a_remedy(
     assert Record(path).status()["state"] == "failed"
 
 
-def test_a_resumed_run_keeps_its_split_and_says_what_went_on(
+def test_a_resumed_run_keeps_its_split_and_records_the_session(
     compose: Compose, corpus: Corpus, tmp_path: Path
 ) -> None:
     def stop(event: Event) -> None:

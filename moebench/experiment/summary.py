@@ -60,7 +60,7 @@ def _over_training(
     config: ExperimentConfig, record: Record, first: dict[str, Any]
 ) -> dict[str, Any]:
     """Metrics of the whole run: some values at its start, and how soon the routing settled."""
-    metrics = {name: first[each.of] for name, each in METRICS.items() if each.of in first}
+    metrics = {name: first[metric.of] for name, metric in METRICS.items() if metric.of in first}
     steps = record.routing_steps()
     if not steps:  # of a dense model
         return metrics

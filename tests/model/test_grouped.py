@@ -1,4 +1,4 @@
-"""Grouped products against a loop over groups, alone, stacked and compiled."""
+"""Grouped products equal a loop over groups, alone, stacked and compiled."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}
 
 @pytest.fixture(autouse=True)
 def no_fallback() -> Iterator[None]:
-    """Operations without a vmap rule raise, where they would loop over the arms."""
+    """Raise for operations without a vmap rule, which would loop over the arms."""
     torch._C._functorch._set_vmap_fallback_enabled(False)  # pyright: ignore
     yield
     torch._C._functorch._set_vmap_fallback_enabled(True)  # pyright: ignore
@@ -41,7 +41,7 @@ def loop(rows: Tensor, matrices: Tensor, ends: list[int]) -> Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("ends", ENDS, ids=str)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_it_is_a_loop_over_groups(dtype: torch.dtype, ends: list[int], device: str):
+def test_it_equals_a_loop_over_groups(dtype: torch.dtype, ends: list[int], device: str):
     rows, matrices, upstream = operands(dtype, device)
     found = grouped_mm(rows, matrices, torch.tensor(ends, dtype=torch.int32, device=device))
     got = torch.autograd.grad((found * upstream).sum(), (rows, matrices))
@@ -69,7 +69,7 @@ def test_stacked_arms_are_more_groups(dtype: torch.dtype, device: str):
         assert all(torch.equal(a[arm], b) for a, b in zip(got, truth, strict=True))
 
 
-def test_what_arms_share_may_be_given_once():
+def test_operands_that_arms_share_are_passed_once():
     rows, matrices, _ = operands(torch.float32, "cpu", 2)
     ends = torch.tensor(ENDS[0], dtype=torch.int32)
     found = torch.func.vmap(grouped_mm, in_dims=(None, 0, None))(rows[0], matrices, ends)
@@ -77,7 +77,7 @@ def test_what_arms_share_may_be_given_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_compiled_graph_holds_it(dtype: torch.dtype):
+def test_it_compiles_into_one_graph(dtype: torch.dtype):
     rows, matrices, upstream = operands(dtype, "cpu")
     ends = torch.tensor(ENDS[0], dtype=torch.int32)
     operator = torch.ops.moebench.grouped_mm  # free of the tests' shape checks
@@ -89,21 +89,21 @@ def test_a_compiled_graph_holds_it(dtype: torch.dtype):
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_the_operators_keep_torchs_rules():
+def test_the_operators_pass_torchs_checks():
     rows, matrices, upstream = operands(torch.float32, "cpu")
     ends = torch.tensor(ENDS[0], dtype=torch.int32)
     torch.library.opcheck(torch.ops.moebench.grouped_mm, (rows, matrices, ends))
     torch.library.opcheck(torch.ops.moebench.grouped_outer, (rows.detach(), upstream, ends))
 
 
-def test_a_gradient_that_was_expanded_is_taken():
+def test_an_expanded_gradient_is_accepted():
     rows, matrices, _ = operands(torch.float32, "cpu")
     grouped_mm(rows, matrices, torch.tensor(ENDS[0], dtype=torch.int32)).sum().backward()
     assert rows.grad is not None
 
 
 @pytest.mark.gpu
-def test_a_width_that_a_gpu_cannot_take_is_named():
+def test_a_width_that_a_gpu_does_not_support_is_named():
     rows = torch.randn(4, 30, device="cuda", dtype=torch.bfloat16)
     matrices = torch.randn(2, 30, 16, device="cuda", dtype=torch.bfloat16)
     ends = torch.tensor([2, 4], dtype=torch.int32, device="cuda")

@@ -61,7 +61,7 @@ def tokens(sequences: int = 4) -> Tensor:
 
 
 def values_of(gate: str, z: list[float]) -> tuple[list[float], list[float]]:
-    """Weights before renormalisation, and the distribution that is balanced, by the letter."""
+    """Weights before renormalisation, and the distribution that is balanced, from the formulas."""
     if gate in ("softmax", "topk_softmax"):
         whole = sum(math.exp(each) for each in z)
         probs = [math.exp(each) / whole for each in z]
@@ -104,7 +104,7 @@ def test_a_gate_equals_its_formula(gate: str, renormalize: bool) -> None:
     assert torch.equal(found.routing.counts[0].sum(-1), selected)
 
 
-def test_an_expert_without_a_share_of_sparsemax_is_not_selected() -> None:
+def test_an_expert_of_sparsemax_probability_0_is_not_selected() -> None:
     router = Router(2, 4, 2, Gating("sparsemax"))
     router.weight.data = torch.tensor([[9.0, 0], [0, 0], [0, 0], [0, 1]])
     found = router(torch.tensor([[[1.0, 0], [0, 0.5]]]))
@@ -131,7 +131,9 @@ def test_the_cosine_and_mlp_forms_equal_their_formulas() -> None:
 
 
 def test_groups_of_experts_equal_a_loop() -> None:
-    scores = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0)) - 3  # below 0, too
+    scores = (
+        torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0)) - 3
+    )  # negative ones too
     found = within_top_groups(scores, 4, 2)
     for row, kept in zip(scores.flatten(0, 1), found.flatten(0, 1), strict=True):
         worth = [sum(sorted(row[g * 3 : g * 3 + 3].tolist())[-2:]) for g in range(4)]
@@ -161,7 +163,7 @@ def test_capacity_equals_a_loop(by_priority: bool) -> None:
     assert capacity(1.1, 160, 2, 32) == 11
 
 
-def test_what_is_dropped_has_no_weight_and_is_counted() -> None:
+def test_dropped_assignments_have_no_weight_and_are_counted() -> None:
     model = model_of("capacity")
     routing = model(tokens())[1]
     most = capacity(1.0, 2 * 6, 2, 8)
@@ -179,7 +181,7 @@ def test_a_pass_that_would_split_a_logical_group_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", GATINGS)
-def test_training_and_evaluation_are_equal_but_for_noise(name: str) -> None:
+def test_training_and_evaluation_differ_by_noise_alone(name: str) -> None:
     model = model_of(name)
     steering = Steering(noise=noise.keys(0, 4))
     trained, routing = model(tokens(), steering, training=True)
@@ -205,19 +207,19 @@ def test_a_split_into_logical_groups_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [each for each in GATINGS if each != "grouped"])
-def test_a_masked_expert_is_not_there(name: str) -> None:
+def test_a_masked_expert_has_no_tokens_and_no_probability(name: str) -> None:
     model = model_of(name)
     mask = torch.tensor([[True] * 5 + [False] * 3, [False] * 3 + [True] * 5])
     logits, routing = model(tokens(), Steering(mask=mask, noise=noise.keys(0, 4)), training=True)
     assert (routing.counts.sum(1)[~mask] == 0).all()
     assert (routing.prob_mass.sum(1)[~mask] == 0).all()
-    if "relu" not in name:  # where a token may have no expert at all
+    if "relu" not in name:  # a token of a relu gate may have no expert
         assert torch.allclose(routing.prob_mass.sum(-1), torch.full((2, 4), 6, dtype=FP64))
     logits.square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_draws_are_uniform_normal_and_apart() -> None:
+def test_draws_are_uniform_or_normal_and_uncorrelated() -> None:
     key = noise.keys(3, 20)
     u, n = noise.uniform(key, 0, 64, 32), noise.normal(key, 1, 64, 32)
     assert 0 < u.min() < u.max() < 1
@@ -249,7 +251,7 @@ def test_dense_layers_have_the_active_parameters_of_the_others() -> None:
         assert ".dense." in name or torch.equal(each, shared[name])
 
 
-def test_gated_gives_distributions() -> None:
+def test_gates_return_distributions() -> None:
     z = torch.randn(2, 3, 5, dtype=FP64) * 3
     for name in ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax"):
         assert torch.allclose(gated(name, z).probs.sum(-1), torch.ones(2, 3, dtype=FP64))

@@ -1,6 +1,6 @@
-"""Which batches a run trains on: `python -m tests.train.batches_seen DIR KEY=VALUE...`
+"""Record the batches that a run trains on: `python -m tests.train.batches_seen DIR KEY=VALUE...`.
 
-Trains in DIR and leaves there, as <rank>.json, a hash of each batch; under torchrun, one a rank.
+It trains in DIR, and writes the hash of each batch to DIR/<rank>.json.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from moebench.cli import app
 from moebench.train.feed import Feed
 
 
-def watched(found: list[str]) -> Callable[[Feed, int], tuple[Tensor, Tensor]]:
-    """`Feed.__call__` that also appends a hash of what it gives."""
+def watched(hashes: list[str]) -> Callable[[Feed, int], tuple[Tensor, Tensor]]:
+    """`Feed.__call__` that also appends a hash of each batch."""
     original = Feed.__call__
 
     def call(feed: Feed, step: int) -> tuple[Tensor, Tensor]:
         tokens, domain = original(feed, step)
         content = tokens.numpy().tobytes() + domain.numpy().tobytes()
-        found.append(f"{step} {hashlib.sha256(content).hexdigest()}")
+        hashes.append(f"{step} {hashlib.sha256(content).hexdigest()}")
         return tokens, domain
 
     return call

@@ -1,9 +1,8 @@
-"""A model's loss on text of known likelihood, held against the likelihood itself.
+"""A model's loss on text of known likelihood, compared with the likelihood itself.
 
-No model can be expected to do better than the source of a text that it has not seen: on the same
-tokens, its loss is at least the source's negative log-likelihood, up to the noise of the sample.
-One that fell below would leak, a target among its inputs say. The gap as training goes on is
-printed by `python -m tests.train.ground_truth`.
+No model does better than the source of a text that it has not seen: on the same tokens, its loss is
+at least the source's negative log-likelihood, up to sampling noise. A lower loss means a leak, such
+as a target among the inputs. `python -m tests.train.ground_truth` prints the gap during training.
 """
 
 import sys
@@ -29,7 +28,7 @@ HALF = "test"
 
 
 class Gap(NamedTuple):
-    """Nats per token of the model less those of the source, over the same tokens.
+    """Nats per token of the model and of the source, over the same tokens.
 
     Attributes:
         model: mean nats per token of the model.
@@ -43,12 +42,12 @@ class Gap(NamedTuple):
 
     @property
     def sigmas(self) -> float:
-        """How many standard errors the model is above the source."""
+        """The number of standard errors by which the model is above the source."""
         return (self.model - self.source) / self.error
 
 
 def source_nats(source: Synthetic, corpus: Corpus, domain: str) -> np.ndarray:
-    """What the source gives each token [tokens] of a half of the validation text, in nats."""
+    """The source's nats of each token [tokens] in a half of the validation text."""
     tokens = corpus.valid(domain, HALF)
     texts = tokens.tobytes().split(bytes([END]))[:-1]
     return -np.concatenate([source.log_likelihood(domain, text) for text in texts])
@@ -68,13 +67,13 @@ def gap(config: ExperimentConfig, source: Synthetic, corpus: Corpus, model: MoET
         starts = np.arange(sequences) * len(found) // sequences
         truth += [found[start + 1 : start + seq_len + 1] for start in starts]
     model_means, source_means = nats.mean(1).numpy(), np.stack(truth).mean(1)
-    apart = model_means - source_means
-    error = apart.std(ddof=1) / np.sqrt(len(apart))
+    difference = model_means - source_means
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
     return Gap(model_means.mean(), source_means.mean(), error)
 
 
 def gaps(*overrides: str, every: int) -> Iterator[tuple[int, Gap]]:
-    """Train on synthetic text and tell the gap every so many steps."""
+    """Train on synthetic text and yield the gap every so many steps."""
     config = Composer().compose(["data=synthetic", "run.device=cpu", *overrides])
     source, corpus = open_source(config.data), prepare(config.data)
     assert isinstance(source, Synthetic)

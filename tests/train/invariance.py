@@ -1,8 +1,8 @@
-"""How far a step's gradients depend on the way it is gone through: they must not, but for rounding.
+"""How far a step's gradients depend on its split, order and ranks: by rounding alone.
 
-For every scope and estimator, loss and router gradients are compared with those of one pass on one
-rank: over every split into passes, over orders of them, and over ranks (real processes, gloo).
-`python -m tests.train.invariance` prints the worst relative errors as a table.
+For every scope and estimator, losses and gradients are compared with those of one pass on one rank:
+over splits into passes, over orders of the passes, and over ranks (real processes, gloo).
+`python -m tests.train.invariance` prints a table of the worst relative errors.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from moebench.train.ranks import Ranks
 from moebench.train.step import Objective, Step
 
 SEQUENCES, LENGTH, MICRO = 8, 6, 2
-STEPS = 3  # where something is carried from one to the next
+STEPS = 3  # if there is a state
 SCOPES: dict[str, Scope] = {
     "sequence": Sequence(),
     "micro": Micro(MICRO),
@@ -49,22 +49,22 @@ SPLITS = (8, 4, 2, 1)
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-class Found(NamedTuple):
-    """What the last of a few steps gave: the losses, and the gradient of every parameter."""
+class Result(NamedTuple):
+    """The losses and the gradient of every parameter, of the last of a few steps."""
 
     losses: Tensor
     gradients: dict[str, Tensor]
 
 
 def objective(scope: str, estimator: str) -> Objective:
-    """One in which the balance terms dominate."""
+    """An objective in which the balance terms dominate."""
     terms = (Term(SCOPES[scope], 10.0), Term(Micro(MICRO), 0.1))
     return Objective(terms, micro_bsz=MICRO, z=0.1, estimator=ESTIMATORS[estimator])
 
 
 @cache
 def model_of(dtype: torch.dtype, top_k: int = 2) -> MoETransformer:
-    """A small model whose routers have something to balance."""
+    """A small model with unbalanced routers."""
     model = MoETransformer(
         vocab_size=16,
         d_model=16,
@@ -83,7 +83,7 @@ def model_of(dtype: torch.dtype, top_k: int = 2) -> MoETransformer:
 
 
 def steps(device_bsz: int, ranks: Ranks, order: list[int] | None, several: bool) -> Iterator[Step]:
-    """Steps whose micro-batches keep to a range of tokens each, as to a domain."""
+    """Steps in which each micro-batch has a range of tokens of its own, like a domain."""
     generator = torch.Generator().manual_seed(0)
     for number in range(1, STEPS + 1 if several else 2):
         low = torch.arange(4).roll(number).repeat_interleave(MICRO)[:, None] * 4
@@ -105,8 +105,8 @@ def gradients(
     dtype: torch.dtype = torch.float64,
     ranks: Ranks | None = None,
     order: list[int] | None = None,
-) -> Found:
-    """Losses and gradients of the last of a few steps, or of one where nothing is carried."""
+) -> Result:
+    """Losses and gradients of the last of a few steps; of one step if there is no state."""
     model = model_of(dtype)
     states: list[BalanceState | None] | None = None
     losses = torch.zeros(())
@@ -116,33 +116,33 @@ def gradients(
         states = outcome.states
         losses = torch.stack([outcome.cross_entropy, *(value for _, value in outcome.balance)])
     found = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-    return Found(losses, {name: each.clone() for name, each in found.items()})
+    return Result(losses, {name: each.clone() for name, each in found.items()})
 
 
 @cache
-def reference(scope: str, estimator: str, dtype: torch.dtype) -> Found:
+def reference(scope: str, estimator: str, dtype: torch.dtype) -> Result:
     return gradients(objective(scope, estimator), dtype=dtype)
 
 
-def error(found: Found, expected: Found) -> float:
+def error(result: Result, expected: Result) -> float:
     """The worst relative error of a loss and of a parameter's gradient."""
-    of_losses = ((found.losses - expected.losses).abs() / expected.losses.abs()).max()
+    of_losses = ((result.losses - expected.losses).abs() / expected.losses.abs()).max()
     of_gradients = [
-        (found.gradients[name] - each).norm() / each.norm()
+        (result.gradients[name] - each).norm() / each.norm()
         for name, each in expected.gradients.items()
     ]
     return float(torch.stack([of_losses, *of_gradients]).max())
 
 
 def orders(passes: int) -> list[list[int] | None]:
-    """The order of the data, and another: the reverse, or, of many passes, one that mixes."""
+    """The order of the data, and another one: the reverse, or a random one of many passes."""
     mixed = torch.randperm(passes, generator=torch.Generator().manual_seed(passes)).tolist()
     other = list(range(passes))[::-1] if passes <= 4 else mixed
     return [None] if passes == 1 else [None, other]
 
 
 def worst(scope: str, estimator: str, dtype: torch.dtype, ranks: Ranks) -> dict[str, float]:
-    """The worst error by what was varied: `split` alone, and `order` as well."""
+    """The worst error by what is varied: the `split` alone, or the `order` too."""
     found: dict[str, float] = {}
     splits = SPLITS if ranks.size == 1 else (SEQUENCES // ranks.size, 1)
     for device_bsz in splits:
@@ -166,7 +166,7 @@ def measure(dtype: torch.dtype, ranks: Ranks) -> Table:
 
 
 def measure_on_ranks(dtype: torch.dtype, size: int) -> Table:
-    """The same on `size` processes, as the worst of them has it."""
+    """The worst errors over `size` processes."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "tests.train.invariance", str(dtype), str(size), folder]
         env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -175,9 +175,9 @@ def measure_on_ranks(dtype: torch.dtype, size: int) -> Table:
             subprocess.Popen([*words, str(rank)], env=env, cwd=root, stderr=subprocess.PIPE)
             for rank in range(size)
         ]
-        for each in ranks:
-            _, told = each.communicate(timeout=300)
-            assert each.returncode == 0, told.decode()
+        for process in ranks:
+            _, stderr = process.communicate(timeout=300)
+            assert process.returncode == 0, stderr.decode()
         tables: list[Table] = [torch.load(f"{folder}/{rank}") for rank in range(size)]
     return {key: max(table[key] for table in tables) for key in tables[0]}
 

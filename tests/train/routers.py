@@ -1,7 +1,7 @@
-"""Routers and methods in whole steps: what they come to must not depend on how a step is split.
+"""Routers and methods in whole steps: results must not depend on how a step is split.
 
-Losses, every gradient and what is carried after a few steps are compared with those of one pass on
-one rank, over splits, orders and ranks (real processes, gloo).
+Losses, gradients and states after a few steps are compared with those of one pass on one rank, over
+splits, orders and ranks (real processes, gloo).
 """
 
 import itertools
@@ -29,7 +29,7 @@ BOUND = 1e-10  # of a relative error in fp64
 
 
 class Case(NamedTuple):
-    """A router, and what acts beside the losses."""
+    """A router, the methods, and the estimator."""
 
     gating: Gating = Gating()
     methods: tuple[Method, ...] = ()
@@ -53,12 +53,12 @@ CASES = {
 }
 
 
-class Found(NamedTuple):
-    """What the last of a few steps gave."""
+class Result(NamedTuple):
+    """The result of the last of a few steps."""
 
     losses: Tensor
     gradients: dict[str, Tensor]
-    carried: list[Any]
+    states: list[Any]
 
 
 def model_of(gating: Gating) -> MoETransformer:
@@ -82,7 +82,7 @@ def model_of(gating: Gating) -> MoETransformer:
 
 def run(
     case: Case, device_bsz: int = SEQUENCES, ranks: Ranks | None = None, reverse: bool = False
-) -> Found:
+) -> Result:
     model, ranks = model_of(case.gating), ranks or Ranks()
     terms = (Term(Global(), 5.0), Term(Micro(MICRO), 0.5))
     what = Objective(terms, MICRO, z=0.1, estimator=case.estimator, methods=case.methods)
@@ -105,15 +105,15 @@ def run(
         states = outcome.states
         losses = torch.stack([outcome.cross_entropy, *(value for _, value in outcome.balance)])
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return Found(losses, gradients, states or [])
+    return Result(losses, gradients, states or [])
 
 
-def error(found: Found, expected: Found) -> float:
-    """The worst relative error; infinite where what is carried differs by more than rounding."""
-    off = [(found.losses - expected.losses).norm() / expected.losses.norm()]
+def error(result: Result, expected: Result) -> float:
+    """The worst relative error; infinite if a state differs by more than rounding."""
+    off = [(result.losses - expected.losses).norm() / expected.losses.norm()]
     for name, each in expected.gradients.items():
-        off.append((found.gradients[name] - each).norm() / max(each.norm(), 1e-12))
-    for one, other in zip(found.carried, expected.carried, strict=True):
+        off.append((result.gradients[name] - each).norm() / max(each.norm(), 1e-12))
+    for one, other in zip(result.states, expected.states, strict=True):
         for a, b in zip(one or (), other or (), strict=True):
             same = torch.allclose(a.double(), b.double(), atol=1e-6)
             off.append(torch.tensor(0.0 if same else torch.inf))
@@ -131,13 +131,15 @@ def splits(ranks: Ranks) -> list[tuple[int, bool]]:
 def measure(ranks: Ranks) -> dict[str, float]:
     """The worst error of each case over splits and orders."""
     return {
-        name: max(error(run(case, *how[:1], ranks, how[1]), run(case)) for how in splits(ranks))
+        name: max(
+            error(run(case, size, ranks, reverse), run(case)) for size, reverse in splits(ranks)
+        )
         for name, case in CASES.items()
     }
 
 
 def measure_on_ranks(size: int) -> dict[str, float]:
-    """The same on `size` processes, as the worst of them has it."""
+    """The worst error of each case over `size` processes."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, "-m", "tests.train.routers", str(size), folder]
         env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -146,9 +148,9 @@ def measure_on_ranks(size: int) -> dict[str, float]:
             subprocess.Popen([*words, str(rank)], env=env, cwd=root, stderr=subprocess.PIPE)
             for rank in range(size)
         ]
-        for each in started:
-            _, told = each.communicate(timeout=300)
-            assert each.returncode == 0, told.decode()
+        for process in started:
+            _, stderr = process.communicate(timeout=300)
+            assert process.returncode == 0, stderr.decode()
         tables = [torch.load(f"{folder}/{rank}") for rank in range(size)]
     return {name: max(table[name] for table in tables) for name in CASES}
 

@@ -1,4 +1,4 @@
-"""Ranks of torchrun train the run that one process trains, but for rounding."""
+"""Several ranks train the same run as one process, up to rounding."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ VARIES = {"time", "speed/tokens_per_second", "speed/step_seconds", "speed/mfu", 
 
 
 def train(place: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """`moebench train` on some ranks, in a folder."""
+    """Run `moebench train` on some ranks, in a folder."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "moebench.cli", "train"]
     if not any(word.startswith("global_bsz=") for word in words):
@@ -42,8 +42,8 @@ def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> No
     assert alone.returncode == 0, alone.stderr
     both = train(tmp_path / "two", 2, "--json", *words)
     assert both.returncode == 0, both.stderr
-    told = json.loads(both.stdout)
-    assert told["summary"]["status"] == "done", "one rank speaks, and once"
+    printed = json.loads(both.stdout)
+    assert printed["summary"]["status"] == "done", "one rank prints, and once"
     one, two = the_run(tmp_path / "one"), the_run(tmp_path / "two")
     assert one.name == two.name
     assert two.damage() == []
@@ -58,7 +58,7 @@ def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> No
 
 
 @pytest.mark.slow
-def test_what_the_first_rank_refuses_ends_the_others(tmp_path: Path, text_folder: Path) -> None:
+def test_all_ranks_end_if_the_first_refuses_to_start(tmp_path: Path, text_folder: Path) -> None:
     words = [f"data.path={text_folder}"]
     assert train(tmp_path, 1, *words).returncode == 0
     record = the_run(tmp_path)
@@ -94,7 +94,9 @@ def test_ranks_that_cannot_share_a_step_are_refused(
     assert f"error: {error}" in result.stderr
 
 
-def test_a_sweep_is_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_refuses_to_run_under_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     command = [sys.executable, "-m", "moebench.cli", "sweep"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

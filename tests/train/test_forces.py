@@ -1,4 +1,4 @@
-"""Forces equal gradients taken by autograd alone, and leave no trace."""
+"""Forces equal the gradients of plain autograd, and leave no trace."""
 
 import copy
 
@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from moebench.balance import Estimator, Global, Micro, Term, balance_loss
+from moebench.config.compose import Composer
+from moebench.train.build import make_objective
 from moebench.train.forces import forces
 from moebench.train.gradients import accumulate_gradients
 from moebench.train.step import Objective, Step, initial_states
@@ -20,9 +22,10 @@ def a_step(device_bsz: int = 8) -> Step:
     return Step(tokens, device_bsz)
 
 
-def test_equal_autograd_of_each_term() -> None:
+def test_forces_equal_autograd_of_each_term() -> None:
     model, step = model_of(FP64), a_step()
-    objective = Objective((Term(Micro(2), 0.3), Term(Global(), 0.1)), micro_bsz=2, z=0.01)
+    terms = Term(Micro(2), 0.3, label="3 micro"), Term(Global(), 0.1, label="global")
+    objective = Objective(terms, micro_bsz=2, z=0.01)
     found = forces(model, objective, step, initial_states(objective, model, step))
 
     logits, routing = model(step.tokens[:, :-1])
@@ -39,11 +42,17 @@ def test_equal_autograd_of_each_term() -> None:
     )
     task = pull(nats)
     assert found["forces/cross_entropy"] == pytest.approx(float(task.norm()))
-    for end, value in {"": micro + whole, f"/{Micro(2)}": micro, f"/{Global()}": whole}.items():
+    for end, value in {"": micro + whole, "/3 micro": micro, "/global": whole}.items():
         expected = pull(value)
         assert found[f"forces/balance{end}"] == pytest.approx(float(expected.norm()), rel=1e-6)
         cosine = float(F.cosine_similarity(task, expected, dim=0))
         assert found[f"forces/cosine{end}"] == pytest.approx(cosine, abs=1e-6)
+
+
+def test_terms_are_named_by_the_labels_of_the_treatment() -> None:
+    terms = "balance.terms=[{scope:global},{scope:micro,weight:0.01,start:5,ramp:3}]"
+    objective = make_objective(Composer().compose([terms]), ["one"])
+    assert [term.name for term in objective.terms] == ["global", "0.01 micro from 5 ramp 3"]
 
 
 def test_no_balance_term_has_no_force() -> None:
@@ -52,7 +61,7 @@ def test_no_balance_term_has_no_force() -> None:
 
 
 @pytest.mark.parametrize("estimator", [Estimator(), Estimator("ema", decay=0.5)])
-def test_leave_no_trace(estimator: Estimator) -> None:
+def test_forces_leave_no_trace(estimator: Estimator) -> None:
     objective = Objective((Term(Micro(2), 0.3),), micro_bsz=2, estimator=estimator)
     step = a_step(device_bsz=4)
 

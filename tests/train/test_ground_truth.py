@@ -1,4 +1,4 @@
-"""No loss is better than the truth, and training comes near it."""
+"""No loss falls below the entropy of the source, and training comes near it."""
 
 from moebench.model import transformer
 from tests.train.ground_truth import gaps
@@ -15,7 +15,7 @@ def test_the_loss_comes_near_the_source_and_never_below_it():
 
 def test_a_model_that_sees_its_targets_falls_below_it(monkeypatch):
     def leaking(q, k, v, mask=None, **_):
-        return v.roll(-1, -2)  # each token gets what the next one says
+        return v.roll(-1, -2)  # each token sees the value of the next one
 
     monkeypatch.setattr(transformer, "causal_attention", leaking)
     found = dict(gaps(*SMALL, "train.steps=150", every=150))

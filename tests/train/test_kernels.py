@@ -1,4 +1,4 @@
-"""What computes a run is chosen once in a directory of runs, and told."""
+"""The kernels of a run are chosen once for a directory of runs, and recorded."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ def chosen(place: Path, *words: str, steps: int = 4) -> kernels.Kernels:
     return kernels.choose(config, 257, place, CPU)
 
 
-def test_a_choice_is_kept_for_all_runs_of_a_directory(tmp_path: Path) -> None:
+def test_all_runs_of_a_directory_use_the_same_kernels(tmp_path: Path) -> None:
     first = chosen(tmp_path)
     assert (first.attention, first.experts, first.compile) == ("matmul", "grouped_mm", False)
     assert first.peak_flops > 0
@@ -43,7 +43,7 @@ def test_a_run_without_a_compiler_warns_and_continues(
     assert caplog.messages == []
 
 
-def test_auto_compiles_what_is_long_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_compiles_long_runs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_why_not", lambda device: "")
     assert not chosen(tmp_path).compile
     assert chosen(tmp_path, steps=10_000_000).compile
@@ -52,6 +52,6 @@ def test_auto_compiles_what_is_long_enough(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("words", ["run.stack=0", "run.stack=many", "run.compile=maybe"])
-def test_what_is_no_choice_is_refused(words: str) -> None:
+def test_an_invalid_value_is_refused(words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         Composer().compose([words])

@@ -1,4 +1,4 @@
-"""Every method in training: no split of a step changes it, and a run resumes to the bit."""
+"""Every method in training: splits of a step do not change it, and a run resumes to the bit."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ SMALL = [
     "run.checkpoint_every=2",
 ]
 GATE = ["router.gate=relu", "router.renormalize=false"]
-# as strong as it takes to be seen within four steps
+# strong enough to have an effect within four steps
 METHODS = {
     "quantile": ["method=quantile"],
     "expert_choice": ["method=expert_choice"],
@@ -46,23 +46,23 @@ def compose(text_folder: Path) -> Compose:
 def test_a_method_acts_and_no_split_of_a_step_changes_it(
     compose: Compose, tmp_path: Path, name: str
 ) -> None:
-    found = {}
-    for way, words in {
+    values = {}
+    for name_of_run, words in {
         "none": ["method=none", *(GATE if name == "remoe" else [])],
         "whole": METHODS[name],
         "halves": [*METHODS[name], "run.device_bsz=4"],
     }.items():
         config = compose("train.precision=fp64", *words)
-        record = run_experiment(config, prepare(config.data), tmp_path / way)
-        found[way] = [
+        record = run_experiment(config, prepare(config.data), tmp_path / name_of_run)
+        values[name_of_run] = [
             list(record.rows())[-1][key] for key in ("train/loss", "train/grad_norm", "valid/nats")
         ]
-    assert found["halves"] == pytest.approx(found["whole"], rel=1e-9)
-    assert found["whole"] != pytest.approx(found["none"], rel=1e-6)
+    assert values["halves"] == pytest.approx(values["whole"], rel=1e-9)
+    assert values["whole"] != pytest.approx(values["none"], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["quantile", "specialize", "remoe", "snippet"])
-def test_what_a_method_carries_is_resumed_to_the_bit(
+def test_the_state_of_a_method_is_resumed_to_the_bit(
     compose: Compose, tmp_path: Path, name: str
 ) -> None:
     snippet = ["method=snippet", "method.options.every=3", "method.options.weight=1"]
@@ -80,14 +80,14 @@ def test_what_a_method_carries_is_resumed_to_the_bit(
     assert results(resumed) == results(whole)
 
 
-def test_the_snippet_takes_no_part_of_a_step(compose: Compose, tmp_path: Path) -> None:
+def test_the_snippet_refuses_a_split_step(compose: Compose, tmp_path: Path) -> None:
     config = compose("method=snippet", "run.device_bsz=4")
     with pytest.raises(ConfigError, match="takes a step as one pass"):
         run_experiment(config, prepare(config.data), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["expert_choice", "base", "sinkhorn", "quantile"])
-def test_what_an_assignment_gives_is_told_apart(
+def test_the_loss_under_assignment_is_a_metric_of_its_own(
     compose: Compose, tmp_path: Path, name: str
 ) -> None:
     config = compose(*METHODS[name])

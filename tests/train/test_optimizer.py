@@ -1,4 +1,4 @@
-"""The schedule's corners, and what decays."""
+"""The learning rate's schedule, and which parameters decay."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from moebench.model.transformer import MoETransformer
 from moebench.train.optimizer import learning_rate, make_optimizer
 
 
-def test_rate_rises_to_the_peak_and_falls_to_its_share() -> None:
+def test_rate_rises_to_the_peak_and_falls_to_the_final_share() -> None:
     config = OptimConfig(lr=1.0, warmup=0.1, final=0.2)
     rates = [learning_rate(config, step, 100) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.1)
@@ -20,7 +20,7 @@ def test_rate_rises_to_the_peak_and_falls_to_its_share() -> None:
     assert all(one > two for one, two in itertools.pairwise(rates[9:]))
 
 
-def test_rate_without_warmup_or_with_nothing_else() -> None:
+def test_rate_without_warmup_or_with_warmup_alone() -> None:
     assert learning_rate(OptimConfig(lr=1.0, warmup=0.0, final=0.0), 1, 1) == pytest.approx(0)
     assert learning_rate(OptimConfig(lr=1.0, warmup=1.0, final=0.0), 5, 5) == 1.0
 
@@ -39,7 +39,7 @@ def test_matrices_decay_and_gains_do_not() -> None:
     decayed, kept = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert kept["weight_decay"] == 0
-    assert [each.ndim for each in kept["params"]] == [1]
+    assert [parameter.ndim for parameter in kept["params"]] == [1]
     numbers = sum(each.numel() for group in optimizer.param_groups for each in group["params"])
     assert numbers == sum(each.numel() for each in model.parameters())
     assert isinstance(optimizer, torch.optim.AdamW)

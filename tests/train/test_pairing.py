@@ -1,4 +1,4 @@
-"""What arms of one seed share: batches and initial weights, whatever the treatment."""
+"""Arms of one seed share batches and initial weights, whatever the treatment."""
 
 import json
 import os
@@ -48,33 +48,34 @@ ARMS = [
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A hash of each batch that a run of this process trains on, and its step."""
-    found: list[str] = []
-    monkeypatch.setattr(Feed, "__call__", watched(found))
-    return found
+    """The step and hash of each batch that a run in this process trains on."""
+    hashes: list[str] = []
+    monkeypatch.setattr(Feed, "__call__", watched(hashes))
+    return hashes
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=" ".join)
-def test_an_arm_leaves_batches_and_shared_weights_as_they_are(
+def test_no_arm_changes_the_batches_or_the_shared_weights(
     text_folder: Path, tmp_path: Path, seen: list[str], arm: list[str]
 ):
-    weights, told = [], []
+    weights, recorded = [], []
     for number, overrides in enumerate(([], arm)):
         config = compose(text_folder, *overrides)
         record = run_experiment(config, prepare(config.data), tmp_path / str(number))
         weights.append(make_model(config, 256).state_dict())
-        told.append(record.manifest()["first_sequences"])
+        recorded.append(record.manifest()["first_sequences"])
     assert seen[:4] == seen[4:]
     assert len(set(seen)) == 4
-    assert told[0] == told[1]
-    own = "perturb" in arm[0] or arm[0] == "router=cosine"  # whose vectors are shorter
+    assert recorded[0] == recorded[1]
+    # the vectors of a cosine router are shorter
+    differs = "perturb" in arm[0] or arm[0] == "router=cosine"
     for name in weights[0].keys() & weights[1].keys():
         value = weights[0][name]
-        if not (own and name.endswith("router.weight")):
+        if not (differs and name.endswith("router.weight")):
             assert torch.equal(value, weights[1][name]), name
 
 
-def test_a_resumed_run_goes_on_with_the_batches_it_would_have_had(
+def test_a_resumed_run_continues_with_the_same_batches(
     text_folder: Path, tmp_path: Path, seen: list[str]
 ):
     def stop(event: Event) -> None:
@@ -115,9 +116,7 @@ def test_every_rank_knows_the_whole_batch(
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp64", 1e-10)])
-def test_homogeneity_changes_nothing_of_a_global_loss(
-    text_folder: Path, precision: str, bound: float
-):
+def test_homogeneity_does_not_change_a_global_loss(text_folder: Path, precision: str, bound: float):
     found = []
     for homogeneity in (1.0, 0.5, 0.0):
         overrides = (f"train.precision={precision}", f"data.homogeneity={homogeneity}")
@@ -153,7 +152,7 @@ def test_resident_tokens_make_the_same_batches(text_folder: Path, tokenizer: str
         assert (domain.numpy() == batch.domain).all()
 
 
-def test_masked_documents_do_not_meet():
+def test_attention_does_not_cross_masked_documents():
     shape: dict[str, Any] = {"d_model": 16, "num_layers": 2, "num_heads": 2, "num_experts": 4}
     models = []
     for end in (None, 31):

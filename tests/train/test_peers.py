@@ -1,7 +1,7 @@
-"""Each peer's preset against what that system computes, written down literally, on equal logits.
+"""Each peer's preset computes what that system computes, on equal logits.
 
-The literal forms follow the named functions step by step, with their own normalisations, and know
-nothing of scopes, estimators or conventions.
+The literal forms follow the named functions of the peers step by step, with their normalisations.
+They do not use scopes, estimators or conventions.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def maxtext(probs: Probs, mass: Probs | None = None) -> float:
 
 
 def maxtext_before(probs: Probs) -> float:
-    """As it was: the probabilities are the softmax over the top-k logits, 0 elsewhere."""
+    """An earlier version: the probabilities are the softmax over the top-k logits, 0 elsewhere."""
     top = probs.topk(K, -1)
     mass = torch.zeros_like(probs).scatter(-1, top.indices, top.values.log().softmax(-1))
     return maxtext(probs, mass)
@@ -107,7 +107,7 @@ def megatron_global(probs: Probs) -> float:
 
 
 def huggingface(probs: Probs) -> float:
-    """Its own function, called with each micro-batch."""
+    """The function of `transformers`, called with each micro-batch."""
     transformers = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
     total = 0.0
     for number in range(SEQUENCES // MICRO):
@@ -119,7 +119,7 @@ def huggingface(probs: Probs) -> float:
 
 
 def qwen(probs: Probs, seen: Callable[[int], range]) -> float:
-    """N_E sum_i f_i P_i, where `seen` says whose counts a micro-batch's f has in it."""
+    """N_E sum_i f_i P_i; `seen` returns the micro-batches whose counts are in a micro-batch's f."""
     total = 0.0
     for layer in probs:
         parts = micro_batches(layer)
@@ -182,12 +182,12 @@ def balance_part(
 @pytest.mark.parametrize("experiment", LITERAL)
 def test_a_preset_computes_what_the_system_does(experiment: str) -> None:
     found, probs = balance_part(experiment)
-    rel = 1e-7 if experiment == "huggingface" else 1e-12  # which takes its softmax in fp32
+    rel = 1e-7 if experiment == "huggingface" else 1e-12  # its softmax is in fp32
     assert found == pytest.approx(LITERAL[experiment](probs), rel=rel)
 
 
-def test_shuffled_meets_draws_of_the_step_in_expectation_as_many_as_a_micro_batch() -> None:
-    """qwen-shuffle draws, so its value is between those of the scopes and not one of them."""
+def test_shuffled_is_nearer_to_the_whole_step_than_micro_is() -> None:
+    """qwen-shuffle is random: its value is near that of sync, but not equal."""
     shuffled, micro, sync = (
         balance_part(f"qwen-{each}")[0] for each in ("shuffle", "micro", "sync")
     )
@@ -195,7 +195,7 @@ def test_shuffled_meets_draws_of_the_step_in_expectation_as_many_as_a_micro_batc
     assert abs(shuffled - sync) < abs(micro - sync)
 
 
-def test_one_percent_of_micro_begins_after_a_third() -> None:
+def test_one_percent_of_micro_starts_after_a_third_of_the_steps() -> None:
     sync, micro = (balance_part(f"qwen-{each}")[0] for each in ("sync", "micro"))
     assert balance_part("qwen-sync-micro", step=133)[0] == pytest.approx(sync, rel=1e-12)
     both = balance_part("qwen-sync-micro", step=134)[0]
@@ -222,7 +222,7 @@ def test_the_value_at_uniform_routing_is_the_published_convention(experiment: st
     assert LITERAL[experiment](probs) == pytest.approx(UNIFORM[experiment], rel=1e-6)
 
 
-def test_deepseek_v3_is_its_equations_17_to_20() -> None:
+def test_deepseek_v3_computes_its_equations_17_to_20() -> None:
     config = COMPOSER.compose(["experiment=deepseek-v3"])
     assert (config.router.gate, config.router.renormalize) == ("sigmoid", True)
     assert (config.method.name, config.method.options["rate"]) == ("bias", 0.001)
@@ -247,7 +247,7 @@ def test_deepseek_v3_is_its_equations_17_to_20() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_web_snippet_has_its_own_gate_and_loss_alone() -> None:
+def test_the_web_snippet_has_its_own_gate_and_no_other_loss() -> None:
     config = COMPOSER.compose(["experiment=web-snippet"])
     assert (config.scope, config.method.name) == ("none", "snippet")
     assert config.method.options == {"weight": 0.01, "every": 128}

@@ -39,9 +39,7 @@ SIZES = ("model=smoke", "global_bsz=16", "seq_len=32", "data.valid_sequences=4",
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(("device_bsz", "reverse"), [(4, False), (2, True)])
-def test_no_split_changes_a_gradient_or_what_is_carried(
-    name: str, device_bsz: int, reverse: bool
-) -> None:
+def test_no_split_changes_a_gradient_or_a_state(name: str, device_bsz: int, reverse: bool) -> None:
     assert error(run(CASES[name], device_bsz, None, reverse), run(CASES[name])) < BOUND
 
 
@@ -51,7 +49,7 @@ def on_two_ranks() -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_no_number_of_ranks_does(name: str) -> None:
+def test_no_number_of_ranks_changes_a_gradient_or_a_state(name: str) -> None:
     assert on_two_ranks()[name] < BOUND
 
 
@@ -62,18 +60,18 @@ def one_step() -> Step:
     return Step(tokens, MICRO, draws=True)
 
 
-def test_a_counting_pass_sees_the_draws_of_the_pass_that_is_trained_on() -> None:
+def test_a_counting_pass_has_the_draws_of_the_training_pass() -> None:
     model = model_of(Gating(noise=1.0, jitter=0.3))
     what = Objective((Term(Global(), 1.0),), MICRO)
     outcome = accumulate_gradients(model, what, one_step())
-    # with the counts of the very selection that is trained on, f and P are those of the whole step
+    # if the counts are those of the training pass, f and P are those of the whole step
     f = outcome.routing.counts.sum(1).double()
     f = f / f.sum(-1, keepdim=True)
     p = outcome.routing.prob_mass.sum(1) / (SEQUENCES * LENGTH)
     assert outcome.balance[0][1] == pytest.approx(float((8 * (f * p).sum(-1)).mean()), rel=1e-6)
 
 
-def test_measuring_and_evaluating_leave_what_is_carried_as_it_is() -> None:
+def test_measuring_and_evaluating_change_no_state() -> None:
     model = model_of(Gating())
     what = Objective((Term(Global(), 1.0),), MICRO, methods=(Bias(0.1),))
     states = initial_states(what, model, one_step())
@@ -86,7 +84,7 @@ def test_measuring_and_evaluating_leave_what_is_carried_as_it_is() -> None:
     assert (after[1].expert_bias != 0).any()
 
 
-def test_a_bias_balances_and_a_schedule_keeps_to_its_experts() -> None:
+def test_a_bias_balances_the_experts_of_a_schedule() -> None:
     model = model_of(Gating("sigmoid"))
     what = Objective((), MICRO, methods=(Bias(0.02), Schedule(2, start=4, full_at=10**9)))
     states, step, worst = None, one_step(), []
@@ -108,7 +106,7 @@ def compose(folder: Path, *overrides: str):
 RESUMED = ["method=bias", "router.noise=0.5", "router.start_experts=3", "router.prune_below=0.5"]
 
 
-def test_a_resumed_run_carries_on_bit_for_bit(text_folder: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_bit_for_bit(text_folder: Path, tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if event.step == 3 and cut:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -133,7 +131,7 @@ def test_a_resumed_run_carries_on_bit_for_bit(text_folder: Path, tmp_path: Path)
     assert {"1/expert_bias", "2/active"} <= one.keys()
 
 
-def test_before_and_after_of_a_schedule_are_on_record(text_folder: Path, tmp_path: Path) -> None:
+def test_the_active_experts_of_a_schedule_are_recorded(text_folder: Path, tmp_path: Path) -> None:
     config = compose(
         text_folder,
         *("router.start_experts=2", "router.full_at=4", "train.eval_every=2", "run.log_every=1"),
@@ -147,7 +145,7 @@ def test_before_and_after_of_a_schedule_are_on_record(text_folder: Path, tmp_pat
             assert (found["counts"].sum(1)[:, active:] == 0).all()
 
 
-def test_a_dense_model_trains_and_says_nothing_of_experts(
+def test_a_dense_model_trains_and_has_no_metrics_of_experts(
     text_folder: Path, tmp_path: Path
 ) -> None:
     config = compose(text_folder, "model.moe=false")
@@ -157,7 +155,7 @@ def test_a_dense_model_trains_and_says_nothing_of_experts(
     assert not [key for key in summary if key.startswith(("load/", "router/", "specialization/"))]
 
 
-def test_dropped_assignments_are_on_record(text_folder: Path, tmp_path: Path) -> None:
+def test_dropped_assignments_are_recorded(text_folder: Path, tmp_path: Path) -> None:
     config = compose(text_folder, "router=capacity", "router.capacity_factor=0.5")
     record = run_experiment(config, prepare(config.data), tmp_path)
     assert 0.5 <= record.summary()["load/drop_rate"] < 1
@@ -172,13 +170,13 @@ def test_pruned_experts_never_come_back() -> None:
     routing = accumulate_gradients(model_of(case.gating), Objective((), MICRO), one_step()).routing
     early, late = [8, 8, 3, 1], [9, 8, 1, 0]
     for counts, expected in (
-        (early, [1, 1, 1, 1]),  # looked at after two steps
+        (early, [1, 1, 1, 1]),  # checked every two steps
         (early, [1, 1, 1, 0]),
         (late, [1, 1, 1, 0]),
         (late, [1, 1, 0, 0]),
     ):
         state = method.update(state, routing._replace(counts=torch.tensor([[counts]])))
         assert state.active[0].int().tolist() == expected
-    for _ in range(4):  # top_k of them always stay
+    for _ in range(4):  # top_k experts always stay
         state = method.update(state, routing._replace(counts=torch.tensor([[[9, 0, 0, 0]]])))
     assert state.active[0].int().tolist() == [1, 1, 0, 0]

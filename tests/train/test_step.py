@@ -1,4 +1,4 @@
-"""Global means global: a step's loss and gradients do not depend on how it is gone through."""
+"""Global means global: a step's loss and gradients do not depend on how it is split."""
 
 import copy
 import math
@@ -37,7 +37,7 @@ def router_gradient(terms: tuple[Term, ...], estimator: Estimator | None = None)
     return gradients(what).gradients[ROUTER]
 
 
-def test_scopes_and_estimators_differ_where_micro_batches_do() -> None:
+def test_scopes_and_estimators_differ_if_micro_batches_do() -> None:
     whole = router_gradient((Term(Global(), 10.0),))
     others = {
         "micro": router_gradient((Term(Micro(2), 10.0),)),
@@ -51,7 +51,7 @@ def test_scopes_and_estimators_differ_where_micro_batches_do() -> None:
         assert (each - whole).norm() > 0.01 * whole.norm(), name
 
 
-def test_a_longer_pass_brings_the_buffer_nearer_to_the_whole_step() -> None:
+def test_longer_passes_bring_the_buffer_nearer_to_the_whole_step() -> None:
     term = (Term(Global(), 10.0),)
     whole = router_gradient(term)
     off = [
@@ -61,8 +61,8 @@ def test_a_longer_pass_brings_the_buffer_nearer_to_the_whole_step() -> None:
     assert off[0] > off[1] > off[2] == 0
 
 
-def test_the_gradient_of_a_term_is_in_proportion_to_its_weight() -> None:
-    """Gradients that never flowed, and coefficients that only switched, were bugs elsewhere."""
+def test_the_gradient_of_a_term_is_proportional_to_its_weight() -> None:
+    """Other systems had gradients that did not flow, and coefficients that only switched."""
     none, once, twice = (
         router_gradient(() if not weight else (Term(Global(), weight),))
         for weight in (0.0, 1.0, 2.0)
@@ -81,7 +81,7 @@ def first_step(device_bsz: int = 8, number: int = 1) -> Step:
     return Step(step.tokens, device_bsz, number=number, domain=step.domain, seed=step.seed)
 
 
-def test_conventions_are_factors_of_the_gradient() -> None:
+def test_conventions_scale_the_gradient() -> None:
     def of(**conventions: object) -> Tensor:
         model, terms = model_of(FP64), (Term(Global(), 10.0),)
         model.zero_grad()
@@ -118,7 +118,7 @@ def test_domain_weights_scale_each_domains_part() -> None:
     )
 
 
-def test_terms_come_and_go_with_the_step() -> None:
+def test_terms_start_and_stop_at_their_steps() -> None:
     terms = (Term(Micro(2), 2.0, stop=1), Term(Global(), 2.0, start=1))
     for number, scope in ((1, Micro(2)), (2, Global())):
         model = model_of(FP64)
@@ -137,7 +137,7 @@ def test_terms_come_and_go_with_the_step() -> None:
         assert switched.balance[2 - number] == (0.0, torch.zeros(()))
 
 
-def test_the_outcome_is_that_of_the_whole_step_in_the_order_of_the_data() -> None:
+def test_the_outcome_covers_the_whole_step_in_the_order_of_the_data() -> None:
     model, what = model_of(FP64), objective("global", "exact")
     model.zero_grad()
     whole = accumulate_gradients(model, what, first_step())
@@ -183,7 +183,7 @@ class Counted:
         (Global(), Estimator("ema", decay=0.5), 1, False),
     ],
 )
-def test_a_counting_pass_is_made_only_where_counts_would_come_too_late(
+def test_a_counting_pass_runs_only_if_counts_would_come_too_late(
     scope: Global, estimator: Estimator, device_bsz: int, counting: bool
 ) -> None:
     model = Counted()
@@ -223,7 +223,7 @@ def test_an_expert_that_no_token_selects_gets_exactly_no_gradient() -> None:
     model = model_of(FP64, top_k=1)
     with torch.no_grad():
         router = model.get_parameter(ROUTER)
-        router[3] = router[:3].mean(0)  # so never the largest
+        router[3] = router[:3].mean(0)  # never the largest
     outcome = accumulate_gradients(model, objective("global", "exact"), first_step(2))
     unused = outcome.routing.counts[0].sum(0) == 0
     assert unused[3]

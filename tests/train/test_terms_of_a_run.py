@@ -1,4 +1,4 @@
-"""Balance that changes with the step: an arm is its parent until then, and resumes exactly."""
+"""Terms that start and stop: an arm equals its parent until the switch, and resumes exactly."""
 
 import os
 import signal
@@ -35,10 +35,12 @@ def test_a_switch_arm_is_its_parent_until_the_switch(compose: Compose, tmp_path:
     corpus = prepare(parent.data)
     before = measured(run_experiment(parent, corpus, tmp_path))
     after = measured(run_experiment(arm, corpus, tmp_path))
-    own = "train/balance_weight"  # is logged where the weight can change
-    rows = [{key: value for key, value in row.items() if key != own} for row in after]
+    logged = "train/balance_weight"  # only if the weight can change
+    rows = [{key: value for key, value in row.items() if key != logged} for row in after]
     assert rows[:5] == before[:5], "steps 0 to 4, evaluation included"
-    assert rows[5]["train/loss"] == before[5]["train/loss"], "of the weights before the switch"
+    assert rows[5]["train/loss"] == before[5]["train/loss"], (
+        "the loss is of the weights before the switch"
+    )
     assert rows[5]["train/grad_norm"] != before[5]["train/grad_norm"]
     assert rows[8]["valid/nats"] != before[8]["valid/nats"]
 
@@ -53,7 +55,7 @@ def test_a_switch_arm_is_its_parent_until_the_switch(compose: Compose, tmp_path:
     ],
     ids=["ema", "stale and a ramp", "window", "domain"],
 )
-def test_what_a_term_carries_is_resumed_to_the_bit(
+def test_the_state_of_a_term_is_resumed_to_the_bit(
     compose: Compose, tmp_path: Path, words: list[str]
 ) -> None:
     config = compose(*words)
@@ -70,9 +72,7 @@ def test_what_a_term_carries_is_resumed_to_the_bit(
     assert results(resumed) == results(whole)
 
 
-def test_a_weight_of_a_domain_that_the_data_has_not_is_named(
-    compose: Compose, tmp_path: Path
-) -> None:
+def test_the_weight_of_an_unknown_domain_is_an_error(compose: Compose, tmp_path: Path) -> None:
     config = compose("scope=domain", "balance.terms=[{domains:{klingon:2}}]")
     with pytest.raises(ConfigError, match=r"weighs the domain klingon, which the data has not"):
         run_experiment(config, prepare(config.data), tmp_path)

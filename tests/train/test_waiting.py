@@ -1,4 +1,4 @@
-"""A GPU is never waited for within a step; what is not finite is refused all the same."""
+"""No step waits for the GPU, and an update that is not finite is still refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +49,7 @@ def go(arm: TrainingRun) -> Event:
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_an_update_that_is_not_finite_is_never_made(arm: Made, device: str) -> None:
+def test_an_update_that_is_not_finite_is_never_applied(arm: Made, device: str) -> None:
     made = arm(device)
     made.finite.deferred = True
     go(made)
@@ -59,15 +59,17 @@ def test_an_update_that_is_not_finite_is_never_made(arm: Made, device: str) -> N
     go(made)
     with torch.no_grad():
         made.state.model.head.copy_(before["head"])
-    go(made)  # which would be finite again
+    go(made)  # this step is finite again
     for name, each in made.state.model.state_dict().items():
         assert torch.equal(each, before[name]), name
-    told = go(made)  # and nobody has waited for it so far
+    event = go(made)  # nothing has waited for the device so far
     with pytest.raises(TrainingError, match=r"^step 2: the loss or the gradient is not finite$"):
-        told.wait()
+        event.wait()
 
 
-def test_what_is_not_finite_is_named_as_far_as_it_is_still_there(arm: Made) -> None:
+def test_the_parameter_that_is_not_finite_is_named_if_its_gradient_is_still_there(
+    arm: Made,
+) -> None:
     for later, name in ((False, " of blocks.0.attention.qkv"), (True, "")):
         made = arm("cpu", log_every=1)
         made.finite.deferred = True
@@ -76,14 +78,14 @@ def test_what_is_not_finite_is_named_as_far_as_it_is_still_there(arm: Made) -> N
         grad = made.state.model.get_parameter("blocks.0.attention.qkv").grad
         assert grad is not None
         grad[0, 0] = float("inf")
-        told = made.finish(step, outcome)
-        if later:  # the gradients of the next step lie there by now, which are finite
+        event = made.finish(step, outcome)
+        if later:  # by now the parameters hold the finite gradients of the next step
             accumulate_gradients(made.state.model, made.objective, made.next_step())
         with pytest.raises(TrainingError, match=rf"^step 1: the gradient{name} is not finite$"):
-            told.wait()
+            event.wait()
 
 
-def test_looking_later_changes_no_step(arm: Made) -> None:
+def test_a_deferred_check_changes_no_step(arm: Made) -> None:
     weights = []
     for later in (False, True):
         made = arm("cpu")
@@ -95,14 +97,14 @@ def test_looking_later_changes_no_step(arm: Made) -> None:
 
 
 class Late(TrainingRun):
-    """An arm on a CPU that tells of a step as one on a GPU does."""
+    """A run on a CPU that defers its checks and rows, as on a GPU."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.finite.deferred = True
 
 
-def test_what_is_told_while_the_next_step_runs_is_the_same(
+def test_rows_recorded_during_the_next_step_are_the_same(
     text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (
@@ -130,7 +132,7 @@ def test_what_is_told_while_the_next_step_runs_is_the_same(
     assert rows[0] == rows[1]
 
 
-def test_a_step_that_was_made_is_told_though_the_next_one_fails(
+def test_a_finished_step_is_recorded_although_the_next_one_fails(
     text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def next_step(self: Late) -> Step:
@@ -177,11 +179,11 @@ def test_no_step_waits_for_the_gpu(arm: Made, words: tuple[str, ...]) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         go(made)
-        told = go(made)
-        assert told.pending is not None
+        event = go(made)
+        assert event.pending is not None
         go(made)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    told.wait()
-    assert told.row is not None
-    assert told.row["step"] == 4
+    event.wait()
+    assert event.row is not None
+    assert event.row["step"] == 4
