@@ -100,13 +100,13 @@ def make_schedule(config: ExperimentConfig) -> Schedule | None:
 def make_objective(config: Meaning, domains: Sequence[str]) -> Objective:
     """The objective in its canonical form, so that equal treatments compute equal bits.
 
-    Raises ConfigError for a weight of a domain that the data has not.
+    Raises ConfigError for the weight of a domain that the data does not have.
     """
     treatment = Treatment.of(config)
     config, estimator = treatment.config, treatment.estimator
     balance = config.balance
     method = make_method(config.method.name, config.method.options)
-    acting = [each for each in (method, make_schedule(config)) if each is not None]
+    methods = [each for each in (method, make_schedule(config)) if each is not None]
     return Objective(
         terms=tuple(make_term(treatment, term, domains) for term in treatment.terms),
         micro_bsz=config.micro_bsz,
@@ -120,17 +120,16 @@ def make_objective(config: Meaning, domains: Sequence[str]) -> Objective:
         layers=cast(Any, balance.layers),
         uniform=config.model.top_k if balance.uniform == "k" else 1.0,
         probs=cast(Any, balance.probs),
-        methods=tuple(acting),
+        methods=tuple(methods),
     )
 
 
 def make_term(treatment: Treatment, term: BalanceTerm, domains: Sequence[str]) -> Term:
     """A balance term over the domains of the data."""
     weights = dict(term.domains)
-    for each in weights.keys() - set(domains):
+    for name in sorted(weights.keys() - set(domains)):
         raise ConfigError(
-            f"balance.terms: weighs the domain {each}, which the data has not; it has "
-            f"{', '.join(domains)}"
+            f"balance.terms: the data has no domain {name}; its domains are {', '.join(domains)}"
         )
     scope = make_scope(
         term.scope,
@@ -144,7 +143,7 @@ def make_term(treatment: Treatment, term: BalanceTerm, domains: Sequence[str]) -
         start=term.start,
         stop=term.stop,
         ramp=term.ramp,
-        domain_weights=tuple(weights.get(each, 1.0) for each in domains) if weights else None,
+        domain_weights=tuple(weights.get(name, 1.0) for name in domains) if weights else None,
         label=term_label(treatment, term),
     )
 
