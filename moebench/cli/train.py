@@ -34,12 +34,6 @@ Config = Annotated[
     Path | None, typer.Option("--config", help="start from the config.yaml of a run")
 ]
 
-SUMMARY = (
-    *("valid/nats", "valid/ppl", "valid/bits_per_byte"),
-    *("load/max_vio_micro", "load/max_vio_batch", "load/max_vio_global"),
-    *("specialization/domain", "speed/tokens_per_second", "seconds"),
-)
-
 
 def train(
     overrides: Overrides = None,
@@ -172,8 +166,10 @@ def _print_summary(record: "Record", as_json: bool) -> None:
 def _summary_table(summary: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    from moebench.catalogue import METRICS
+
     table = Table(show_header=False, box=None)
-    for key in SUMMARY:
+    for key in (*(metric.name for metric in METRICS.values() if metric.printed), "seconds"):
         if isinstance(summary.get(key), int | float):
             table.add_row(key, f"{summary[key]:,.4g}")
     return table
