@@ -13,9 +13,17 @@ import pytest
 if TYPE_CHECKING:
     from tests.processors import Same
 
-# before torch is imported: two tests at a time on two cores slow each other down a hundredfold
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
+# Before torch is imported. Two tests with several threads each on two cores slow each other down a
+# hundredfold: a thread that spins while it waits keeps the others from the cores.
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+}
+for name, value in SETTINGS.items():
+    os.environ.setdefault(name, value)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

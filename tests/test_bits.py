@@ -12,7 +12,7 @@ import torch
 
 from moebench.model.transformer import MoETransformer
 from moebench.train import products
-from moebench.train.products import KINDS, shape_dependent
+from moebench.train.products import KINDS, shape_dependent, shapes_of
 from tests.processors import SHAPE_INDEPENDENT, PretendedProcessor
 
 TESTS = Path(__file__).parent
@@ -58,7 +58,7 @@ def test_the_pretended_processor_rounds_by_shape() -> None:
     draw = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float64):
         with PretendedProcessor():
-            assert shape_dependent(make(dtype), 8, 32) == list(KINDS)
+            assert shape_dependent(shapes_of(make(dtype), 8, 32)) == list(KINDS)
         left = torch.randn(64, 32, generator=draw, dtype=dtype)
         right = torch.randn(32, 32, generator=draw, dtype=dtype)
         usual = left @ right
@@ -78,4 +78,4 @@ def test_exact_products_do_not_depend_on_their_shape(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "randn", whole)
     monkeypatch.setattr(products, "causal_attention", lambda q, k, v: q @ k.mT @ v)
-    assert shape_dependent(make(torch.float64), 8, 32) == []
+    assert shape_dependent(shapes_of(make(torch.float64), 8, 32)) == []

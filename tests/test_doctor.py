@@ -17,6 +17,7 @@ from moebench.doctor import Finding, device, examine, exit_code, render
 from moebench.doctor import host as machine
 from moebench.doctor.finding import Look, gather
 from moebench.model import grouped
+from moebench.train import products
 
 Patch = pytest.MonkeyPatch
 Groups = Callable[[str, dict[str, str]], None]
@@ -45,6 +46,7 @@ def test_this_machine_can_train_and_is_left_as_it_was(
 ) -> None:
     assert {"cores", "memory", "runs", "data cache", "python", "device", "threads"} <= set(findings)
     assert findings["experts in fp32"].value.startswith("right, forward and backward")
+    assert findings["products"].state == "ok"
     assert findings["child process"].state == "ok"
     assert findings["launchers"].value.startswith("local works; ")
     assert findings["torch"].value == metadata.version("torch")
@@ -131,6 +133,22 @@ def test_a_look_that_raises_is_a_finding(monkeypatch: Patch) -> None:
     found = only(Look("it", lambda: device.experts("bf16"), "note", "leave it"))
     words = "does not work: NotImplementedError: no kernel for this device"
     assert found == Finding("it", words, "note", "leave it")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        ([], "to the bit; bits depend on shape in: none"),
+        (["rows", "groups"], "to the bit; bits depend on shape in: rows, groups"),
+        (["stacks"], "but for rounding; bits depend on shape in: stacks"),
+    ],
+)
+def test_whether_bits_depend_on_shapes_is_said(
+    monkeypatch: Patch, kinds: list[str], words: str
+) -> None:
+    monkeypatch.setattr(products, "shape_dependent", lambda shapes, device: kinds)
+    found = only(Look("products", device.products))
+    assert found.value.endswith(words)
 
 
 def test_bf16_that_is_slower_is_no_gain(monkeypatch: Patch) -> None:

@@ -46,6 +46,7 @@ def examine(runs_dir: Path) -> list[Finding]:
             Look("threads", device.threads),
             Look("experts in fp32", fp32, "problem", device.WITHOUT_GPU),
             Look("experts in bf16", bf16, "note", device.STAY_FP32),
+            Look("products", device.products),
             Look("bf16 on the CPU", device.bf16_on_cpu, "note", device.STAY_FP32),
         )
     found += gather(Look("torch.compile", machine.compiler, "note", machine.COMPILER))

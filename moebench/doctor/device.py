@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CLOSE = {"fp32": 1e-4, "bf16": 2e-2}  # error of the experts, as a share of the largest value
+VOCABULARY = 256  # bytes
 GAIN = 1.1  # times the speed of fp32; less is no gain, since timings vary
 
 TORCH_AGAIN = f"install torch again: {PIP} --force-reinstall torch"
@@ -106,6 +107,23 @@ def experts(precision: str) -> Iterator[Finding]:
     else:
         value = f"wrong by {error:.1g} of the largest value on {device.type}"
         yield Finding(name, value, "problem", WITHOUT_GPU)
+
+
+def products() -> Iterator[Finding]:
+    """Whether the bits of the default model's products depend on the shape of the product."""
+    import torch
+
+    from moebench.config.schema import ExperimentConfig
+    from moebench.train.build import blank_model
+    from moebench.train.products import shape_dependent, shapes_of
+
+    device, config = "cuda" if torch.cuda.is_available() else "cpu", ExperimentConfig()
+    with torch.device("meta"):
+        model = blank_model(config, VOCABULARY)
+    kinds = shape_dependent(shapes_of(model, config.global_bsz, config.seq_len), device)
+    equal = "but for rounding" if "stacks" in kinds else "to the bit"
+    value = f"the default model in a stack equals the same alone {equal}"
+    yield Finding("products", f"{value}; bits depend on shape in: {', '.join(kinds) or 'none'}")
 
 
 def bf16_on_cpu() -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ from moebench.config.identity import (
 from moebench.config.treatment import Treatment
 from moebench.data.batches import make_batches, sequences_hash
 from moebench.data.corpus import Corpus
+from moebench.errors import ConfigError
 from moebench.experiment.summary import random_baselines
+from moebench.train.build import blank_model
+from moebench.train.products import shape_dependent, shapes_of
 
 # What may differ in a later session of a run.
 OF_SESSION = (
     *("moebench", "git", "torch", "python", "device_name", "threads", "stacked", "command"),
-    "start",
+    *("shape_dependent", "start"),
 )
+
+_known = lru_cache(shape_dependent)
 
 
 def describe(
@@ -72,6 +78,19 @@ def describe(
         "command": command,
         "start": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def shape_dependent_products(
+    config: ExperimentConfig, vocab_size: int, device: torch.device
+) -> list[str] | None:
+    """Kinds of the run's products whose bits depend on their shape; None if they do not work."""
+    with torch.device("meta"):
+        model = blank_model(config, vocab_size)
+    sequences = config.run.device_bsz or config.global_bsz
+    try:
+        return _known(shapes_of(model, sequences, config.seq_len), str(device))
+    except (ConfigError, RuntimeError):
+        return None  # training fails likewise, and says why
 
 
 def continued(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from moebench.config.treatment import Treatment
 from moebench.data.corpus import Corpus
 from moebench.errors import MoebenchError, Stopped
 from moebench.experiment.execution import resolved
-from moebench.experiment.provenance import continued, describe
+from moebench.experiment.provenance import continued, describe, shape_dependent_products
 from moebench.experiment.summary import routing_change, seal
 from moebench.experiment.trouble import explained
 from moebench.records import Record
@@ -122,6 +122,7 @@ class Session:
                 config, corpus.vocab_size, runs_dir, device, self.ranks.size
             )
         manifest["kernels"] = asdict(kernels)
+        manifest["shape_dependent"] = shape_dependent_products(config, corpus.vocab_size, device)
         if not resumed:
             record.begin(to_yaml(config), manifest)
         self.state = state = make_state(self.treatment, corpus.vocab_size, device)

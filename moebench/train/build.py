@@ -39,9 +39,19 @@ class State:
 def make_model(config: Meaning, vocab_size: int) -> MoETransformer:
     """The model of a config, with its initial weights."""
     treatment = Treatment.of(config)
+    config, model = treatment.config, blank_model(treatment, vocab_size)
+    initialize(model, config.seed)
+    if config.router.perturb:
+        perturb_routers(model, config.seed, config.router.perturb)
+    return model
+
+
+def blank_model(config: Meaning, vocab_size: int) -> MoETransformer:
+    """The model of a config, with weights of any value."""
+    treatment = Treatment.of(config)
     config = treatment.config
     shape = config.model
-    model = MoETransformer(
+    return MoETransformer(
         vocab_size=vocab_size,
         d_model=shape.d_model,
         num_layers=shape.num_layers,
@@ -55,10 +65,6 @@ def make_model(config: Meaning, vocab_size: int) -> MoETransformer:
         compute=COMPUTE[config.train.precision],
         document_end=vocab_size - 1 if config.data.mask_documents else None,
     )
-    initialize(model, config.seed)
-    if config.router.perturb:
-        perturb_routers(model, config.seed, config.router.perturb)
-    return model
 
 
 def make_gating(treatment: Treatment) -> Gating:

@@ -1,7 +1,8 @@
 """The training loop: yields the events of each step, and leaves recording them to the caller.
 
 A batch is a function of (seed, step), and an initial weight of (seed, name). A loop that starts
-from a checkpoint of step n therefore continues as if it had never stopped, on a CPU bit for bit.
+from a checkpoint of step n therefore continues as if it had never stopped, on the CPU of one
+machine bit for bit.
 """
 
 import resource

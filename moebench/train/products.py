@@ -6,7 +6,8 @@ otherwise it changes no bit. Which holds depends on the processor, the library a
 AMD EPYC, for instance, MKL rounds the last rows differently unless 4 divides their number.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,58 +27,69 @@ MOST_TOKENS = 512  # in a trial; a pass may have more
 MOST_EXPERTS = 4  # in a trial
 
 Product = Callable[..., Tensor]
+Matrix = tuple[tuple[int, ...], torch.dtype]
 
 
-def shape_dependent(model: MoETransformer, sequences: int, length: int) -> list[str]:
-    """The KINDS of a model's products whose bits depend on the shape of the product.
+class Shapes(NamedTuple):
+    """What the products of a model look like.
 
-    The trial uses the widths, dtypes and device of the model, and random numbers.
-
-    Args:
+    Attributes:
+        matrices: shapes, [outputs, inputs] or [experts, inputs, outputs], and dtypes.
+        heads: number and width of attention heads.
+        compute: dtype of attention.
         sequences: in a forward pass.
         length: tokens in a sequence.
     """
+
+    matrices: frozenset[Matrix]
+    heads: frozenset[tuple[int, int]]
+    compute: torch.dtype
+    sequences: int
+    length: int
+
+
+def shapes_of(model: MoETransformer, sequences: int, length: int) -> Shapes:
+    """The shapes of a model's products; its weights may be on the meta device."""
+    wide = torch.promote_types(model.compute, torch.float32)  # routers, in a bf16 model, too
+    matrices = {
+        (
+            (*(min(each, MOST_EXPERTS) for each in matrix.shape[:-2]), *matrix.shape[-2:]),
+            wide if ".router." in name else model.compute,
+        )
+        for name, matrix in model.named_parameters()
+        if matrix.ndim > 1 and name != "embedding"
+    }
+    attention = (each for each in model.modules() if isinstance(each, Attention))
+    heads = {(each.num_heads, each.gain.shape[0]) for each in attention}
     sequences = max(1, min(sequences, MOST_TOKENS // length))
-    draw, device = torch.Generator().manual_seed(0), model.embedding.device
+    return Shapes(frozenset(matrices), frozenset(heads), model.compute, sequences, length)
+
+
+def shape_dependent(shapes: Shapes, device: torch.device | str = "cpu") -> list[str]:
+    """The KINDS of products whose bits depend on the shape of the product, by trial."""
+    draw = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype) -> Tensor:
         # drawn in their own dtype: products of rounded numbers could be exact
         return torch.randn(*shape, generator=draw, dtype=dtype).to(device)
 
     found: set[str] = set()
-    for shape, dtype in _weights(model):
+    for shape, dtype in sorted(shapes.matrices, key=str):  # each draws what it always does
         expert = len(shape) == 3
         product, kind = (_experts, "groups") if expert else (F.linear, "rows")
+        inputs = shape[1]
         weights = normal(2, *shape, dtype=dtype)
-        rows = normal(2, sequences * length, shape[1], dtype=dtype)
+        rows = normal(2, shapes.sequences * shapes.length, inputs, dtype=dtype)
         if not _same_rows(product, rows[0], weights[0, :1] if expert else weights[0]):
             found.add(kind)
         if not _same_stacked(product, rows, weights):
             found.add("stacks")
-    for heads, width in _attention(model):
-        shape = (2, sequences, heads, length, width)
-        parts = (normal(*shape, dtype=model.compute) for _ in range(3))
+    for heads, width in sorted(shapes.heads):
+        shape = (2, shapes.sequences, heads, shapes.length, width)
+        parts = (normal(*shape, dtype=shapes.compute) for _ in range(3))
         if not _same_stacked(causal_attention, *parts):
             found.add("stacks")
     return [kind for kind in KINDS if kind in found]
-
-
-def _weights(model: MoETransformer) -> set[tuple[tuple[int, ...], torch.dtype]]:
-    """Shapes and dtypes of the matrices, [outputs, inputs] or [experts, inputs, outputs]."""
-    found = set()
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2 or name == "embedding":
-            continue
-        fp32 = ".router." in name  # in a bf16 model, too
-        dtype = torch.promote_types(model.compute, torch.float32) if fp32 else model.compute
-        experts = (min(each, MOST_EXPERTS) for each in parameter.shape[:-2])
-        found.add(((*experts, *parameter.shape[-2:]), dtype))
-    return found
-
-
-def _attention(model: MoETransformer) -> Iterator[tuple[int, int]]:
-    layers = [each for each in model.modules() if isinstance(each, Attention)]
-    yield from {(each.num_heads, each.gain.shape[0]) for each in layers}
 
 
 def _experts(rows: Tensor, matrices: Tensor) -> Tensor:

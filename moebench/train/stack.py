@@ -4,6 +4,9 @@ Parameters are stacked along a leading arm axis, and `vmap` maps the plain modul
 own model and optimizer see views of the stack. All else that a run does (its loss, its clipping,
 its update, its checkpoints) is therefore the code of a single run on its own numbers, and a run
 that ends or fails leaves the others as they are.
+
+A stacked run equals the same run alone but for rounding, and to the bit where the bits of a product
+do not depend on its shape (`products.py`).
 """
 
 import copy
