@@ -227,14 +227,7 @@ def test_records_of_stacked_runs_are_those_of_the_runs_alone(
             assert results(other) == results(one)
         for row, wanted in zip(measured(other), measured(one), strict=True):
             assert row.keys() == wanted.keys()
-            numbers = (
-                torch.tensor(
-                    [float.fromhex(each) for each in values.values() if isinstance(each, str)],
-                    dtype=torch.float64,
-                )
-                for values in (row, wanted)
-            )
-            same(*numbers, f"row of step {row['step']}")
+            same(floats(row), floats(wanted), f"row of step {row['step']}")
 
 
 def test_keys_that_shape_a_step_are_not_stackable(arms: Compose) -> None:
