@@ -18,6 +18,7 @@ from moebench.config.identity import (
     run_name,
     science,
 )
+from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import Treatment
 from moebench.data.batches import make_batches, sequences_hash
 from moebench.data.corpus import Corpus
