@@ -124,8 +124,7 @@ def run_stack(
                 numbers.append(number)
         sessions = [
             Session(
-                configs[number],
-                corpora[number],
+                *pairs[number],
                 records[number],
                 Ranks(),
                 signals,
