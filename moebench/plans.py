@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from moebench.disk import read_json, reason, write_json
 from moebench.errors import RecordError, nearest
-from moebench.records import COSTS, SCHEMA_VERSION, cannot_write, printable
+from moebench.records import SCHEMA_VERSION, cannot_write, printable
 
 PRIMARY = "valid/nats"  # the endpoint of a study that names none
+COST_FILE = "cost.json"  # beside a plan: the time that a step of each arm takes alone
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def read_costs(folder: Path) -> dict[str, Cost]:
     Raises:
         RecordError: if the file is damaged.
     """
-    path = folder / COSTS
+    path = folder / COST_FILE
     if not path.exists():
         return {}
     try:

@@ -41,7 +41,6 @@ SCHEMA_VERSION = 1
 STATES = ("waiting", "running", "done", "failed", "stopped")
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
-COSTS = "cost.json"  # beside a study's plan: the time that each arm takes alone
 MAX_METRICS_BYTES = 2**32  # of metrics.jsonl
 
 

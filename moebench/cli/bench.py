@@ -106,9 +106,9 @@ def _store(
     """Write the times beside the plan, where `moebench report` reads them."""
     from moebench.bench import machine_of
     from moebench.disk import write_json
-    from moebench.records import COSTS
+    from moebench.plans import COST_FILE
 
-    path = plan.path(runs_dir).with_name(COSTS)
+    path = plan.path(runs_dir).with_name(COST_FILE)
     machine = machine_of(next(iter(configs.values())))
     write_json(path, {arm: {**asdict(t), "machine": machine} for arm, t in timings.items()})
     print_message(f"{path}: contains the times of {len(timings)} arms; moebench report shows them")

@@ -1,6 +1,5 @@
 """Plans: what typed words and a study come to, before anything starts."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import pytest
 
 from moebench.config.compose import Composer
 from moebench.errors import ConfigError, DataError, RecordError
-from moebench.study import Plan, find_plan, make_plan, read_plan
+from moebench.study import Plan, make_plan, read_plan
 
 Small = Callable[..., list[str]]
 STUDY = """\
@@ -154,40 +153,11 @@ def test_a_plan_is_named_by_its_runs_and_what_they_are_for(
     assert base.slug != plan_of(composer, small("study=mine")).slug
 
 
-def test_a_plan_is_read_as_it_was_written(composer: Composer, small: Small, tmp_path: Path) -> None:
-    plan = plan_of(composer, small("study=mine"))
-    path = plan.write(tmp_path / "runs")
-    assert path == tmp_path / "runs" / "studies" / plan.slug / "plan.json"
-    assert read_plan(path) == plan
-
-
-def test_a_plan_is_found_by_its_name_and_the_last_one_by_none(
+def test_a_plan_of_a_study_is_read_as_it_was_written(
     composer: Composer, small: Small, tmp_path: Path
 ) -> None:
-    runs = tmp_path / "runs"
-    with pytest.raises(RecordError, match=f"^{runs}: no sweep was started here; moebench sweep"):
-        find_plan(runs)
-    first, second, last = (
-        plan_of(composer, small(*words))
-        for words in (["study=mine"], ["study=mine", "seed=7"], ["seed=0,1", "train.steps=6"])
-    )
-    for seconds, plan in enumerate((first, second, last)):
-        os.utime(plan.write(runs), (seconds, seconds))
-    assert find_plan(runs) == find_plan(runs, "sweep") == last
-    assert find_plan(runs, "mine") == second
-    assert find_plan(runs, first.slug) == first
-    with pytest.raises(RecordError, match=f"^min: no such study in {runs}; there are mine"):
-        find_plan(runs, "min")
-    with pytest.raises(RecordError, match=r"^\.\./x: no such study in .*; there are mine, sweep$"):
-        find_plan(runs, "../x")
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"runs": [{}]}', '{"runs": 1}', "\x00"])
-def test_a_broken_plan_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "plan.json"
-    path.write_text(text)
-    with pytest.raises(RecordError, match=f"^{path}: is not a plan"):
-        read_plan(path)
+    plan = plan_of(composer, small("study=mine"))
+    assert read_plan(plan.write(tmp_path / "runs")) == plan
 
 
 def test_planning_needs_no_torch(small: Small) -> None:

@@ -1,0 +1,91 @@
+"""Plans on disk: read as they were written, found by name, and refused where they are damaged."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moebench.errors import RecordError
+from moebench.plans import Job, Plan, find_plan, read_costs, read_plan
+
+
+def a_plan(name: str = "mine", seed: int = 0) -> Plan:
+    run = f"micro-s{seed}-0123456789"
+    job = Job(0, run, "micro", "0123456789", seed, ("scope=micro",), {"seed": seed})
+    return Plan(name, "Which?", "cpu", "micro", "valid/nats", (job,))
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    plan = a_plan()
+    path = plan.write(tmp_path / "runs")
+    assert path == tmp_path / "runs" / "studies" / plan.slug / "plan.json"
+    assert read_plan(path) == plan
+    assert read_plan(path).folder == path.parent
+    assert plan.baseline_hash() == "0123456789"
+    assert replace(plan, baseline="global").baseline_hash() is None
+
+
+def test_a_plan_is_found_by_its_name_and_the_last_one_by_none(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with pytest.raises(RecordError, match=f"^{runs}: no sweep was started here; moebench sweep"):
+        find_plan(runs)
+    first, second, last = a_plan(), a_plan(seed=7), a_plan("sweep")
+    for seconds, plan in enumerate((first, second, last)):
+        os.utime(plan.write(runs), (seconds, seconds))
+    assert find_plan(runs) == find_plan(runs, "sweep") == last
+    assert find_plan(runs, "mine") == second
+    assert find_plan(runs, first.slug) == first
+    with pytest.raises(RecordError, match=f"^min: no such study in {runs}; there are mine"):
+        find_plan(runs, "min")
+    with pytest.raises(RecordError, match=r"^\.\./x: no such study in .*; there are mine, sweep$"):
+        find_plan(runs, "../x")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"runs": [{}]}', '{"runs": 1}', "\x00"])
+def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(RecordError, match=f"^{path}: is not a plan"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "wrong"),
+    [
+        ({"name": 3}, "holds no usable 'name'"),
+        ({"primary": None}, "holds no usable 'primary'"),
+        ({"runs": {}}, "holds no usable list 'runs'"),
+        ({"runs": [1]}, "holds no usable list 'runs'"),
+        ({"id": "0"}, "run 0 holds no usable 'id'"),
+        ({"arm_hash": None}, "run 0 holds no usable 'arm_hash'"),
+        ({"seed": True}, "run 0 holds no usable 'seed'"),
+        ({"overrides": [1]}, "run 0 holds no usable 'overrides'"),
+        ({"config": []}, "run 0 holds no usable 'config'"),
+    ],
+)
+def test_a_damaged_plan_is_refused_with_what_is_wrong(
+    tmp_path: Path, damage: dict[str, Any], wrong: str
+) -> None:
+    path = a_plan().write(tmp_path)
+    content = json.loads(path.read_text())
+    for key, value in damage.items():
+        (content if key in content else content["runs"][0])[key] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(RecordError) as caught:
+        read_plan(path)
+    assert str(caught.value) == f"{path}: is not a plan ({wrong})"
+
+
+def test_costs_are_read_where_a_study_was_timed(tmp_path: Path) -> None:
+    assert read_costs(tmp_path) == {}
+    path = tmp_path / "cost.json"
+    timed = {"step_seconds": [1, 2], "machine": "a CPU"}
+    path.write_text(json.dumps({"0123": timed, "4567": {"step_seconds": []}}))
+    assert read_costs(tmp_path) == {"0123": ((1.0, 2.0), (), "a CPU")}
+    for text in ("[]", "{", '{"0123": {"step_seconds": "x"}}', '{"0123": {"step_seconds": 1}}'):
+        path.write_text(text)
+        with pytest.raises(RecordError, match=r"cost\.json: is no table of costs; time the study"):
+            read_costs(tmp_path)
