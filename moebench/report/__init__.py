@@ -185,17 +185,14 @@ def make_report(
     only = None
     if study is not None:
         plans = plans_of_study(study, plans, problems, runs_dir)
-        only = {job.run for plan in plans for job in plan.jobs}
-        problems = []
+        only, problems = _runs(plans), []
         title = " and ".join(dict.fromkeys(map(_title, plans)))
     frame = load_frame(roots, only, where=where, by=by).checked()
     measured = frame.runs["run"].isin(list(frame.metrics["run"]))
     done = frame.runs.loc[(frame.runs["state"] == "done") & measured]
     if done.empty:
         raise RecordError(_nothing_done(roots, study, frame))
-    if baseline is not None and baseline not in set(done["arm"]):
-        known = ", ".join(sorted(set(done["arm"])))
-        raise ConfigError(f"--baseline {printable(baseline)}: no such arm; there are {known}")
+    _check_baseline(baseline, set(done["arm"]))
     if at is not None:
         frame = frame.at(at)
         done = done.loc[done["run"].isin(list(frame.metrics["run"]))]
@@ -239,9 +236,18 @@ def load(
     paths = [Path(roots)] if isinstance(roots, Path | str) else [Path(root) for root in roots]
     only = None
     if study is not None:
-        plans = plans_of_study(study, *find_plans(paths), paths[0])
-        only = {job.run for plan in plans for job in plan.jobs}
+        only = _runs(plans_of_study(study, *find_plans(paths), paths[0]))
     return load_frame(paths, only, where=where, by=by)
+
+
+def _check_baseline(baseline: str | None, arms: set[str]) -> None:
+    if baseline is not None and baseline not in arms:
+        known = ", ".join(sorted(arms))
+        raise ConfigError(f"--baseline {printable(baseline)}: no such arm; there are {known}")
+
+
+def _runs(plans: Sequence[Plan]) -> set[str]:
+    return {job.run for plan in plans for job in plan.jobs}
 
 
 def _chosen(patterns: Sequence[str], known: Sequence[str], option: str = "--metrics") -> list[str]:

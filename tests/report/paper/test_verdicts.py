@@ -19,10 +19,10 @@ Make = Callable[..., Record]
 MICRO = {"scope": "group", "balance_bsz": 4}
 GLOBAL = {"scope": "group", "balance_bsz": 128}
 SHUFFLED = {"scope": "shuffled", "balance_bsz": 128}
-CLAIM = {name[:2]: each["claim"] for name, each in findings().items()}
+CLAIM = {name[:2]: finding["claim"] for name, finding in findings().items()}
 
 
-def found(
+def by_number(
     sciences: dict[str, dict[str, Any]],
     effects: list[float],
     seeds: int = 5,
@@ -31,11 +31,11 @@ def found(
 ) -> dict[str, Verdict]:
     """Verdicts by the number of the finding."""
     numbers = {claim: number for number, claim in CLAIM.items()}
-    told = all_found(sciences, effects, seeds, sd, bytes_per_token)
-    return {numbers[each.claim]: each for each in told}
+    made = all_verdicts(sciences, effects, seeds, sd, bytes_per_token)
+    return {numbers[verdict.claim]: verdict for verdict in made}
 
 
-def all_found(
+def all_verdicts(
     sciences: dict[str, dict[str, Any]],
     effects: list[float],
     seeds: int = 5,
@@ -49,14 +49,14 @@ def all_found(
         + rng.normal(size=(seeds, 1))
         + sd * rng.normal(size=(seeds, len(effects)))
     )
-    told = Evidence(
+    evidence = Evidence(
         list(sciences),
-        [shared | each for each in sciences.values()],
+        [shared | science for science in sciences.values()],
         range(seeds),
         values,
         bytes_per_token,
     )
-    return verdicts(told)
+    return verdicts(evidence)
 
 
 SCOPES = {"micro": MICRO, "global": GLOBAL, "shuffled": SHUFFLED}
@@ -64,10 +64,10 @@ SCOPES = {"micro": MICRO, "global": GLOBAL, "shuffled": SHUFFLED}
 
 def test_every_finding_is_whole() -> None:
     assert len(findings()) == 12
-    for each in findings().values():
-        assert {"claim", "source", "type"} <= {*each}
-        assert each["type"] in ("difference", "equality", "trend")
-        assert "perplexity" in each or "sign" in each
+    for finding in findings().values():
+        assert {"claim", "source", "type"} <= {*finding}
+        assert finding["type"] in ("difference", "equality", "trend")
+        assert "perplexity" in finding or "sign" in finding
     assert paper_gap() == pytest.approx(0.0159, abs=5e-5)
 
 
@@ -81,18 +81,18 @@ def test_every_finding_is_whole() -> None:
     ],
 )
 def test_a_difference(effect: float, sd: float, verdict: str) -> None:
-    each = found({"micro": MICRO, "global": GLOBAL}, [0, effect], sd=sd)["01"]
-    assert (each.verdict, each.arms) == (verdict, ("global", "micro"))
-    assert each.paper == pytest.approx([-paper_gap() / size for size in BYTES])
-    assert each.here.low is not None
-    assert each.here.high is not None
-    assert each.resolved == pytest.approx((each.here.high - each.here.low) / 2)
-    assert each.unit == "byte"
+    finding = by_number({"micro": MICRO, "global": GLOBAL}, [0, effect], sd=sd)["01"]
+    assert (finding.verdict, finding.arms) == (verdict, ("global", "micro"))
+    assert finding.paper == pytest.approx([-paper_gap() / size for size in BYTES])
+    assert finding.here.low is not None
+    assert finding.here.high is not None
+    assert finding.resolved == pytest.approx((finding.here.high - finding.here.low) / 2)
+    assert finding.unit == "byte"
 
 
 def test_sizes_are_in_nats_a_byte() -> None:
     token, byte = (
-        found({"micro": MICRO, "global": GLOBAL}, [0, -0.04], bytes_per_token=size)["01"]
+        by_number({"micro": MICRO, "global": GLOBAL}, [0, -0.04], bytes_per_token=size)["01"]
         for size in (None, 4.0)
     )
     assert byte.here.value == pytest.approx(token.here.value / 4)
@@ -110,38 +110,38 @@ def test_sizes_are_in_nats_a_byte() -> None:
     ],
 )
 def test_an_equality(effects: list[float], verdict: str) -> None:
-    each = found(SCOPES, effects, sd=1e-3, seeds=6)["03"]
-    assert each.verdict == verdict
-    assert each.arms == ("shuffled", "global")
+    finding = by_number(SCOPES, effects, sd=1e-3, seeds=6)["03"]
+    assert finding.verdict == verdict
+    assert finding.arms == ("shuffled", "global")
 
 
 def test_a_trend_over_the_balance_batch() -> None:
     sizes = (1, 2, 4, 16, 64, 128)
     arms = {f"global-{size}": {"scope": "group", "balance_bsz": size} for size in sizes}
     falling = [-0.01 * math.log2(size) for size in sizes]
-    each = found(arms, falling, sd=1e-3)["04"]
-    assert (each.verdict, each.per) == ("agrees", " a doubling")
-    assert each.here.value == pytest.approx(-0.01, abs=1e-3)
-    assert found(arms, [-e for e in falling], sd=1e-3)["04"].verdict == "contradicts"
-    assert "04" not in found({"micro": MICRO, "global": GLOBAL}, [0, -1])
+    finding = by_number(arms, falling, sd=1e-3)["04"]
+    assert (finding.verdict, finding.per) == ("agrees", " a doubling")
+    assert finding.here.value == pytest.approx(-0.01, abs=1e-3)
+    assert by_number(arms, [-e for e in falling], sd=1e-3)["04"].verdict == "contradicts"
+    assert "04" not in by_number({"micro": MICRO, "global": GLOBAL}, [0, -1])
 
 
 def test_a_trend_that_bends_at_128_sequences() -> None:
     sizes = (4, 16, 64, 128, 256, 512)
     arms = {f"global-{size}": {"scope": "group", "balance_bsz": size} for size in sizes}
     x = [math.log2(size) for size in sizes]
-    saturating = [-0.01 * min(each, 7) for each in x]
-    each = found(arms, saturating, sd=1e-4)["10"]
-    assert (each.verdict, each.per) == ("agrees", " a doubling")
-    assert each.here.value == pytest.approx(0.01, abs=1e-3)
+    saturating = [-0.01 * min(place, 7) for place in x]
+    finding = by_number(arms, saturating, sd=1e-4)["10"]
+    assert (finding.verdict, finding.per) == ("agrees", " a doubling")
+    assert finding.here.value == pytest.approx(0.01, abs=1e-3)
     # the paper: 5 doublings up to 128 sequences, and 2 beyond
     early, late = math.log(7.214 / 7.347) / 5, math.log(7.198 / 7.214) / 2
-    assert each.paper == pytest.approx([(late - early) / size for size in BYTES])
-    straight = [-0.01 * each for each in x]
-    assert found(arms, straight, sd=1e-5)["10"].verdict == "contradicts"
-    assert found(arms, straight, sd=1e-2)["10"].verdict == "cannot tell"
+    assert finding.paper == pytest.approx([(late - early) / size for size in BYTES])
+    straight = [-0.01 * place for place in x]
+    assert by_number(arms, straight, sd=1e-5)["10"].verdict == "contradicts"
+    assert by_number(arms, straight, sd=1e-2)["10"].verdict == "cannot tell"
     short = {name: arms[name] for name in ("global-4", "global-16", "global-64", "global-128")}
-    assert "10" not in found(short, saturating[:4])  # nothing lies beyond
+    assert "10" not in by_number(short, saturating[:4])  # nothing lies beyond
 
 
 BIAS = {"scope": "none", "method.name": "bias", "loss.balance": 0.0}
@@ -156,8 +156,8 @@ def test_a_bias_over_a_step_and_over_a_micro_batch() -> None:
         "sigmoid bias-4": BIAS | SIGMOID | {"method.options": {"balance_bsz": 4.0}},
         "faster sigmoid bias": BIAS | SIGMOID | {"method.options": {"rate": 0.01}},
     }
-    verdicts_of = all_found(arms, [-0.06, 0, -0.06, 0, 0])
-    assert {each.arms: each.verdict for each in verdicts_of} == {
+    verdicts_of = all_verdicts(arms, [-0.06, 0, -0.06, 0, 0])
+    assert {finding.arms: finding.verdict for finding in verdicts_of} == {
         ("bias", "bias-4"): "agrees",
         ("sigmoid bias", "sigmoid bias-4"): "agrees",
     }
@@ -173,9 +173,9 @@ def test_the_global_loss_against_a_bias() -> None:
         "sigmoid bias": BIAS | SIGMOID,
         "sigmoid bias-4": BIAS | SIGMOID | {"method.options": {"balance_bsz": 4.0}},
     }
-    (each,) = (v for v in all_found(arms, [-0.1, 0, 0, 0, 0, 0.1]) if v.claim == CLAIM["12"])
-    assert (each.arms, each.verdict) == (("global", "sigmoid bias"), "agrees")
-    assert each.paper == pytest.approx([math.log(8.038 / 8.080) / size for size in BYTES])
+    (finding,) = (v for v in all_verdicts(arms, [-0.1, 0, 0, 0, 0, 0.1]) if v.claim == CLAIM["12"])
+    assert (finding.arms, finding.verdict) == (("global", "sigmoid bias"), "agrees")
+    assert finding.paper == pytest.approx([math.log(8.038 / 8.080) / size for size in BYTES])
 
 
 def test_controls_and_other_weights_are_not_mistaken_for_arms() -> None:
@@ -187,7 +187,7 @@ def test_controls_and_other_weights_are_not_mistaken_for_arms() -> None:
         "twin": GLOBAL | {"router.perturb": 1e-6},
         "stale": GLOBAL | {"balance.estimator": "stale"},
     }
-    assert found(arms, [0.0] * 5) == {}
+    assert by_number(arms, [0.0] * 5) == {}
 
 
 def composed(*arms: str) -> dict[str, dict[str, Any]]:
@@ -214,15 +214,15 @@ def test_the_arms_of_the_shipped_studies_are_recognised() -> None:
         "scope=none method=bias router=sigmoid",
         "scope=none method=bias router=sigmoid method.options.balance_bsz=4",
     )
-    told = found(switch, [0.0] * len(switch))
+    verdict = by_number(switch, [0.0] * len(switch))
     every = {f"{number:02}" for number in range(1, 13)}
-    assert set(told) == every - {"04", "10"}  # three sizes of a balance batch, and four
-    assert told["12"].arms == ("scope=global", "scope=none method=bias router=sigmoid")
-    assert len(told["06"].arms) == 4
-    assert told["06"].arms[0] == "scope=global"
-    assert told["05"].arms[-1] == "scope=micro"
-    assert "estimator=buffer" in told["08"].arms[0]
-    assert told["05"].paper is None
+    assert set(verdict) == every - {"04", "10"}  # three sizes of a balance batch, and four
+    assert verdict["12"].arms == ("scope=global", "scope=none method=bias router=sigmoid")
+    assert len(verdict["06"].arms) == 4
+    assert verdict["06"].arms[0] == "scope=global"
+    assert verdict["05"].arms[-1] == "scope=micro"
+    assert "estimator=buffer" in verdict["08"].arms[0]
+    assert verdict["05"].paper is None
 
 
 def test_a_report_tells_findings_beside_the_paper(runs: Path, run: Make) -> None:
@@ -236,12 +236,16 @@ def test_a_report_tells_findings_beside_the_paper(runs: Path, run: Make) -> None
     assert "Findings of arXiv 2501.11873, in nats a byte" in text
     assert "agrees" in text
     assert "-0.0040" in text
-    (told,) = report.to_dict()["findings"]
-    assert (told["verdict"], told["type"], told["unit"]) == ("agrees", "difference", "byte")
-    assert told["here"]["value"] == pytest.approx(-0.03, abs=3e-3)
+    (finding,) = report.to_dict()["findings"]
+    assert (finding["verdict"], finding["type"], finding["unit"]) == (
+        "agrees",
+        "difference",
+        "byte",
+    )
+    assert finding["here"]["value"] == pytest.approx(-0.03, abs=3e-3)
 
 
 def test_two_seeds_give_no_verdict() -> None:
-    for each in found(SCOPES, [0, -1, -1], seeds=2).values():
-        assert (each.verdict, each.here.low) == ("cannot tell", None)
-        assert "2 seeds" in each.reason
+    for finding in by_number(SCOPES, [0, -1, -1], seeds=2).values():
+        assert (finding.verdict, finding.here.low) == ("cannot tell", None)
+        assert "2 seeds" in finding.reason
