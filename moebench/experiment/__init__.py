@@ -124,7 +124,8 @@ def run_stack(
                 numbers.append(number)
         sessions = [
             Session(
-                *pairs[number],
+                pairs[number][0],
+                corpora[number],
                 records[number],
                 Ranks(),
                 signals,
