@@ -15,7 +15,7 @@ from rich.console import Console
 
 from moebench.doctor import Finding, device, examine, exit_code, render
 from moebench.doctor import host as machine
-from moebench.doctor.finding import Look, gather
+from moebench.doctor.finding import Check, gather
 from moebench.model import grouped
 from moebench.train import products
 
@@ -36,8 +36,8 @@ def findings(place: Path) -> dict[str, Finding]:
     return {each.name: each for each in found}
 
 
-def only(*looks: Look) -> Finding:
-    (found,) = gather(*looks)
+def only(*checks: Check) -> Finding:
+    (found,) = gather(*checks)
     return found
 
 
@@ -70,7 +70,7 @@ def test_everything_that_moebench_needs_is_held_against_its_range(
 def test_a_version_outside_its_range_is_a_problem_with_the_command(monkeypatch: Patch) -> None:
     needs = ["numpy<1,>=0.5", "no-such-thing>=2", "pytest>=999; extra == 'dev'"]
     monkeypatch.setattr(metadata, "requires", lambda name: needs)
-    found = {each.name: each for each in gather(Look("versions", machine.versions))}
+    found = {each.name: each for each in gather(Check("versions", machine.versions))}
     assert set(found) == {"moebench", "python", "numpy", "no-such-thing"}
     assert found["numpy"].state == "problem"
     assert found["numpy"].value == f"{metadata.version('numpy')}, but moebench needs <1,>=0.5"
@@ -120,7 +120,7 @@ def test_wrong_experts_are_found_out(monkeypatch: Patch) -> None:
         return product * known[:, None]
 
     monkeypatch.setattr(grouped, "grouped_mm", careless)
-    found = only(Look("experts", lambda: device.experts("fp32")))
+    found = only(Check("experts", lambda: device.experts("fp32")))
     assert found.state == "problem"
     assert found.value.startswith("wrong by 1 of the largest value")
 
@@ -130,7 +130,7 @@ def test_a_look_that_raises_is_a_finding(monkeypatch: Patch) -> None:
         raise NotImplementedError("no kernel\nfor this device")
 
     monkeypatch.setattr(grouped, "grouped_mm", broken)
-    found = only(Look("it", lambda: device.experts("bf16"), "note", "leave it"))
+    found = only(Check("it", lambda: device.experts("bf16"), "note", "leave it"))
     words = "does not work: NotImplementedError: no kernel for this device"
     assert found == Finding("it", words, "note", "leave it")
 
@@ -147,14 +147,14 @@ def test_whether_bits_depend_on_shapes_is_said(
     monkeypatch: Patch, kinds: list[str], words: str
 ) -> None:
     monkeypatch.setattr(products, "shape_dependent", lambda shapes, device: kinds)
-    found = only(Look("products", device.products))
+    found = only(Check("products", device.products))
     assert found.value.endswith(words)
 
 
 def test_bf16_that_is_slower_is_no_gain(monkeypatch: Patch) -> None:
     times = iter([[0.5, 1.0], [2.0, 1.0]])
     monkeypatch.setattr(device.timeit, "repeat", lambda *_, **__: next(times))
-    found = only(Look("it", device.bf16_on_cpu))
+    found = only(Check("it", device.bf16_on_cpu))
     assert found.state == "note"
     assert found.value.startswith("no gain: 0.5 times the speed")
 
@@ -162,7 +162,7 @@ def test_bf16_that_is_slower_is_no_gain(monkeypatch: Patch) -> None:
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = only(
-        Look("it", lambda: machine.folder("it", tmp_path / "file" / "runs", "go elsewhere"))
+        Check("it", lambda: machine.folder("it", tmp_path / "file" / "runs", "go elsewhere"))
     )
     assert (found.state, found.remedy) == ("problem", "go elsewhere")
     assert found.value.endswith("file/runs: cannot be written (Not a directory)")
@@ -173,7 +173,7 @@ def test_a_disk_that_is_nearly_full_is_noted(monkeypatch: Patch, tmp_path: Path)
         free = 2**30
 
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: Usage)
-    found = only(Look("it", lambda: machine.folder("it", tmp_path, "go elsewhere")))
+    found = only(Check("it", lambda: machine.folder("it", tmp_path, "go elsewhere")))
     assert found.state == "note"
     assert found.value.endswith("1.0 GiB free")
 
@@ -181,13 +181,13 @@ def test_a_disk_that_is_nearly_full_is_noted(monkeypatch: Patch, tmp_path: Path)
 def test_without_a_compiler_only_compiling_is_missed(monkeypatch: Patch) -> None:
     for command in ("/no/such/compiler", "false"):
         monkeypatch.setenv("CXX", command)
-        found = only(Look("it", machine.compiler, "note", machine.COMPILER))
+        found = only(Check("it", machine.compiler, "note", machine.COMPILER))
         assert (found.state, found.remedy) == ("note", machine.COMPILER)
 
 
 def test_a_child_process_that_fails_says_why(monkeypatch: Patch) -> None:
     monkeypatch.setattr(machine, "CHILD", "import no_such_module")
-    found = only(Look("it", machine.child))
+    found = only(Check("it", machine.child))
     assert found.state == "problem"
     assert "No module named 'no_such_module'" in found.value
 
@@ -206,9 +206,9 @@ def test_the_launcher_that_works_is_told_from_those_that_are_only_there(
     others = (
         "Hydra's, which a sweep cannot use: joblib 1.2.0, submitit not installed, ray not installed"
     )
-    found = only(Look("it", lambda: machine.launchers(True)))
+    found = only(Check("it", lambda: machine.launchers(True)))
     assert found == Finding("launchers", f"local works; {others}")
-    found = only(Look("it", lambda: machine.launchers(False)))
+    found = only(Check("it", lambda: machine.launchers(False)))
     assert found.state == "problem"
     assert found.value == f"local does not work, for want of a child process; {others}"
 
@@ -226,11 +226,11 @@ def test_without_a_child_process_no_launcher_works(monkeypatch: Patch, tmp_path:
 
 def test_a_limit_below_the_cores_is_said(groups: Groups) -> None:
     groups("0::/\n", {"cpu.max": "90000 100000"})
-    found = only(Look("cores", machine.cores))
+    found = only(Check("cores", machine.cores))
     assert found.state == "ok"
     assert found.value.endswith("a control group allows the time of 0.9, so moebench uses 1")
     groups("0::/\n", {"cpu.max": f"{os.cpu_count()}00000 100000"})
-    assert "control group" not in only(Look("cores", machine.cores)).value
+    assert "control group" not in only(Check("cores", machine.cores)).value
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_memory_is_that_of_the_control_group_less_what_is_used(
     mib = 2**20
     files = {limit: 512 * mib, used: 384 * mib, "memory.stat": f"anon 1\n{cached} {128 * mib}\n"}
     groups(own, {folder + name: str(text) for name, text in files.items()})
-    found = only(Look("memory", machine.memory))
+    found = only(Check("memory", machine.memory))
     assert (found.value, found.state) == ("0.2 of 0.5 GiB free", "note")
 
 
@@ -259,7 +259,7 @@ def test_memory_is_that_of_the_control_group_less_what_is_used(
 def found_device(monkeypatch: Patch, **about: Any) -> Finding:
     for name, value in about.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    return only(Look("device", device.device))
+    return only(Check("device", device.device))
 
 
 def test_a_gpu_is_named(monkeypatch: Patch) -> None:

@@ -1,9 +1,9 @@
 """What this machine can do for moebench, found out by trying it.
 
-`examine` looks at cores, memory, disks, versions and the device, and runs what moebench stands on
+`examine` checks cores, memory, disks, versions and the device, and runs what moebench stands on
 (the grouped experts, a product in bf16, a C++ compiler, a child process) on tiny inputs. It leaves
-nothing behind. A look that fails is a finding like any other and never an exception, even where
-torch does not load.
+nothing behind. A check that fails is a finding and never an exception, even where torch does not
+load.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from moebench.doctor import device
 from moebench.doctor import host as machine
-from moebench.doctor.finding import PIP, Finding, Look, gather
+from moebench.doctor.finding import PIP, Check, Finding, gather
 
 __all__ = ["Finding", "examine", "exit_code", "render"]
 
@@ -24,35 +24,35 @@ STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
 
 
 def examine(runs_dir: Path) -> list[Finding]:
-    """Look at everything that moebench needs; takes seconds.
+    """Check everything that moebench needs; takes seconds.
 
     Args:
         runs_dir: where runs would be kept; need not exist.
     """
     runs = partial(machine.folder, "runs", runs_dir, machine.OTHER_RUNS)
-    found = gather(
-        Look("cores", machine.cores),
-        Look("memory", machine.memory),
-        Look("runs", runs, "problem", machine.OTHER_RUNS),
-        Look("data cache", machine.data_cache, "problem", machine.OTHER_CACHE),
-        Look("versions", machine.versions, "note", f"{PIP} packaging"),
+    findings = gather(
+        Check("cores", machine.cores),
+        Check("memory", machine.memory),
+        Check("runs", runs, "problem", machine.OTHER_RUNS),
+        Check("data cache", machine.data_cache, "problem", machine.OTHER_CACHE),
+        Check("versions", machine.versions, "note", f"{PIP} packaging"),
     )
-    loaded = gather(Look("import torch", device.import_torch, "problem", device.TORCH_AGAIN))
-    found += loaded
+    loaded = gather(Check("import torch", device.import_torch, "problem", device.TORCH_AGAIN))
+    findings += loaded
     if exit_code(loaded) == 0:
         fp32, bf16 = (partial(device.experts, precision) for precision in ("fp32", "bf16"))
-        found += gather(
-            Look("device", device.device, "problem", device.WITHOUT_GPU),
-            Look("threads", device.threads),
-            Look("experts in fp32", fp32, "problem", device.WITHOUT_GPU),
-            Look("experts in bf16", bf16, "note", device.STAY_FP32),
-            Look("products", device.products),
-            Look("bf16 on the CPU", device.bf16_on_cpu, "note", device.STAY_FP32),
+        findings += gather(
+            Check("device", device.device, "problem", device.WITHOUT_GPU),
+            Check("threads", device.threads),
+            Check("experts in fp32", fp32, "problem", device.WITHOUT_GPU),
+            Check("experts in bf16", bf16, "note", device.STAY_FP32),
+            Check("products", device.products),
+            Check("bf16 on the CPU", device.bf16_on_cpu, "note", device.STAY_FP32),
         )
-    found += gather(Look("torch.compile", machine.compiler, "note", machine.COMPILER))
-    started = gather(Look("child process", machine.child, "problem", machine.CHILD_ALONE))
+    findings += gather(Check("torch.compile", machine.compiler, "note", machine.COMPILER))
+    started = gather(Check("child process", machine.child, "problem", machine.CHILD_ALONE))
     works = exit_code(started) == 0
-    return found + started + gather(Look("launchers", partial(machine.launchers, works)))
+    return findings + started + gather(Check("launchers", partial(machine.launchers, works)))
 
 
 def render(findings: Iterable[Finding], console: Console) -> None:

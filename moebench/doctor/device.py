@@ -1,6 +1,6 @@
 """torch: whether it loads, the device that it finds, and what moebench does with it there.
 
-It may not load, so it is imported within the looks alone.
+It may not load, so it is imported only inside the checks.
 """
 
 import os
@@ -39,7 +39,7 @@ def device() -> Iterator[Finding]:
     """The GPU that a run takes, else the CPU, and why there is no GPU although one is there."""
     import torch
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         gpu = torch.cuda.is_available()
     if gpu:
@@ -63,7 +63,7 @@ def device() -> Iterator[Finding]:
         hidden = "CUDA_VISIBLE_DEVICES hides the GPU"
         yield Finding("device", f"{value}; {hidden}", "note", "for a GPU, unset that variable")
     else:
-        why = brief(str(told[0].message)) if told else "torch finds no GPU"
+        why = brief(str(warned[0].message)) if warned else "torch finds no GPU"
         remedy = f"update the driver, or {get}; run.device=cpu does without"
         yield Finding("device", f"{value}; {why}", "problem", remedy)
 

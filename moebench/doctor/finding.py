@@ -1,4 +1,4 @@
-"""What a look at the machine yields, and looks carried out so that none raises."""
+"""Checks of the machine and what they find; a check that raises is a finding, too."""
 
 import shlex
 import sys
@@ -19,7 +19,7 @@ class Finding(NamedTuple):
     """One thing about this machine.
 
     Attributes:
-        name: what was looked at.
+        name: what was checked.
         value: what was found.
         state: `note` if all works but could be better, `problem` if something cannot work.
         remedy: what to do about a note or a problem.
@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-class Look(NamedTuple):
+class Check(NamedTuple):
     """How to find something out, and what it means if that raises."""
 
     name: str
@@ -40,18 +40,18 @@ class Look(NamedTuple):
     remedy: str = ""
 
 
-def gather(*looks: Look) -> list[Finding]:
-    """What the looks find; one that raises is a finding, too."""
-    found: list[Finding] = []
-    for look in looks:
+def gather(*checks: Check) -> list[Finding]:
+    """What the checks find; one that raises is a finding, too."""
+    findings: list[Finding] = []
+    for check in checks:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found.extend(look.find())
+                findings.extend(check.find())
         except Exception as error:
             value = f"does not work: {type(error).__name__}: {brief(str(error))}"
-            found.append(Finding(look.name, value, look.failed, look.remedy))
-    return found
+            findings.append(Finding(check.name, value, check.failed, check.remedy))
+    return findings
 
 
 def brief(text: str) -> str:

@@ -184,4 +184,4 @@ def launchers(works: bool) -> Iterator[Finding]:
         yield Finding("launchers", f"local works; {others}")
     else:
         value = f"local does not work, for want of a child process; {others}"
-        yield Finding("launchers", value, "problem", f"mend the child process; {CHILD_ALONE}")
+        yield Finding("launchers", value, "problem", f"fix the child process; {CHILD_ALONE}")
