@@ -47,20 +47,20 @@ class Range:
         bounds = (("at least", self.low), ("above", self.above), ("below", self.below))
         return " and ".join(f"{word} {bound}" for word, bound in bounds if bound is not None)
 
-    def check(self, said: str, value: Any) -> None:
+    def check(self, subject: str, value: Any) -> None:
         """Raise ConfigError for a value that is not finite or outside the range.
 
         Args:
-            said: how the error names it, as `key=value`.
+            subject: how the error names it, as `key=value`.
         """
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{said}: must be a finite number")
+            raise ConfigError(f"{subject}: must be a finite number")
         if type(value) is int and value > LARGEST:
-            raise ConfigError(f"{said}: must be at most {LARGEST}")
+            raise ConfigError(f"{subject}: must be at most {LARGEST}")
         if self.whole and value != int(value):
-            raise ConfigError(f"{said}: must be a whole number")
+            raise ConfigError(f"{subject}: must be a whole number")
         if value not in self:
-            raise ConfigError(f"{said}: must be {self.words}")
+            raise ConfigError(f"{subject}: must be {self.words}")
 
 
 def check_divides(key: str, part: int, other: str, total: int) -> None:

@@ -72,8 +72,8 @@ class Registry(Generic[Declared]):
         """The declaration of a name. Raises ConfigError if there is none."""
         if name not in self.known:
             for point in _entry_points(self.group, name):
-                said = f"{self.key}={name}: its entry point {point.value}"
-                _import(_find(point.module, said), said)
+                subject = f"{self.key}={name}: its entry point {point.value}"
+                _import(_find(point.module, subject), subject)
         if name not in self.known:
             raise ConfigError(
                 f"{self.key}={name}: no such {self.kind}; there are {', '.join(self)}, and those "
@@ -138,10 +138,10 @@ def load_plugin(module: str) -> None:
 
     Raises ConfigError if there is no such module, if its import fails, or if it declares nothing.
     """
-    said = f"--plugin {module}"
-    if not _declares(_import(_find(module, said), said)):
+    subject = f"--plugin {module}"
+    if not _declares(_import(_find(module, subject), subject)):
         raise ConfigError(
-            f"{said}: declares no scope and no method; put @register(...) on its class"
+            f"{subject}: declares no scope and no method; put @register(...) on its class"
         )
     _plugins.append(str(Path(module).resolve()) if module.endswith(".py") else module)
 
@@ -150,7 +150,7 @@ def _declares(plugin: str) -> bool:
     return any(each.plugin == plugin for one in _registries for each in one.known.values())
 
 
-def _find(module: str, said: str) -> importlib.machinery.ModuleSpec:
+def _find(module: str, subject: str) -> importlib.machinery.ModuleSpec:
     path = Path(module)
     try:
         if module.endswith(".py"):
@@ -162,13 +162,15 @@ def _find(module: str, said: str) -> importlib.machinery.ModuleSpec:
                 sys.path.append(here)  # last, so that it shadows nothing
             spec = importlib.util.find_spec(module)
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"{said}: cannot be found ({error}); name a module or a file") from None
+        raise ConfigError(
+            f"{subject}: cannot be found ({error}); name a module or a file"
+        ) from None
     if spec is None or spec.origin is None or spec.loader is None:
-        raise ConfigError(f"{said}: there is no such module; name a module or a .py file")
+        raise ConfigError(f"{subject}: there is no such module; name a module or a .py file")
     return spec
 
 
-def _import(spec: importlib.machinery.ModuleSpec, said: str) -> str:
+def _import(spec: importlib.machinery.ModuleSpec, subject: str) -> str:
     """Import a module once; returns its name and the hash of its text as `module@hash`."""
     global _loading
     assert spec.origin is not None
@@ -188,7 +190,9 @@ def _import(spec: importlib.machinery.ModuleSpec, said: str) -> str:
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{said}: raises {why} when it is imported; correct the module") from None
+        raise ConfigError(
+            f"{subject}: raises {why} when it is imported; correct the module"
+        ) from None
     finally:
         _loading = None
     return plugin

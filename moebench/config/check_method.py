@@ -154,13 +154,13 @@ def check_method(config: ExperimentConfig) -> None:
 
 
 def _check_option(config: ExperimentConfig, method: Declaration, key: str, value: float) -> None:
-    said = f"method.options.{key}={value:g}"
+    subject = f"method.options.{key}={value:g}"
     if key not in method.options:
         raise ConfigError(
-            f"{said}: method={method.name} has no such option; {remedy(key, method.options)}"
+            f"{subject}: method={method.name} has no such option; {remedy(key, method.options)}"
         )
     option = method.options[key]
-    option.check(said, value)
+    option.check(subject, value)
     if option.divides:
         total = lookup(config, option.divides)
         check_divides(f"method.options.{key}", int(value), option.divides, total)

@@ -155,7 +155,7 @@ class Composer(Presets):
         """What a file under `conf/` says with presets picked for it, keys and types checked."""
         if (name, *picks) in self._composed:
             return self._composed[name, *picks]
-        said = " ".join(picks) or name.replace("/", "=", 1)
+        subject = " ".join(picks) or name.replace("/", "=", 1)
         homes = (root for root in self.roots if (root / f"{name}.yaml").exists())
         home = next(homes, self.conf)
         _store_scopes()
@@ -173,19 +173,20 @@ class Composer(Presets):
                 made = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{paths}]"])
             nested = cast(dict[str, Any], OmegaConf.to_container(made, resolve=True))
         except RecursionError:
-            raise ConfigError(f"{said}: includes itself; correct the preset") from None
+            raise ConfigError(f"{subject}: includes itself; correct the preset") from None
         except (
             *(HydraException, OmegaConfBaseException, yaml.YAMLError),
             *(ValueError, OSError),  # Hydra's own of a file that is no table
         ) as error:
-            raise ConfigError(f"{said}: {_why(error)}; correct the preset") from None
+            raise ConfigError(f"{subject}: {_why(error)}; correct the preset") from None
         if name.startswith("study/"):
             found, known = nested.get("study", nested), STUDY_KNOBS
             found = {f"study.{key}": value for key, value in found.items()}
         else:
             found, known = _leaves(nested), KNOBS
         self._composed[name, *picks] = {
-            key: _typed(f"{said}: {key}={value}", key, value, known) for key, value in found.items()
+            key: _typed(f"{subject}: {key}={value}", key, value, known)
+            for key, value in found.items()
         }
         return self._composed[name, *picks]
 
@@ -223,9 +224,9 @@ class Composer(Presets):
         return list(seen.values())
 
     def _check_pick(self, group: str, preset: str) -> None:
-        said = f"{group}={preset}"
-        if preset not in self.choices(group) and said != NO_EXPERIMENT:
-            raise ConfigError(_unknown(said, group, preset, self.choices(group)))
+        subject = f"{group}={preset}"
+        if preset not in self.choices(group) and subject != NO_EXPERIMENT:
+            raise ConfigError(_unknown(subject, group, preset, self.choices(group)))
 
     def _is_group(self, each: Override) -> bool:
         return each.key_or_group in self.groups
@@ -370,11 +371,11 @@ def _value(each: Override, known: Mapping[str, Field]) -> Any:
     return _typed(each.input_line or "", each.key_or_group, each.value(), known)
 
 
-def _typed(said: str, key: str, value: Any, known: Mapping[str, Field]) -> Any:
+def _typed(subject: str, key: str, value: Any, known: Mapping[str, Field]) -> Any:
     """A value as its knob has it; ConfigError for an unknown key or a wrong type."""
     kind: Any = float if _is_entry(key, known) else None
     if kind is None and key not in known:
-        raise ConfigError(_unknown(said, "key", key, list(known)))
+        raise ConfigError(_unknown(subject, "key", key, list(known)))
     kind = kind or known[key].type
     try:
         return as_type(value, kind)
@@ -382,7 +383,7 @@ def _typed(said: str, key: str, value: Any, known: Mapping[str, Field]) -> Any:
         why = ""
     except TypeError as error:
         why = str(error)
-    raise ConfigError(f"{said}: {why or 'must be ' + type_words(kind)}")
+    raise ConfigError(f"{subject}: {why or 'must be ' + type_words(kind)}")
 
 
 def _is_entry(key: str, known: Mapping[str, Field]) -> bool:
@@ -428,13 +429,13 @@ def _how_to_quote(text: str | None) -> str:
 def _why(error: BaseException) -> str:
     """The cause of an error of the system, YAML, OmegaConf or Hydra, in one line."""
     chain = (error, error.__cause__, error.__context__)
-    told = (each for each in chain if isinstance(each, OmegaConfBaseException | yaml.YAMLError))
-    cause = next(told, error)
+    causes = (e for e in chain if isinstance(e, OmegaConfBaseException | yaml.YAMLError))
+    cause = next(causes, error)
     key = getattr(cause, "full_key", None)
     return f"{key}: {reason(cause)}" if key else reason(cause)
 
 
-def _unknown(said: str, what: str, word: str, known: Sequence[str]) -> str:
+def _unknown(subject: str, what: str, word: str, known: Sequence[str]) -> str:
     """One line for a word that is not known."""
     otherwise = "moebench train --print-config shows them all" if len(known) > 12 else ""
-    return f"{said}: no such {what}; {remedy(word, known, otherwise)}"
+    return f"{subject}: no such {what}; {remedy(word, known, otherwise)}"

@@ -76,29 +76,29 @@ class Presets:
         return opening(path) if path else ""
 
     def _check(self, overlay: Path) -> None:
-        said = f"--config-dir {overlay}"
+        subject = f"--config-dir {overlay}"
         if not overlay.is_dir():
-            raise ConfigError(f"{said}: is not a folder; name one with presets")
+            raise ConfigError(f"{subject}: is not a folder; name one with presets")
         own = [path for group in (*self.groups, STUDY) for path in _presets(overlay / group)]
         # The schema is no file, but would be one if there were a file of its name.
         for path in [overlay / "config.yaml", overlay / "schema.yaml", *own]:
             name = path.relative_to(overlay)
             shipped = len(name.parts) == 1 or (self.conf / name).exists()
             if path.exists() and (shipped or (name.parts[0] == SCOPE and path.stem in SCOPES)):
-                raise ConfigError(f"{said}: {name} would shadow the shipped preset; rename it")
+                raise ConfigError(f"{subject}: {name} would shadow the shipped preset; rename it")
         if not own:
             raise ConfigError(
-                f"{said}: holds no presets; put each in a folder of its group, as in "
+                f"{subject}: holds no presets; put each in a folder of its group, as in "
                 f"{overlay / 'model' / 'mine.yaml'}"
             )
         for path in own:
             try:
                 read_yaml_text(path)
             except (yaml.YAMLError, OSError):
-                continue  # said when it is chosen
+                continue  # an error when it is chosen
             except ValueError as error:
                 name = path.relative_to(overlay)
-                raise ConfigError(f"{said}: {name} {error}; correct the preset") from None
+                raise ConfigError(f"{subject}: {name} {error}; correct the preset") from None
 
 
 def default_presets(conf: Path) -> dict[str, str | None]:

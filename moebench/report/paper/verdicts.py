@@ -205,16 +205,16 @@ def _equality(finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Verdic
         gap = _compared_with(evidence, worse).arms.get(evidence.arms[better])
         low, high = (gap.adjusted.low, gap.adjusted.high) if gap else (None, None)
         margin = f"{abs(test.gap.value) * EQUAL_SHARE / (evidence.bytes_per_token or 1):.4f}"
-        said, reason = CANNOT_TELL, f"not shown to be within {margin}, a quarter of the gap"
+        outcome, reason = CANNOT_TELL, f"not shown to be within {margin}, a quarter of the gap"
         if low is None or high is None or low <= 0 <= high:
             reason = "the gap of micro and global is unresolved"
         elif low > 0:
             reason = "global is no better than micro here, so there is no gap to measure by"
         elif test.equal:
-            said, reason = AGREES, f"within {margin}, a quarter of the gap of micro and global"
+            outcome, reason = AGREES, f"within {margin}, a quarter of the gap of micro and global"
         elif test.unequal:
-            said, reason = CONTRADICTS, f"further apart than {margin}, a quarter of the gap"
-        yield replace(verdict, verdict=said, reason=reason)
+            outcome, reason = CONTRADICTS, f"further apart than {margin}, a quarter of the gap"
+        yield replace(verdict, verdict=outcome, reason=reason)
 
 
 def _effect(columns: Sequence[int], contrast: Contrast, paper: float | None) -> Effect:
@@ -248,7 +248,7 @@ def _judged(
         sizes = (effect.paper / BYTES[0], effect.paper / BYTES[1], effect.paper / BYTES[2])
     sign = finding.get("sign") or math.copysign(1, effect.paper or 0)
     smallest = min(map(abs, sizes)) if sizes else None
-    said, reason = _by_interval(here, sign, smallest, effect.seeds)
+    outcome, reason = _by_interval(here, sign, smallest, effect.seeds)
     wanted = margin / BYTES[0] if margin else (abs(sizes[0]) if sizes else None)
     needed = None
     if effect.sd and wanted and known:
@@ -259,7 +259,7 @@ def _judged(
         source=f"{PAPER}, {finding['source']}",
         type=finding["type"],
         arms=tuple(evidence.arms[i] for i in effect.columns),
-        verdict=said,
+        verdict=outcome,
         reason=reason,
         here=here,
         paper=sizes,
