@@ -136,7 +136,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     with open(path, "rb", opener=_open_at_once) as file:
         kind = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(kind):
-            raise ValueError("is no regular file")
+            raise ValueError("is not a regular file")
         content = file.read(limit + 1)
     if len(content) > limit:
         unit, size = ("MiB", limit >> 20) if limit >> 20 else ("KiB", limit >> 10)
@@ -152,7 +152,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     content = json_object(read_bytes(path))
     if content is None:
-        raise ValueError("is no JSON object")
+        raise ValueError("is not a JSON object")
     return content
 
 
@@ -173,7 +173,7 @@ def read_yaml_text(path: Path) -> str:
     try:
         text = read_bytes(path, MAX_YAML_BYTES).decode()
     except UnicodeDecodeError:
-        raise ValueError("is no text in UTF-8") from None
+        raise ValueError("is not UTF-8 text") from None
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):

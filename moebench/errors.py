@@ -53,7 +53,7 @@ class TrainingError(MoebenchError):
     exit_code = 1
 
 
-class Stopped(MoebenchError):  # noqa: N818, stopping is no error
+class Stopped(MoebenchError):  # noqa: N818, stopping is not an error
     """A run that a signal stopped after a checkpoint, and that `--resume` continues.
 
     The exit code is 130 for SIGINT, otherwise 75, which batch systems read as "try again".

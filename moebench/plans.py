@@ -204,4 +204,4 @@ def read_costs(folder: Path) -> dict[str, Cost]:
             if isinstance(cost, dict) and cost.get("step_seconds")
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise RecordError(f"{path}: is no table of costs; time the study again") from None
+        raise RecordError(f"{path}: is not a table of costs; time the study again") from None

@@ -92,7 +92,7 @@ class Record:
             return {"state": "waiting", "step": 0}
         status = self._json("status.json")
         if status.get("state") not in STATES or type(status.get("step")) is not int:
-            raise RecordError(f"{self.path}/status.json: is no status; the record is damaged")
+            raise RecordError(f"{self.path}/status.json: is not a status; the record is damaged")
         return status
 
     def manifest(self) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def find_sealed(root: Path) -> list[Record]:
     Raises RecordError if there is no such directory.
     """
     if not root.is_dir():
-        raise RecordError(f"{root}: is no directory; name a run, or a folder of runs")
+        raise RecordError(f"{root}: is not a directory; name a run, or a folder of runs")
     records = [Record(path) for path in (root, *sorted(root.iterdir()))]
     return [record for record in records if record.is_done()]
 

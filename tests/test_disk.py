@@ -128,9 +128,9 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     assert why(read_bytes, path, 2047) == "is larger than 1 KiB"
     assert why(read_bytes, tmp_path / "none") == "No such file or directory"
     assert why(read_bytes, tmp_path) == "Is a directory"
-    assert why(read_bytes, Path("/dev/zero")) == "is no regular file"
+    assert why(read_bytes, Path("/dev/zero")) == "is not a regular file"
     os.mkfifo(tmp_path / "pipe")
-    assert why(read_bytes, tmp_path / "pipe") == "is no regular file"
+    assert why(read_bytes, tmp_path / "pipe") == "is not a regular file"
     os.truncate(path, 2**40)
     assert why(read_json, path) == "is larger than 256 MiB"
 
@@ -144,7 +144,7 @@ def test_a_checksum_is_that_of_the_content(tmp_path: Path) -> None:
 def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a").write_text(text)
     assert json_object(text.encode()) is None
-    assert why(read_json, tmp_path / "a") == "is no JSON object"
+    assert why(read_json, tmp_path / "a") == "is not a JSON object"
 
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
@@ -156,7 +156,7 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
         (BOMB.encode(), "has a YAML alias, which no config needs"),
         (b"[" * 5000, "is nested too deeply"),
         (b"#" * (MAX_YAML_BYTES + 1), "is larger than 256 KiB"),
-        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"\xff\xfe", "is not UTF-8 text"),
         (b"a: [", "expected the node content, but found '<stream end>' in line 1"),
     ],
 )

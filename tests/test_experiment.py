@@ -188,7 +188,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert stopped.value.exit_code == 75
     record = Record(tmp_path / "cut" / whole.name)
     assert record.status()["state"] == "stopped"
-    with pytest.raises(RecordError, match="--resume goes on with it"):
+    with pytest.raises(RecordError, match="--resume continues it"):
         run_experiment(config, corpus, tmp_path / "cut")
     run_experiment(config, corpus, tmp_path / "cut", resume=True)
     assert results(record) == results(whole)
@@ -223,22 +223,22 @@ def test_rows_after_the_last_checkpoint_are_recorded_again(
         (
             "moebench.train.checkpoint.save_file",
             SafetensorError("Error: I/O error: No space left on device (os error 28)"),
-            "(No space left on device); free some space, and --resume goes on",
+            "(No space left on device); free some space, and --resume continues",
         ),
         (
             "moebench.records.Record.append",
             OSError(errno.EFBIG, "File too large"),
-            "(File too large); free some space, and --resume goes on",
+            "(File too large); free some space, and --resume continues",
         ),
         (
             "moebench.disk.os.fsync",
             OSError(errno.EIO, "Input/output error"),
-            "(Input/output error); see that it can be, and --resume goes on",
+            "(Input/output error); see that it can be, and --resume continues",
         ),
         (
             "moebench.tensorboard.View.add",
             PermissionError(errno.EACCES, "Permission denied"),
-            "(Permission denied); see that it can be, and --resume goes on",
+            "(Permission denied); see that it can be, and --resume continues",
         ),
     ],
     ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",

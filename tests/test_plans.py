@@ -87,5 +87,7 @@ def test_costs_are_read_where_a_study_was_timed(tmp_path: Path) -> None:
     assert read_costs(tmp_path) == {"0123": ((1.0, 2.0), (), "a CPU")}
     for text in ("[]", "{", '{"0123": {"step_seconds": "x"}}', '{"0123": {"step_seconds": 1}}'):
         path.write_text(text)
-        with pytest.raises(RecordError, match=r"cost\.json: is no table of costs; time the study"):
+        with pytest.raises(
+            RecordError, match=r"cost\.json: is not a table of costs; time the study"
+        ):
             read_costs(tmp_path)

@@ -234,7 +234,9 @@ def test_a_file_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
     ):
         path = record.path / name
         path.write_text(text)
-        with pytest.raises(RecordError, match=f"^{path}: is no JSON object; the record is damaged"):
+        with pytest.raises(
+            RecordError, match=f"^{path}: is not a JSON object; the record is damaged"
+        ):
             read()
 
 
@@ -244,7 +246,7 @@ def test_a_file_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
 def test_a_status_says_a_state_and_a_step(tmp_path: Path, content: dict[str, Any]) -> None:
     record = sealed(tmp_path / "run")
     write_json(record.path / "status.json", content)
-    with pytest.raises(RecordError, match=r"status\.json: is no status"):
+    with pytest.raises(RecordError, match=r"status\.json: is not a status"):
         record.status()
 
 
@@ -352,7 +354,7 @@ def test_records_are_found_under_a_folder_and_at_their_own_path(tmp_path: Path) 
     assert [record.path for record in find_sealed(tmp_path)] == [done.path]
     assert [record.path for record in find_sealed(done.path)] == [done.path]
     assert find_sealed(begun.path) == find_sealed(tmp_path / "studies") == []
-    with pytest.raises(RecordError, match=f"^{tmp_path / 'nothing'}: is no directory"):
+    with pytest.raises(RecordError, match=f"^{tmp_path / 'nothing'}: is not a directory"):
         find_sealed(tmp_path / "nothing")
 
 

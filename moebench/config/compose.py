@@ -176,7 +176,7 @@ class Composer(Presets):
             raise ConfigError(f"{subject}: includes itself; correct the preset") from None
         except (
             *(HydraException, OmegaConfBaseException, yaml.YAMLError),
-            *(ValueError, OSError),  # Hydra's own of a file that is no table
+            *(ValueError, OSError),  # Hydra's own of a file that is not a table
         ) as error:
             raise ConfigError(f"{subject}: {_why(error)}; correct the preset") from None
         if name.startswith("study/"):
@@ -274,7 +274,7 @@ def sources_of(data: DataConfig) -> list[DataConfig]:
             for key, _ in values:
                 if key.removeprefix("data.") not in SOURCE_KEYS:
                     raise ConfigError(
-                        f"{key} is no key of a source; those are {', '.join(SOURCE_KEYS)}"
+                        f"{key} is not a key of a source; those are {', '.join(SOURCE_KEYS)}"
                     )
             if each.source == "mixture":
                 raise ConfigError("a mixture holds none; write its sources out")
@@ -360,7 +360,7 @@ def _sweep(each: Override) -> list[str]:
         values = list(islice(each.sweep_string_iterator(), MOST_RUNS + 1))
     except (HydraException, ValueError) as error:
         raise ConfigError(
-            f"{each.input_line}: is no sweep that can be run ({_why(error)}); list the values"
+            f"{each.input_line}: is not a sweep that can run ({_why(error)}); list the values"
         ) from None
     if not values:
         raise ConfigError(f"{each.input_line}: the sweep is empty; give at least one value")

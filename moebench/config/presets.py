@@ -39,7 +39,7 @@ class Presets:
     An overlay adds presets and never shadows one. Only what lies where a preset can lie is looked
     at, so that a folder that holds much else costs nothing.
 
-    Raises ConfigError for an overlay that is no folder, has no presets, shadows a shipped one or
+    Raises ConfigError for an overlay that is not a folder, has no presets, shadows a shipped one or
     holds YAML that is unsafe to read.
 
     Attributes:
@@ -80,7 +80,7 @@ class Presets:
         if not overlay.is_dir():
             raise ConfigError(f"{subject}: is not a folder; name one with presets")
         own = [path for group in (*self.groups, STUDY) for path in _presets(overlay / group)]
-        # The schema is no file, but would be one if there were a file of its name.
+        # The schema is not a file, but would be one if there were a file of its name.
         for path in [overlay / "config.yaml", overlay / "schema.yaml", *own]:
             name = path.relative_to(overlay)
             shipped = len(name.parts) == 1 or (self.conf / name).exists()

@@ -156,8 +156,8 @@ def _clear(record: Record, *, resume: bool, force: bool) -> None:
     if record.exists() and not resume:
         other = record.other_version()
         raise RecordError(
-            f"{record.path}: is an unfinished run{other and f' of {other}'}; --resume goes on "
-            "with it, --force starts afresh"
+            f"{record.path}: is an unfinished run{other and f' of {other}'}; --resume continues "
+            "it, --force starts afresh"
         )
 
 

@@ -64,7 +64,7 @@ def explained(
         remedy = "free some space" if number in FULL else "see that it can be"
         return TrainingError(
             f"{record.path}: cannot be written ({os.strerror(number)}); {remedy}, and "
-            "--resume goes on from the last checkpoint"
+            "--resume continues from the last checkpoint"
         )
     return error
 

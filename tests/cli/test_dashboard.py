@@ -44,7 +44,7 @@ def test_runs_are_served_until_a_signal(call: Call, number: signal.Signals) -> N
     assert (process.returncode, out) == (0, "")
     lines = err.splitlines()
     assert lines[0] == (
-        "skipped: runs/broken/manifest.json: is no JSON object; the record is damaged"
+        "skipped: runs/broken/manifest.json: is not a JSON object; the record is damaged"
     )
     assert lines[-1] == "press Ctrl-C to stop"
     assert "Traceback" not in err

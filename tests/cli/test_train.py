@@ -75,8 +75,7 @@ def test_a_run_is_trained_once_resumed_and_started_over(call: Call, small: list[
     unfinished = call("train", *small)
     assert (unfinished.code, unfinished.out) == (2, "")
     assert unfinished.err.splitlines()[-1] == (
-        f"error: {record.path}: is an unfinished run; --resume goes on with it, "
-        "--force starts afresh"
+        f"error: {record.path}: is an unfinished run; --resume continues it, --force starts afresh"
     )
     resumed = call("train", "--resume", *small)
     assert resumed.code == 0
@@ -129,7 +128,7 @@ def test_hostile_content_of_a_summary_is_not_printed(call: Call, small: list[str
     (record.path / "summary.json").write_text("{")
     broken = call("train", *small)
     assert broken.code == 2
-    assert broken.err.splitlines()[-1].endswith("is no JSON object; the record is damaged")
+    assert broken.err.splitlines()[-1].endswith("is not a JSON object; the record is damaged")
 
 
 def test_a_runs_dir_can_have_any_name(call: Call, small: list[str]) -> None:
@@ -193,7 +192,7 @@ def test_the_version_of_an_older_run_is_named(call: Call, small: list[str]) -> N
     assert (unfinished.code, unfinished.out) == (2, "")
     assert unfinished.err.splitlines()[-1] == (
         f"error: {record.path}: is an unfinished run of moebench 0.0.9 and torch 2.0.0; --resume "
-        "goes on with it, --force starts afresh"
+        "continues it, --force starts afresh"
     )
     rewrite(manifest, schema_version=2)
     for words in ([], ["--resume"]):

@@ -87,7 +87,7 @@ def test_an_overlay_without_presets_says_where_they_belong(tmp_path: Path) -> No
         (BOMB.encode(), "has a YAML alias, which no config needs"),
         (b"[" * 5000, "is nested too deeply"),
         (b"#" * 2**19, "is larger than 256 KiB"),
-        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"\xff\xfe", "is not UTF-8 text"),
     ],
 )
 def test_yaml_that_is_unsafe_to_read_is_refused_unread(

@@ -144,7 +144,7 @@ def test_synthetic_text_has_the_likelihood_of_its_source(overlap: float):
     first, after = source.table("markov0")
     assert np.allclose([first.sum(), *after.sum(1)], 1)
     assert (sum(same) > 1.2 * sum(other)) if overlap == 0 else same == other
-    with pytest.raises(DataError, match="is no text of domain"):
+    with pytest.raises(DataError, match="is not text of domain"):
         source.log_likelihood("markov0", b"A" * 50)
 
 
@@ -164,7 +164,7 @@ def test_a_mixture_is_one_corpus(folder: Path):
     for entry, message in (
         ("mixture", "a mixture holds none"),
         ("folder", "data.path=null: data=folder needs a folder"),
-        ("folder path=x homogeneity=0", "is no key of a source"),
+        ("folder path=x homogeneity=0", "is not a key of a source"),
         ("folder pth=x", "no such key"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -181,7 +181,7 @@ def test_a_local_dataset_and_a_hub_without_network(tmp_path: Path, monkeypatch: 
     config.domain_column = "kind"
     assert prepare(config).domains == ("a", "b")
     hub = DataConfig(source="huggingface", name="org/set")
-    assert "data.revision=null: is no commit" in refused(hub)
+    assert "data.revision=null: is not a commit" in refused(hub)
     hub.revision = "0" * 40
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")

@@ -65,7 +65,7 @@ def test_all_ranks_end_if_the_first_refuses_to_start(tmp_path: Path, text_folder
     (record.path / "summary.json").unlink()
     result = train(tmp_path, 2, *words)
     assert result.returncode != 0
-    assert "is an unfinished run; --resume goes on with it" in result.stderr
+    assert "is an unfinished run; --resume continues it" in result.stderr
     assert "rank 1: the first rank did not begin" in result.stderr
     assert train(tmp_path, 2, "--resume", *words).returncode == 0
     assert record.is_done()

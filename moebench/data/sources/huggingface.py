@@ -50,9 +50,9 @@ class HuggingFace:
         if self.folder is None and not COMMIT.fullmatch(config.revision or ""):
             revision = "null" if config.revision is None else config.revision
             raise DataError(
-                f"data.revision={revision}: is no commit, and a dataset that can change is no "
-                "basis for a comparison; give the 40 digits that the dataset's page shows under "
-                "Files, History"
+                f"data.revision={revision}: is not a commit, and a dataset that can change is "
+                "not a basis for a comparison; give the 40 digits that the dataset's page shows "
+                "under Files, History"
             )
 
     @property

@@ -106,7 +106,7 @@ class Synthetic:
         number[[*LETTERS]] = np.arange(len(LETTERS))
         letters = number[np.frombuffer(text, np.uint8)]
         if (letters < 0).any() or not MIN_LETTERS <= len(text) <= MAX_LETTERS:
-            raise DataError(f"data=synthetic: {text[:20]!r}... is no text of domain {domain!r}")
+            raise DataError(f"data=synthetic: {text[:20]!r}... is not text of domain {domain!r}")
         first, after = self.table(domain)
         nats = np.empty(len(text) + 1)
         nats[0] = np.log(first[letters[0]])

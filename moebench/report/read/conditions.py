@@ -19,7 +19,7 @@ def condition(text: str) -> Callable[[Row], bool]:
         text: the key is one of the config, `arm` (whose values may hold * and ?) or `seed`.
 
     Raises:
-        ConfigError: if it is no condition, or names no key.
+        ConfigError: if it is not a condition, or names no key.
     """
     key, equals, values = text.partition("=")
     if not equals:

@@ -231,7 +231,7 @@ def _without_config(root: Path) -> list[Problem]:
 
 def _why_empty(root: Path) -> str:
     if not root.is_dir():
-        return "is no directory; name one with runs, or make some with moebench sweep"
+        return "is not a directory; name one with runs, or make some with moebench sweep"
     return "holds no runs; make some with moebench sweep"
 
 

@@ -74,8 +74,8 @@ def _better(record: Record) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_text("summary.json", "{"), "summary.json: is no JSON object"),
-        (_text("manifest.json", "[]"), "manifest.json: is no JSON object"),
+        (_text("summary.json", "{"), "summary.json: is not a JSON object"),
+        (_text("manifest.json", "[]"), "manifest.json: is not a JSON object"),
         (_manifest(schema_version=9), "is a record of version 9"),
         (_manifest(arm=...), "holds no usable 'arm'"),
         (_manifest(arm=["x"]), "holds no usable 'arm'"),
@@ -198,7 +198,7 @@ def test_only_takes_what_is_named(runs: Path, run: Make) -> None:
 def test_a_directory_without_runs_is_an_error(runs: Path) -> None:
     with pytest.raises(RecordError, match=r"runs: holds no runs; make some with moebench sweep"):
         load([runs])
-    with pytest.raises(RecordError, match=r"nowhere: is no directory"):
+    with pytest.raises(RecordError, match=r"nowhere: is not a directory"):
         load([runs / "nowhere"])
 
 
