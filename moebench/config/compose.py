@@ -1,8 +1,7 @@
 """`conf/`, an overlay and the typed overrides make one checked `ExperimentConfig`.
 
-Hydra parses overrides and composes presets; what they say is then put together as plain values by
-dotted key, each checked where it comes from. So every error belongs to one override or file, and a
-grid reads each preset once.
+Hydra parses the overrides and composes the presets. Their values are checked one by one and merged
+by dotted key. Every error therefore names one override or file, and a grid reads a preset once.
 """
 
 import math
@@ -38,7 +37,7 @@ from moebench.scopes import SCOPES
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 
-MOST_RUNS = 100_000  # of a sweep; more are a slip of the hand, as in seed=range(0,1e9)
+MOST_RUNS = 100_000  # of a sweep; more are a typing error, as in seed=range(0,1e9)
 
 # What an entry of data.sources may set.
 SOURCE_KEYS = (
@@ -63,17 +62,17 @@ class Composer(Presets):
         return self.choices(group)
 
     def expand(self, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-        """The jobs that overrides in Hydra's sweep grammar stand for, each a tuple of overrides.
+        """The jobs of overrides in Hydra's sweep grammar: a tuple of overrides for each job.
 
-        Raises ConfigError for an override that cannot be, and for a sweep of no or too many jobs.
+        Raises ConfigError for an invalid override, and for a sweep of no jobs or of too many.
         """
         choices = []
-        for each in self._checked(overrides):
-            if each.is_sweep_override():
-                values = _sweep(each)
-                choices.append([f"{each.key_or_group}={value}" for value in values])
+        for override in self._checked(overrides):
+            if override.is_sweep_override():
+                values = _sweep(override)
+                choices.append([f"{override.key_or_group}={value}" for value in values])
             else:
-                choices.append([each.input_line or ""])
+                choices.append([override.input_line or ""])
         if math.prod(map(len, choices)) > MOST_RUNS:
             raise ConfigError(
                 f"{' '.join(overrides)}: is more than {MOST_RUNS} runs; sweep over fewer values"
@@ -81,13 +80,13 @@ class Composer(Presets):
         return list(product(*choices))
 
     def is_sweep(self, override: str) -> bool:
-        """Whether an override has several values, or is written as if it had."""
+        """Whether an override is written as a sweep, whatever its number of values."""
         return self._parse(override).is_sweep_override()
 
     def compose(
         self, overrides: Iterable[str] = (), *, base: Path | None = None
     ) -> ExperimentConfig:
-        """One run's config, complete, checked and with its scope's `balance_bsz` filled in.
+        """The complete, checked config of one run, with the `balance_bsz` of its scope filled in.
 
         Args:
             overrides: `key=value` and `group=preset` in Hydra's grammar, without sweeps. They win
@@ -98,36 +97,43 @@ class Composer(Presets):
             ConfigError: naming the override, what is wrong with it and a remedy.
         """
         typed = self._checked(overrides)
-        for each in typed:
-            if each.is_sweep_override():
+        for override in typed:
+            if override.is_sweep_override():
                 raise ConfigError(
-                    f"{each.input_line}: is a sweep, where one value is needed; use moebench "
-                    f"sweep, or {_how_to_quote(each.input_line)}"
+                    f"{override.input_line}: is a sweep, where one value is needed; use moebench "
+                    f"sweep, or {_how_to_quote(override.input_line)}"
                 )
-        picks = [f"{each.key_or_group}={_word(each)}" for each in typed if self._is_group(each)]
+        picks = [
+            f"{override.key_or_group}={_word(override)}"
+            for override in typed
+            if self._is_group(override)
+        ]
         picks = [pick for pick in picks if pick != NO_EXPERIMENT]
         experiment = [pick for pick in picks if pick.startswith("experiment=")]
         others = [pick for pick in picks if pick not in experiment]
         if base is None:
             values = self._preset("config", *picks)
-            # Hydra puts an experiment last; what is typed wins over it, and so comes once more.
+            # Hydra applies an experiment last. Typed presets win over it: they are applied again.
             again = others if experiment else []
         else:
             values, again = _from_file(base), experiment + others
         for pick in again:
             values = values | self._preset(pick.replace("=", "/", 1))
-        own = [each for each in typed if not self._is_group(each)]
-        entries = [each for each in own if each.key_or_group not in KNOBS]
-        whole = [each for each in own if each not in entries]
-        values = values | {each.key_or_group: _value(each, KNOBS) for each in whole}
-        for each in entries:
-            table, _, name = each.key_or_group.rpartition(".")
-            values[table] = {**values.get(table, {}), name: _value(each, KNOBS)}
+        keys = [override for override in typed if not self._is_group(override)]
+        entries = [override for override in keys if override.key_or_group not in KNOBS]
+        whole = [override for override in keys if override not in entries]
+        values = values | {override.key_or_group: _value(override, KNOBS) for override in whole}
+        for override in entries:
+            table, _, name = override.key_or_group.rpartition(".")
+            values[table] = {**values.get(table, {}), name: _value(override, KNOBS)}
         return _complete(values)
 
     def typed(self, overrides: Iterable[str]) -> list[tuple[str, Any]]:
         """(key, value) of overrides of keys, checked one by one."""
-        return [(each.key_or_group, _value(each, KNOBS)) for each in self._checked(overrides)]
+        return [
+            (override.key_or_group, _value(override, KNOBS))
+            for override in self._checked(overrides)
+        ]
 
     def study(self, name: str, overrides: Iterable[str] = ()) -> StudyConfig:
         """A study preset, with `study.size` and other `study.*` values set."""
@@ -135,7 +141,7 @@ class Composer(Presets):
             raise ConfigError(_unknown(f"study={name}", STUDY, name, self.choices(STUDY)))
         typed = self._checked(overrides, STUDY_KNOBS)
         values = self._preset(f"study/{name}") | {
-            each.key_or_group: _value(each, STUDY_KNOBS) for each in typed
+            override.key_or_group: _value(override, STUDY_KNOBS) for override in typed
         }
         study = StudyConfig(name=name, **{k.removeprefix("study."): v for k, v in values.items()})
         check_study(study)
@@ -152,7 +158,7 @@ class Composer(Presets):
         return study
 
     def _preset(self, name: str, *picks: str) -> Values:
-        """What a file under `conf/` says with presets picked for it, keys and types checked."""
+        """The values of a file under `conf/` with some presets; keys and types are checked."""
         if (name, *picks) in self._composed:
             return self._composed[name, *picks]
         subject = " ".join(picks) or name.replace("/", "=", 1)
@@ -168,7 +174,7 @@ class Composer(Presets):
                 warnings.catch_warnings(),
                 initialize_config_dir(str(home), version_base="1.3"),
             ):
-                # that a defaults list lacks _self_, which then comes last, as it should
+                # of a defaults list without _self_, which then comes last, as intended
                 warnings.simplefilter("ignore", UserWarning)
                 made = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{paths}]"])
             nested = cast(dict[str, Any], OmegaConf.to_container(made, resolve=True))
@@ -176,7 +182,7 @@ class Composer(Presets):
             raise ConfigError(f"{subject}: includes itself; correct the preset") from None
         except (
             *(HydraException, OmegaConfBaseException, yaml.YAMLError),
-            *(ValueError, OSError),  # Hydra's own of a file that is not a table
+            *(ValueError, OSError),  # from Hydra, for a file that is not a table
         ) as error:
             raise ConfigError(f"{subject}: {_why(error)}; correct the preset") from None
         if name.startswith("study/"):
@@ -193,34 +199,35 @@ class Composer(Presets):
     def _checked(
         self, overrides: Iterable[str], known: Mapping[str, Field] = KNOBS
     ) -> list[Override]:
-        """The overrides parsed; ConfigError for one that cannot be, as far as one alone can tell.
+        """Parse overrides and check them one by one; ConfigError for one that is invalid.
 
         Args:
-            known: the keys; beside those of a run, its groups are known too.
+            known: the valid keys; with those of a run, its groups are valid too.
         """
 
         def check(text: str) -> Override:
-            each = self._parse(text)
-            key = each.key_or_group
-            _refuse_odd(each)
-            if known is KNOBS and self._is_group(each):
-                picks = _sweep(each) if each.is_sweep_override() else [_word(each)]
+            override = self._parse(text)
+            key = override.key_or_group
+            _refuse_odd(override)
+            if known is KNOBS and self._is_group(override):
+                picks = _sweep(override) if override.is_sweep_override() else [_word(override)]
                 apply_to_all(partial(self._check_pick, key), picks)
             elif key not in known and not _is_entry(key, known):
                 if known is KNOBS and key.split(".")[0] == STUDY:
-                    raise ConfigError(f"{each.input_line}: is for moebench sweep; leave it out")
+                    raise ConfigError(f"{override.input_line}: is for moebench sweep; leave it out")
                 words = [*(self.groups if known is KNOBS else ()), *known]
-                raise ConfigError(_unknown(each.input_line or key, "key", key, words))
-            return each
+                raise ConfigError(_unknown(override.input_line or key, "key", key, words))
+            return override
 
         seen: dict[str, Override] = {}
-        for each in apply_to_all(check, overrides):
-            key = each.key_or_group
+        for override in apply_to_all(check, overrides):
+            key = override.key_or_group
             if key in seen:
                 raise ConfigError(
-                    f"{key}: is set twice ({seen[key].input_line} and {each.input_line}); keep one"
+                    f"{key}: is set twice ({seen[key].input_line} and {override.input_line}); "
+                    "keep one"
                 )
-            seen[key] = each
+            seen[key] = override
         return list(seen.values())
 
     def _check_pick(self, group: str, preset: str) -> None:
@@ -228,8 +235,8 @@ class Composer(Presets):
         if preset not in self.choices(group) and subject != NO_EXPERIMENT:
             raise ConfigError(_unknown(subject, group, preset, self.choices(group)))
 
-    def _is_group(self, each: Override) -> bool:
-        return each.key_or_group in self.groups
+    def _is_group(self, override: Override) -> bool:
+        return override.key_or_group in self.groups
 
     def _parse(self, text: str) -> Override:
         if text not in self._parsed:
@@ -257,33 +264,33 @@ def from_dict(nested: Mapping[str, Any]) -> ExperimentConfig:
 
 
 def sources_of(data: DataConfig) -> list[DataConfig]:
-    """The sources of data=mixture: each entry of `data.sources` as a config of its own.
+    """The sources of data=mixture: one config for each entry of `data.sources`.
 
-    Raises ConfigError for an entry that cannot be, as the same keys on the command line would.
+    Raises ConfigError for an invalid entry, as for the same keys on the command line.
     """
-    composer, found = Composer(), []
+    composer, sources = Composer(), []
     for entry in data.sources:
         try:
             name, *words = shlex.split(entry)
-            source, *values = composer.typed(
-                [f"data.source={name}", *(f"data.{each}" for each in words)]
+            (_, kind), *values = composer.typed(
+                [f"data.source={name}", *(f"data.{word}" for word in words)]
             )
-            each = DataConfig(
-                source=source[1], **{key.removeprefix("data."): value for key, value in values}
+            source = DataConfig(
+                source=kind, **{key.removeprefix("data."): value for key, value in values}
             )
             for key, _ in values:
                 if key.removeprefix("data.") not in SOURCE_KEYS:
                     raise ConfigError(
                         f"{key} is not a key of a source; those are {', '.join(SOURCE_KEYS)}"
                     )
-            if each.source == "mixture":
+            if source.source == "mixture":
                 raise ConfigError("a mixture holds none; write its sources out")
-            check_ranges(each)
-            check_source(each)
+            check_ranges(source)
+            check_source(source)
         except (ConfigError, ValueError) as error:
             raise ConfigError(f"data.sources=[{entry!r}]: {error}") from None
-        found.append(each)
-    return found
+        sources.append(source)
+    return sources
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
@@ -297,7 +304,7 @@ def to_yaml(config: ExperimentConfig) -> str:
 
 
 def _from_file(path: Path) -> Values:
-    """What a record's `config.yaml` says, its keys and types checked."""
+    """The values of a record's `config.yaml`; keys and types are checked."""
     try:
         nested = OmegaConf.to_container(OmegaConf.create(read_yaml_text(path)))
         if not isinstance(nested, dict) or not nested:
@@ -313,20 +320,20 @@ def _from_file(path: Path) -> Values:
 
 
 def _leaves(nested: Mapping[str, Any]) -> Values:
-    """Nested tables by dotted key, but the tables that are values themselves as they are."""
-    tables = [key for key, each in KNOBS.items() if get_origin(each.type) is dict]
-    found: Values = {key: {} for key in tables if _inner(nested, key) == {}}
+    """The values of nested tables by dotted key. A table that is itself a value stays whole."""
+    tables = [key for key, knob in KNOBS.items() if get_origin(knob.type) is dict]
+    values: Values = {key: {} for key in tables if _inner(nested, key) == {}}
     for key, value in flat(nested):
         owner = next((table for table in tables if key.startswith(f"{table}.")), None)
         if owner is None:
-            found[key] = value
+            values[key] = value
         else:
-            found.setdefault(owner, {})[key.removeprefix(f"{owner}.")] = value
-    return found
+            values.setdefault(owner, {})[key.removeprefix(f"{owner}.")] = value
+    return values
 
 
 def _inner(nested: Mapping[str, Any], key: str) -> Any:
-    """What nested tables hold under a dotted key; None where they hold nothing."""
+    """The value at a dotted key of nested tables; None if there is none."""
     for name in key.split("."):
         nested = nested.get(name) if isinstance(nested, Mapping) else None  # pyright: ignore
     return nested
@@ -339,40 +346,40 @@ def _store_scopes() -> None:
         ConfigStore.instance().store(group="scope", name=name, node=node, package="_global_")
 
 
-def _refuse_odd(each: Override) -> None:
-    """Refuse what Hydra's grammar has and moebench has no use for."""
-    text = each.input_line or ""
-    if each.is_delete():
+def _refuse_odd(override: Override) -> None:
+    """Refuse the parts of Hydra's grammar that moebench does not support."""
+    text = override.input_line or ""
+    if override.is_delete():
         raise ConfigError(f"{text}: no key can be taken away; set it to another value")
-    if each.is_add() or each.is_force_add():
+    if override.is_add() or override.is_force_add():
         raise ConfigError(f"{text}: no key can be added; drop the + if the key exists")
-    if each.package is not None:
-        raise ConfigError(f"{text}: a preset stays in its group; drop @{each.package}")
+    if override.package is not None:
+        raise ConfigError(f"{text}: a preset stays in its group; drop @{override.package}")
     if "${" in text:
         raise ConfigError(
             f"{text}: interpolations are not taken from the command line; type the value"
         )
 
 
-def _sweep(each: Override) -> list[str]:
+def _sweep(override: Override) -> list[str]:
     """The values of a sweep, as text that parses to them again."""
     try:
-        values = list(islice(each.sweep_string_iterator(), MOST_RUNS + 1))
+        values = list(islice(override.sweep_string_iterator(), MOST_RUNS + 1))
     except (HydraException, ValueError) as error:
         raise ConfigError(
-            f"{each.input_line}: is not a sweep that can run ({_why(error)}); list the values"
+            f"{override.input_line}: is not a sweep that can run ({_why(error)}); list the values"
         ) from None
     if not values:
-        raise ConfigError(f"{each.input_line}: the sweep is empty; give at least one value")
+        raise ConfigError(f"{override.input_line}: the sweep is empty; give at least one value")
     return values
 
 
-def _value(each: Override, known: Mapping[str, Field]) -> Any:
-    return _typed(each.input_line or "", each.key_or_group, each.value(), known)
+def _value(override: Override, known: Mapping[str, Field]) -> Any:
+    return _typed(override.input_line or "", override.key_or_group, override.value(), known)
 
 
 def _typed(subject: str, key: str, value: Any, known: Mapping[str, Field]) -> Any:
-    """A value as its knob has it; ConfigError for an unknown key or a wrong type."""
+    """Convert a value to the type of its key; ConfigError for an unknown key or a wrong type."""
     kind: Any = float if _is_entry(key, known) else None
     if kind is None and key not in known:
         raise ConfigError(_unknown(subject, "key", key, list(known)))
@@ -387,7 +394,7 @@ def _typed(subject: str, key: str, value: Any, known: Mapping[str, Field]) -> An
 
 
 def _is_entry(key: str, known: Mapping[str, Field]) -> bool:
-    """Whether a key is one of a table of numbers, as `method.options.rate` is."""
+    """Whether a key is an entry of a table of numbers, as `method.options.rate` is."""
     table, _, name = key.rpartition(".")
     return bool(name) and table in known and known[table].type == dict[str, float]
 
@@ -398,21 +405,21 @@ def _complete(values: Values) -> ExperimentConfig:
         *path, name = key.split(".")
         setattr(reduce(getattr, path, config), name, value)
     check_experiment(config)
-    # Batches take the domains in turn: without one order, one identity would be two runs.
+    # Batches take the domains in turn. Sorted, runs of one identity see the same batches.
     config.data.domains = config.data.domains and sorted(config.data.domains)
     config.data.heldout = sorted(config.data.heldout)
     config.data.weights = dict(sorted(config.data.weights.items()))
     if config.data.source == "mixture":
-        sources_of(config.data)  # for its errors
-    # what is given as null is filled in by what it means
+        sources_of(config.data)  # raises its errors
+    # replace null by the default that it stands for
     _, size = group_of(config, TermConfig())
     scopes = (config.scope, *(term.scope for term in config.balance.terms))
     balance = replace(config.balance, plugins=plugins_of(filter(None, scopes)))
     return complete_method(replace(config, balance_bsz=size, balance=balance))
 
 
-def _word(each: Override) -> str:
-    value = each.value()
+def _word(override: Override) -> str:
+    value = override.value()
     return "null" if value is None else str(value)
 
 
