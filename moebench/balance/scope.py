@@ -1,9 +1,11 @@
 """Whose selection frequency each token's router probability meets.
 
 A *balance group* is a set of sequences whose expert counts are summed together. A scope assigns the
-sequences of a step to groups, in data order, whatever the physical passes or ranks are. What a part
-of the step adds to each group is its tally: whole numbers, so that the tallies of passes and ranks
-add up exactly in any order, and f is their sum, normalised.
+sequences of a step to groups in data order. The assignment does not depend on physical passes or
+ranks.
+
+Each pass and each rank counts its own sequences: its *tally* holds the counts that it adds to each
+group. Tallies are whole numbers, so their sum is exact in any order. f is this sum, normalised.
 """
 
 from dataclasses import dataclass, field
@@ -28,12 +30,12 @@ class Groups(NamedTuple):
 
     Attributes:
         row: [sequences] the row of the tally that each sequence adds to and meets.
-        group: [rows] the balance group of each row. There is a row a group, or, for a prefix over
-            logical passes, a row for each pass that a group has sequences in.
-        num_groups: how many groups, whether they have sequences in this step or not.
-        first: [rows] the first row of the same group, where f is a prefix; else None.
-        drawn: [rows, draws] token positions of the step that are counted for each row in place of
-            its own sequences, -1 for none; None unless the scope draws.
+        group: [rows] the balance group of each row. A group has one row; if f is a prefix over
+            logical passes, it has one row for each pass with sequences of the group.
+        num_groups: the number of groups, including those without sequences in this step.
+        first: [rows] the first row of the same group, if f is a prefix; else None.
+        drawn: [rows, draws] positions of the tokens in the step that each row counts instead of
+            its own sequences; -1 for none. None unless the scope draws.
     """
 
     row: Int[Tensor, " sequences"]
@@ -43,11 +45,11 @@ class Groups(NamedTuple):
     drawn: Int[Tensor, "rows draws"] | None = None
 
     def tally(self, routing: Routing, start: int = 0) -> Tensor:
-        """[layers, rows, experts] what some consecutive sequences add, without gradient.
+        """[layers, rows, experts] the counts that consecutive sequences add, without gradient.
 
         Args:
             routing: of these sequences.
-            start: the number of the first of them in the step.
+            start: the position of the first of them in the step.
         """
         counts = routing.counts.detach()
         layers, sequences, experts = counts.shape
@@ -68,7 +70,7 @@ class Groups(NamedTuple):
         """The f that each sequence meets; rows sum to 1.
 
         Args:
-            tally: [layers, rows, experts], complete for the rows whose sequences are asked for.
+            tally: [layers, rows, experts], complete for the rows that are used.
             past: [layers, groups, experts] counts of earlier steps to add.
 
         Returns:
@@ -114,8 +116,8 @@ class Scope:
         """Row s is True at the sequences that may be counted in the f of sequence s.
 
         Args:
-            domain: [sequences] the domain of each; only `Domain` asks for it.
-            pass_bsz: only the logical passes of so many sequences up to that of s count.
+            domain: [sequences] the domain of each; only `Domain` needs it.
+            pass_bsz: sequences in a logical pass; the passes after that of s are not counted.
         """
         label, _ = self.labels(sequences, domain=domain)
         same = label[:, None] == label
@@ -127,8 +129,11 @@ class Scope:
     def weights(
         self, sequences: int, *, domain: Domains = None
     ) -> Float[Tensor, "sequences sequences"]:
-        """The scope as a row-stochastic matrix: where sequences have equally many tokens, f is
-        `weights @ counts`, normalised (for `Shuffled`, the mean of f over its draws)."""
+        """The scope as a row-stochastic matrix.
+
+        If all sequences have equally many tokens, f is `weights @ counts`, normalised. For
+        `Shuffled` that is the mean of f over its draws.
+        """
         member = self.members(sequences, domain=domain).float()
         return member / member.sum(1, keepdim=True)
 
@@ -147,11 +152,11 @@ class Scope:
 
         Args:
             sequences, tokens: of the whole step, and of a sequence.
-            domain: [sequences] the domain of each; only `Domain` asks for it.
+            domain: [sequences] the domain of each; only `Domain` needs it.
             generator: source of randomness; None is torch's global one. Only `Shuffled` draws.
-            pass_bsz: makes f a prefix over logical passes of so many sequences (arXiv 2501.11873,
-                Algorithm 1); None: f is that of the whole group.
-            mask: False where a token is padding; only `Shuffled` looks at it.
+            pass_bsz: f becomes a prefix over logical passes of this many sequences (arXiv
+                2501.11873, Algorithm 1); None: f is that of the whole group.
+            mask: False where a token is padding; only `Shuffled` needs it.
             device: of the result.
 
         Raises:
@@ -163,7 +168,7 @@ class Scope:
             return Groups(label, torch.arange(number, device=label.device), number)
         label, number = self.labels(sequences, domain=domain)
         passes = sequences // _divisor("logical pass", pass_bsz, sequences)
-        # on the CPU, since a GPU would be waited for
+        # on the CPU: on a GPU, unique() would wait for the device
         key = label.cpu() * passes + torch.arange(sequences) // pass_bsz
         keys, row = key.unique(return_inverse=True)
         group = keys // passes
@@ -188,9 +193,9 @@ class Scope:
             [layers, sequences, experts] in the dtype of `routing.counts`; integer counts give fp32.
 
         Raises:
-            ConfigError: as `groups` does, and for counts that cannot be. On a GPU, in
-                `torch.compile` and in a transform of `torch.func` their values are not looked at,
-                since that would wait for them.
+            ConfigError: as `groups` does, and for impossible counts. Their values are not checked
+                on a GPU, in `torch.compile` or in a transform of `torch.func`, since the check
+                would wait for the device.
         """
         _refuse_bad_shapes(routing)
         _, sequences, tokens, _ = routing.expert_index.shape
@@ -231,7 +236,7 @@ class Micro(Global):
 
 @dataclass(frozen=True)
 class Sequence(Global):
-    """Each sequence by itself, as DeepSeek-V3, Eq. 17-20, has it."""
+    """Each sequence by itself: DeepSeek-V3, Eq. 17-20."""
 
     size: int = field(default=1, init=False)
 
@@ -241,8 +246,8 @@ class Domain(Scope):
     """All sequences of one domain in the step.
 
     Attributes:
-        num_domains: domains are numbered below it, and each keeps its group from step to step;
-            None: the groups of a step are those of its own domains.
+        num_domains: the number of domains. Each is a group, the same one in every step. None: the
+            groups are the domains that occur in the step.
     """
 
     num_domains: int | None = None
@@ -257,7 +262,7 @@ class Domain(Scope):
         domain = _moved(domain, device)
         if self.num_domains is not None:
             return domain, self.num_domains
-        # the first sequence of a domain stands for it: no domain need be counted, which would wait
+        # A group is numbered by its first sequence: to count the domains would wait for a GPU.
         return (domain[:, None] == domain).int().argmax(1), sequences
 
 
@@ -265,10 +270,11 @@ class Domain(Scope):
 class Shuffled(Scope):
     """As many tokens as a micro-batch holds, drawn from everywhere in the pool.
 
-    For each logical micro-batch of `size` sequences an independent draw, without replacement and
-    shared by the layers, of as many token positions from its pool of `pool` consecutive sequences
-    (None: the whole step). Each micro-batch keeps its own router probabilities. The token number of
-    `Micro` with the distribution of `Global`: arXiv 2501.11873, section 5.
+    Each logical micro-batch of `size` sequences draws as many token positions as it has, without
+    replacement, from its pool of `pool` consecutive sequences (None: the whole step). Draws are
+    independent, and all layers share them. Each micro-batch keeps its own router probabilities. f
+    has the number of tokens of `Micro` and the distribution of `Global`: arXiv 2501.11873,
+    section 5.
     """
 
     size: int
@@ -301,7 +307,7 @@ class Shuffled(Scope):
         for start in range(0, sequences, size):
             begin = start // pool * pool
             end = begin + pool
-            if pass_bsz is not None:  # only the passes up to its own have been seen
+            if pass_bsz is not None:  # later passes have not run yet
                 end = min(end, start // pass_bsz * pass_bsz + pass_bsz)
             order = torch.randperm((end - begin) * tokens, generator=generator, device=source)
             place = begin * tokens + order
@@ -324,17 +330,17 @@ def make_scope(
     balance_bsz: int | None = None,
     num_domains: int | None = None,
 ) -> Scope | None:
-    """The scope of a name that `moebench.scopes` declares; None for `none`.
+    """Make the scope that `moebench.scopes` declares under a name; None for `none`.
 
     Args:
         name: `none`, `sequence`, `micro`, `shuffled`, `global`, `domain` or that of a plugin.
         micro_bsz: sequences in a logical micro-batch.
         balance_bsz: sequences whose counts are summed (for `shuffled`, the pool); None takes the
             default of the scope.
-        num_domains: how many domains there are, for scopes that need them.
+        num_domains: the number of domains, for scopes that need it.
 
     Raises:
-        ConfigError: for a name that is not declared, or a `balance_bsz` that the scope cannot have.
+        ConfigError: for an undeclared name, or a `balance_bsz` that the scope does not allow.
     """
     scope = declared(name)
     sizes = {"micro_bsz": micro_bsz, "global_bsz": None}
@@ -357,13 +363,13 @@ def normalise(counts: Tensor) -> Tensor:
 
 
 def _real_first(place: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
-    """The positions with those that are no padding first, and -1 after the `wanted` first ones."""
+    """The positions, padding last; all after the first `wanted` are -1."""
     place = place[real[place].logical_not().int().argsort(stable=True)]
     return place.where(torch.arange(len(place), device=place.device) < wanted, -1)
 
 
 def _moved(numbers: Tensor, device: torch.device | None) -> Tensor:
-    """The same on a device; a copy to a GPU waits for nothing."""
+    """The same tensor on a device; the copy to a GPU is asynchronous."""
     if device is None or device.type != "cuda" or numbers.is_cuda:
         return numbers.to(device)
     return numbers.pin_memory().to(device, non_blocking=True)
@@ -386,15 +392,15 @@ def _refuse_bad_shapes(routing: Routing) -> None:
         )
 
 
-def _can_look(values: Tensor) -> bool:
+def _can_check(values: Tensor) -> bool:
     if values.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    # there is none but within a transform of torch.func
+    # an interpreter exists only inside a transform of torch.func
     return torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
 
 
 def _refuse_bad_values(counts: Tensor) -> None:
-    if not _can_look(counts):
+    if not _can_check(counts):
         return
     if counts.is_floating_point() and not counts.isfinite().all():
         raise ConfigError("counts that are not finite: must be numbers of assignments, 0 or more")
@@ -405,9 +411,9 @@ def _refuse_bad_values(counts: Tensor) -> None:
 
 
 def _refuse_empty(met: Tensor) -> None:
-    if _can_look(met) and not (total := met.sum(-1) > 0).all():
+    if _can_check(met) and not (total := met.sum(-1) > 0).all():
         layer, sequence = total.logical_not().nonzero()[0].tolist()
         raise ConfigError(
             f"the balance group of sequence {sequence} in layer {layer} has no tokens: must have "
-            "at least one that is no padding"
+            "at least one that is not padding"
         )
