@@ -1,7 +1,7 @@
-"""What is declared by name: shipped, by an entry point, or by a module that `--plugin` names.
+"""Declarations by name: shipped, from an entry point, or from a module that `--plugin` names.
 
-A `Registry` holds the declarations of one kind (scopes, methods). A declaration says all that a
-config must know, without torch; its `target` is the class that does the work, imported when it is
+A `Registry` holds the declarations of one kind (scopes, methods). A declaration has all that a
+config needs, without torch. Its `target` is the class that does the work; it is imported when
 needed.
 """
 
@@ -111,7 +111,7 @@ class Registry(Generic[Declared]):
             before = self.known.get(name)
             if before and (before.plugin is None or before.plugin != _loading):
                 raise ConfigError(
-                    f"{target.__module__}: the {self.kind} {name} is there already; rename it"
+                    f"{target.__module__}: the {self.kind} {name} already exists; rename it"
                 )
             plugin = _loading or target.__module__
             self.known[name] = self._make(name, meaning, target, *more, plugin=plugin, **fields)

@@ -16,7 +16,7 @@ NONE = "none"  # no balance loss
 GLOBAL = "global"  # consecutive groups of any size
 
 Size = int | str | None  # sequences, or the key that has them: `micro_bsz` or `global_bsz`
-Sizes = Mapping[str, Any]  # a run's `micro_bsz` and `global_bsz`, whatever else it holds
+Sizes = Mapping[str, Any]  # a run's `micro_bsz` and `global_bsz`, and perhaps other keys
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Declaration(registry.Declaration):
 
     Attributes:
         size: the default `balance_bsz`; None: its groups have no fixed size, so it takes none.
-        fixed: whether `balance_bsz` can be nothing but `size`.
+        fixed: whether `balance_bsz` must be `size`.
         multiple: what `balance_bsz` must be a multiple of, beside dividing `global_bsz`.
         contiguous: whether each group is a run of consecutive sequences, so that a logical pass
             can hold whole groups.

@@ -38,7 +38,7 @@ def expert_choice(
 
     The load is even by construction. A token gets between none and all of the experts, `top_k` of
     them on average at a factor of 1; the source's own factor is `capacity_factor * top_k`, 2 by
-    default. What a token gets tells it of later ones, see `leaked_bits`.
+    default. What a token gets depends on later tokens, see `leaked_bits`.
 
     Args:
         scores: the router's distribution over the experts.
@@ -143,7 +143,7 @@ def sinkhorn(
 
     `top_k_mask` of it is the assignment, which is near balance and not exactly there. In the log
     domain, where logsumexp takes out the largest term: a peer takes exp(z), which overflows, and
-    goes on until it has converged (Megatron-LM, `moe_utils.py`: `sinkhorn`; tolerance 1e-4).
+    continues until it has converged (Megatron-LM, `moe_utils.py`: `sinkhorn`; tolerance 1e-4).
 
     Args:
         tolerance: a group is done when no v has moved by more.

@@ -1,7 +1,6 @@
 """What a method of balancing is: where it may act, and what it carries from step to step.
 
-A method is a frozen dataclass whose fields are its options. It may act at four places, and what it
-leaves out it does not do:
+A method is a frozen dataclass whose fields are its options. It can act in four places:
 
     selection   `steering`: a bias, a factor and a mask for the scores that experts are selected by;
                 `assign`: the selection itself, for a whole logical group of tokens
@@ -9,9 +8,9 @@ leaves out it does not do:
                 `weight_penalty`: a term from the routers' weights alone
     after       `update`: the state for the next step, from the routing of the whole step
 
-What is carried is a NamedTuple of tensors. The loop owns it: it calls `begin` once, `update` after
-each optimizer step, and keeps it in checkpoints; evaluation reads it and never changes it, and a
-counting pass or a skipped step never touches it. Everything is a pure function of its arguments.
+The state of a method is a NamedTuple of tensors. The training loop owns it: it calls `begin` once
+and `update` after each optimizer step, and saves the state in checkpoints. Evaluation, counting
+passes and skipped steps never change it. All functions are pure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +26,14 @@ from moebench.methods import declared
 
 
 class Steering(NamedTuple):
-    """What enters the forward pass beside the tokens, so that the model itself has no state.
+    """Inputs of the forward pass beside the tokens, so that the model itself has no state.
 
     Experts are selected by `scores * factor + bias`, and weighted by the scores alone.
 
     Attributes:
         bias, factor: [layers, experts] fp32; None: 0 and 1.
-        mask: [layers, experts] False for an expert that is not there: it has no probability and
-            takes no token; None: all are.
+        mask: [layers, experts] False for an inactive expert, which has probability 0 and gets no
+            tokens; None: all are active.
         noise: [sequences] keys of the step's draws for each sequence; None: nothing is drawn.
     """
 
@@ -44,11 +43,11 @@ class Steering(NamedTuple):
     noise: Int[Tensor, " sequences"] | None = None
 
     def of(self, own: slice) -> "Steering":
-        """That of some of the step's sequences."""
+        """The steering of some of the step's sequences."""
         return self if self.noise is None else self._replace(noise=self.noise[own])
 
     def layer(self, number: int) -> "Steering":
-        """That of one layer: `bias`, `factor` and `mask` are [experts]."""
+        """The steering of one layer: `bias`, `factor` and `mask` are [experts]."""
         return self._replace(
             **{
                 name: value[number]
@@ -59,7 +58,7 @@ class Steering(NamedTuple):
 
 
 def merged(parts: Sequence[Steering]) -> Steering:
-    """The steering of several methods: biases add, factors multiply, and masks all hold."""
+    """The steering of several methods: biases add, factors multiply, masks are combined by AND."""
     found = Steering()
     for part in parts:
         for name, join in (("bias", torch.add), ("factor", torch.mul), ("mask", torch.logical_and)):
@@ -71,23 +70,23 @@ def merged(parts: Sequence[Steering]) -> Steering:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to balance that does nothing; a method overrides the places where it acts.
+    """Base class of methods: it does nothing, and a method overrides what it needs.
 
     Class attributes:
-        State: the NamedTuple of tensors that it carries; None: nothing.
-        observes: which optional fields of `Routing` it reads, beside those that are always there:
-            `logits`, `scores`, `outputs`.
+        State: the NamedTuple of its state; None: it has none.
+        observes: the optional fields of `Routing` that it reads, of `logits`, `scores` and
+            `outputs`.
     """
 
     State: ClassVar[type | None] = None
     observes: ClassVar[frozenset[str]] = frozenset()
 
     def begin(self, layers: int, experts: int, device: torch.device | None = None) -> Any:
-        """The state before the first step; None where nothing is carried."""
+        """The state before the first step; None for a method without state."""
         return None
 
     def steering(self, state: Any) -> Steering:
-        """What steers the forward passes of a step, and of evaluations after the last one."""
+        """The steering of the forward passes of a step, and of evaluations after the last step."""
         return Steering()
 
     def most(self, top_k: int, experts: int) -> int | None:
@@ -95,7 +94,7 @@ class Method:
         return None
 
     def assignments(self, tokens: int, top_k: int, experts: int) -> int:
-        """The most that `assign` makes in a group of so many tokens."""
+        """The most assignments that `assign` makes in a group of this many tokens."""
         return tokens * top_k
 
     def assign(
@@ -104,41 +103,42 @@ class Method:
         scores: Float[Tensor, "groups tokens experts"],
         top_k: int,
     ) -> Bool[Tensor, "groups tokens experts"]:
-        """True where an expert gets a token, in place of each token's top-k, in training alone.
+        """True where an expert gets a token. It replaces top-k, in training only.
 
         A group is `router.group_bsz` consecutive sequences. Evaluation takes each token's own
         top-k of the scores.
 
         Args:
             logits: the routers'; without gradient.
-            scores: what the gate makes of them, in the range of the gate.
+            scores: the output of the gate for them.
         """
         raise NotImplementedError
 
     def penalty(self, state: Any, routing: Routing, total: int) -> Tensor | None:
-        """What a pass adds to the objective, weighted; None: nothing.
+        """The weighted term that a pass adds to the objective; None: nothing.
 
-        The penalties of passes and ranks are added up, so it must be a sum over own tokens (or over
-        logical groups, which no pass splits) divided by a count of the whole step.
+        The penalties of passes and ranks are summed. A penalty must therefore be a sum over the
+        tokens of the pass (or over its logical groups, which no pass splits), divided by a count
+        of the whole step.
 
         Args:
             state: after the last step.
-            routing: of this pass, with gradients in `prob_mass`, `weights` and what it
-                observes.
+            routing: of this pass, with gradients in `prob_mass`, `weights` and the
+                fields of `observes`.
             total: tokens of the whole step.
         """
         return None
 
     @property
     def penalizes(self) -> bool:
-        """Whether it adds anything to the objective."""
+        """Whether the method adds anything to the objective."""
         own = type(self)
         return (own.penalty, own.weight_penalty) != (Method.penalty, Method.weight_penalty)
 
     def weight_penalty(
         self, state: Any, routers: Sequence[Float[Tensor, "experts d_model"]]
     ) -> Tensor | None:
-        """What the routers' weights add to the objective of a step, weighted; None: nothing."""
+        """The weighted term that the routers' weights add to a step's objective; None: nothing."""
         return None
 
     def update(
@@ -150,19 +150,19 @@ class Method:
             state: before it.
             routing: of the whole step, over all passes and ranks, detached: `counts` are [layers,
                 sequences, experts] in the order of the data.
-            mask: as it steered the step.
+            mask: the mask of the step's steering.
         """
         return state
 
     def metrics(self, state: Any) -> dict[str, Tensor]:
-        """What to log of the state after a step, as `method/NAME`."""
+        """The metrics to log after a step, as `method/NAME`."""
         return {}
 
 
 def make_method(name: str, options: Mapping[str, float]) -> Method | None:
-    """The method that a config names, its options being complete; None for `loss`.
+    """Make the method of a name, with all of its options; None for `loss`.
 
-    Raises ConfigError for a name that nothing declared.
+    Raises ConfigError for an undeclared name.
     """
     method = declared(name)
     if method.target is None:

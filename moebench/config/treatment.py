@@ -28,7 +28,7 @@ class BalanceTerm:
         weight: of the unscaled loss in the objective.
         start, stop: in steps done; None: from the first, to the last.
         ramp: in steps; 0: none.
-        domains: weights of domains, but those of 1, sorted by name.
+        domains: the weights of domains that differ from 1, sorted by name.
     """
 
     scope: str
@@ -200,13 +200,13 @@ def _term(config: ExperimentConfig, term: TermConfig) -> BalanceTerm:
         weight=config.loss.balance * term.weight,
         start=start,
         stop=stop,
-        ramp=term.ramp if scheduled and term.ramp > 1 else 0,  # over one step, a ramp is none
+        ramp=term.ramp if scheduled and term.ramp > 1 else 0,  # a ramp of one step has no effect
         domains=tuple(sorted((name, each) for name, each in term.domains.items() if each != 1)),
     )
 
 
 def _estimator(config: ExperimentConfig, terms: tuple[BalanceTerm, ...]) -> EstimatorChoice:
-    """The estimator that `balance.estimator` comes to for some terms.
+    """The canonical form of `balance.estimator` for some terms.
 
     A prefix over logical passes that hold whole groups is exact; a moving average that forgets at
     once is the last step.

@@ -125,7 +125,7 @@ def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Co
 
 
 def _data_key(data: DataConfig) -> str:
-    """What decides which corpus it is, as far as the config tells."""
+    """The keys that decide which corpus a config uses."""
     apart = ("homogeneity", "sampling", "temperature", "weights", "mask_documents", "max_epochs")
     return json.dumps({key: value for key, value in asdict(data).items() if key not in apart})
 

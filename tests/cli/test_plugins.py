@@ -180,8 +180,8 @@ WRONG = {
     ("mine", "import nowhere"): "--plugin mine: raises ModuleNotFoundError: No module named ",
     ("mine", "def ("): "--plugin mine: raises SyntaxError: ",
     ("mine", ""): "--plugin mine: declares no scope and no method; put @register(...) on its class",
-    ("mine", MINE.replace('"mine"', '"bias"')): "mine: the method bias is there already; rename it",
-    ("mine", MINE.replace('"mine"', '"loss"')): "mine: the method loss is there already; rename it",
+    ("mine", MINE.replace('"mine"', '"bias"')): "mine: the method bias already exists; rename it",
+    ("mine", MINE.replace('"mine"', '"loss"')): "mine: the method loss already exists; rename it",
 }
 
 
