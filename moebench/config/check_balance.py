@@ -1,4 +1,4 @@
-"""Scopes and balance terms: sizes that their groups cannot have, terms that contradict each other.
+"""Checks of scopes and balance terms: invalid group sizes, and terms that contradict each other.
 
 Like `check`, each function raises `ConfigError` for the first thing that is wrong.
 """
@@ -60,7 +60,7 @@ def check_balance(config: ExperimentConfig) -> None:
 
 
 def _check_group(config: ExperimentConfig, where: str, name: str, size: int | None) -> None:
-    """Refuse a `balance_bsz` that its scope cannot have.
+    """Refuse a `balance_bsz` that its scope does not allow.
 
     Args:
         where: the prefix of the key: "" for the run's own, else that of the term.
@@ -112,7 +112,7 @@ def _check_estimator(config: ExperimentConfig) -> None:
 
 
 def _check_moments(term: TermConfig, where: str, steps: int) -> None:
-    """Refuse a start, stop or ramp that cannot be."""
+    """Refuse an invalid start, stop or ramp."""
     for key, value in (("start", term.start), ("stop", term.stop)):
         if value is not None and value >= 1 and value != int(value):
             raise ConfigError(
@@ -135,7 +135,7 @@ def _check_moments(term: TermConfig, where: str, steps: int) -> None:
 
 
 def _check_domains(config: ExperimentConfig, term: TermConfig, where: str) -> None:
-    """Refuse weights of domains for a scope without domains, and weights that cannot be."""
+    """Refuse weights of domains for a scope without domains, and invalid weights."""
     scope = declared(group_of(config, term)[0])
     if term.domains and not scope.domains:
         raise ConfigError(
@@ -161,6 +161,6 @@ def _check_overlap(config: ExperimentConfig, number: int, where: str) -> None:
 
 
 def _span(term: TermConfig, steps: int) -> tuple[float, float]:
-    """The steps after which a term begins and ends to act."""
+    """The steps after which a term starts and stops."""
     start, stop = in_steps(term.start, steps), in_steps(term.stop, steps)
     return start or 0, math.inf if stop is None else stop + max(0, term.ramp - 1)

@@ -1,6 +1,6 @@
-"""What there is to choose from: the keys, the groups and their presets, found without Hydra.
+"""The keys, the groups and their presets, listed without Hydra.
 
-The command line completes words from here, so nothing slow is imported.
+Shell completion uses this module, so it imports nothing slow.
 """
 
 import re
@@ -34,22 +34,22 @@ def shipped_conf() -> Path:
 
 
 class Presets:
-    """The presets in the shipped `conf/`, or in that and an overlay of the user's own.
+    """The presets in the shipped `conf/` and in a user's overlay, if there is one.
 
-    An overlay adds presets and never shadows one. Only what lies where a preset can lie is looked
-    at, so that a folder that holds much else costs nothing.
+    An overlay adds presets and never shadows one. Only the folders of groups are searched, so an
+    overlay with many other files costs nothing.
 
     Raises ConfigError for an overlay that is not a folder, has no presets, shadows a shipped one or
     holds YAML that is unsafe to read.
 
     Attributes:
-        groups: what an override can choose a preset of, in the order of `config.yaml`.
+        groups: the names of the groups, in the order of `config.yaml`.
     """
 
     def __init__(self, overlay: Path | None = None) -> None:
         self.conf = shipped_conf()
         self.roots = [self.conf]
-        # An empty group is a folder that neither git nor a wheel keeps, so folders do not tell.
+        # from config.yaml, not from folders: neither git nor a wheel keeps an empty folder
         self.groups = tuple(default_presets(self.conf))
         self._choices: dict[str, list[str]] = {}
         if overlay is not None:

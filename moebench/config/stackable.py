@@ -1,4 +1,4 @@
-"""Which arms can be trained in one stack: those that differ in nothing but these keys."""
+"""Which arms can be trained in one stack: those that differ only in these keys."""
 
 from moebench.config.knob import knobs
 from moebench.config.schema import ExperimentConfig
@@ -15,7 +15,7 @@ STACKABLE = (
 
 
 def stack_key(config: ExperimentConfig) -> tuple[tuple[str, str], ...]:
-    """Arms with an equal key can be stacked; a method that cannot be has no equal."""
+    """The key that arms of one stack share; unique for a method that cannot be stacked."""
     if not declared(config.method.name).stackable:
         return (("alone", repr(config)),)
     return tuple(
