@@ -1,7 +1,7 @@
 """The metrics of a step and of an evaluation: rows of numbers and arrays of counts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,12 +130,7 @@ def evaluate(
     """
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    halves: list[tuple[str, Half, Sequence[str]]] = [("valid", "test", corpus.domains)]
-    if corpus.heldout:
-        halves.append(("heldout", "test", corpus.heldout))
-    if tune:
-        halves.append(("tune", "tune", corpus.domains))
-    for prefix, half, domains in halves:
+    for prefix, half, domains in _halves(corpus, tune=tune):
         size: dict[str, Any] = {
             "sequences": config.data.valid_sequences,
             "seq_len": config.seq_len,
@@ -171,6 +166,15 @@ def evaluate(
             if steering is not None and steering.mask is not None:
                 arrays["active"] = steering.mask.cpu().numpy()
     return row, arrays
+
+
+def _halves(corpus: Corpus, *, tune: bool) -> Iterator[tuple[str, Half, Sequence[str]]]:
+    """What an evaluation measures: prefix of the metrics, half of the documents, and domains."""
+    yield "valid", "test", corpus.domains
+    if corpus.heldout:
+        yield "heldout", "test", corpus.heldout
+    if tune:
+        yield "tune", "tune", corpus.domains
 
 
 def _forward_all(
