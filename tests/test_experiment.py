@@ -233,12 +233,12 @@ def test_rows_after_the_last_checkpoint_are_recorded_again(
         (
             "moebench.disk.os.fsync",
             OSError(errno.EIO, "Input/output error"),
-            "(Input/output error); see that it can be, and --resume continues",
+            "(Input/output error); make it writable, and --resume continues",
         ),
         (
             "moebench.tensorboard.View.add",
             PermissionError(errno.EACCES, "Permission denied"),
-            "(Permission denied); see that it can be, and --resume continues",
+            "(Permission denied); make it writable, and --resume continues",
         ),
     ],
     ids=lambda value: value.rpartition(".")[2] if isinstance(value, str) else "",

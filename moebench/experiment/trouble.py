@@ -61,7 +61,7 @@ def explained(
             + ", or a smaller model"
         )
     if number := _write_errno(error, record):
-        remedy = "free some space" if number in FULL else "see that it can be"
+        remedy = "free some space" if number in FULL else "make it writable"
         return TrainingError(
             f"{record.path}: cannot be written ({os.strerror(number)}); {remedy}, and "
             "--resume continues from the last checkpoint"
