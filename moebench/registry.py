@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from moebench.errors import ConfigError
+
+NAME = re.compile("[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ class Registry(Generic[Declared]):
                 _import(_find(point.module, subject), subject)
         if name not in self.known:
             raise ConfigError(
-                f"{self.key}={name}: no such {self.kind}; there are {', '.join(self)}, and those "
-                "of plugins that are loaded"
+                f"{self.key}={name}: no such {self.kind}; there are {', '.join(self)}; "
+                f"a {self.kind} of a plugin needs --plugin FILE"
             )
         return self.known[name]
 
@@ -104,15 +107,18 @@ class Registry(Generic[Declared]):
         Args:
             name, meaning, more, fields: fields of the declaration, `target` and `plugin` left out.
 
-        Raises ConfigError for a name that is declared already.
+        Raises ConfigError for a name that is declared already, or that is not a lower-case word.
         """
+        if not NAME.fullmatch(name):
+            raise ConfigError(
+                f"the {self.kind} {name!r}: must be lower-case letters, digits and underscores, "
+                "with a letter first; rename it"
+            )
 
         def declare(target: Target) -> Target:
             before = self.known.get(name)
             if before and (before.plugin is None or before.plugin != _loading):
-                raise ConfigError(
-                    f"{target.__module__}: the {self.kind} {name} already exists; rename it"
-                )
+                raise ConfigError(f"the {self.kind} {name} already exists; rename it")
             plugin = _loading or target.__module__
             self.known[name] = self._make(name, meaning, target, *more, plugin=plugin, **fields)
             return target
@@ -128,6 +134,11 @@ _plugins: list[str] = []  # as they were named
 def plugins() -> list[str]:
     """What `load_plugin` was given, for processes that this one starts."""
     return list(_plugins)
+
+
+def content_of(plugin: str | None) -> str:
+    """The hash of a plugin's text, from `module@hash`; "" for None."""
+    return (plugin or "").rpartition("@")[2]
 
 
 def load_plugin(module: str) -> None:
@@ -184,9 +195,9 @@ def _import(spec: importlib.machinery.ModuleSpec, subject: str) -> str:
     _loading = plugin
     try:
         spec.loader.exec_module(module)
-    except ConfigError:
+    except ConfigError as error:
         del sys.modules[spec.name]
-        raise
+        raise ConfigError(f"{subject}: {error}") from None
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         why = " ".join(f"{type(error).__name__}: {error}".split())

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moebench import registry
+from moebench.errors import ConfigError
 from moebench.registry import Registry
 
 NONE = "none"  # no balance loss
 GLOBAL = "global"  # consecutive groups of any size
 
-Size = int | str | None  # sequences, or the key that has them: `micro_bsz` or `global_bsz`
+SIZE_KEYS = ("micro_bsz", "global_bsz")  # keys that a size may name
+Size = int | str | None  # sequences, or the key that has them
 Sizes = Mapping[str, Any]  # a run's `micro_bsz` and `global_bsz`, and perhaps other keys
 
 
@@ -44,6 +46,15 @@ class Declaration(registry.Declaration):
     domains: bool = False
     equals: Mapping[Size, str] = field(default_factory=dict)
     fields: Mapping[str, str] = field(default_factory=lambda: {"size": "balance_bsz"})
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a size that is neither a number nor one of SIZE_KEYS."""
+        for size in (self.size, self.multiple, *self.equals):
+            if isinstance(size, str) and size not in SIZE_KEYS:
+                raise ConfigError(
+                    f"the scope {self.name}: has the size {size}; give a number of sequences, or "
+                    f"{' or '.join(SIZE_KEYS)}"
+                )
 
 
 SHIPPED = (

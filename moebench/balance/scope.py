@@ -340,7 +340,8 @@ def make_scope(
         num_domains: the number of domains, for scopes that need it.
 
     Raises:
-        ConfigError: for an undeclared name, or a `balance_bsz` that the scope does not allow.
+        ConfigError: for an undeclared name, a `balance_bsz` that the scope does not allow, or a
+            class that is not a Scope.
     """
     scope = declared(name)
     sizes = {"micro_bsz": micro_bsz, "global_bsz": None}
@@ -353,7 +354,12 @@ def make_scope(
     given = {"micro_bsz": micro_bsz, "balance_bsz": balance_bsz, "num_domains": num_domains}
     if scope.target is None:
         return None
-    return scope.load()(**{each: given[value] for each, value in scope.fields.items()})
+    made = scope.load()(**{name: given[value] for name, value in scope.fields.items()})
+    if not isinstance(made, Scope):
+        raise ConfigError(
+            f"scope={name}: {type(made).__name__} is not a moebench.balance.Scope; subclass it"
+        )
+    return made
 
 
 def normalise(counts: Tensor) -> Tensor:

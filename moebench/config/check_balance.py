@@ -9,6 +9,7 @@ from moebench.config.schema import ExperimentConfig, TermConfig
 from moebench.config.treatment import canonical_group, group_of, in_steps, plugins_of, sizes_of
 from moebench.errors import ConfigError
 from moebench.ranges import check_divides
+from moebench.registry import content_of
 from moebench.scopes import GLOBAL, NONE, SCOPES, declared, default_size
 
 
@@ -20,10 +21,10 @@ def check_scopes(config: ExperimentConfig) -> None:
         if name not in SCOPES:
             raise ConfigError(
                 f"scope={name}: is a scope of the plugin {plugin}, which is not loaded; add "
-                f"--plugin {plugin.partition('@')[0]}"
+                f"--plugin with the file or module {plugin.partition('@')[0]}"
             )
     for name, plugin in plugins_of(name for name in names if name in SCOPES).items():
-        if recorded.get(name, plugin) != plugin:
+        if content_of(recorded.get(name, plugin)) != content_of(plugin):
             raise ConfigError(
                 f"balance.plugins={{{name}:{recorded[name]}}}: is another version than that at "
                 f"hand, {plugin}; balance.plugins={{}} takes what is at hand"

@@ -8,6 +8,7 @@ from moebench.config.treatment import default_option, lookup, router_bsz
 from moebench.errors import ConfigError, remedy
 from moebench.methods import LOSS, Declaration, declared
 from moebench.ranges import check_divides
+from moebench.registry import content_of
 
 Contradictions = Iterator[tuple[bool, str]]  # whether something is wrong, and the error
 
@@ -144,7 +145,8 @@ def check_method(config: ExperimentConfig) -> None:
             f"method.options.{first}={options[first]:g}: method=loss has no options; choose a "
             "method, as in method=bias"
         )
-    if config.method.plugin not in (None, method.plugin) and method.name != LOSS:
+    recorded = config.method.plugin
+    if recorded and content_of(recorded) != content_of(method.plugin) and method.name != LOSS:
         raise ConfigError(
             f"method.plugin={config.method.plugin}: is another version than that at hand, "
             f"{method.plugin}; method.plugin=null takes what is at hand"

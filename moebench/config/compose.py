@@ -233,7 +233,10 @@ class Composer(Presets):
     def _check_pick(self, group: str, preset: str) -> None:
         subject = f"{group}={preset}"
         if preset not in self.choices(group) and subject != NO_EXPERIMENT:
-            raise ConfigError(_unknown(subject, group, preset, self.choices(group)))
+            line = _unknown(subject, group, preset, self.choices(group))
+            if group == "scope" and not line.endswith("?"):
+                line += "; a scope of a plugin needs --plugin FILE"
+            raise ConfigError(line)
 
     def _is_group(self, override: Override) -> bool:
         return override.key_or_group in self.groups

@@ -22,6 +22,7 @@ from moebench.config.treatment import (
     sizes_of,
 )
 from moebench.methods import LOSS
+from moebench.registry import content_of
 from moebench.scopes import GLOBAL
 
 LONGEST = 80  # characters of the label in the name of a run
@@ -61,7 +62,7 @@ def science(config: Meaning, content_hash: str) -> dict[str, Any]:
     if treatment.method_options:
         keys["method.options"] = dict(treatment.method_options)
     if config.method.plugin:
-        keys["method.plugin"] = _content(config.method.plugin)
+        keys["method.plugin"] = content_of(config.method.plugin)
     if treatment.terms:
         keys.pop("balance.estimator", None)
         keys |= _term_keys(treatment) | _estimator_keys(treatment.estimator)
@@ -95,7 +96,7 @@ def _term_keys(treatment: Treatment) -> dict[str, Any]:
         keys["terms"] = [hashed_term(term) for term in treatment.terms]
     if treatment.plugins:
         keys["balance.plugins"] = {
-            scope: _content(plugin) for scope, plugin in treatment.plugins.items()
+            scope: content_of(plugin) for scope, plugin in treatment.plugins.items()
         }
     return keys
 
@@ -130,11 +131,6 @@ def _estimator_keys(estimator: EstimatorChoice) -> dict[str, Any]:
         "balance.decay": estimator.decay,
     }
     return {key: value for key, value in keys.items() if value not in (None, "exact")}
-
-
-def _content(plugin: str) -> str:
-    """The hash of a plugin's text, without the name of its module."""
-    return plugin.rpartition("@")[2]
 
 
 def _digest(keys: dict[str, Any]) -> str:

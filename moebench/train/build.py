@@ -143,6 +143,8 @@ def make_term(treatment: Treatment, term: BalanceTerm, domains: Sequence[str]) -
         balance_bsz=term.balance_bsz,
         num_domains=len(domains),
     )
+    if plugin := treatment.plugins.get(term.scope):
+        _check_plugin(term.scope, plugin, cast(Scope, scope), treatment.config.global_bsz)
     return Term(
         cast(Scope, scope),
         weight=term.weight,
@@ -152,6 +154,24 @@ def make_term(treatment: Treatment, term: BalanceTerm, domains: Sequence[str]) -
         domain_weights=tuple(weights.get(name, 1.0) for name in domains) if weights else None,
         label=term_label(treatment, term),
     )
+
+
+def _check_plugin(name: str, plugin: str, scope: Scope, sequences: int) -> None:
+    """Raise ConfigError for a plugin's scope whose groups cannot be used."""
+
+    def refuse(what: str) -> ConfigError:
+        return ConfigError(f"scope={name}: {what}; correct the plugin {plugin}")
+
+    try:
+        domain = torch.zeros(sequences, dtype=torch.long)
+        groups, number = scope.labels(sequences, domain=domain)
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise refuse(f"its labels raise {why}") from None
+    if groups.shape != (sequences,):
+        raise refuse(f"its labels have the shape {list(groups.shape)}, and must have [{sequences}]")
+    if groups.is_floating_point() or groups.min() < 0 or groups.max() >= number:
+        raise refuse(f"its labels must be whole numbers from 0 to {number - 1}")
 
 
 def make_state(config: Meaning, vocab_size: int, device: torch.device) -> State:

@@ -145,7 +145,7 @@ def test_a_scope_of_a_plugin_is_trained_recorded_and_never_loaded(
     assert without.code == 2
     assert without.err == (
         f"error: scope=strided: is a scope of the plugin {plugin}, which is not loaded; add "
-        "--plugin strided_scope\n"
+        "--plugin with the file or module strided_scope\n"
     )
     Path("strided_scope.py").write_text(STRIDED.read_text() + "# changed")
     changed = call(*again, "--plugin", "strided_scope.py")
@@ -170,7 +170,44 @@ def test_a_scope_that_nothing_declares_is_an_error_everywhere() -> None:
         Composer().compose(["scope=strided"])
 
 
+# of a scope of a plugin: its class, the words of `register` after its meaning, and what is wrong
+BROKEN = (
+    ("class Mine:\n    size: int", "", "Mine is not a moebench.balance.Scope"),
+    ("return 1 / 0", "", "its labels raise ZeroDivisionError: division by zero"),
+    ("return torch.arange(3), 3", "", "its labels have the shape [3], and must have [8]"),
+    ("return torch.arange(sequences), 2", "", "its labels must be whole numbers from 0 to 1"),
+    ("", "size='nosuch'", "the scope mine: has the size nosuch; give a number of sequences, or "),
+)
+
+
+@pytest.mark.parametrize(("body", "words", "wrong"), BROKEN)
+def test_a_broken_scope_is_one_line_before_anything_is_written(
+    call: Call, text_folder: Path, body: str, words: str, wrong: str
+) -> None:
+    if not body.startswith("class"):
+        body = (
+            "class Mine(Scope):\n    size: int\n"
+            f"    def labels(self, sequences, domain=None, device=None):\n        {body or 'pass'}"
+        )
+    Path("mine.py").write_text(
+        "import dataclasses, torch\nfrom moebench.balance import Scope\n"
+        f"from moebench.scopes import register\n@register('mine', 'Mine.', {words})\n"
+        f"@dataclasses.dataclass(frozen=True)\n{body}\n"
+    )
+    small = ("model=smoke", "global_bsz=8", "seq_len=16", "train.steps=1", "run.device=cpu")
+    data = ("data=folder", f"data.path={text_folder}", "data.valid_sequences=4")
+    result = call("train", "--plugin", "mine.py", "scope=mine", *small, *data)
+    scopes.SCOPES.known.pop("mine", None)
+    sys.modules.pop("mine", None)
+    assert result.code == 2
+    [line] = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert wrong in line
+    assert line.startswith(("error: scope=mine: ", "error: --plugin mine.py: "))
+    assert not Path("runs").exists()
+
+
 WRONG = {
+    ("mine", MINE.replace('"mine"', '"Mine x"')): "--plugin mine: the method 'Mine x': must be ",
     ("nowhere", ""): "--plugin nowhere: there is no such module; name a module or a .py file",
     ("nowhere.py", ""): "--plugin nowhere.py: there is no such module; name a module or a .py file",
     ("a.b.c", ""): "--plugin a.b.c: cannot be found (No module named 'a'); name a module or a file",
@@ -180,8 +217,14 @@ WRONG = {
     ("mine", "import nowhere"): "--plugin mine: raises ModuleNotFoundError: No module named ",
     ("mine", "def ("): "--plugin mine: raises SyntaxError: ",
     ("mine", ""): "--plugin mine: declares no scope and no method; put @register(...) on its class",
-    ("mine", MINE.replace('"mine"', '"bias"')): "mine: the method bias already exists; rename it",
-    ("mine", MINE.replace('"mine"', '"loss"')): "mine: the method loss already exists; rename it",
+    (
+        "mine",
+        MINE.replace('"mine"', '"bias"'),
+    ): "--plugin mine: the method bias already exists; rename it",
+    (
+        "mine",
+        MINE.replace('"mine"', '"loss"'),
+    ): "--plugin mine: the method loss already exists; rename it",
 }
 
 
