@@ -132,7 +132,11 @@ def test_cloze_equals_a_loop_over_candidates_and_tokens(tmp_path: Path, text_fol
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("{", "is no pair of BLiMP"), ('{"UID": 1}', "is no pair of BLiMP"), ("", "hold no pairs")],
+    [
+        ("{", "is not a pair of BLiMP"),
+        ('{"UID": 1}', "is not a pair of BLiMP"),
+        ("", "hold no pairs"),
+    ],
 )
 def test_invalid_pairs_are_errors(tmp_path: Path, text: str, wanted: str) -> None:
     with pytest.raises(DataError, match="holds no"):

@@ -18,7 +18,6 @@ from moebench.config.identity import (
     run_name,
     science,
 )
-from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import Treatment
 from moebench.data.batches import make_batches, sequences_hash
 from moebench.data.corpus import Corpus
@@ -82,11 +81,12 @@ def describe(
 
 
 def shape_dependent_products(
-    config: ExperimentConfig, vocab_size: int, device: torch.device
+    treatment: Treatment, vocab_size: int, device: torch.device
 ) -> list[str] | None:
     """Kinds of the run's products whose bits depend on their shape; None if they do not work."""
     with torch.device("meta"):
-        model = blank_model(config, vocab_size)
+        model = blank_model(treatment, vocab_size)
+    config = treatment.config
     sequences = config.run.device_bsz or config.global_bsz
     try:
         return _known(shapes_of(model, sequences, config.seq_len), str(device))

@@ -122,7 +122,9 @@ class Session:
                 config, corpus.vocab_size, runs_dir, device, self.ranks.size
             )
         manifest["kernels"] = asdict(kernels)
-        manifest["shape_dependent"] = shape_dependent_products(config, corpus.vocab_size, device)
+        manifest["shape_dependent"] = shape_dependent_products(
+            self.treatment, corpus.vocab_size, device
+        )
         if not resumed:
             record.begin(to_yaml(config), manifest)
         self.state = state = make_state(self.treatment, corpus.vocab_size, device)

@@ -121,5 +121,5 @@ def test_the_snippet_acts_at_every_so_manieth_call() -> None:
 
 def test_the_snippet_takes_a_step_as_one_pass() -> None:
     method = Snippet()
-    with pytest.raises(ConfigError, match="here of 4 sequences of 8"):
+    with pytest.raises(ConfigError, match="a pass of 4 of the step's 8 sequences"):
         method.penalty(method.begin(LAYERS, EXPERTS), step()[1], 48)
