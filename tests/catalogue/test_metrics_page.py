@@ -8,7 +8,7 @@ from pathlib import Path
 from moebench.catalogue import METRICS
 from moebench.catalogue.metrics_page import COMMAND, NOTES, metrics_page
 
-METRICS_MD = Path(__file__).parent.parent / "docs" / "metrics.md"
+METRICS_MD = Path(__file__).parent.parent.parent / "docs" / "metrics.md"
 
 
 def test_the_page_is_up_to_date() -> None:

@@ -14,7 +14,7 @@ from moebench.config.presets import shipped_conf
 from moebench.config.schema import ExperimentConfig, StudyConfig
 from moebench.scopes import SHIPPED
 
-KEYS_MD = Path(__file__).parent.parent / "docs" / "keys.md"
+KEYS_MD = Path(__file__).parent.parent.parent / "docs" / "keys.md"
 
 
 def leaves(config: Any, prefix: str = "") -> list[str]:
