@@ -6,6 +6,7 @@ sequence's router probabilities meet (`scope.frequency`), and the loss multiplie
 to step is a value.
 """
 
+from moebench.balance.groups import Groups
 from moebench.balance.losses import balance_loss, z_loss
 from moebench.balance.method import Method, Steering, make_method, merged
 from moebench.balance.routing import (
@@ -21,7 +22,6 @@ from moebench.balance.schedule import Schedule
 from moebench.balance.scope import (
     Domain,
     Global,
-    Groups,
     Micro,
     Scope,
     Sequence,

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moebench.balance import penalties
+from moebench.balance.groups import normalise
 from moebench.balance.method import Method
 from moebench.balance.routing import Routing
-from moebench.balance.scope import normalise
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.balance.scope import Groups, normalise
+from moebench.balance.groups import Groups, normalise
 
 Name = Literal["exact", "buffer", "stale", "ema"]
 
