@@ -180,39 +180,31 @@ def make_report(
             metric or step does not exist.
     """
     roots = list(roots) or [runs_dir]
-    title = ""
     plans, problems = find_plans([*roots, runs_dir])
-    only = None
+    only, title = None, ""
     if study is not None:
         plans = plans_of_study(study, plans, problems, runs_dir)
         only, problems = _runs(plans), []
         title = " and ".join(dict.fromkeys(map(_title, plans)))
     frame = load_frame(roots, only, where=where, by=by).checked()
-    measured = frame.runs["run"].isin(list(frame.metrics["run"]))
-    done = frame.runs.loc[(frame.runs["state"] == "done") & measured]
-    if done.empty:
+    if frame.measured().empty:
         raise RecordError(_nothing_done(roots, study, frame))
-    _check_baseline(baseline, set(done["arm"]))
+    _check_baseline(baseline, set(frame.measured()["arm"]))
     if at is not None:
         frame = frame.at(at)
-        done = done.loc[done["run"].isin(list(frame.metrics["run"]))]
         title += f" (at step {at})" if title else f"At step {at}"
     known = sorted({*frame.metrics["metric"]})
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
-    tables = [make_table(frame, int(i), plans, baseline) for i in sorted(set(done["table"]))]
+    numbers = sorted(set(frame.measured()["table"]))
+    tables = [make_table(frame, int(number), plans, baseline) for number in numbers]
     verdicts = tuple(map(verdicts_of_table, tables))
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
         tables = [_sorted(table, sort) for table in tables]
+    unfinished = _unfinished(frame, plans if study is not None else [])
+    problems = (*problems, *frame.problems)
     return Report(
-        title=title,
-        tables=tuple(tables),
-        verdicts=verdicts,
-        unfinished=tuple(_unfinished(frame, plans if study is not None else [])),
-        problems=(*problems, *frame.problems),
-        frame=frame,
-        shown=shown,
-        plans=tuple(plans),
+        title, tuple(tables), verdicts, tuple(unfinished), problems, frame, shown, tuple(plans)
     )
 
 

@@ -141,6 +141,11 @@ class Frame:
         ]
         return replace(self, metrics=pd.DataFrame(metrics, columns=[*KEYS, "metric", "value"]))
 
+    def measured(self) -> Any:
+        """The finished runs that have metrics, as `runs` has them."""
+        has_metrics = self.runs["run"].isin(list(self.metrics["run"]))
+        return self.runs.loc[(self.runs["state"] == "done") & has_metrics]
+
     def rows(self) -> list[dict[str, Any]]:
         """The runs, as a dictionary each."""
         return [{str(k): v for k, v in row.items()} for row in self.runs.to_dict("records")]
