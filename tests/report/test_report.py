@@ -10,50 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from moebench.errors import ConfigError, RecordError
 from moebench.records import Record
-from moebench.report import FORMATS, Report, make_report
+from moebench.report import FORMATS, make_report
+from tests.report.examples import HOSTILE, scopes, texts
 
 Make = Callable[..., Record]
 TEXTS = [form for form in FORMATS if form != "parquet"]
-HOSTILE = (
-    "x[/foo]",
-    "<script>alert(1)</script>",
-    "=cmd|' /C calc'!A0",
-    "L" * 300,
-    "a\x1b[2J\nb|`*",
-)
-
-
-def scopes(runs: Path, run: Make, seeds: int = 3, effect: float = -0.015) -> list[Record]:
-    """Three arms: global lower than micro by the effect, shuffled like micro."""
-    rng, made = np.random.default_rng(0), []
-    for seed in range(seeds):
-        block = 1.6 + 0.02 * rng.normal()
-        for arm, shift, sequences in (
-            ("micro", 0, 4),
-            ("global", effect, 128),
-            ("shuffled", 0, 128),
-        ):
-            nats = block + shift + 0.001 * rng.normal()
-            local = 1.36 if arm == "micro" else 1.71
-            metrics = {
-                "load/max_vio_micro": local + 0.01 * rng.normal(),
-                "load/max_vio_batch": 0.4 + 0.01 * rng.normal(),
-                "load/max_vio_global": 0.4 + 0.1 * (-1) ** seed * (arm != "micro"),
-                "load/entropy": 0.97,
-                "load/dead_experts": 0.0,
-                "specialization/domain": (0.24 if arm == "micro" else 0.31) + 0.005 * rng.normal(),
-            }
-            made.append(run(runs, arm, seed, nats, sequences=sequences, metrics=metrics))
-    return made
-
-
-def texts(report: Report) -> str:
-    return " ".join(report.render("table").split())
 
 
 def test_the_rows_for_programs(runs: Path, run: Make) -> None:
@@ -238,96 +203,6 @@ def test_runs_on_different_machines_are_named(runs: Path, run: Make) -> None:
     text = texts(make_report([runs]))
     assert "The runs differ in device_name: H200, a CPU." in text
     assert "The runs differ in torch: 2.11.0, 2.12.0." in text
-
-
-# Baselines and studies
-
-
-def test_the_baseline_is_given_or_planned_or_micro_or_first(
-    runs: Path, run: Make, plan: Callable[..., Path]
-) -> None:
-    made = [run(runs, arm, sequences=size) for arm, size in (("global", 128), ("shuffled", 64))]
-
-    def baseline(chosen: str | None = None) -> str:
-        return make_report([runs], baseline=chosen).tables[0].baseline
-
-    assert baseline() == "shuffled"
-    made.append(run(runs, "micro"))
-    assert baseline() == "micro"
-    plan(runs, "scope", made, baseline="global")
-    assert baseline() == "global"
-    assert baseline("shuffled") == "shuffled"
-    with pytest.raises(ConfigError, match="--baseline mikro: no such arm; there are global, micro"):
-        baseline("mikro")
-
-
-def test_a_planned_baseline_is_found_among_arms_that_share_its_label(
-    runs: Path, run: Make, plan: Callable[..., Path]
-) -> None:
-    made = [run(runs, "global", science={"loss.balance": w}) for w in (0.2, 0.1)]
-    plan(runs, "weight", made, baseline="global")
-    assert make_report([runs]).tables[0].baseline == "global loss.balance=0.2"
-
-
-def test_a_baseline_missing_from_one_table_is_replaced_there_with_notice(
-    runs: Path, run: Make
-) -> None:
-    run(runs, "micro")
-    run(runs, "global")
-    run(runs, "micro", science={"seq_len": 256})
-    report = make_report([runs], baseline="global")
-    assert [table.baseline for table in report.tables] == ["global", "micro"]
-    assert "global has no finished run in this table" in texts(report)
-
-
-def test_a_study_takes_its_runs_and_tells_which_are_missing(
-    runs: Path, run: Make, plan: Callable[..., Path]
-) -> None:
-    made = scopes(runs, run)
-    run(runs, "other")
-    waiting = run(runs, "none", state="waiting")
-    path = plan(runs, "scope", [*made, waiting])
-    (waiting.path / "config.yaml").unlink()
-    for file in waiting.path.iterdir():
-        file.unlink()
-    for name in ("scope", path.parent.name):
-        report = make_report([], study=name, runs_dir=runs)
-        assert "other" not in report.render("table")
-        assert "Study scope: What?" in report.render("table")
-        assert [each.state for each in report.unfinished] == ["not begun"]
-    with pytest.raises(RecordError, match=r"--study scop: no such study .* there are scope"):
-        make_report([runs], study="scop", runs_dir=runs)
-
-
-def test_a_study_may_have_another_primary_endpoint(
-    runs: Path, run: Make, plan: Callable[..., Path]
-) -> None:
-    plan(runs, "load", scopes(runs, run), primary="load/max_vio_micro")
-    report = make_report([runs])
-    rows = {row["arm"]: row["metrics"] for row in report.to_dict()["rows"]}
-    assert rows["global"]["load/max_vio_micro"]["p"] < 0.003  # 0.002 is for choosing the pool
-    assert "p" not in rows["global"]["valid/nats"]
-    text = texts(report)
-    assert "Primary endpoint load/max_vio_micro" in text
-    assert "global: load/max_vio_micro is higher than micro's by 0.3" in text
-    assert "8.038" not in text
-
-
-def test_a_broken_plan_is_named(runs: Path, run: Make, plan: Callable[..., Path]) -> None:
-    plan(runs, "scope", [run(runs, "micro")]).write_text('{"runs": [{}]}')
-    assert "studies/scope-0a1b2c: plan.json: is not a plan (holds no usable 'name')" in texts(
-        make_report([runs])
-    )
-    with pytest.raises(RecordError, match=r"holds no usable 'name'\); plan it again"):
-        make_report([runs], study="scope", runs_dir=runs)
-
-
-def test_a_primary_that_no_run_holds_is_said(
-    runs: Path, run: Make, plan: Callable[..., Path]
-) -> None:
-    plan(runs, "odd", scopes(runs, run), primary="valid/x")
-    text = texts(make_report([runs]))
-    assert "cannot tell: no run of global and micro holds valid/x" in text
 
 
 # Errors

@@ -1,9 +1,11 @@
-"""Fixture: overrides for a small run."""
+"""Overrides for a small run, and a plan of runs that nobody trains."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from moebench.study import Job, Plan
 
 
 @pytest.fixture
@@ -17,3 +19,9 @@ def small(text_folder: Path) -> Callable[..., list[str]]:
         ]
 
     return made
+
+
+def a_plan(runs: int) -> Plan:
+    config = {"train": {"steps": 6}}
+    jobs = (Job(n, f"arm-s{n}-0", "arm", "0", n, (f"seed={n}",), config) for n in range(runs))
+    return Plan("sweep", "", "", "arm", "valid/nats", tuple(jobs))

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from moebench.lock import hold, is_held
+from moebench.lock import hold
 from moebench.records import Record
-from moebench.study import Job, LocalLauncher, Plan
+from moebench.study import LocalLauncher, Plan
 from moebench.study.job import LOCKED, Attempt
-from moebench.study.status import GONE, current_status, last_status, run_statuses, seconds_left
+from moebench.study.status import last_status
+from tests.study.conftest import a_plan
 
 
 class Script:
@@ -43,12 +44,6 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
     monkeypatch.chdir(tmp_path)
     return Script(tmp_path)
-
-
-def a_plan(runs: int) -> Plan:
-    config = {"train": {"steps": 6}}
-    jobs = (Job(n, f"arm-s{n}-0", "arm", "0", n, (f"seed={n}",), config) for n in range(runs))
-    return Plan("sweep", "", "", "arm", "valid/nats", tuple(jobs))
 
 
 @pytest.fixture
@@ -396,59 +391,3 @@ def test_a_status_that_cannot_be_written_is_reported(
     script.write("say('running'); sys.exit(5)")
     [(_, reason)] = launch(a_plan(1)).failed
     assert reason == "exit code 5; its status cannot be written (No space left on device)"
-
-
-# Status
-
-
-def test_a_run_is_running_exactly_while_its_lock_is_held(tmp_path: Path) -> None:
-    record = Record(tmp_path / "arm-s0-0")
-    assert current_status(record) == {"state": "waiting", "step": 0}
-    with hold(record):
-        assert is_held(record)
-        assert current_status(record) == {"state": "running", "step": 0}, "it wrote no status yet"
-        record.begin("a: 1", {})
-        record.set_status("running", step=3, seconds=6.0)
-        assert current_status(record)["seconds"] == 6.0
-    assert not is_held(record)
-    status = current_status(record)
-    assert (status["state"], status["step"], status["reason"]) == ("stopped", 3, GONE)
-    record.set_status("failed", step=3, reason="no")
-    assert current_status(record)["reason"] == "no"
-    with hold(record):
-        assert current_status(record) == {"state": "running", "step": 3}, "it is tried again"
-    record.seal({})
-    assert current_status(record)["state"] == "done"
-
-
-def test_reading_the_status_writes_nothing(tmp_path: Path) -> None:
-    plan = a_plan(3)
-    runs = tmp_path / "runs"
-    assert {each.state for each in run_statuses(plan, runs)} == {"waiting"}
-    assert not runs.exists()
-    with hold(Record(runs / plan.jobs[0].run)):
-        before = [(path, path.stat().st_mtime_ns) for path in runs.rglob("*")]
-        assert [each.state for each in run_statuses(plan, runs)] == [
-            "running",
-            "waiting",
-            "waiting",
-        ]
-        assert before == [(path, path.stat().st_mtime_ns) for path in runs.rglob("*")]
-
-
-def test_the_time_left_is_estimated_from_the_steps_done(tmp_path: Path) -> None:
-    plan = a_plan(4)  # of six steps
-    records = [Record(tmp_path / job.run) for job in plan.jobs]
-    assert seconds_left(run_statuses(plan, tmp_path)) is None
-    with hold(records[0]), hold(records[1]):
-        for record, step, seconds in zip(records, (3, 2, 6), (30.0, 10.0, 60.0), strict=False):
-            record.begin("a: 1", {})
-            record.set_status("running" if step < 6 else "done", step=step, seconds=seconds)
-        records[2].seal({})
-        runs = run_statuses(plan, tmp_path)
-        assert [each.seconds_left for each in runs] == [30.0, 20.0, None, None]
-        # the last run at the mean speed, 25/3 seconds a step, and two runs at a time
-        assert seconds_left(runs) == pytest.approx((30 + 20 + 6 * 25 / 3) / 2)
-    records[0].seal({})
-    records[1].seal({})
-    assert seconds_left(run_statuses(plan, tmp_path)) is None, "nothing runs"

@@ -18,7 +18,7 @@ from moebench.records import Record
 from moebench.report import Report, make_report
 from moebench.report.draw import heatmaps, plots
 from moebench.report.paper.findings import paper_gaps
-from tests.report.test_report import HOSTILE
+from tests.report.examples import HOSTILE
 
 Make = Callable[..., Record]
 GROUP = {"scope": "group", "global_bsz": 32}
