@@ -5,7 +5,8 @@ Like `check`, each function raises `ConfigError` for the first thing that is wro
 
 import math
 
-from moebench.config.schema import ExperimentConfig, TermConfig
+from moebench.config.balance_keys import TermConfig
+from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import canonical_group, group_of, in_steps, plugins_of, sizes_of
 from moebench.errors import ConfigError
 from moebench.ranges import check_divides

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from moebench.config.balance_keys import TermConfig
 from moebench.config.check import check_experiment, check_ranges, check_source, check_study
 from moebench.config.check_method import complete_method
 from moebench.config.knob import flat
@@ -35,7 +36,7 @@ from moebench.config.overrides import (
     word_of,
 )
 from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS
-from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig, TermConfig
+from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
 from moebench.config.treatment import group_of, plugins_of
 from moebench.disk import read_yaml_text
 from moebench.errors import ConfigError, MoebenchError, apply_to_all, combine

@@ -14,7 +14,8 @@ from functools import reduce
 from typing import Any
 
 from moebench import methods, scopes
-from moebench.config.schema import ExperimentConfig, TermConfig
+from moebench.config.balance_keys import TermConfig
+from moebench.config.schema import ExperimentConfig
 from moebench.methods import Option
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from moebench.config.balance_keys import TermConfig
 from moebench.config.check import check_experiment
 from moebench.config.compose import Composer, from_dict, to_dict, to_yaml
-from moebench.config.schema import TermConfig
 from moebench.config.treatment import in_steps
 from moebench.errors import ConfigError
 
