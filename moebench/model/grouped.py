@@ -8,6 +8,8 @@ turns arms that are stacked by `torch.func.vmap` into more groups of one product
     grouped_outer(left, right, ends)[g] = left[group g]^T @ right[group g]
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,7 +62,6 @@ def combine(
     return _Combine.apply(y, order, place, rows)  # pyright: ignore
 
 
-@torch.library.custom_op("moebench::grouped_mm", mutates_args=())
 def _mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     if rows.dtype == torch.float64:  # torch has no such kernel; only tests use fp64
         parts = zip(_split(rows, ends), matrices, strict=True)
@@ -69,7 +70,6 @@ def _mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     return F.grouped_mm(rows, matrices, offs=ends)
 
 
-@torch.library.custom_op("moebench::grouped_outer", mutates_args=())
 def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     if left.dtype == torch.float64:
         pairs = zip(_split(left, ends), _split(right, ends), strict=True)
@@ -97,13 +97,11 @@ def _check_widths(rows: Tensor, *widths: int) -> None:
             )
 
 
-@_mm.register_fake
-def _(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+def _fake_mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     return rows.new_empty(rows.shape[0], matrices.shape[2])
 
 
-@_outer.register_fake
-def _(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
+def _fake_outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
     return left.new_empty(ends.shape[0], left.shape[1], right.shape[1])
 
 
@@ -120,9 +118,6 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         torch.ops.moebench.grouped_outer(rows, grad, ends) if by_matrices else None,
         None,
     )
-
-
-_mm.register_autograd(_mm_backward, setup_context=_keep_mm)
 
 
 def _mapped(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
@@ -145,20 +140,35 @@ def _folded(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[T
     return [*(tensor.flatten(0, 1) for tensor in others), _shifted(ends, others[0].shape[1])]
 
 
-@_mm.register_vmap
-def _(
+def _map_mm(
     info: Any, dims: tuple[int | None, ...], rows: Tensor, matrices: Tensor, ends: Tensor
 ) -> tuple[Tensor, int]:
     product = grouped_mm(*_folded(info, dims, rows, matrices, ends))
     return product.unflatten(0, (info.batch_size, -1)), 0
 
 
-@_outer.register_vmap
-def _(
+def _map_outer(
     info: Any, dims: tuple[int | None, ...], left: Tensor, right: Tensor, ends: Tensor
 ) -> tuple[Tensor, int]:
     product = torch.ops.moebench.grouped_outer(*_folded(info, dims, left, right, ends))
     return product.unflatten(0, (info.batch_size, -1)), 0
+
+
+def _register(name: str, kernel: Callable, fake: Callable, vmap: Callable) -> None:
+    """Declare an operator of three tensors.
+
+    `torch.library.custom_op` would import torch's compiler at the first call, which takes seconds.
+    """
+    parameters = ", ".join(f"Tensor {name}" for name in inspect.signature(kernel).parameters)
+    torch.library.define(name, f"({parameters}) -> Tensor")
+    torch.library.impl(name, "default", kernel)
+    torch.library.register_fake(name, fake)
+    torch.library.register_vmap(name, vmap)
+
+
+_register("moebench::grouped_mm", _mm, _fake_mm, _map_mm)
+_register("moebench::grouped_outer", _outer, _fake_outer, _map_outer)
+torch.library.register_autograd("moebench::grouped_mm", _mm_backward, setup_context=_keep_mm)
 
 
 class _Dispatch(torch.autograd.Function):

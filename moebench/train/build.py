@@ -15,7 +15,7 @@ from moebench.errors import ConfigError
 from moebench.methods import declared
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
-from moebench.train.optimizer import make_optimizer
+from moebench.train.optimizer import AdamW, make_optimizer
 from moebench.train.step import Objective
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -30,7 +30,7 @@ class State:
     """
 
     model: MoETransformer
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     step: int = 0
     balance: list[Any] | None = None
     load: Tensor | None = None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from moebench.disk import read_json, replacing_folder, sha256, write_json
 from moebench.errors import RecordError
 from moebench.train.build import State
+from moebench.train.optimizer import AdamW
 from moebench.train.step import Objective, state_types
 
 CHECKPOINTS = "checkpoints"  # in the directory of a run
@@ -72,7 +73,7 @@ class Loaded(NamedTuple):
 def load_checkpoint(
     path: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: AdamW | None = None,
     device: torch.device | None = None,
     types: Sequence[type | None] = (),
 ) -> Loaded:
@@ -131,7 +132,7 @@ def _balance_tensors(balance: Sequence[Any]) -> dict[str, Tensor]:
     }
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
     """The optimizer's tensors by parameter name, so that their order does not matter."""
     return {
         f"{name}/{kind}": value
@@ -140,9 +141,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     }
 
 
-def _restore(
-    moments: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def _restore(moments: dict[str, Tensor], model: nn.Module, optimizer: AdamW) -> None:
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {
             key.rsplit("/", 1)[1]: value.to(parameter.device)

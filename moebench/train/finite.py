@@ -1,7 +1,6 @@
 """A step that is not finite is never applied, and no step waits for a GPU to find out."""
 
 import math
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ class FiniteCheck:
         self.first_bad = torch.where((self.first_bad > 0) | finite, self.first_bad, step)
         self._latest = step, outcome, norm
         # the fused update does nothing where this is 1, as with a gradient scaler
-        cast(Any, self.state.optimizer).found_inf = (self.first_bad > 0).float()
+        self.state.optimizer.found_inf = (self.first_bad > 0).float()
 
     def check(self) -> None:
         """Wait for the device; before a checkpoint and an evaluation.

@@ -187,8 +187,7 @@ class TrainingRun:
         self.finite.before_update(number, outcome, norm)
         torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.optim.clip, norm)
         rate = learning_rate(config.optim, number, steps)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
+        state.optimizer.lr = rate
         state.optimizer.step()
         load_before, state.load = state.load, recent_load(state.load, outcome)
         state.step, state.balance = number, outcome.states

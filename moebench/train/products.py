@@ -111,7 +111,7 @@ def _same_stacked(product: Product, *operands: Tensor) -> bool:
     def results(function: Product, *inputs: Tensor) -> list[Tensor]:
         inputs = tuple(each.detach().requires_grad_() for each in inputs)
         output = function(*inputs)
-        return [output, *torch.autograd.grad(output, inputs, output.detach())]
+        return [output, *torch.autograd.grad((output * output.detach()).sum(), inputs)]
 
     stacked = results(vmap(product), *operands)
     return all(

@@ -1,13 +1,14 @@
 """The learning rate's schedule, and which parameters decay."""
 
 import itertools
+from typing import Any, cast
 
 import pytest
 import torch
 
 from moebench.config.schema import OptimConfig
 from moebench.model.transformer import MoETransformer
-from moebench.train.optimizer import learning_rate, make_optimizer
+from moebench.train.optimizer import AdamW, ParameterGroup, learning_rate, make_optimizer
 
 
 def test_rate_rises_to_the_peak_and_falls_to_the_final_share() -> None:
@@ -36,10 +37,45 @@ def test_matrices_decay_and_gains_do_not() -> None:
         expert_dim=8,
     )
     optimizer = make_optimizer(model, OptimConfig())
-    decayed, kept = optimizer.param_groups
-    assert decayed["weight_decay"] == 0.1
-    assert kept["weight_decay"] == 0
-    assert [parameter.ndim for parameter in kept["params"]] == [1]
-    numbers = sum(each.numel() for group in optimizer.param_groups for each in group["params"])
-    assert numbers == sum(each.numel() for each in model.parameters())
-    assert isinstance(optimizer, torch.optim.AdamW)
+    decayed, kept = optimizer.groups
+    assert decayed.weight_decay == 0.1
+    assert kept.weight_decay == 0
+    assert [parameter.ndim for parameter in kept.params] == [1]
+    assert set(optimizer.state) == set(model.parameters())
+
+
+def test_adamw_equals_that_of_torch() -> None:
+    """Also where a parameter has no gradient at first, and where a step must change nothing."""
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(5, 7, generator=draw), torch.randn(3, generator=draw)]
+    ours, theirs = ([torch.nn.Parameter(each.clone()) for each in start] for _ in range(2))
+    groups = [ParameterGroup(ours[:1], 0.1), ParameterGroup(ours[1:], 0.0)]
+    optimizer = AdamW(groups, 0.01, (0.9, 0.95))
+    other = torch.optim.AdamW(
+        [
+            {"params": theirs[:1], "weight_decay": 0.1},
+            {"params": theirs[1:], "weight_decay": 0.0},
+        ],
+        lr=0.01,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    for step in range(6):
+        for one, two in zip(ours, theirs, strict=True):
+            grad = torch.randn(one.shape, generator=draw)
+            one.grad, two.grad = (None, None) if step < 2 and one.ndim == 1 else (grad, grad)
+        optimizer.found_inf = torch.tensor(float(step == 4))
+        cast(Any, other).found_inf = optimizer.found_inf
+        optimizer.lr = other.param_groups[0]["lr"] = other.param_groups[1]["lr"] = 0.01 * step
+        before = [each.detach().clone() for each in ours]
+        optimizer.step()
+        other.step()
+        for one, two, old in zip(ours, theirs, before, strict=True):
+            assert torch.equal(one, two)
+            assert step != 4 or torch.equal(one, old)
+            assert all(
+                torch.equal(value, optimizer.state[one][name])
+                for name, value in other.state[two].items()
+            )
+    optimizer.zero_grad()
+    assert all(each.grad is None for each in ours)
