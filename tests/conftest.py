@@ -77,6 +77,14 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["MOEBENCH_CACHE"] = before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def preloaded() -> None:
+    """Processes of tests begin with torch imported."""
+    from tests.processes import choose_preloaded
+
+    choose_preloaded()
+
+
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three domains, each of characters of its own: enough for some hundred sequences of 32."""

@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 
 from moebench.records import Record
 from moebench.study.status import without_run
+from tests.processes import Process, moebench, until
 from tests.results import results
 
 # Python imports `sitecustomize` when it starts; this one makes processes of a test fail.
@@ -59,7 +58,7 @@ def paced(self, row):
 Record.append = paced
 """
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Process]
 
 
 @pytest.fixture
@@ -85,20 +84,14 @@ def start(place: Path, text_folder: Path) -> Iterator[Start]:
 
     def made(
         command: str, *words: str, steps: int = 6, env: dict[str, str] | None = None
-    ) -> "subprocess.Popen[str]":
+    ) -> Process:
         small = [
             *("model=smoke", f"train.steps={steps}", "global_bsz=8", "seq_len=32"),
             *("train.eval_every=100", "data.valid_sequences=4", "data.max_epochs=1000"),
             *("data=folder", f"data.path={text_folder}", "run.device=cpu", "run.log_every=1"),
             "run.checkpoint_every=7",
         ]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moebench.cli", command, *small, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=env,
-        )
+        process = moebench(command, *small, *words, env=env)
         begun.append(process)
         return process
 
@@ -110,26 +103,19 @@ def start(place: Path, text_folder: Path) -> Iterator[Start]:
 
 
 def jobs(place: Path) -> list[int]:
-    """The processes that run jobs of the plans in a directory."""
+    """The processes of jobs, and the servers that fork them, in a working directory."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            words = path.read_bytes().split(b"\0")
+            forked = b"multiprocessing.forkserver" in (path / "cmdline").read_bytes()
+            if forked and Path(os.readlink(path / "cwd")) == place:
+                found.append(int(path.name))
         except OSError:  # it ended in the meantime
             continue
-        if b"moebench.study" in words and any(os.fsencode(place) in word for word in words):
-            found.append(int(path.parent.name))
     return found
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def finish(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, list[str]]:
+def finish(process: Process, code: int = 0) -> tuple[str, list[str]]:
     """The stdout of a process, and its error lines."""
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, err
@@ -186,7 +172,7 @@ def test_failed_runs_do_not_stop_the_others_and_the_next_sweep_finishes_them(
     seeds = f"seed=range({len(troubles) + 1})"
     process = start("sweep", seeds, "--jobs", "3", *options, env=env)
     _, errors = finish(process, 3)
-    assert jobs(place) == []
+    until(lambda: not jobs(place))
     assert len(errors) == len(troubles)
     found = {seed_of(each): each for each in records(place / "runs")}
     assert found.pop(str(len(troubles))).damage() == []
@@ -322,8 +308,8 @@ def test_a_stack_that_is_killed_and_partly_fails_has_the_results_of_single_runs(
     stacked = (*words, "run.stack=4", "--runs-dir", "runs")
     first = start(*stacked, steps=20, env=env)
     until(lambda: len(under_way(place)) == 1)  # the others wait in it
-    assert len(jobs(place)) == 1, "one process trains them all"
-    os.kill(jobs(place)[0], signal.SIGKILL)
+    [pid] = {record.status()["pid"] for record in records(place / "runs")}  # trains them all
+    os.kill(pid, signal.SIGKILL)
     first.kill()
     (place / "go").touch()
     out, _ = finish(start(*stacked, "--status", "--json", steps=20))

@@ -1,27 +1,27 @@
 """A child process that trains jobs, watched by its parent: heartbeats, timeout, and how it ends.
 
-The process is `python -m moebench.study PLAN ID[,ID...] PARENT [PLUGIN...]`; it trains several jobs
-as one stack. If it fails, other processes continue, and each record says why its job did not
-finish.
+The process is `python -m moebench.study PLAN ID[,ID...] [PLUGIN...]`, forked from a server that
+has torch imported; it trains several jobs as one stack. If it fails, other processes continue, and
+each record says why its job did not finish.
 """
 
+import contextlib
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moebench.lock import is_held
 from moebench.plans import Job
 from moebench.records import Record, printable
 from moebench.registry import plugins
+from moebench.study.child import GRACE, start
 from moebench.study.status import last_status
 
 LOCKED = 4  # exit code of a job whose run another process trains
-GRACE = 30.0  # seconds to complete a step and save a checkpoint before a process is killed
+MODULE = "moebench.study"  # what the process runs
 DUMP = signal.SIGUSR2  # makes a process write the stack of each thread to its log
 
 
@@ -51,21 +51,10 @@ class Attempt:
         self.timeout = timeout
         self.log = plan_path.parent / "logs" / f"{job.run}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        # The child imports the same code: from the working directory only if this process does.
-        python = [sys.executable, *(["-P"] if os.getcwd() not in sys.path[:1] else [])]
         ids = ",".join(str(job.id) for job in self.jobs)
-        words = [str(plan_path.resolve()), ids, str(os.getpid()), *plugins()]
         with open(self.log, "ab") as output:
             self._log_start = output.tell()
-            self.process = subprocess.Popen(
-                [*python, "-m", "moebench.study", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")},
-                # Its own process group: Ctrl-C reaches only the sweep, which then ends its jobs.
-                start_new_session=True,
-            )
+        self.process = start(MODULE, [str(plan_path.resolve()), ids, *plugins()], self.log)
         self._heartbeats = self._read_heartbeats()
         self._last_change = time.monotonic()
         self._kill_at = math.inf
@@ -73,7 +62,7 @@ class Attempt:
 
     def has_ended(self) -> bool:
         """Whether the process has ended. If it hangs, ask it to end, and later kill it."""
-        if self.process.poll() is not None:
+        if self.process.exitcode is not None:
             return True
         now = time.monotonic()
         if now > self._kill_at:
@@ -89,19 +78,20 @@ class Attempt:
                     f"completed no step for {self.timeout:g} s (--timeout) after step "
                     f"{last_status(self.record)['step']}; {self.log} shows where it hung"
                 )
-                self.process.send_signal(DUMP)
+                self._signal(DUMP)
         return False
 
     def end(self) -> None:
         """Ask the process to stop at its next step; after GRACE seconds, `has_ended` kills it."""
-        self.process.terminate()
+        self._signal(signal.SIGTERM)
         self._kill_at = time.monotonic() + GRACE
 
     def kill(self) -> None:
         """Kill the process and its children, if it has not ended."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        if self.process.exitcode is None:
+            self._signal(signal.SIGKILL, os.killpg)
+            self._signal(signal.SIGKILL)  # if it has no group of its own yet
+            self.process.join()
 
     def reported(self, job: Job) -> bool:
         """Whether the ended process itself recorded why a job is unfinished."""
@@ -134,6 +124,11 @@ class Attempt:
         """Whether the process was asked to end, and not because it hung."""
         return self._kill_at < math.inf and not self._hung
 
+    def _signal(self, number: signal.Signals, send: Callable[[int, int], None] = os.kill) -> None:
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            send(self.process.pid, number)
+
     def _record(self, job: Job) -> Record:
         return Record(self._runs_dir / job.run)
 
@@ -142,7 +137,7 @@ class Attempt:
 
     def _last_output(self, job: Job) -> str:
         """The signal that killed the process, its last line about the job, or its last line."""
-        code = self.process.returncode
+        code = self.process.exitcode or 0
         if code < 0:
             return f"killed by signal {-code} ({signal.strsignal(-code)})"
         with open(self.log, "rb") as log:

@@ -126,7 +126,7 @@ class LocalLauncher:
             if self.record(job).is_done():
                 continue
             # Another process trains it, or a job of its stack ended the process.
-            locked = attempt.process.returncode == LOCKED and not attempt.reported(job)
+            locked = attempt.process.exitcode == LOCKED and not attempt.reported(job)
             taken_down = len(attempt.jobs) > 1 and not attempt.reported(job)
             if locked or taken_down:
                 self.waiting.insert(0, job)

@@ -1,16 +1,6 @@
-"""Run jobs of a plan: `python -m moebench.study PLAN ID[,ID...] [PARENT [PLUGIN...]]`.
+"""Runs jobs of a plan in this process; several at once, as a stack."""
 
-Several jobs are trained at once, as a stack. The process stops when the process PARENT has ended.
-"""
-
-import contextlib
-import faulthandler
-import os
-import shlex
-import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,10 +16,8 @@ from moebench.lock import hold
 from moebench.plans import Job, read_plan
 from moebench.records import Record
 from moebench.registry import load_plugin
-from moebench.study.job import DUMP, GRACE, LOCKED
+from moebench.study.job import LOCKED
 from moebench.study.status import without_run
-
-WATCH = 0.5  # seconds between checks of the parent
 
 
 def run_jobs(
@@ -95,30 +83,3 @@ def _prepared(job: Job) -> tuple[ExperimentConfig, Corpus]:
     if run_name(config, corpus.content_hash) != job.run:
         raise RecordError(f"{job.run}: the data has changed since the plan; sweep again")
     return config, corpus
-
-
-def _end_with(parent: int) -> None:
-    """Stop this process when its parent has ended, for whatever reason."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-if __name__ == "__main__":
-    path, numbers, *more = sys.argv[1:]
-    faulthandler.enable()
-    faulthandler.register(DUMP)
-    if more:
-        _end_with(int(more[0]))
-    with contextlib.suppress(KeyboardInterrupt):
-        command = shlex.join(["python", "-m", "moebench.study", *sys.argv[1:]])
-        sys.exit(
-            run_jobs(Path(path), [int(number) for number in numbers.split(",")], more[1:], command)
-        )
-    sys.exit(130)

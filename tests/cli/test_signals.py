@@ -10,20 +10,16 @@ from pathlib import Path
 import pytest
 
 from moebench.records import Record
-from tests.calls import STOPPING, Call, children, is_alive
+from tests.calls import STOPPING, Call, is_alive
+from tests.processes import Process, moebench
 
 STOPS = [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
 ENDLESS = ("train.steps=1000000", "data.max_epochs=1e9", "run.checkpoint_every=1000000")
 
 
-def start(small: list[str], *words: str) -> subprocess.Popen[str]:
+def start(small: list[str], *words: str) -> Process:
     kept = [each for each in small if not each.startswith("train.steps")]
-    return subprocess.Popen(
-        [sys.executable, "-m", "moebench.cli", *words, *kept, *ENDLESS],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return moebench(*words, *kept, *ENDLESS)
 
 
 def under_way(count: int) -> list[Record]:
@@ -61,13 +57,13 @@ def test_a_sweep_that_is_stopped_leaves_no_process_and_can_be_resumed(
 ) -> None:
     process = start(small, "sweep", "seed=0,1", "--jobs", "2")
     records = under_way(2)
-    started = children(process.pid)
+    started = [record.status()["pid"] for record in records]
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert err.splitlines()[-1].startswith(f"error: stopped by {number.name}; ")
     assert "Traceback" not in err
-    assert len(started) == 2
+    assert len({*started, process.pid}) == 3
     assert not any(map(is_alive, started))
     for record in records:
         status = record.status()
@@ -81,11 +77,7 @@ def test_a_killed_run_leaves_the_other_and_the_next_sweep_finishes_it(
 ) -> None:
     words = ["sweep", *small, "train.steps=150", "data.max_epochs=100", "seed=0,1"]
     words.remove("train.steps=6")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moebench.cli", *words, "--jobs", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = moebench(*words, "--jobs", "2")
     records = under_way(2)
     os.kill(records[0].status()["pid"], signal.SIGKILL)
     _, err = process.communicate(timeout=120)

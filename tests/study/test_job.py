@@ -15,9 +15,9 @@ from moebench.config.compose import Composer
 from moebench.lock import hold
 from moebench.records import Record
 from moebench.study import make_plan, read_plan
-from moebench.study.__main__ import run_jobs
 from moebench.study.job import LOCKED
 from moebench.study.status import last_status
+from moebench.study.worker import run_jobs
 
 Small = Callable[..., list[str]]
 
@@ -83,12 +83,12 @@ def test_a_job_ends_when_its_parent_ends(small: Small, tmp_path: Path) -> None:
     words = small("seed=choice(3)", "train.steps=1000000", "data.max_epochs=1e9", "run.device=cpu")
     path = make_plan(Composer(), words)[0].write(tmp_path / "runs")
     code = (
-        "import os, subprocess, sys, time\n"
-        "command = [sys.executable, '-m', 'moebench.study', sys.argv[1], '0', str(os.getpid())]\n"
-        "print(subprocess.Popen(command).pid, flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from moebench.study.child import start\n"
+        "process = start('moebench.study', [sys.argv[1], '0'], Path('log'))\n"
+        "print(process.pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True, cwd=tmp_path
     )
     assert parent.stdout is not None
     with parent.stdout:

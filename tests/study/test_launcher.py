@@ -25,10 +25,7 @@ class Script:
         self.folder = folder
 
     def write(self, code: str) -> None:
-        package = self.folder / "fake" / "moebench"
-        package.mkdir(parents=True, exist_ok=True)
-        (package / "__init__.py").write_text("")
-        (package / "study.py").write_text(
+        (self.folder / "code_of_a_test.py").write_text(
             "import json, os, signal, sys, time\nfrom pathlib import Path\n"
             "plan = Path(sys.argv[1]); number = int(sys.argv[2])\n"
             "run = plan.parents[2] / json.loads(plan.read_text())['runs'][number]['run']\n"
@@ -41,7 +38,8 @@ class Script:
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.setattr("moebench.study.job.MODULE", "code_of_a_test")
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return Script(tmp_path)
 
@@ -231,7 +229,7 @@ def test_a_run_that_hangs_and_ignores_signals_is_killed_with_its_children(
         time.sleep(0.1)
     clock.now += 31
     until(each.has_ended)
-    assert each.process.returncode == -signal.SIGKILL
+    assert each.process.exitcode == -signal.SIGKILL
     until(lambda: not is_running(int((tmp_path / "child").read_text())))
     assert each.reason_unfinished().startswith(
         "completed no step for 60 s (--timeout) after step 1; "

@@ -1,20 +1,17 @@
 """Run tasks in several processes, with the same results for any number of processes."""
 
 import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from types import ModuleType
 from typing import Any, TypeVar
 
 from moebench.errors import DataError
+from moebench.processes import starting
 
 LINE_EVERY = 10.0  # seconds between lines, where there is no bar
 POLL_SECONDS = 1.0  # between reports of work that has not ended
@@ -71,7 +68,7 @@ def in_processes(
     life, held = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(count, context, _begin_worker, (life,))
     try:
-        with _starting_processes():
+        with starting():
             futures = [executor.submit(work, *task) for task in tasks]
         waiting = set(futures)
         while waiting:
@@ -99,23 +96,6 @@ def _in_this_process(
     for number, task in enumerate(tasks):
         yield work(*task)
         on_progress({*range(number + 1)})
-
-
-@contextmanager
-def _starting_processes() -> Iterator[None]:
-    """Start processes that do not run the user's script again, and leave Ctrl-C to this one.
-
-    A spawned process imports the `__main__` of its parent, here an empty module, and inherits the
-    blocked signals.
-    """
-    main = sys.modules["__main__"]
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _begin_worker(life: Connection) -> None:

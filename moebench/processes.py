@@ -1,0 +1,32 @@
+"""How processes are started by `multiprocessing`."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+
+
+@contextmanager
+def starting(environ: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Start processes that do not run the user's script again, and leave Ctrl-C to this one.
+
+    A spawned process imports the `__main__` of its parent, here an empty module, and inherits the
+    blocked signals.
+
+    Args:
+        environ: what the processes find in their environment, beside what this one has.
+    """
+    main, environ = sys.modules["__main__"], environ or {}
+    before = {name: os.environ.get(name) for name in environ}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    sys.modules["__main__"] = ModuleType("__main__")
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

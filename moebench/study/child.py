@@ -1,0 +1,73 @@
+"""Processes that begin with torch imported: they are forked from a server that has imported it."""
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from moebench.processes import starting
+
+GRACE = 30.0  # seconds to complete a step and save a checkpoint before a process is killed
+PRELOADED = ["moebench.study.server"]  # what the server imports before it forks
+# A process that has called Apple's frameworks cannot fork.
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def start(module: str, words: Sequence[str], log: Path) -> BaseProcess:
+    """Start `python -m module words`, with one thread, in a session of its own.
+
+    It gets this process's environment, working directory and `sys.path`, writes to the end of
+    `log`, and is stopped when this process has ended, for whatever reason.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+    context = get_context(METHOD)
+    if METHOD == "forkserver":
+        context.set_forkserver_preload(PRELOADED)
+    environ = {**os.environ, **ONE_THREAD}
+    process = context.Process(target=_run, args=(module, list(words), str(log), environ))
+    # The server imports the same code as this process, and nothing else from the working directory.
+    path = os.pathsep.join(each or os.getcwd() for each in sys.path)
+    with starting({**ONE_THREAD, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}):
+        try:
+            process.start()
+        except EOFError as error:
+            raise OSError(f"the server of processes ended: {error}") from None
+    return process
+
+
+def _run(module: str, words: Sequence[str], log: str, environ: dict[str, str]) -> None:
+    """In the new process: what `python -m` does."""
+    os.setsid()  # Ctrl-C reaches only the sweep, which then ends its jobs
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    os.environ.clear()
+    os.environ.update(environ)
+    for path, number, mode in (
+        (os.devnull, 0, os.O_RDONLY),
+        (log, 1, os.O_WRONLY | os.O_APPEND | os.O_CREAT),
+    ):
+        file = os.open(path, mode, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+    os.dup2(1, 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with_parent() -> None:
+    """Stop this process when the process that asked for it has ended."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os.kill(os.getpid(), signal.SIGKILL)
