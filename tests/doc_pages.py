@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.processes import moebench
+
 ROOT = Path(__file__).parent.parent
 SHRUNK = {
     "model": "smoke",
@@ -70,15 +72,18 @@ def shrink(arguments: list[str], folder: Path) -> list[str]:
     return [*kept, *(f"{key}={value}" for key, value in small.items())]
 
 
-def run(
-    arguments: list[str],
-    place: Path,
-    start: list[str] = MOEBENCH,
-    env: Mapping[str, str] | None = None,
-) -> str:
+def run_python(arguments: list[str], place: Path, env: Mapping[str, str] | None = None) -> str:
     """Run Python with these arguments in a folder and return its output; it must succeed."""
     done = subprocess.run(
-        [sys.executable, *start, *arguments], cwd=place, env=env, capture_output=True, text=True
+        [sys.executable, *arguments], cwd=place, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def run(words: list[str], place: Path) -> str:
+    """Run `moebench` with these words in a folder and return its output; it must succeed."""
+    process = moebench(*words, cwd=place)
+    out, errors = process.communicate(300)
+    assert process.returncode == 0, f"{shlex.join(words)}\n{out}\n{errors}"
+    return out

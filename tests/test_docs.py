@@ -21,6 +21,7 @@ from tests.doc_pages import (
     commands,
     named_files,
     run,
+    run_python,
     shrink,
     write_files,
 )
@@ -63,7 +64,7 @@ def test_command_runs(command: str, workplace: Path, text_folder: Path) -> None:
     words = [word.replace("runs/RUN", done[0]).replace("runs/OTHER", done[1]) for word in words]
     if program == "torchrun":
         own = words.index("train")
-        run(shrink(words[own:], text_folder), workplace, [*TORCHRUN, *words[:own]])
+        run_python([*TORCHRUN, *words[:own], *shrink(words[own:], text_folder)], workplace)
     elif words[0] == "dashboard":
         serve(words, workplace)
     else:

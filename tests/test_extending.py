@@ -14,7 +14,7 @@ from tests.doc_pages import (
     blocks,
     commands,
     named_files,
-    run,
+    run_python,
     shrink,
     write_files,
 )
@@ -53,7 +53,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_there(arguments: list[str], tree: Path, start: list[str]) -> None:
-    run(arguments, tree, start, {**os.environ, "PYTHONPATH": str(tree)})
+    run_python([*start, *arguments], tree, {**os.environ, "PYTHONPATH": str(tree)})
 
 
 def test_the_tests_of_the_examples_pass(tree: Path) -> None:

@@ -1,14 +1,7 @@
-"""Record the batches that a run trains on: `python -m tests.train.batches_seen DIR KEY=VALUE...`.
-
-It trains in DIR, and writes the hash of each batch to DIR/<rank>.json.
-"""
+"""The batches that a run trains on, by hash."""
 
 import hashlib
-import json
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from torch import Tensor
 
@@ -29,10 +22,9 @@ def watched(hashes: list[str]) -> Callable[[Feed, int], tuple[Tensor, Tensor]]:
     return call
 
 
-if __name__ == "__main__":
-    folder, *overrides = sys.argv[1:]
+def batches_of_a_run(*words: str) -> list[str]:
+    """Train a run, as one rank of it if there are several, and return the hash of each batch."""
     seen: list[str] = []
     Feed.__call__ = watched(seen)  # pyright: ignore[reportAttributeAccessIssue]
-    runs = f"{folder}/of_ranks"
-    app(["train", *overrides, "--runs-dir", runs], standalone_mode=False)
-    Path(folder, f"{os.environ.get('RANK', 0)}.json").write_text(json.dumps(seen))
+    app(["train", *words], standalone_mode=False)
+    return seen

@@ -6,25 +6,20 @@ over splits into passes, over orders of the passes, and over ranks (real process
 """
 
 import itertools
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from moebench.balance import Domain, Estimator, Global, Micro, Scope, Sequence, Shuffled, Term
 from moebench.balance.state import BalanceState
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.gradients import accumulate_gradients
-from moebench.train.ranks import Ranks
+from moebench.train.ranks import Ranks, joined
 from moebench.train.step import Objective, Step
+from tests.processes import on_ranks
 
 SEQUENCES, LENGTH, MICRO = 8, 6, 2
 STEPS = 3  # if there is a state
@@ -157,37 +152,28 @@ def worst(scope: str, estimator: str, dtype: torch.dtype, ranks: Ranks) -> dict[
 Table = dict[tuple[str, str, str], float]  # scope, estimator, what was varied -> worst error
 
 
-def measure(dtype: torch.dtype, ranks: Ranks) -> Table:
+def measure(
+    dtype: torch.dtype, ranks: Ranks, estimators: Iterable[str] = tuple(ESTIMATORS)
+) -> Table:
     return {
         (scope, estimator, varied): off
-        for scope, estimator in itertools.product(SCOPES, ESTIMATORS)
+        for scope, estimator in itertools.product(SCOPES, estimators)
         for varied, off in worst(scope, estimator, dtype, ranks).items()
     }
 
 
-def measure_on_ranks(dtype: torch.dtype, size: int) -> Table:
+def measure_on_ranks(
+    dtype: torch.dtype, size: int, estimators: Iterable[str] = tuple(ESTIMATORS)
+) -> Table:
     """The worst errors over `size` processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "tests.train.invariance", str(dtype), str(size), folder]
-        env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        root = Path(__file__).parents[2]
-        ranks = [
-            subprocess.Popen([*words, str(rank)], env=env, cwd=root, stderr=subprocess.PIPE)
-            for rank in range(size)
-        ]
-        for process in ranks:
-            _, stderr = process.communicate(timeout=300)
-            assert process.returncode == 0, stderr.decode()
-        tables: list[Table] = [torch.load(f"{folder}/{rank}") for rank in range(size)]
+    tables: list[Table] = on_ranks(_as_rank, size, dtype, tuple(estimators))
     return {key: max(table[key] for table in tables) for key in tables[0]}
 
 
-def _as_rank(dtype: torch.dtype, size: int, folder: str, rank: int) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size
-    )
-    torch.save(measure(dtype, Ranks(rank, size)), f"{folder}/{rank}")
-    dist.destroy_process_group()
+def _as_rank(dtype: torch.dtype, estimators: tuple[str, ...]) -> Table:
+    torch.set_num_threads(1)
+    with joined("cpu") as ranks:
+        return measure(dtype, ranks, estimators)
 
 
 def _print_table() -> None:
@@ -209,8 +195,4 @@ def _print_table() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if len(sys.argv) == 1:
-        _print_table()
-    else:
-        kind, size, folder, rank = sys.argv[1:]
-        _as_rank(getattr(torch, kind.removeprefix("torch.")), int(size), folder, int(rank))
+    _print_table()

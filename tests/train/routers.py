@@ -5,15 +5,9 @@ splits, orders and ranks (real processes, gloo).
 """
 
 import itertools
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from moebench.balance import Estimator, Global, Method, Micro, Schedule, Term
@@ -21,8 +15,9 @@ from moebench.balance.bias import Bias
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.gradients import accumulate_gradients
-from moebench.train.ranks import Ranks
+from moebench.train.ranks import Ranks, joined
 from moebench.train.step import Objective, Step
+from tests.processes import on_ranks
 
 SEQUENCES, LENGTH, MICRO, STEPS = 8, 6, 2, 3
 BOUND = 1e-10  # of a relative error in fp64
@@ -140,26 +135,11 @@ def measure(ranks: Ranks) -> dict[str, float]:
 
 def measure_on_ranks(size: int) -> dict[str, float]:
     """The worst error of each case over `size` processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "tests.train.routers", str(size), folder]
-        env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-        root = Path(__file__).parents[2]
-        started = [
-            subprocess.Popen([*words, str(rank)], env=env, cwd=root, stderr=subprocess.PIPE)
-            for rank in range(size)
-        ]
-        for process in started:
-            _, stderr = process.communicate(timeout=300)
-            assert process.returncode == 0, stderr.decode()
-        tables = [torch.load(f"{folder}/{rank}") for rank in range(size)]
+    tables: list[dict[str, float]] = on_ranks(_as_rank, size)
     return {name: max(table[name] for table in tables) for name in CASES}
 
 
-if __name__ == "__main__":
+def _as_rank() -> dict[str, float]:
     torch.set_num_threads(1)
-    size, folder, rank = sys.argv[1:]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=int(rank), world_size=int(size)
-    )
-    torch.save(measure(Ranks(int(rank), int(size))), f"{folder}/{rank}")
-    dist.destroy_process_group()
+    with joined("cpu") as ranks:
+        return measure(ranks)

@@ -1,13 +1,13 @@
 """Several ranks train the same run as one process, up to rounding."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from moebench.records import Record
+from tests.calls import Result
+from tests.processes import moebench, moebench_on_ranks
 
 SMALL = [
     *("model=smoke", "train.steps=6", "seq_len=32", "data.valid_sequences=4", "data=folder"),
@@ -18,16 +18,19 @@ SMALL = [
 VARIES = {"time", "speed/tokens_per_second", "speed/step_seconds", "speed/mfu", "memory/peak_bytes"}
 
 
-def train(place: Path, ranks: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run `moebench train` on some ranks, in a folder."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *(torchrun if ranks > 1 else []), "-m", "moebench.cli", "train"]
+def train(place: Path, ranks: int, *words: str) -> Result:
+    """Run `moebench train` on some ranks, in a folder; the outputs of all, one after another."""
     if not any(word.startswith("global_bsz=") for word in words):
         words = ("global_bsz=8", *words)
     place.mkdir(exist_ok=True)
-    return subprocess.run(
-        [*command, *SMALL, *words], cwd=place, capture_output=True, text=True, timeout=240
-    )
+    words = "train", *SMALL, *words
+    if ranks == 1:
+        started = [moebench(*words, cwd=place)]
+    else:
+        started = moebench_on_ranks(ranks, *words, cwd=place)
+    outputs = [each.communicate(240) for each in started]
+    code = max(each.wait() for each in started)
+    return Result(code, "".join(out for out, _ in outputs), "".join(err for _, err in outputs))
 
 
 def the_run(place: Path) -> Record:
@@ -39,10 +42,10 @@ def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> No
     words = [f"data.path={text_folder}", "scope=global", "loss.balance=1", "run.device_bsz=2"]
     words += ["loss.z=0.01", "balance.estimator_error=true"]
     alone = train(tmp_path / "one", 1, *words)
-    assert alone.returncode == 0, alone.stderr
+    assert alone.code == 0, alone.err
     both = train(tmp_path / "two", 2, "--json", *words)
-    assert both.returncode == 0, both.stderr
-    printed = json.loads(both.stdout)
+    assert both.code == 0, both.err
+    printed = json.loads(both.out)
     assert printed["summary"]["status"] == "done", "one rank prints, and once"
     one, two = the_run(tmp_path / "one"), the_run(tmp_path / "two")
     assert one.name == two.name
@@ -60,14 +63,14 @@ def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> No
 @pytest.mark.slow
 def test_all_ranks_end_if_the_first_refuses_to_start(tmp_path: Path, text_folder: Path) -> None:
     words = [f"data.path={text_folder}"]
-    assert train(tmp_path, 1, *words).returncode == 0
+    assert train(tmp_path, 1, *words).code == 0
     record = the_run(tmp_path)
     (record.path / "summary.json").unlink()
     result = train(tmp_path, 2, *words)
-    assert result.returncode != 0
-    assert "is an unfinished run; --resume continues it" in result.stderr
-    assert "rank 1: the first rank did not begin" in result.stderr
-    assert train(tmp_path, 2, "--resume", *words).returncode == 0
+    assert result.code != 0
+    assert "is an unfinished run; --resume continues it" in result.err
+    assert "rank 1: the first rank did not begin" in result.err
+    assert train(tmp_path, 2, "--resume", *words).code == 0
     assert record.is_done()
 
 
@@ -90,15 +93,15 @@ def test_ranks_that_cannot_share_a_step_are_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     result = train(tmp_path, 1, f"data.path={text_folder}", *words)
-    assert result.returncode == 2
-    assert f"error: {error}" in result.stderr
+    assert result.code == 2
+    assert f"error: {error}" in result.err
 
 
 def test_a_sweep_refuses_to_run_under_torchrun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    command = [sys.executable, "-m", "moebench.cli", "sweep"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: WORLD_SIZE: a sweep starts its own processes")
+    process = moebench("sweep", cwd=tmp_path)
+    _, errors = process.communicate(60)
+    assert process.returncode == 2
+    assert errors.startswith("error: WORLD_SIZE: a sweep starts its own processes")

@@ -1,12 +1,9 @@
 """Arms of one seed share batches and initial weights, whatever the treatment."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,7 +20,8 @@ from moebench.train.feed import Feed
 from moebench.train.gradients import accumulate_gradients
 from moebench.train.loop import Event
 from moebench.train.step import Step
-from tests.train.batches_seen import watched
+from tests.processes import on_ranks
+from tests.train.batches_seen import batches_of_a_run, watched
 
 COMPOSER = Composer()
 SIZES = ("model=smoke", "global_bsz=16", "seq_len=32", "data.valid_sequences=4", "run.device=cpu")
@@ -54,25 +52,46 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return hashes
 
 
+class Trained(NamedTuple):
+    """The weights before the first step, and the first sequences as the manifest has them."""
+
+    weights: dict[str, torch.Tensor]
+    first_sequences: str
+
+
+def train(folder: Path, runs: Path, *overrides: str) -> Trained:
+    config = compose(folder, *overrides)
+    record = run_experiment(config, prepare(config.data), runs)
+    return Trained(make_model(config, 256).state_dict(), record.manifest()["first_sequences"])
+
+
+@pytest.fixture(scope="module")
+def baseline(text_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A run of the default arm, and its batches."""
+    hashes: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feed, "__call__", watched(hashes))
+        return train(text_folder, tmp_path_factory.mktemp("baseline")), hashes
+
+
 @pytest.mark.parametrize("arm", ARMS, ids=" ".join)
 def test_no_arm_changes_the_batches_or_the_shared_weights(
-    text_folder: Path, tmp_path: Path, seen: list[str], arm: list[str]
+    text_folder: Path,
+    tmp_path: Path,
+    seen: list[str],
+    baseline: tuple[Trained, list[str]],
+    arm: list[str],
 ):
-    weights, recorded = [], []
-    for number, overrides in enumerate(([], arm)):
-        config = compose(text_folder, *overrides)
-        record = run_experiment(config, prepare(config.data), tmp_path / str(number))
-        weights.append(make_model(config, 256).state_dict())
-        recorded.append(record.manifest()["first_sequences"])
-    assert seen[:4] == seen[4:]
+    expected, batches = baseline
+    trained = train(text_folder, tmp_path, *arm)
+    assert seen == batches
     assert len(set(seen)) == 4
-    assert recorded[0] == recorded[1]
+    assert trained.first_sequences == expected.first_sequences
     # the vectors of a cosine router are shorter
     differs = "perturb" in arm[0] or arm[0] == "router=cosine"
-    for name in weights[0].keys() & weights[1].keys():
-        value = weights[0][name]
+    for name in trained.weights.keys() & expected.weights.keys():
         if not (differs and name.endswith("router.weight")):
-            assert torch.equal(value, weights[1][name]), name
+            assert torch.equal(trained.weights[name], expected.weights[name]), name
 
 
 def test_a_resumed_run_continues_with_the_same_batches(
@@ -101,18 +120,9 @@ def test_every_rank_knows_the_whole_batch(
 ):
     config = compose(text_folder)
     run_experiment(config, prepare(config.data), tmp_path / "runs")
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     arm = [*SIZES, "train.steps=4", "run.threads=1", "data=folder", f"data.path={text_folder}"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, "-m", "tests.train.batches_seen", str(tmp_path), *arm],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for rank in range(ranks):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == seen
+    for hashes in on_ranks(batches_of_a_run, ranks, *arm, "--runs-dir", str(tmp_path / "ranks")):
+        assert hashes == seen
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp64", 1e-10)])

@@ -21,14 +21,17 @@ ROUTER = "blocks.0.router.weight"
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=["fp64", "fp32"])
 def test_every_split_in_every_order_gives_the_same(scope: str, dtype: torch.dtype) -> None:
-    for estimator in ESTIMATORS:
+    """In fp32, whose rounding is no estimator's own, of those without a state."""
+    for estimator in ESTIMATORS if dtype == FP64 else ("exact", "buffer of 2"):
         for varied, off in invariance.worst(scope, estimator, dtype, Ranks()).items():
             assert off < BOUNDS[dtype], (estimator, varied)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_every_number_of_ranks_gives_the_same(size: int) -> None:
-    for case, off in invariance.measure_on_ranks(FP64, size).items():
+@pytest.mark.parametrize(
+    ("size", "estimators"), [(2, tuple(ESTIMATORS)), (4, ("exact", "buffer of 2", "stale"))]
+)
+def test_every_number_of_ranks_gives_the_same(size: int, estimators: tuple[str, ...]) -> None:
+    for case, off in invariance.measure_on_ranks(FP64, size, estimators).items():
         assert off < BOUNDS[FP64], case
 
 
