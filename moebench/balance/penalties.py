@@ -87,7 +87,7 @@ def overlap(
 
 
 def injected_load_error(
-    frequency: Float[Tensor, "layers #sequences experts"],
+    frequency: Float[Tensor, " layers #sequences experts"],
     logit_mass: Float[Tensor, "layers sequences experts"],
     total: int,
     *,
@@ -120,7 +120,7 @@ def load_error(
 
 
 def relu_l1(
-    frequency: Float[Tensor, "layers #sequences experts"],
+    frequency: Float[Tensor, " layers #sequences experts"],
     mass: Float[Tensor, "layers sequences experts"],
     total: int,
 ) -> Float[Tensor, ""]:
