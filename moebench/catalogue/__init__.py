@@ -32,7 +32,7 @@ __all__ = [
 SETTLED = 0.1  # share of the steps, at the end, over which a summary averages a step's metrics
 
 METRICS: dict[str, Metric] = {
-    each.name: replace(each, question=question)
+    metric.name: replace(metric, question=question)
     for question, metrics in (
         ("Is it learning?", LEARNING),
         ("Is it balanced?", BALANCED),
@@ -41,7 +41,7 @@ METRICS: dict[str, Metric] = {
         ("What pulls at the routers?", FORCES),
         ("How does training go?", TRAINING),
     )
-    for each in metrics
+    for metric in metrics
 }
 """Name -> declaration, in order. Read it when it is used, so that all views see one catalogue."""
 

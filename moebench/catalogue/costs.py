@@ -1,44 +1,35 @@
 """Metrics of cost: what would imbalance cost on many devices, and what did this run take?"""
 
+from functools import partial
+
 from moebench.catalogue.metric import Column, Metric, Random, simulated
 
 # of any placement, since earlier loads do not predict a random one
 _SLOWDOWN = Random("by simulation", lambda run: run.slowdown)
+_slowdown = partial(Metric, direction="lower", even=1, per="R", scalars="whole")
 
 COSTS = (
-    Metric(
+    _slowdown(
         "ep/slowdown",
         "the largest rank's load over the mean, summed over layers, with expert e on rank e mod R",
-        direction="lower",
-        even=1,
         random=_SLOWDOWN,
-        per="R",
-        scalars="whole",
         chart="Expert parallel: slowest of the virtual ranks over the mean (even: 1{random})",
         hparam=True,
         inspected="slowest rank over mean (even: 1)",
         column=Column("cost", "slowdown\nround-robin", 3, optional=True),
     ),
-    Metric(
+    _slowdown(
         "ep/slowdown_greedy",
         "the same with experts placed by their recent loads: the most loaded first, each on the "
         "rank with the least load",
-        direction="lower",
-        even=1,
         random=_SLOWDOWN,
-        per="R",
-        scalars="whole",
         chart="The same, experts placed by recent load (even: 1{random})",
         inspected="... experts placed by load",
         column=Column("cost", "slowdown\ngreedy", 3, optional=True),
     ),
-    Metric(
+    _slowdown(
         "ep/slowdown_redundant",
         "the same with room for one more expert a rank, for copies of the most loaded",
-        direction="lower",
-        even=1,
-        per="R",
-        scalars="whole",
         chart="The same, and the fullest experts copied (even: 1)",
         inspected="... and the fullest copied",
         column=Column("cost", "slowdown\nredundant", 3, optional=True),

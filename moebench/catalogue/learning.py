@@ -1,29 +1,26 @@
 """Metrics of quality: is the model learning?"""
 
 from collections.abc import Iterator
+from functools import partial
 
 from moebench.catalogue.metric import Column, Metric, Scalars
 
+_of_domains = partial(Metric, window="validation set", direction="lower", per="domain")
+
 _QUALITY = (
-    Metric(
+    _of_domains(
         "valid/nats",
         "cross-entropy per token on the test half of the validation documents; the mean over "
         "domains, each weighted equally",
         unit="nats",
-        window="validation set",
-        direction="lower",
-        per="domain",
         scalars="whole",
         chart="Validation loss, nats per token, all domains",
         printed=True,
         column=Column("perplexity", "nats a\ntoken", 4),
     ),
-    Metric(
+    _of_domains(
         "valid/ppl",
         "perplexity, exp(`valid/nats`); its standard error is `valid/ppl` times that of the nats",
-        window="validation set",
-        direction="lower",
-        per="domain",
         chart="Validation perplexity, all domains",
         part_chart="Validation perplexity: {part}",
         hparam=True,
@@ -31,35 +28,26 @@ _QUALITY = (
         inspected="perplexity of validation text",
         column=Column("perplexity", "PPL", 3),
     ),
-    Metric(
+    _of_domains(
         "valid/bits_per_byte",
         "cross-entropy per byte of text, comparable across tokenizers",
         unit="bits",
-        window="validation set",
-        direction="lower",
-        per="domain",
         scalars="whole",
         printed=True,
         inspected="the same in bits a byte of text",
         column=Column("perplexity", "bits a\nbyte", 4),
     ),
-    Metric(
+    _of_domains(
         "valid/nats_se",
         "standard error of `valid/nats` over documents: how far other documents of the same kind "
         "would move it. Arms see the same documents, so it is not the error of their difference",
         unit="nats",
-        window="validation set",
-        direction="lower",
-        per="domain",
         scalars="none",
     ),
-    Metric(
+    _of_domains(
         "valid/bits_per_byte_se",
         "standard error of `valid/bits_per_byte` over documents",
         unit="bits",
-        window="validation set",
-        direction="lower",
-        per="domain",
         scalars="none",
     ),
 )
@@ -67,14 +55,14 @@ _QUALITY = (
 
 def _on(text: str, split: str, needs: str, scalars: Scalars) -> Iterator[Metric]:
     """The metrics of quality on other text, which only records show."""
-    for each in _QUALITY:
+    for metric in _QUALITY:
         yield Metric(
-            each.name.replace("valid", split),
-            f"`{each.name}` on {text}",
-            unit=each.unit,
-            window=each.window,
-            direction=each.direction,
-            per=each.per,
+            metric.name.replace("valid", split),
+            f"`{metric.name}` on {text}",
+            unit=metric.unit,
+            window=metric.window,
+            direction=metric.direction,
+            per=metric.per,
             needs=needs,
             scalars=scalars,
         )
