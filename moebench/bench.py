@@ -16,6 +16,7 @@ import torch
 from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus, prepare
+from moebench.experiment.execution import device_kind
 from moebench.train.build import make_state
 from moebench.train.gradients import accumulate_gradients, routing_of
 from moebench.train.kernels import Kernels, apply, choose
@@ -172,7 +173,7 @@ def time_arms(
         rounds: measured steps per arm.
         progress: called with messages about data preparation.
     """
-    device = device_of(configs[0])
+    device = torch.device(device_kind(configs[0].run))
     threads = configs[0].run.threads or 1
     torch.set_num_threads(threads)
     arms = []
@@ -187,15 +188,9 @@ def time_arms(
         yield [arm.timing(arms[0]) for arm in arms]
 
 
-def device_of(config: ExperimentConfig) -> torch.device:
-    """The device on which arms of a config are timed."""
-    cuda = torch.cuda.is_available() and config.run.device != "cpu"
-    return torch.device("cuda" if cuda else "cpu")
-
-
 def machine_of(config: ExperimentConfig) -> str:
     """A description of the device on which arms are timed, and of torch."""
-    if (device := device_of(config)).type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    if device_kind(config.run) == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     threads = config.run.threads or 1
     return f"{threads} thread{'s' * (threads > 1)} of a CPU, torch {torch.__version__}"
