@@ -236,14 +236,6 @@ def validation_documents(
     return np.concatenate(parts)
 
 
-def batch_hash(batch: Batch) -> str:
-    """Hex digest of a batch: equal for equal tokens, domains and order."""
-    digest = hashlib.sha256(repr(batch.tokens.shape).encode())
-    for part in batch:
-        digest.update(part.astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
 def sequences_hash(batch: Batch) -> str:
     """Hex digest of a batch's sequences, in any order: equal for runs that can be paired."""
     rows = sorted(row.tobytes() for row in batch.tokens.astype("<i8"))

@@ -12,7 +12,6 @@ from moebench.config.schema import DataConfig, ExperimentConfig
 from moebench.data.batches import (
     Batch,
     Batches,
-    batch_hash,
     check_epochs,
     sequences_hash,
     validation,
@@ -54,6 +53,11 @@ def test_shapes(corpus: Corpus):
     assert batch.tokens.flags.writeable
 
 
+def content(batch: Batch) -> tuple[bytes, bytes]:
+    """Equal for equal tokens and domains in the same order."""
+    return batch.tokens.tobytes(), batch.domain.tobytes()
+
+
 @shared_corpus
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -64,15 +68,15 @@ def test_a_batch_depends_on_seed_and_step_only(
     corpus: Corpus, seed: int, steps: list[int], homogeneity: float
 ):
     used = make(corpus, seed=seed, homogeneity=homogeneity)
-    hashes = [batch_hash(used.batch(step)) for step in steps]
-    for step, known in zip(steps, hashes, strict=True):
+    known = [content(used.batch(step)) for step in steps]
+    for step, expected in zip(steps, known, strict=True):
         fresh = make(corpus, seed=seed, homogeneity=homogeneity)
-        assert batch_hash(fresh.batch(step)) == known == batch_hash(used.batch(step))
-    assert len(set(hashes)) == len(set(steps))
+        assert content(fresh.batch(step)) == expected == content(used.batch(step))
+    assert len(set(known)) == len(set(steps))
 
 
 def test_seeds_differ(corpus: Corpus):
-    assert len({batch_hash(make(corpus, seed=seed).batch(1)) for seed in range(20)}) == 20
+    assert len({content(make(corpus, seed=seed).batch(1)) for seed in range(20)}) == 20
 
 
 def test_no_release_of_numpy_changes_the_draws():
@@ -234,22 +238,7 @@ def test_validation_uses_all_the_room_and_no_more(corpus: Corpus):
 
 def test_sequences_hash_sees_sequences_and_not_their_order(corpus: Corpus):
     orders = [make(corpus, homogeneity=h).batch(1) for h in (1.0, 0.5, 0.0)]
-    assert len({batch_hash(batch) for batch in orders}) == 3
+    assert len({content(batch) for batch in orders}) == 3
     assert len({sequences_hash(batch) for batch in orders}) == 1
     others = [make(corpus).batch(2), make(corpus, seed=1).batch(1)]
     assert len({sequences_hash(batch) for batch in (orders[0], *others)}) == 3
-
-
-def test_batch_hash_sees_tokens_domains_and_order(corpus: Corpus):
-    batch = make(corpus).batch(1)
-    changed = batch.tokens.copy()
-    changed[3, 5] += 1
-    hashes = {
-        batch_hash(batch),
-        batch_hash(batch._replace(tokens=changed)),
-        batch_hash(batch._replace(domain=(batch.domain + 1) % 3)),
-        batch_hash(Batch(batch.tokens[::-1], batch.domain[::-1])),
-        batch_hash(Batch(batch.tokens[:, :-1], batch.domain)),
-    }
-    assert len(hashes) == 5
-    assert batch_hash(batch) == batch_hash(Batch(*(part.copy() for part in batch)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moebench.config.compose import Composer
-from moebench.data.batches import Batches, batch_hash
+from moebench.data.batches import Batches
 from moebench.data.corpus import prepare
 from moebench.errors import Stopped
 from moebench.experiment import run_experiment
@@ -158,7 +158,7 @@ def test_resident_tokens_make_the_same_batches(text_folder: Path, tokenizer: str
         tokens, domain = Feed(batches, torch.device("cpu"), resident=True)(step)
         batch = batches.batch(step)
         assert tokens.dtype == torch.int64
-        assert batch_hash(batch) == batch_hash(batch._replace(tokens=tokens.numpy()))
+        assert np.array_equal(tokens.numpy(), batch.tokens)
         assert (domain.numpy() == batch.domain).all()
 
 
