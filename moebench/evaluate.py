@@ -43,7 +43,7 @@ CHOICES = 4  # candidates of a cloze question
 LENGTH = 16  # of each, in tokens; in sequences too short for it, a quarter of them
 
 Ints = npt.NDArray[np.int64]
-Tell = Callable[[str, Iterable[Any], int], Iterable[Any]]  # shows the progress of an iteration
+Track = Callable[[str, Iterable[Any], int], Iterable[Any]]  # shows the progress of an iteration
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ class Checkpoint:
 
     @torch.no_grad()
     def log_likelihood(
-        self, texts: Sequence[Ints], begins: Sequence[int], tell: Tell, label: str
+        self, texts: Sequence[Ints], begins: Sequence[int], track: Track, label: str
     ) -> npt.NDArray[np.float64]:
         """[texts] the sum of log p over each text's tokens from `begins` on (at least 1), in nats.
 
         Texts of similar length form a batch, padded at the end, where causal attention ignores it.
         """
-        found = np.zeros(len(texts))
-        batches = list(_batches([len(each) for each in texts]))
-        for batch in tell(label, batches, len(batches)):
+        scores = np.zeros(len(texts))
+        batches = list(_batches([len(text) for text in texts]))
+        for batch in track(label, batches, len(batches)):
             longest = max(len(texts[at]) for at in batch)
             rows = np.full((len(batch), longest), self.tokenizer.end, np.int64)
             scored = np.zeros((len(batch), longest - 1), bool)
@@ -106,8 +106,8 @@ class Checkpoint:
             tokens = torch.from_numpy(rows).to(self.device)
             logits, _ = self(tokens[:, :-1])
             nats = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-            found[batch] = -(nats.double().cpu().numpy() * scored).sum(1)
-        return found
+            scores[batch] = -(nats.double().cpu().numpy() * scored).sum(1)
+        return scores
 
 
 def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
@@ -157,7 +157,7 @@ class Settings:
 
 
 def run_tasks(
-    checkpoint: Checkpoint, names: Sequence[str], settings: Settings, tell: Tell
+    checkpoint: Checkpoint, names: Sequence[str], settings: Settings, track: Track
 ) -> dict[str, dict[str, Any]]:
     """Task -> its results, as written to `tasks/<task>-step-<step>.json`."""
     record, step = checkpoint.record, checkpoint.step
@@ -169,12 +169,12 @@ def run_tasks(
         "moebench": __version__,
         "torch": torch.__version__,
     }
-    found = {}
+    written = {}
     for name in names:
-        results = TASKS[name](checkpoint, settings, tell)
+        results = TASKS[name](checkpoint, settings, track)
         content = {"task": name, **about, **results}
-        found[name] = record.save_task(f"{name}-step-{step}", content)
-    return found
+        written[name] = record.save_task(f"{name}-step-{step}", content)
+    return written
 
 
 def check_names(words: str) -> list[str]:
@@ -225,7 +225,7 @@ def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]
     return pairs, digest.hexdigest()
 
 
-def _blimp(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, Any]:
+def _blimp(checkpoint: Checkpoint, settings: Settings, track: Track) -> dict[str, Any]:
     pairs, digest = read_blimp(settings.blimp, settings.limit)
     end = [checkpoint.tokenizer.end]  # a sentence starts like a document
     texts = [
@@ -233,7 +233,7 @@ def _blimp(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, 
         for pair in pairs
         for sentence in (pair.good, pair.bad)
     ]
-    scores = checkpoint.log_likelihood(texts, [1] * len(texts), tell, "blimp")
+    scores = checkpoint.log_likelihood(texts, [1] * len(texts), track, "blimp")
     right = won(scores.reshape(-1, 2))
     return {
         "data": digest,
@@ -244,7 +244,7 @@ def _blimp(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, 
     }
 
 
-def _cloze(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, Any]:
+def _cloze(checkpoint: Checkpoint, settings: Settings, track: Track) -> dict[str, Any]:
     corpus, seq_len = checkpoint.corpus, checkpoint.config.seq_len
     length = min(LENGTH, seq_len // 4)
     if not length:
@@ -260,10 +260,10 @@ def _cloze(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, 
     )
     if not made:
         raise DataError("cloze: no domain has enough validation text for a question")
-    texts = [np.concatenate([one.context, each]) for one in made for each in one.candidates]
+    texts = [np.concatenate([one.context, end]) for one in made for end in one.candidates]
     begins = [len(one.context) for one in made for _ in one.candidates]
-    scores = checkpoint.log_likelihood(texts, begins, tell, "cloze")
-    size = [corpus.tokenizer.bytes_in(each) for one in made for each in one.candidates]
+    scores = checkpoint.log_likelihood(texts, begins, track, "cloze")
+    size = [corpus.tokenizer.bytes_in(end) for one in made for end in one.candidates]
     right = won((scores / np.array(size)).reshape(-1, CHOICES))
     return {
         "data": corpus.content_hash,
@@ -276,7 +276,7 @@ def _cloze(checkpoint: Checkpoint, settings: Settings, tell: Tell) -> dict[str, 
     }
 
 
-TASKS: dict[str, Callable[[Checkpoint, Settings, Tell], dict[str, Any]]] = {
+TASKS: dict[str, Callable[[Checkpoint, Settings, Track], dict[str, Any]]] = {
     "blimp": _blimp,
     "cloze": _cloze,
 }

@@ -66,7 +66,7 @@ class Registry(Generic[Declared]):
         self, kind: str, key: str, make: type[Declared], shipped: Iterable[Declared]
     ) -> None:
         self.kind, self.key, self.group = kind, key, f"moebench.{kind}s"
-        self.known = {each.name: each for each in shipped}
+        self.known = {declaration.name: declaration for declaration in shipped}
         self._make = make
         self._shipped = tuple(self.known)
         _registries.append(self)
@@ -158,7 +158,11 @@ def load_plugin(module: str) -> None:
 
 
 def _declares(plugin: str) -> bool:
-    return any(each.plugin == plugin for one in _registries for each in one.known.values())
+    return any(
+        declaration.plugin == plugin
+        for registry in _registries
+        for declaration in registry.known.values()
+    )
 
 
 def _find(module: str, subject: str) -> importlib.machinery.ModuleSpec:

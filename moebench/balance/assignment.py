@@ -47,14 +47,14 @@ def expert_choice(
         ConfigError: where an expert would take no token, or more than there are.
     """
     tokens, experts = scores.shape[-2:]
-    each = capacity(capacity_factor, tokens, top_k, experts)
-    if not 1 <= each <= tokens:
+    taken = capacity(capacity_factor, tokens, top_k, experts)
+    if not 1 <= taken <= tokens:
         raise ConfigError(
-            f"a capacity of {each} tokens an expert: must be between 1 and the {tokens} of a "
+            f"a capacity of {taken} tokens an expert: must be between 1 and the {tokens} of a "
             "group; change the capacity factor"
         )
     # tokens that are preceded by the same text have scores that differ by rounding at most
-    return _highest(scores.float(), each, -2)
+    return _highest(scores.float(), taken, -2)
 
 
 def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
@@ -64,7 +64,7 @@ def capacity(factor: float, tokens: int, top_k: int, experts: int) -> int:
 
 
 def leaked_bits(layers: int, experts: int, top_k: int) -> float:
-    """How many bits of the future Expert Choice can tell each token; it is more than that.
+    """A lower bound on the bits about later tokens that Expert Choice can carry to each token.
 
         layers * top_k * log2((1 - R) / R),  R = top_k / experts                (arXiv 2408.15664)
 
@@ -123,10 +123,10 @@ def _even_round(cost: Tensor, taken: Tensor, room: Tensor) -> Tensor:
     allowed = cost.masked_fill(taken, float(cost.min()) - tokens * span)
     expert = torch.arange(experts).repeat_interleave(room)
     row, place = linear_sum_assignment(allowed[:, expert].numpy(), maximize=True)
-    found = torch.zeros_like(taken)
-    found[torch.from_numpy(row), expert[torch.from_numpy(place)]] = True
-    assert not (found & taken).any()
-    return found
+    assigned = torch.zeros_like(taken)
+    assigned[torch.from_numpy(row), expert[torch.from_numpy(place)]] = True
+    assert not (assigned & taken).any()
+    return assigned
 
 
 @torch.no_grad()

@@ -56,8 +56,8 @@ def balance_loss(
         f, m = f.mean(0, keepdim=True), m.mean(0, keepdim=True)
     mass = m.sum((1, 2)) if total is None else total
     product = f * m if weight is None else f * m * weight[:, None]
-    each = experts * product.sum((1, 2)) / mass
-    return each.sum() if layers == "sum" else each.mean()
+    by_layer = experts * product.sum((1, 2)) / mass
+    return by_layer.sum() if layers == "sum" else by_layer.mean()
 
 
 def z_loss(routing: Routing, *, total: int | None = None) -> Float[Tensor, ""]:

@@ -79,10 +79,10 @@ class Specialize(Method):
     def penalty(self, state: MeanState, routing: Routing, total: int) -> Tensor:
         assert routing.scores is not None
         assert routing.outputs is not None
-        each = penalties.overlap(
+        overlaps = penalties.overlap(
             routing.outputs.flatten(0, 2), routing.expert_index.flatten(0, 2) >= 0
         )
-        apart = each.sum() / (total * len(routing.scores))
+        apart = overlaps.sum() / (total * len(routing.scores))
         varied = penalties.score_variance(routing.scores, total, mean=state.mean)
         return self.orthogonality * apart + self.variance * varied
 

@@ -18,10 +18,10 @@ SPECIALISED = (
         unit="bits",
         window="validation set",
         random=_NONE,
-        chart="What an expert tells of the domain, bits (nothing: 0{most})",
+        chart="Information of experts about the domain, bits (none: 0{most})",
         hparam=True,
         printed=True,
-        inspected="bits an expert tells of the domain",
+        inspected="information on the domain, bits",
         column=Column("load", "domain\nbits", 3),
         claim=Claim("specialises less", "specialises more", "{:.3f} against {:.3f} bits"),
     ),
@@ -48,10 +48,10 @@ SPECIALISED = (
         unit="bits",
         window="validation set",
         random=_NONE,
-        chart="The same, given the token: more than vocabulary, bits (nothing: 0)",
-        inspected="... beyond what the token tells",
+        chart="The same, given the token: more than vocabulary, bits (none: 0)",
+        inspected="... beyond that of the token",
         column=Column(
-            "load", "given\ntoken", 3, "given token: beyond what the token tells", optional=True
+            "load", "given\ntoken", 3, "given token: beyond that of the token", optional=True
         ),
     ),
     Metric(

@@ -30,9 +30,9 @@ TOP = ""  # section of the keys without a group; that of the keys of a study is 
 INTRODUCTION = f"""\
 # Keys
 
-Everything that can be set, as `key=value` or as `group=preset`; with each preset comes the first
-sentence of its file. Made from the schema and the presets, which alone are to be edited, by
-`{COMMAND}`.
+All keys and presets, to be set as `key=value` and `group=preset`. The text beside a preset is the
+first sentence of its file. `{COMMAND}` generates this page from the schema and
+the presets; do not edit it.
 """
 
 
@@ -40,14 +40,16 @@ def keys_page() -> str:
     """The page in Markdown: a section a group, the study last."""
     default = default_presets(shipped_conf())
     tables: dict[str, list[str]] = {}
-    for key, each, value in _keys():
+    for key, field, value in _keys():
         group = key.partition(".")[0] if "." in key else TOP
-        tables.setdefault(group, []).append(_row(key, each, value))
-    about = {each.name: each.type for each in fields(ExperimentConfig) if is_dataclass(each.type)}
+        tables.setdefault(group, []).append(_row(key, field, value))
+    about = {
+        table.name: table.type for table in fields(ExperimentConfig) if is_dataclass(table.type)
+    }
     about[STUDY] = StudyConfig
     parts = [INTRODUCTION]
     for group in dict.fromkeys((TOP, *default, *tables)):
-        presets = [_preset(group, *each, default.get(group)) for each in _presets(group)]
+        presets = [_preset(group, *preset, default.get(group)) for preset in _presets(group)]
         if group not in tables and not presets:
             continue
         parts.append(f"## {group or 'Without a group'}\n")
@@ -61,18 +63,18 @@ def keys_page() -> str:
 
 
 def _keys() -> Iterator[tuple[str, Field, Any]]:
-    """Every key that can be typed, with its field and what it is where nothing sets it."""
+    """Every key, with its field and its value where nothing sets it."""
     shipped = {key: value for key, _, value in knobs(Composer().compose())}
-    for key, each, value in knobs(ExperimentConfig()):
-        # null stays null, although a config in use has a value there, worked out from the others
-        yield key, each, None if value is None else shipped[key]
-    for key, each, value in knobs(StudyConfig(), f"{STUDY}."):
+    for key, field, value in knobs(ExperimentConfig()):
+        # null stays null, although a complete config has a value there, computed from other keys
+        yield key, field, None if value is None else shipped[key]
+    for key, field, value in knobs(StudyConfig(), f"{STUDY}."):
         if key in STUDY_KNOBS:
-            yield key, each, value
+            yield key, field, value
 
 
-def _row(key: str, each: Field, value: Any) -> str:
-    known, kind = each.metadata, each.type
+def _row(key: str, field: Field, value: Any) -> str:
+    known, kind = field.metadata, field.type
     allowed = known["range"].words
     if not allowed:
         allowed = type_words(kind)
@@ -90,7 +92,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _caption(section: Any) -> str:
-    """The first line of a class's own docstring; "" if dataclass made it."""
+    """The first line of a class's docstring; "" if `dataclass` wrote it."""
     text = getattr(section, "__doc__", None) or ""
     made = f"{getattr(section, '__name__', '')}("
     return "" if text.startswith(made) else text.partition("\n")[0]
@@ -99,7 +101,7 @@ def _caption(section: Any) -> str:
 def _presets(group: str) -> list[tuple[str, str]]:
     """The presets of a group, sorted, with what each is."""
     if group == SCOPE:
-        return sorted((each.name, each.meaning) for each in scopes.SHIPPED)
+        return sorted((scope.name, scope.meaning) for scope in scopes.SHIPPED)
     files = sorted((shipped_conf() / group).glob("*.yaml")) if group else []
     return [(path.stem, opening(path)) for path in files]
 

@@ -50,13 +50,13 @@ def knob(
 
 def knobs(config: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
     """Every leaf of a config as (dotted key, field, value), in the order of the schema."""
-    for each in fields(config):
-        value = getattr(config, each.name)
-        key = prefix + each.name
+    for leaf in fields(config):
+        value = getattr(config, leaf.name)
+        key = prefix + leaf.name
         if is_dataclass(value):
             yield from knobs(value, key + ".")
         else:
-            yield key, each, value
+            yield key, leaf, value
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -76,7 +76,7 @@ def as_type(value: Any, kind: Any) -> Any:
     if isinstance(kind, UnionType):  # X | None
         return None if value is None else as_type(value, get_args(kind)[0])
     if get_origin(kind) is list and isinstance(value, list):
-        return [as_type(each, *get_args(kind)) for each in value]
+        return [as_type(item, *get_args(kind)) for item in value]
     if get_origin(kind) is dict and isinstance(value, dict):
         of_key, of_value = get_args(kind)
         return {as_type(k, of_key): as_type(v, of_value) for k, v in value.items()}
@@ -92,7 +92,7 @@ def as_type(value: Any, kind: Any) -> Any:
 
 
 def _as_table(table: dict[Any, Any], kind: Any) -> Any:
-    types, values = {each.name: each.type for each in fields(kind)}, {}
+    types, values = {column.name: column.type for column in fields(kind)}, {}
     for name, value in table.items():
         if name not in types:
             raise TypeError(f"has the key {name}, where there are {', '.join(types)}")

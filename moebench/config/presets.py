@@ -17,9 +17,9 @@ from moebench.disk import read_yaml_text
 from moebench.errors import ConfigError
 from moebench.scopes import SCOPES
 
-KNOBS = {key: each for key, each, _ in knobs(ExperimentConfig())}
+KNOBS = {key: field for key, field, _ in knobs(ExperimentConfig())}
 # The name of a study is that of its preset.
-STUDY_KNOBS = {f"study.{key}": each for key, each, _ in knobs(StudyConfig()) if key != "name"}
+STUDY_KNOBS = {f"study.{key}": field for key, field, _ in knobs(StudyConfig()) if key != "name"}
 
 STUDY = "study"  # a folder of presets that is no group: a study is no part of a run's config
 DEFAULT_STUDY = "scope"
@@ -79,19 +79,19 @@ class Presets:
         subject = f"--config-dir {overlay}"
         if not overlay.is_dir():
             raise ConfigError(f"{subject}: is not a folder; name one with presets")
-        own = [path for group in (*self.groups, STUDY) for path in _presets(overlay / group)]
+        presets = [path for group in (*self.groups, STUDY) for path in _presets(overlay / group)]
         # The schema is not a file, but would be one if there were a file of its name.
-        for path in [overlay / "config.yaml", overlay / "schema.yaml", *own]:
+        for path in [overlay / "config.yaml", overlay / "schema.yaml", *presets]:
             name = path.relative_to(overlay)
             shipped = len(name.parts) == 1 or (self.conf / name).exists()
             if path.exists() and (shipped or (name.parts[0] == SCOPE and path.stem in SCOPES)):
                 raise ConfigError(f"{subject}: {name} would shadow the shipped preset; rename it")
-        if not own:
+        if not presets:
             raise ConfigError(
                 f"{subject}: holds no presets; put each in a folder of its group, as in "
                 f"{overlay / 'model' / 'mine.yaml'}"
             )
-        for path in own:
+        for path in presets:
             try:
                 read_yaml_text(path)
             except (yaml.YAMLError, OSError):
@@ -105,7 +105,10 @@ def default_presets(conf: Path) -> dict[str, str | None]:
     """The groups of presets in the order of `config.yaml`, with what it chooses of each."""
     layers: list[Any] = yaml.safe_load((conf / "config.yaml").read_bytes())["defaults"]
     return {
-        group: each for layer in layers if isinstance(layer, dict) for group, each in layer.items()
+        group: preset
+        for layer in layers
+        if isinstance(layer, dict)
+        for group, preset in layer.items()
     }
 
 

@@ -91,15 +91,15 @@ def experts(precision: str) -> Iterator[Finding]:
 
     def results(*operands: "Tensor") -> list["Tensor"]:
         *inputs, gradient = operands
-        inputs = [each.clone().requires_grad_() for each in inputs]
+        inputs = [tensor.clone().requires_grad_() for tensor in inputs]
         product = grouped_mm(inputs[0], inputs[1], ends)
         return [product, *torch.autograd.grad(product, inputs, gradient)]
 
-    found = results(rows, matrices, upstream)
+    computed = results(rows, matrices, upstream)
     wanted = results(rows.double(), matrices.double(), upstream.double())
     error = max(
         float((one.double() - two).abs().max() / two.abs().max())
-        for one, two in zip(found, wanted, strict=True)
+        for one, two in zip(computed, wanted, strict=True)
     )
     name = f"experts in {precision}"
     if error < CLOSE[precision]:

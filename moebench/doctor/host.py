@@ -70,7 +70,7 @@ def _memory_in_use(group: Path) -> int:
 def folder(name: str, path: Path, elsewhere: str) -> Iterator[Finding]:
     """Whether a folder, or the nearest above it that is there, can be written, and its disk."""
     absolute = path.absolute()
-    there = next(each for each in (absolute, *absolute.parents) if os.path.exists(each))
+    there = next(path for path in (absolute, *absolute.parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))
@@ -110,16 +110,16 @@ def versions() -> Iterator[Finding]:
     needed = SpecifierSet(about["Requires-Python"] or "")
     remedy = f"install a Python {needed}, and moebench with it"
     yield _held("python", platform.python_version(), needed, remedy)
-    for each in map(Requirement, metadata.requires("moebench") or ()):
-        if each.marker is not None and not each.marker.evaluate({"extra": ""}):
+    for requirement in map(Requirement, metadata.requires("moebench") or ()):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        remedy = f"{PIP} {shlex.quote(str(each))}"
+        remedy = f"{PIP} {shlex.quote(str(requirement))}"
         try:
-            version = metadata.version(each.name)
+            version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            yield Finding(each.name, "is not installed", "problem", remedy)
+            yield Finding(requirement.name, "is not installed", "problem", remedy)
         else:
-            yield _held(each.name, version, each.specifier, remedy)
+            yield _held(requirement.name, version, requirement.specifier, remedy)
 
 
 def _held(name: str, version: str, needed: "SpecifierSet", remedy: str) -> Finding:

@@ -182,7 +182,9 @@ def show_text(routed: Routed, console: Console, layer: int | None = None) -> Non
             table.add_column(f"layer {number}", justify="right")
         for at, token in enumerate(tokens):
             experts = [routed.experts[number][at] for number in shown]
-            cells = [Text(_numbers(each), _colour(each[0], routed.num_experts)) for each in experts]
+            cells = [
+                Text(_numbers(chosen), _colour(chosen[0], routed.num_experts)) for chosen in experts
+            ]
             table.add_row(Text(token), *cells)
         console.print(table)
 

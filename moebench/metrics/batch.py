@@ -40,7 +40,7 @@ def batch_metrics(routing: Routing, micro_bsz: int) -> dict[str, Tensor]:
 
     by_micro = micro_batch_counts(routing, micro_bsz)
     in_batch = routing.counts.sum(1)
-    found = {
+    metrics = {
         "train/balance_loss_micro": over(Micro(micro_bsz)),
         "train/balance_loss_global": over(Global()),
         "train/z_loss": z_loss(routing),
@@ -53,11 +53,11 @@ def batch_metrics(routing: Routing, micro_bsz: int) -> dict[str, Tensor]:
         "load/drop_rate": load.drop_rate(by_micro, load.CAPACITY_FACTOR).mean(),
     }
     if routing.dropped is not None:
-        found["load/drop_rate"] = routing.dropped.sum() / routing.counts.sum()
+        metrics["load/drop_rate"] = routing.dropped.sum() / routing.counts.sum()
     if routing.own_index is not None:
-        found["router/intervention"] = load.intervention_rate(
+        metrics["router/intervention"] = load.intervention_rate(
             routing.expert_index, routing.own_index
         )
     if routing.topk_mass is not None:
-        found["router/topk_mass"] = routing.topk_mass.mean() / tokens
-    return found
+        metrics["router/topk_mass"] = routing.topk_mass.mean() / tokens
+    return metrics

@@ -37,4 +37,4 @@ def domain_tree(counts: npt.ArrayLike) -> tuple[list[int], npt.NDArray[np.float6
     """
     counts = np.asarray(counts)
     merges = average(pdist(expert_vectors(counts)) / np.sqrt(2 * len(counts)))
-    return [int(each) for each in leaves_list(merges)], merges
+    return [int(leaf) for leaf in leaves_list(merges)], merges

@@ -24,13 +24,13 @@ MAIN_RANKS = 8  # of the metrics without `/R`, or the most possible below
 
 def rank_numbers(num_experts: int, micro_batches: int) -> list[int]:
     """The powers of two, up to 64, that divide both the experts and a step's micro-batches."""
-    found = (1 << bits for bits in range(1, MOST_RANKS.bit_length()))
-    return [each for each in found if num_experts % each == 0 and micro_batches % each == 0]
+    powers = (1 << bits for bits in range(1, MOST_RANKS.bit_length()))
+    return [n for n in powers if num_experts % n == 0 and micro_batches % n == 0]
 
 
 def main_ranks(numbers: list[int]) -> int | None:
     """The number of ranks of the metrics without `/R`; None if there is none."""
-    return max((each for each in numbers if each <= MAIN_RANKS), default=None)
+    return max((n for n in numbers if n <= MAIN_RANKS), default=None)
 
 
 def round_robin(load: npt.ArrayLike, ranks: int) -> Floats:
@@ -56,8 +56,8 @@ def redundant(load: npt.ArrayLike, ranks: int) -> Floats:
     layer = np.arange(len(load))
     for _ in range(ranks):
         # an expert has no second copy on a rank, so none has more copies than there are ranks
-        each = np.where(copies < ranks, load / copies, -1.0)
-        copies[layer, each.argmax(1)] += 1
+        per_copy = np.where(copies < ranks, load / copies, -1.0)
+        copies[layer, per_copy.argmax(1)] += 1
     return _packed(load, copies, ranks)
 
 
@@ -109,14 +109,14 @@ def cost(counts: npt.ArrayLike, load: npt.ArrayLike, assignment_bytes: int) -> d
     main = main_ranks(numbers)
     if main is None:
         return {}
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, place in PLACEMENTS.items():
         key = "ep/slowdown" if name == "round_robin" else f"ep/slowdown_{name}"
         for ranks in numbers:
-            found[f"{key}/{ranks}"] = slowdown(counts, place(load, ranks))
-        found[key] = found[f"{key}/{main}"]
+            metrics[f"{key}/{ranks}"] = slowdown(counts, place(load, ranks))
+        metrics[key] = metrics[f"{key}/{main}"]
     away = sent_elsewhere(counts, round_robin(load, main))
-    return {**found, "ep/all_to_all_bytes": away * assignment_bytes}
+    return {**metrics, "ep/all_to_all_bytes": away * assignment_bytes}
 
 
 def random_slowdown(num_experts: int, top_k: int, tokens: int, ranks: int) -> float:
@@ -152,11 +152,11 @@ def _packed(load: Floats, copies: npt.NDArray[np.int64], ranks: int) -> Floats:
     layers, experts = load.shape
     held = np.zeros((layers, experts, ranks))
     for layer in range(layers):
-        each = (load[layer] / copies[layer]).tolist()
+        per_copy = (load[layer] / copies[layer]).tolist()
         slots = [e for e in range(experts) for _ in range(copies[layer, e])]
         room = [len(slots) // ranks] * ranks
         ready = [(0.0, rank) for rank in range(ranks)]  # a heap of those with room
-        for expert in sorted(slots, key=lambda e: -each[e]):
+        for expert in sorted(slots, key=lambda e: -per_copy[e]):
             passed = []  # ranks that have the expert already are the last resort
             while len(ready) > 1 and held[layer, expert, ready[0][1]]:
                 passed.append(heappop(ready))
@@ -164,7 +164,7 @@ def _packed(load: Floats, copies: npt.NDArray[np.int64], ranks: int) -> Floats:
             held[layer, expert, rank] += 1
             room[rank] -= 1
             if room[rank]:
-                passed.append((used + each[expert], rank))
+                passed.append((used + per_copy[expert], rank))
             for one in passed:
                 heappush(ready, one)
     return held / copies[..., None]

@@ -29,20 +29,20 @@ def quality(
         domains: their names.
     """
     per_token, per_byte = [], []
-    found: dict[str, float] = {}
+    by_domain: dict[str, float] = {}
     for number, name in enumerate(domains):
-        own = domain == number
-        per_token.append(float(nats[own].sum() / (own.sum() * tokens)))
-        per_byte.append(float(nats[own].sum() / math.log(2) / text_bytes[own].sum()))
-        found[f"{prefix}/nats/{name}"] = per_token[-1]
-        found[f"{prefix}/ppl/{name}"] = perplexity(per_token[-1])
-        found[f"{prefix}/bits_per_byte/{name}"] = per_byte[-1]
+        in_domain = domain == number
+        per_token.append(float(nats[in_domain].sum() / (in_domain.sum() * tokens)))
+        per_byte.append(float(nats[in_domain].sum() / math.log(2) / text_bytes[in_domain].sum()))
+        by_domain[f"{prefix}/nats/{name}"] = per_token[-1]
+        by_domain[f"{prefix}/ppl/{name}"] = perplexity(per_token[-1])
+        by_domain[f"{prefix}/bits_per_byte/{name}"] = per_byte[-1]
     mean = sum(per_token) / len(domains)
     return {
         f"{prefix}/nats": mean,
         f"{prefix}/ppl": perplexity(mean),
         f"{prefix}/bits_per_byte": sum(per_byte) / len(domains),
-        **found,
+        **by_domain,
     }
 
 
@@ -56,7 +56,7 @@ class Documents(NamedTuple):
 
 
 def standard_errors(prefix: str, documents: Documents, domains: Sequence[str]) -> dict[str, float]:
-    """Of `nats` and `bits_per_byte`, and of each domain's, over documents: `valid/nats_se`.
+    """Standard errors over documents of `nats` and `bits_per_byte`, as in `valid/nats_se`.
 
     Tokens of a document are similar, so the sample consists of documents. The value of a domain is
     a ratio of sums over documents, with the error of a ratio estimator. It estimates how far other
@@ -64,21 +64,21 @@ def standard_errors(prefix: str, documents: Documents, domains: Sequence[str]) -
     arms vary less. A domain with a single document has no error, and then the mean over domains has
     none either.
     """
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, size, scale in (
         ("nats", documents.tokens, 1.0),
         ("bits_per_byte", documents.text_bytes, 1 / math.log(2)),
     ):
-        each = [
-            _ratio_error(documents.nats[own] * scale, size[own])
-            for own in (documents.domain == number for number in range(len(domains)))
+        errors = [
+            _ratio_error(documents.nats[in_domain] * scale, size[in_domain])
+            for in_domain in (documents.domain == number for number in range(len(domains)))
         ]
-        of_mean = math.sqrt(sum(error**2 for error in each)) / len(each)
-        named = {f"/{domain}": error for domain, error in zip(domains, each, strict=True)}
+        of_mean = math.sqrt(sum(error**2 for error in errors)) / len(errors)
+        named = {f"/{domain}": error for domain, error in zip(domains, errors, strict=True)}
         for end, error in {"": of_mean, **named}.items():
             if math.isfinite(error):
-                found[f"{prefix}/{name}_se{end}"] = error
-    return found
+                metrics[f"{prefix}/{name}_se{end}"] = error
+    return metrics
 
 
 def _ratio_error(value: np.ndarray, size: np.ndarray) -> float:

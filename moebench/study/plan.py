@@ -24,12 +24,12 @@ from moebench.plans import PRIMARY, Job, Plan
 def make_plan(
     composer: Composer, overrides: Sequence[str], *, progress: Any = None
 ) -> tuple[Plan, list[Corpus]]:
-    """Compose and validate every run that the typed overrides stand for; none has started yet.
+    """Compose and check every run that the overrides describe; start none.
 
-    With a sweep among the overrides and no `study=`, the runs are exactly that grid; else those of
-    the study, `scope` if none is named: each of its arms with the overrides of the study, of its
-    size and those typed, a later one winning over an earlier one. All are in Hydra's sweep grammar,
-    so that `seed=0,1,2` gives every arm three seeds.
+    A sweep without `study=` is exactly its grid. Else the runs are the arms of the study, `scope`
+    by default. Each arm takes the overrides of the study, then those of its size, then the typed
+    ones; a later override wins. All may be sweeps in Hydra's grammar: with `seed=0,1,2`, every arm
+    has three seeds.
 
     Args:
         overrides: as typed, `study=` and `study.*` included.
@@ -75,32 +75,34 @@ def _cells(
     composer: Composer, overrides: Sequence[str]
 ) -> tuple[StudyConfig | None, list[tuple[str, ...]]]:
     """The study that the overrides name, None for a grid, and the overrides of each run."""
-    own = [each for each in overrides if not _is_study(each)]
-    about = [each for each in overrides if _is_study(each)]
-    names = [each.removeprefix("study=") for each in about if each.startswith("study=")]
-    options = [each for each in about if not each.startswith("study=")]
+    of_runs = [word for word in overrides if not _is_study(word)]
+    of_study = [word for word in overrides if _is_study(word)]
+    names = [word.removeprefix("study=") for word in of_study if word.startswith("study=")]
+    options = [word for word in of_study if not word.startswith("study=")]
     if len(names) > 1:
         raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
-    if any(composer.is_sweep(each) for each in own) and not about:
-        return None, composer.expand(own)
+    if any(map(composer.is_sweep, of_runs)) and not of_study:
+        return None, composer.expand(of_runs)
     study = composer.study(names[0] if names else DEFAULT_STUDY, options)
     shared = (*study.overrides, *study.sizes.get(study.size, ()))
     of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
     arms = [cell for cells in of_arm for cell in cells]
-    _check_varied(study, own, arms)
-    composer.expand(own)  # so that an error names what was typed
-    merged = [_merge(composer.groups, shared, own, arm) for arm in arms]
-    return study, [cell for each in merged for cell in composer.expand(each)]
+    _check_varied(study, of_runs, arms)
+    composer.expand(of_runs)  # so that an error names what was typed
+    merged = [_merge(composer.groups, shared, of_runs, arm) for arm in arms]
+    return study, [cell for words in merged for cell in composer.expand(words)]
 
 
-def _check_varied(study: StudyConfig, own: Sequence[str], arms: Sequence[tuple[str, ...]]) -> None:
+def _check_varied(
+    study: StudyConfig, typed: Sequence[str], arms: Sequence[tuple[str, ...]]
+) -> None:
     """Refuse a typed override of a key that differs between the arms of the study."""
-    varied = {_key(each) for arm in arms for each in arm}
-    for each in own:
-        key = next((key for key in varied if f"{_key(each)}.".startswith(f"{key}.")), None)
+    varied = {_key(word) for arm in arms for word in arm}
+    for word in typed:
+        key = next((key for key in varied if f"{_key(word)}.".startswith(f"{key}.")), None)
         if key is not None:
             raise ConfigError(
-                f"{each}: study={study.name} varies {key} itself; leave it out, or sweep over it "
+                f"{word}: study={study.name} varies {key} itself; leave it out, or sweep over it "
                 "without study="
             )
 
@@ -120,14 +122,14 @@ def _job(cell: Sequence[str], config: ExperimentConfig, corpus: Corpus) -> Job:
 
 def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Corpus]:
     needed = {_data_key(config.data): config.data for config in configs}
-    found = apply_to_all(lambda data: prepare(data, progress=progress), needed.values())
-    return dict(zip(needed, found, strict=True))
+    corpora = apply_to_all(lambda data: prepare(data, progress=progress), needed.values())
+    return dict(zip(needed, corpora, strict=True))
 
 
 def _data_key(data: DataConfig) -> str:
     """The keys that decide which corpus a config uses."""
-    apart = ("homogeneity", "sampling", "temperature", "weights", "mask_documents", "max_epochs")
-    return json.dumps({key: value for key, value in asdict(data).items() if key not in apart})
+    of_runs = ("homogeneity", "sampling", "temperature", "weights", "mask_documents", "max_epochs")
+    return json.dumps({key: value for key, value in asdict(data).items() if key not in of_runs})
 
 
 def _is_study(override: str) -> bool:
@@ -139,12 +141,11 @@ def _key(override: str) -> str:
 
 
 def _merge(groups: Collection[str], *layers: Iterable[str]) -> list[str]:
-    """Overrides of which a later layer wins over an earlier one, its presets over their keys."""
+    """Merge layers of overrides: a later layer wins, its presets over earlier keys of the group."""
     kept: dict[str, str] = {}
     for layer in layers:
-        new = {_key(each): each for each in layer}
-        kept = {
-            key: each for key, each in kept.items() if key.split(".")[0] not in {*new} & {*groups}
-        }
+        new = {_key(word): word for word in layer}
+        chosen = {*new} & {*groups}
+        kept = {key: word for key, word in kept.items() if key.split(".")[0] not in chosen}
         kept |= new
     return list(kept.values())

@@ -30,7 +30,7 @@ def final_metrics() -> list[str]:
     By default the page shows the first five tags in alphabetical order. These come first, because
     the capital letter of FINAL_TAG sorts before small letters.
     """
-    return sorted(each.name for each in METRICS.values() if each.hparam)
+    return sorted(metric.name for metric in METRICS.values() if metric.hparam)
 
 
 def charts(domains: Sequence[str], random: Mapping[str, float]) -> dict[str, dict[str, str]]:

@@ -58,7 +58,7 @@ def heatmap(counts: np.ndarray, domains: Sequence[str], title: str, about: str =
     return _draw(
         _times_even(counts)[:, order],
         [line(name, 20) for name in domains],
-        [str(each) for each in order],
+        [str(expert) for expert in order],
         title,
         about,
         across="expert, by the domain that uses it most",
@@ -77,8 +77,8 @@ def loads(counts: np.ndarray, title: str, about: str = "") -> Picture:
     layers, experts = counts.shape
     return _draw(
         _times_even(counts),
-        [str(each) for each in range(layers)],
-        [str(each) for each in range(experts)],
+        [str(layer) for layer in range(layers)],
+        [str(expert) for expert in range(experts)],
         title,
         about,
         across="expert",
@@ -102,11 +102,11 @@ def partners(together: np.ndarray, counts: np.ndarray, title: str, about: str = 
     for layer in shown:
         order = _by_domain(counts[layer])
         panel = together[layer].astype(float)
-        own = panel.diagonal().copy()
+        tokens = panel.diagonal().copy()
         np.fill_diagonal(panel, 0)
         # the mean over partners is the value by chance, whatever the router does
         times = _times_even(panel) * (experts - 1) / experts
-        times[own == 0] = np.nan
+        times[tokens == 0] = np.nan
         np.fill_diagonal(times, np.nan)
         parts += [times[order][:, order], np.full((experts, 1), GAP)]
         names += [f"layer {layer}" if at == experts // 2 else "" for at in range(experts)] + [""]

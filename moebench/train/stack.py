@@ -128,8 +128,8 @@ def _stacked_forward(
     wrapped = call if wrap is None else wrap(call)
 
     def forward(inputs: list[Inputs]) -> list[tuple[Tensor | None, Routing]]:
-        tokens = torch.stack([each.tokens for each in inputs])
-        targets = [each.targets for each in inputs if each.targets is not None]
+        tokens = torch.stack([of_run.tokens for of_run in inputs])
+        targets = [of_run.targets for of_run in inputs if of_run.targets is not None]
         return wrapped(parameters, tokens, _stacked_steering(inputs), targets or None)
 
     return forward
@@ -137,9 +137,9 @@ def _stacked_forward(
 
 def _stacked_steering(inputs: Sequence[Inputs]) -> dict[str, Tensor]:
     """The steering of all arms of a stack, which all have the same fields or none."""
-    steering = [each.steering for each in inputs if each.steering is not None]
+    steering = [of_run.steering for of_run in inputs if of_run.steering is not None]
     return {
-        name: torch.stack([getattr(each, name) for each in steering])
+        name: torch.stack([getattr(of_run, name) for of_run in steering])
         for name in Steering._fields
         if steering and getattr(steering[0], name) is not None
     }

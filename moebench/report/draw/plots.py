@@ -68,7 +68,8 @@ def differences(table: Table, _: Frame) -> Plot | None:
             "differences",
             f"Differences to {table.baseline}",
             "Bars: 95 % intervals that hold for all arms together; an arm without a bar has too "
-            "few seeds. Strokes: each seed's own difference. An interval across 0 cannot tell."
+            "few seeds. Strokes: the difference of each seed. An interval that includes 0 resolves "
+            "no difference."
             + (
                 " Grey: the paper's global against micro, at an assumed 3 to 5 bytes a token."
                 if gaps
@@ -129,7 +130,7 @@ def over_balance_bsz(table: Table, _: Frame) -> Plot | None:
             "Over the number of sequences that are balanced together",
             f"Means over seeds ({seeds} or more); bars: 95 % intervals of the mean, where there "
             "are three. Seeds move all arms alike, so bars that overlap do not mean that arms are "
-            "equal: look at the differences.",
+            "equal: read the differences.",
             figure,
         )
 
@@ -170,8 +171,8 @@ def specialisation(table: Table, _: Frame) -> Plot | None:
         return plot(
             "specialisation",
             "Specialisation against load",
-            "To the left: more even load; up: experts tell more of domains. Bars: 95 % intervals "
-            "of the means over seeds, where there are three.",
+            "To the left: more even load; up: experts carry more information about domains. Bars: "
+            "95 % intervals of the means over seeds, where there are three.",
             figure,
         )
 
@@ -184,16 +185,16 @@ def weights(table: Table, _: Frame) -> Plot | None:
     with drawing(size=(6.8, 4.2)) as (figure, axes):
         axis = axes[0, 0]
         for place, curve in enumerate(curves):
-            look = style(place)
+            line = style(place)
             points = [
                 (arm.metrics[MAX_VIO].mean or 0, arm.metrics[PRIMARY].mean or 0)
                 for arm in curve.arms
             ]
             axis.plot(
                 *zip(*points, strict=True),
-                color=look.colour,
-                marker=look.marker,
-                linestyle=look.line,
+                color=line.colour,
+                marker=line.marker,
+                linestyle=line.line,
                 label=short(curve.name),
             )
             for arm, point in zip(curve.arms, points, strict=True):
@@ -203,7 +204,7 @@ def weights(table: Table, _: Frame) -> Plot | None:
                     textcoords="offset points",
                     xytext=(5, 4),
                     fontsize=7,
-                    color=look.colour,
+                    color=line.colour,
                 )
         axis.set_xscale("log")
         _plain_ticks(axis.xaxis)

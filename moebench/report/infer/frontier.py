@@ -1,9 +1,9 @@
-"""Quality against balance over several weights: scopes compared at no single weight.
+"""Quality against balance over several weights: scopes compared at the best weight of each.
 
-The balance loss of a wider scope is smaller at the same weight, so one weight for all says little.
-A scope's curve joins all arms that are equal but for `loss.balance`. Scopes are compared at the
-best weight of each, and at one MaxVio for all: per seed, nats are read off the line through a
-scope's weights, over the logarithm of MaxVio, in the middle of the range that all scopes cover.
+A wider scope has a smaller balance loss at the same weight, so a comparison at one weight says
+little. The curve of a scope joins all arms that are equal except for `loss.balance`. Scopes are
+compared at the best weight of each, and at one MaxVio for all: for each seed, nats are interpolated
+linearly over the logarithm of MaxVio, at the middle of the range that all scopes cover.
 """
 
 import math
@@ -23,16 +23,17 @@ WEIGHT = "loss.balance"
 
 @dataclass(frozen=True)
 class ScopeCurve:
-    """One scope over its weights.
+    """One scope at several weights.
 
     Attributes:
         name: of the scope.
         arms: by weight, ascending.
         best: the arm of lowest mean nats.
-        best_difference: of the best arm to the first scope's best, paired by seed.
+        best_difference: of the best arm to the first scope's best, paired by seed; None for the
+            first.
         matched: mean nats at the common MaxVio.
         matched_difference: to the first scope, paired by seed; None for the first.
-        at: mean over seeds of the common MaxVio.
+        at: the common MaxVio, mean over seeds.
     """
 
     name: str
@@ -45,15 +46,15 @@ class ScopeCurve:
 
 
 def but_for_weight(arm: Arm) -> str:
-    """A key that arms share if they differ in the weight of their balance loss alone."""
+    """A key that arms share if they differ only in `loss.balance`."""
     rest = {key: value for key, value in arm.science.items() if key not in (WEIGHT, "seed")}
     return repr(sorted(rest.items(), key=str))
 
 
 def frontier(table: Table) -> list[ScopeCurve]:
-    """The scopes of a table that have three weights or more, the baseline's first.
+    """The scopes of a table with three weights or more, the baseline's first.
 
-    Empty where only one scope has: there is nothing to compare it with.
+    Empty if there is only one: there is nothing to compare it with.
     """
     groups: dict[str, list[Arm]] = {}
     for arm in table.arms:
@@ -88,7 +89,7 @@ def frontier(table: Table) -> list[ScopeCurve]:
 def _matched(
     scopes: Sequence[Sequence[Arm]],
 ) -> tuple[list[dict[int, float]], dict[int, float]]:
-    """Nats of each scope by seed, and the MaxVio by seed at which they are read."""
+    """Nats of each scope by seed, and by seed the MaxVio to which they belong."""
     nats: list[dict[int, float]] = [{} for _ in scopes]
     at: dict[int, float] = {}
     seeds = set.intersection(*({*arm.per_seed[PRIMARY]} for arms in scopes for arm in arms))

@@ -1,11 +1,17 @@
 """The paper's findings beside what these runs show: agrees, contradicts, or cannot tell.
 
-Arms of one finding differ in nothing else. A *difference* agrees where its interval, adjusted for
-all arms of the table, lies off 0 on the paper's side; an *equality* where the arms differ by less
-than a quarter of the gap of micro and global in the same runs; a *trend* where the slope along the
-arms, or its change at a point, lies off 0. An interval that excludes the paper's size, or lies on
-the other side, contradicts. The paper's sizes are log ratios of perplexities a token, divided by an
-assumed number of bytes a token.
+The arms of a finding differ in nothing else. A verdict follows from a 95 % interval:
+
+- A *difference* agrees if the interval excludes 0 on the paper's side. It is adjusted for all arms
+  of the table.
+- An *equality* agrees if the arms differ by less than a quarter of the gap between micro and global
+  in the same runs.
+- A *trend* agrees if the interval of the slope along the arms, or of its change at a point,
+  excludes 0 on the paper's side.
+
+Runs contradict a finding if the interval excludes the paper's size, or 0 on the other side. The
+paper's sizes are log ratios of perplexities per token, divided by an assumed number of bytes per
+token.
 """
 
 import math
@@ -33,20 +39,20 @@ AGREES, CONTRADICTS, CANNOT_TELL = "agrees", "contradicts", "cannot tell"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say of one finding; sizes in nats a byte, or a token where bytes are unknown.
+    """What the runs show about one finding; sizes in nats per byte, or per token without bytes.
 
     Attributes:
         claim, source, type: as in the finding's file.
-        arms: names of the arms that it is about.
+        arms: their names.
         verdict: `agrees`, `contradicts` or `cannot tell`.
         reason: why, in a few words.
         here: the difference, or the slope, with its 95 % interval.
         paper: the same in the paper, at 4, 3 and 5 bytes a token; None where it gives no figure.
         per: what a slope is for, such as " a doubling"; "" for others.
         unit: "byte" or "token".
-        resolved: half of the interval, the smallest size that these seeds can tell from 0.
-        seeds: that would show the paper's size in four of five studies; None if unknown or above
-            10,000.
+        resolved: half of the interval: the smallest size that these seeds distinguish from 0.
+        seeds: the number that shows the paper's size in four of five studies; None if unknown or
+            above 10,000.
     """
 
     claim: str
@@ -70,8 +76,8 @@ class Evidence:
     Attributes:
         arms: names, in the order of the columns; the baseline first.
         sciences: of each arm, every key that is not at its neutral value.
-        seeds: of the rows.
-        values: of `valid/nats`, [seeds, arms], NaN where there is none; in nats a token.
+        seeds: of the rows of `values`.
+        values: [seeds, arms] `valid/nats` in nats per token; NaN where a run is missing.
         bytes_per_token: None where it is not known.
     """
 
@@ -86,10 +92,10 @@ class Effect(NamedTuple):
     """What the runs show of one finding, in nats a token.
 
     Attributes:
-        columns: the arms that it is about.
+        columns: of the arms of the finding.
         estimate: the difference, or the slope.
-        seeds: that have all of its arms.
-        sd: of one run, as far as the seeds tell it.
+        seeds: the number of seeds that have all of these arms.
+        sd: the estimated standard deviation of one run; None if there are too few seeds.
         paper: the paper's size; None where it gives no figure.
     """
 
@@ -101,7 +107,7 @@ class Effect(NamedTuple):
 
 
 def verdicts_of_table(table: Table) -> tuple[Verdict, ...]:
-    """What a table says of the paper's findings; nothing where it tests another endpoint."""
+    """The verdicts of a table on the paper's findings; empty if it tests another endpoint."""
     if table.primary != PRIMARY or PRIMARY not in table.arms[0].per_seed:
         return ()
     seeds = sorted({seed for arm in table.arms for seed in arm.seeds})
@@ -120,7 +126,7 @@ def verdicts_of_table(table: Table) -> tuple[Verdict, ...]:
 
 
 def verdicts(evidence: Evidence) -> list[Verdict]:
-    """Every finding whose arms are there, for each set of arms that are equal in all else."""
+    """A verdict on every finding, for each set of its arms that are equal in all else."""
     judges = {"difference": _difference, "equality": _equality, "trend": _trend}
     sciences = [options_as_keys(science) for science in evidence.sciences]
     evidence = replace(evidence, sciences=sciences)
@@ -144,14 +150,14 @@ def _difference(finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Verd
 
 
 def _compared_with(evidence: Evidence, baseline: int) -> Comparisons:
-    """Every arm against one of them."""
+    """Compare every arm with one of them."""
     order = [baseline, *(i for i in range(len(evidence.arms)) if i != baseline)]
     names = [evidence.arms[i] for i in order]
     return compare(evidence.values[:, order], names, evidence.seeds)
 
 
 def _sd(estimate: Estimate, paired: Estimate | None, seeds: int) -> float | None:
-    """The standard deviation of one run, as far as the paired differences tell it."""
+    """The standard deviation of one run, estimated from the paired differences."""
     if paired is None or paired.low is None or paired.high is None or estimate.low is None:
         return None
     from scipy.special import stdtrit
@@ -231,7 +237,7 @@ def _judged(
     per: str = "",
     margin: float | None = None,
 ) -> Verdict:
-    """A verdict from an interval; all sizes become nats a byte, where bytes are known.
+    """A verdict from an interval; all sizes become nats per byte, where bytes are known.
 
     Args:
         finding: as its file declares it.
@@ -239,7 +245,7 @@ def _judged(
         effect: what they show.
         family: comparisons that the interval is adjusted for.
         per: what a slope is for.
-        margin: nats a token within which arms count as equal; None for other findings.
+        margin: nats per token within which arms count as equal; None for other findings.
     """
     known, size = bool(evidence.bytes_per_token), evidence.bytes_per_token or 1.0
     here = _divided(effect.estimate, size)
@@ -278,7 +284,7 @@ def _divided(estimate: Estimate, size: float) -> Estimate:
 def _by_interval(
     here: Estimate, sign: float, smallest: float | None, seeds: int
 ) -> tuple[str, str]:
-    """A verdict and its reason: where the interval lies, against 0 and the paper's size."""
+    """A verdict and its reason, from an interval, 0 and the paper's size."""
     if here.low is None or here.high is None:
         few = f"{seeds} seed{'s' * (seeds != 1)}, and an interval takes {FEWEST_SEEDS}"
         return CANNOT_TELL, few if seeds < FEWEST_SEEDS else "the runs do not vary"

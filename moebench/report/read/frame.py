@@ -29,14 +29,14 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Frame:
-    """What the records under some directories hold.
+    """The contents of some records.
 
     Attributes:
         runs: one row a run: `run` (directory name), `arm` (a label, unique within its table),
             `arm_hash`, `seed`, `state`, `reason`, `step`, `steps`, `table` (an index of `tables`),
             `tokens` (seen by a finished run), `sequences` and `group_tokens` (size of the balance
             group), `random_micro`, `random_batch`, `random_global` (MaxVio of random routing),
-            `science` (every key that can change a result and is not at its neutral value),
+            `science` (every key that can change a result and does not have its neutral value),
             `domains`, `first_sequences` (a hash of the sequences of step 1 in any order),
             `made_with` (versions, device, commit), `end` and `path`. Missing numbers are NaN.
         metrics: one row a finished run and metric: `run`, `arm`, `arm_hash`, `seed`, `table`,
@@ -72,7 +72,7 @@ class Frame:
         return curves
 
     def checked(self) -> "Frame":
-        """The frame without curves that are damaged or were changed, which become problems."""
+        """The frame without damaged or changed curves; these become problems."""
         curves, problems = self._curves([PRIMARY])
         first = curves.loc[curves["step"] == 0]
         nats = first.get(PRIMARY, [])
@@ -109,10 +109,10 @@ class Frame:
         return curves.reset_index(drop=True), problems
 
     def at(self, step: int) -> "Frame":
-        """The frame with the metrics as they were at a step at which the runs were evaluated.
+        """The frame with the metrics of a step at which the runs were evaluated.
 
-        As in a summary, what is measured at every step is the mean over the last tenth of the
-        steps until then. Runs without an evaluation at that step have no metrics.
+        As in a summary, a metric of every step is its mean over the last tenth of the steps so
+        far. Runs that were not evaluated at that step have no metrics.
 
         Raises:
             ConfigError: if no finished run was evaluated at that step.
@@ -147,7 +147,7 @@ class Frame:
         return self.runs.loc[(self.runs["state"] == "done") & has_metrics]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The runs, as a dictionary each."""
+        """The runs as dictionaries."""
         return [{str(k): v for k, v in row.items()} for row in self.runs.to_dict("records")]
 
 
@@ -158,10 +158,10 @@ def load(
     where: Sequence[str] = (),
     by: Sequence[str] = (),
 ) -> Frame:
-    """Read the records under some directories, or the records that these directories are.
+    """Read records.
 
     Args:
-        roots: directories.
+        roots: directories of runs, or runs.
         only: names of the run directories to read; None reads all.
         where: conditions `key=value` or `key=value,value` that the runs must meet: keys of the
             config, `arm` (with * and ?) and `seed`.
@@ -224,7 +224,7 @@ def _read(root: Path, only: Collection[str] | None) -> tuple[list[dict[str, Any]
 
 
 def _without_config(root: Path) -> list[Problem]:
-    """Directories with files of a record but without the one by which it is found."""
+    """Directories with files of a record but without the `config.yaml` that marks one."""
     if Record(root).exists() or not root.is_dir():
         return []
     return [
@@ -241,13 +241,13 @@ def _why_empty(root: Path) -> str:
 
 
 def _problem(record: Record, reason: str) -> Problem:
-    """A problem of a record, without the path that the reason may begin with."""
+    """A problem of a record; the reason loses the path at its start."""
     reason = reason.replace(f"{record.path}/", "").replace(f"{record.path}: ", "")
     return Problem(printable(record.name), reason)
 
 
 def _missing_values(row: Mapping[str, Any]) -> Iterable[Problem]:
-    """Metrics of a run without a finite value; or that a finished run has no metric at all."""
+    """Problems of a run: metrics without a finite value, or a finished run without metrics."""
     lost = sorted(name for name, value in row["metrics"].items() if value is None)
     if lost:
         yield Problem(row["run"], f"no finite value of {', '.join(lost)}")
@@ -256,9 +256,9 @@ def _missing_values(row: Mapping[str, Any]) -> Iterable[Problem]:
 
 
 def _distinct(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Drop copies of a run, which are no further evidence.
+    """Drop copies of a run: they are no additional evidence.
 
-    A finished record is taken before an unfinished one, then the one that ended last.
+    A finished record is preferred to an unfinished one, then the one that ended last.
     """
     kept: dict[tuple[str, int], dict[str, Any]] = {}
     twins = []

@@ -42,7 +42,7 @@ def load(table: Table) -> Grid:
         caption="Means over seeds, ± half of a 95 % interval where there are 3. Group: whose "
         "counts the balance loss averages. MaxVio: largest load over the mean, less 1, in a "
         "micro-batch, a step and the validation set; 0 is even. Load entropy: 1 is even. "
-        + "; ".join(["Domain bits: what an expert tells of the domain", *_notes(metrics)])
+        + "; ".join(["Domain bits: information of the expert about the domain", *_notes(metrics)])
         + ".",
         headers=["arm", "seeds", "group\nseqs", "group\ntokens", *_headings(metrics)],
         rows=rows,
