@@ -29,7 +29,7 @@ def scalars(record: Record) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows of a run: tag -> (step, value)."""
     view = EventAccumulator(str(record.path / "tensorboard"), size_guidance=EVERYTHING).Reload()
     tags = view.Tags()["scalars"]
-    found = {tag: [(each.step, each.value) for each in view.Scalars(tag)] for tag in tags}
+    found = {tag: [(point.step, point.value) for point in view.Scalars(tag)] for tag in tags}
     return {tag: values for tag, values in found.items() if not tag.startswith(VARIES)}
 
 

@@ -50,8 +50,8 @@ def literal_balance_loss(logits: Tensor, top_k: int, groups: list[list[int]]) ->
                     for expert in range(experts):
                         prob[expert] += p[expert].item()
             number = len(group) * tokens
-            f = [each / (number * top_k) for each in count]
-            mean = [each / number for each in prob]
+            f = [assigned / (number * top_k) for assigned in count]
+            mean = [mass / number for mass in prob]
             value = experts * sum(a * b for a, b in zip(f, mean, strict=True))
-            total += value * len(group) / sum(len(each) for each in groups)
+            total += value * len(group) / sum(map(len, groups))
     return total / layers

@@ -39,4 +39,4 @@ def test_a_benchmark_of_others_goes_to_its_end(name: str) -> None:
 def test_the_page_of_benchmarks_names_all_of_them() -> None:
     page = (FOLDER / "README.md").read_text()
     named = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")}
-    assert {each.name for each in BENCHMARKS} <= named
+    assert {path.name for path in BENCHMARKS} <= named

@@ -37,7 +37,7 @@ def test_a_finished_run_that_lost_its_view_gets_it_back(begin: Begin, tmp_path: 
     lost, kept, unfinished = begin("a"), begin("b"), begin("c", done=False)
     View(kept).close()
     lacking = records_to_view(tmp_path)
-    assert [each.name for each in lacking] == ["a"]
+    assert [record.name for record in lacking] == ["a"]
     before = view(kept)
     assert list(make_views(lacking)) == [""]
     assert (len(view(lost)), view(kept), view(unfinished)) == (1, before, [])
@@ -46,14 +46,14 @@ def test_a_finished_run_that_lost_its_view_gets_it_back(begin: Begin, tmp_path: 
 
 def test_all_views_are_made_again_but_those_that_cannot_be(begin: Begin, tmp_path: Path) -> None:
     names = ["broken", "done", "other", "trained", "unfinished"]
-    broken, done, other, trained, unfinished = (begin(each, each == "done") for each in names)
+    broken, done, other, trained, unfinished = (begin(name, name == "done") for name in names)
     (broken.path / "metrics.jsonl").write_text("[]\n")
     (other.path / "manifest.json").write_text('{"schema_version": 2}')
     for record in (done, trained):
         View(record).close()
     before = view(done)
     lacking = records_to_view(tmp_path, rebuild_all=True)
-    assert [each.name for each in lacking] == names
+    assert [record.name for record in lacking] == names
     (tmp_path / ".locks").mkdir()
     with filelock.FileLock(tmp_path / ".locks" / "trained.lock"):
         kept = view(trained)

@@ -32,8 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def findings(place: Path) -> dict[str, Finding]:
     """What is found here, by name."""
     found = examine(place / "new" / "runs")
-    assert len({each.name for each in found}) == len(found)
-    return {each.name: each for each in found}
+    assert len({finding.name for finding in found}) == len(found)
+    return {finding.name: finding for finding in found}
 
 
 def only(*checks: Check) -> Finding:
@@ -55,22 +55,22 @@ def test_this_machine_can_train_and_is_left_as_it_was(
 
 
 def test_whatever_is_no_ok_has_a_remedy(findings: dict[str, Finding]) -> None:
-    assert all((each.state == "ok") == (not each.remedy) for each in findings.values())
+    assert all((finding.state == "ok") == (not finding.remedy) for finding in findings.values())
 
 
 def test_everything_that_moebench_needs_is_held_against_its_range(
     findings: dict[str, Finding],
 ) -> None:
-    needed = [each for each in metadata.requires("moebench") or () if "extra ==" not in each]
+    needed = [line for line in metadata.requires("moebench") or () if "extra ==" not in line]
     assert needed
-    names = [each.partition(">=")[0].partition("<")[0] for each in needed]
+    names = [line.partition(">=")[0].partition("<")[0] for line in needed]
     assert {findings[name].state for name in names} == {"ok"}
 
 
 def test_a_version_outside_its_range_is_a_problem_with_the_command(monkeypatch: Patch) -> None:
     needs = ["numpy<1,>=0.5", "no-such-thing>=2", "pytest>=999; extra == 'dev'"]
     monkeypatch.setattr(metadata, "requires", lambda name: needs)
-    found = {each.name: each for each in gather(Check("versions", machine.versions))}
+    found = {finding.name: finding for finding in gather(Check("versions", machine.versions))}
     assert set(found) == {"moebench", "python", "numpy", "no-such-thing"}
     assert found["numpy"].state == "problem"
     assert found["numpy"].value == f"{metadata.version('numpy')}, but moebench needs <1,>=0.5"
@@ -103,8 +103,8 @@ def test_findings_are_text_and_not_markup() -> None:
 def test_torch_that_does_not_load_is_one_problem(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setattr(machine, "CHILD", "pass")
-    found = {each.name: each for each in examine(tmp_path)}
-    assert [each.name for each in found.values() if each.state == "problem"] == ["import torch"]
+    found = {finding.name: finding for finding in examine(tmp_path)}
+    assert [one.name for one in found.values() if one.state == "problem"] == ["import torch"]
     assert "pip install --force-reinstall torch" in found["import torch"].remedy
     assert "experts in fp32" not in found
     assert "child process" in found
@@ -216,7 +216,7 @@ def test_the_launcher_that_works_is_told_from_those_that_are_only_there(
 def test_without_a_child_process_no_launcher_works(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # quicker
     monkeypatch.setattr(machine, "CHILD", "import no_such_module")
-    found = {each.name: each for each in examine(tmp_path)}
+    found = {finding.name: finding for finding in examine(tmp_path)}
     assert found["launchers"].state == "problem"
     assert found["launchers"].value.startswith("local does not work")
 

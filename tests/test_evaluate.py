@@ -78,8 +78,8 @@ def test_scores_equal_those_of_a_loop_over_texts_and_tokens(record: Record, blim
         return total
 
     texts = [sentence for good, bad, *_ in PAIRS for sentence in (good, bad)]
-    by_hand = [score(each) for each in texts]
-    encoded = [np.array([255, *each.encode()]) for each in texts]
+    by_hand = [score(text) for text in texts]
+    encoded = [np.array([255, *text.encode()]) for text in texts]
     batched = checkpoint.log_likelihood(encoded, [1] * len(texts), silent, "")
     assert batched == pytest.approx(by_hand, rel=1e-5)
     right = [one > other for one, other in zip(by_hand[::2], by_hand[1::2], strict=True)]
@@ -90,7 +90,7 @@ def test_scores_equal_those_of_a_loop_over_texts_and_tokens(record: Record, blim
 
 
 def test_batches_hold_every_text_once_and_no_more_tokens_than_allowed() -> None:
-    lengths = [int(each) for each in np.random.default_rng(0).integers(1, 3000, 200)]
+    lengths = [int(length) for length in np.random.default_rng(0).integers(1, 3000, 200)]
     batches = list(_batches(lengths))
     assert sorted(at for batch in batches for at in batch) == list(range(200))
     for batch in batches:

@@ -154,7 +154,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
             flipped[position] ^= 1
             path.write_bytes(flipped)
             damage = record.damage()
-            assert [each.partition(":")[0] for each in damage] == [name], (name, position)
+            assert [line.partition(":")[0] for line in damage] == [name], (name, position)
         path.write_bytes(content)
         assert record.damage() == []
 

@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def routed(logits: Tensor) -> Routing:
     """By softmax and top-k, with logits and scores."""
-    parts = [observe(each, top_k=K) for each in logits]
+    parts = [observe(of_layer, top_k=K) for of_layer in logits]
     return join(parts, along="layers")._replace(scores=logits.softmax(-1), logits=logits)
 
 

@@ -146,7 +146,7 @@ def test_a_domain_that_a_step_lacks_keeps_its_frequency() -> None:
 def test_an_update_leaves_the_state_before_it_alone() -> None:
     estimator = Estimator("ema", decay=0.5, window_steps=2)
     state = estimator.begin(LAYERS, 1, EXPERTS)
-    kept = [each.clone() for each in state]
+    kept = [part.clone() for part in state]
     after = estimator.update(state, routing_of(0).counts.sum(1, keepdim=True))
     assert all(torch.equal(one, other) for one, other in zip(state, kept, strict=True))
     assert after.past.shape == state.past.shape == (1, LAYERS, 1, EXPERTS)

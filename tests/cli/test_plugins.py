@@ -247,9 +247,9 @@ def test_a_wrong_option_is_one_line(call: Call) -> None:
 
 def test_a_record_names_the_plugin_and_never_loads_it(call: Call) -> None:
     Path("mine.py").write_text(MINE)
-    told = call("train", "--plugin", "mine", "method.name=mine", "--print-config")
-    Path("config.yaml").write_text(told.out)
-    plugin = told.out.partition("plugin: ")[2].split()[0]
+    shown = call("train", "--plugin", "mine", "method.name=mine", "--print-config")
+    Path("config.yaml").write_text(shown.out)
+    plugin = shown.out.partition("plugin: ")[2].split()[0]
     methods.METHODS.known.pop("mine")
     sys.modules.pop("mine")
     without = call("train", "--config", "config.yaml", "--print-config")

@@ -70,7 +70,7 @@ def test_many_metrics_are_rows_and_few_are_columns(call: Call, runs: Path) -> No
 
     def table(metrics: str) -> tuple[list[str], dict[str, list[str]]]:
         lines = call(*command, "--metrics", metrics).out.split("\n\n")[1].splitlines()
-        head, _, *rows = ([each.strip() for each in line.split("|")[1:-1]] for line in lines)
+        head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
         return head, {name: cells for name, *cells in rows}
 
     head, rows = table("*")

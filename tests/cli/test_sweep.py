@@ -72,7 +72,7 @@ def test_the_config_of_every_run_is_shown(call: Call, small: list[str]) -> None:
     assert shown["schema_version"] == 1
     documents = list(yaml.safe_load_all(text))
     assert documents == [run["config"] for run in shown["runs"]]
-    assert [each["scope"] for each in documents] == ["micro", "global"]
+    assert [document["scope"] for document in documents] == ["micro", "global"]
     assert re.findall("^--- # (.+)$", text, re.MULTILINE) == [run["run"] for run in shown["runs"]]
     assert list(Path().iterdir()) == []
 

@@ -99,7 +99,7 @@ def test_a_config_survives_yaml_and_dict(tmp_path: Path) -> None:
 
 def test_the_order_of_domains_is_no_choice() -> None:
     """Else two runs of one identity would see other batches."""
-    one, other = (COMPOSER.compose([f"data.domains={each}"]) for each in ("[b,a,c]", "[c,b,a]"))
+    one, other = (COMPOSER.compose([f"data.domains={names}"]) for names in ("[b,a,c]", "[c,b,a]"))
     assert one == other
     assert one.data.domains == ["a", "b", "c"]
     assert from_dict(to_dict(one) | {"data": {"domains": ["b", "a"]}}).data.domains == ["a", "b"]
@@ -317,7 +317,7 @@ def test_a_shuffled_sweep_has_each_value_once() -> None:
 
 
 def test_a_sweep_is_known_by_how_it_is_written() -> None:
-    assert [COMPOSER.is_sweep(each) for each in ("seed=0,1", "seed=choice(1)", "seed=1")] == [
+    assert [COMPOSER.is_sweep(word) for word in ("seed=0,1", "seed=choice(1)", "seed=1")] == [
         *(True, True),
         False,
     ]

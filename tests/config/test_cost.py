@@ -42,4 +42,4 @@ def test_flops_and_parameters_are_those_of_the_model(words: tuple[str, ...]) -> 
         logits, routing = model(tokens, steering, training=True)
         (logits.sum() + routing.prob_mass.square().sum()).backward()
     assert counter.get_total_flops() == training_flops(config, 40) * tokens.numel()
-    assert sum(each.numel() for each in model.parameters()) == parameters(config, 40)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters(config, 40)

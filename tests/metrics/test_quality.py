@@ -35,7 +35,7 @@ def test_bits_per_byte_are_equal_for_two_tokenizers_of_equal_likelihood() -> Non
     for tokenizer in (ByteTokenizer(), Subwords(train_bpe([text], 270), "x")):
         tokens = tokenizer.encode(text.encode())
         rows = tokens[: len(tokens) // 10 * 10].reshape(-1, 10)
-        lost = [sum(len(tokenizer.decode([each])) for each in row) * math.log(16) for row in rows]
+        lost = [sum(len(tokenizer.decode([token])) for token in row) * math.log(16) for row in rows]
         made = quality(
             "tune",
             np.array(lost),

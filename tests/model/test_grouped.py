@@ -34,7 +34,7 @@ def operands(dtype: torch.dtype, device: str, *arms: int) -> tuple[Tensor, Tenso
 
 def loop(rows: Tensor, matrices: Tensor, ends: list[int]) -> Tensor:
     begins = [0, *ends[:-1]]
-    parts = [rows[a:b] @ each for a, b, each in zip(begins, ends, matrices, strict=True)]
+    parts = [rows[a:b] @ matrix for a, b, matrix in zip(begins, ends, matrices, strict=True)]
     return torch.cat(parts)
 
 
@@ -62,7 +62,7 @@ def test_stacked_arms_are_more_groups(dtype: torch.dtype, device: str):
     found = torch.func.vmap(grouped_mm)(rows, matrices, ends)
     got = torch.autograd.grad((found * upstream).sum(), (rows, matrices))
     for arm in range(len(ENDS)):
-        own = [each[arm].detach().requires_grad_() for each in (rows, matrices)]
+        own = [factor[arm].detach().requires_grad_() for factor in (rows, matrices)]
         alone = grouped_mm(own[0], own[1], ends[arm])
         truth = torch.autograd.grad((alone * upstream[arm]).sum(), own)
         assert torch.equal(found[arm], alone)

@@ -64,7 +64,7 @@ def test_a_study_takes_its_runs_and_tells_which_are_missing(
         report = make_report([], study=name, runs_dir=runs)
         assert "other" not in report.render("table")
         assert "Study scope: What?" in report.render("table")
-        assert [each.state for each in report.unfinished] == ["not begun"]
+        assert [run.state for run in report.unfinished] == ["not begun"]
     with pytest.raises(RecordError, match=r"--study scop: no such study .* there are scope"):
         make_report([runs], study="scop", runs_dir=runs)
 

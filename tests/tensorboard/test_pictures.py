@@ -14,7 +14,7 @@ def test_a_heatmap_of_any_shape_is_small(num_domains: int, num_experts: int) -> 
     random = np.random.default_rng(0)
     counts = random.integers(0, 50, (num_domains, num_experts))
     counts[0] = 0  # a domain without assignments
-    names = [f"domain {each}" for each in range(num_domains)]
+    names = [f"domain {number}" for number in range(num_domains)]
     png, height, width = heatmap(counts, names, "title")
     image = Image.open(io.BytesIO(png))
     assert image.size == (width, height)

@@ -93,7 +93,7 @@ def read(record: Record) -> EventAccumulator:
 
 def events(record: Record) -> list[event_pb2.Event]:  # pyright: ignore
     raw = RawEventFileLoader(str(event_file(record))).Load()
-    return [event_pb2.Event.FromString(each) for each in raw]  # pyright: ignore
+    return [event_pb2.Event.FromString(event) for event in raw]  # pyright: ignore
 
 
 def layout(record: Record) -> dict[str, dict[str, str]]:
@@ -134,7 +134,7 @@ def test_scalars_equal_the_rows(done: Record) -> None:
     first = [f"Final/{key}" for key in final_metrics()]
     assert tags[: len(first)] == first, "which HParams shows at first"
     for key, points in wanted.items():
-        seen = [(each.step, each.value) for each in found.Scalars(key)]
+        seen = [(point.step, point.value) for point in found.Scalars(key)]
         assert seen == [(step, float(np.float32(value))) for step, value in points]
 
 
@@ -142,9 +142,9 @@ def test_histograms_hold_every_expert(done: Record) -> None:
     found = read(done)
     for layer in range(LAYERS):
         kept = found.Tensors(f"load/utilization/{layer}")
-        assert [each.step for each in kept] == [0, 3, 6]
-        for each, row in zip(kept, done.rows()[::3], strict=True):
-            buckets = tensor_util.make_ndarray(each.tensor_proto)
+        assert [point.step for point in kept] == [0, 3, 6]
+        for point, row in zip(kept, done.rows()[::3], strict=True):
+            buckets = tensor_util.make_ndarray(point.tensor_proto)
             used = row[f"load/utilization/{layer}"]
             assert buckets[:, 2].sum() == EXPERTS
             assert (buckets[0, 0], buckets[-1, 1]) == (min(used), max(used))
@@ -154,10 +154,10 @@ def test_router_probabilities_are_histograms_of_the_kept_counts(done: Record) ->
     found = read(done)
     for layer in range(LAYERS):
         kept = found.Tensors(f"router/likeliest/{layer}")
-        assert [each.step for each in kept] == [0, 3, 6]
-        for each in kept:
-            buckets = tensor_util.make_ndarray(each.tensor_proto)
-            counts = done.routing(each.step)["probability"][layer]
+        assert [point.step for point in kept] == [0, 3, 6]
+        for point in kept:
+            buckets = tensor_util.make_ndarray(point.tensor_proto)
+            counts = done.routing(point.step)["probability"][layer]
             assert buckets[:, 2].tolist() == counts.tolist()
             assert buckets[:, :2].ravel() == pytest.approx(
                 np.repeat(np.linspace(0, 1, BINS + 1), 2)[1:-1]
@@ -166,17 +166,17 @@ def test_router_probabilities_are_histograms_of_the_kept_counts(done: Record) ->
 
 def test_an_evaluation_draws_few_small_images(done: Record) -> None:
     found = read(done)
-    tags = [f"specialization/domain/{each}" for each in range(LAYERS)]
+    tags = [f"specialization/domain/{layer}" for layer in range(LAYERS)]
     tags = ["load/experts", "specialization/partners", *tags]
     assert found.Tags()["images"] == tags
     for tag in tags:
         kept = found.Images(tag)
-        assert [each.step for each in kept] == [0, 3, 6]
-        for each in kept:
-            image = Image.open(io.BytesIO(each.encoded_image_string))
+        assert [point.step for point in kept] == [0, 3, 6]
+        for point in kept:
+            image = Image.open(io.BytesIO(point.encoded_image_string))
             image.load()
-            assert image.size == (each.width, each.height)
-            assert len(each.encoded_image_string) < 100_000
+            assert image.size == (point.width, point.height)
+            assert len(point.encoded_image_string) < 100_000
 
 
 def test_images_are_few(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_images_are_few(tmp_path: Path) -> None:
     with View(record) as view:
         for step in range(101):
             view.add({"step": step}, {"counts": counts})
-    steps = [each.step for each in read(record).Images("specialization/domain/0")]
+    steps = [point.step for point in read(record).Images("specialization/domain/0")]
     assert len(steps) == MAX_IMAGES
     assert (steps[0], steps[-1]) == (0, 100)
 
@@ -203,8 +203,8 @@ def test_the_layout_asks_four_questions_of_tags_that_exist(done: Record) -> None
         for charts in found.values()
         for pattern in charts.values()
     ]
-    assert all(len(each) == 1 for each in answered)
-    last = [each[0] for each in answered[-len(DOMAINS) :]]
+    assert all(len(tags) == 1 for tags in answered)
+    last = [tags[0] for tags in answered[-len(DOMAINS) :]]
     assert last == [f"valid/ppl/{name}" for name in DOMAINS]
 
 
@@ -231,10 +231,10 @@ def test_times_come_from_the_record(tmp_path: Path) -> None:
     record.append({"step": 1, "time": 0.5, "train/loss": 1.0})
     record.append({"step": 2, "train/loss": 1.0})
     rebuild(record)
-    assert [each.wall_time for each in events(record)] == [start, start, start + 0.5, start + 2]
+    assert [event.wall_time for event in events(record)] == [start, start, start + 0.5, start + 2]
     record.begin("train: {}\n", record.manifest() | {"start": "yesterday"})
     rebuild(record)
-    assert [each.wall_time for each in events(record)] == [0.0, 0.0, 0.5, 2.0]
+    assert [event.wall_time for event in events(record)] == [0.0, 0.0, 0.5, 2.0]
 
 
 def test_rebuilt_views_and_the_live_one_are_equal(tmp_path: Path) -> None:
@@ -285,8 +285,8 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
         for row, routing in rows():
             view.add(row, routing)  # steps up to 4 are there already
     found = read(record)
-    assert [each.step for each in found.Scalars("train/loss")] == list(range(STEPS + 1))
-    assert [each.step for each in found.Images("specialization/domain/0")] == [0, 3, 6]
+    assert [point.step for point in found.Scalars("train/loss")] == list(range(STEPS + 1))
+    assert [point.step for point in found.Images("specialization/domain/0")] == [0, 3, 6]
 
 
 def test_a_live_view_shows_each_row_at_once(tmp_path: Path) -> None:
@@ -316,8 +316,8 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
         view.add({**row, "step": 2})
     found = read(record)
     assert found.Tags()["scalars"] == ["valid/ppl"]
-    for each in found.Tensors("load/utilization/0"):
-        assert tensor_util.make_ndarray(each.tensor_proto)[:, 2].sum() == 2
+    for point in found.Tensors("load/utilization/0"):
+        assert tensor_util.make_ndarray(point.tensor_proto)[:, 2].sum() == 2
 
 
 def test_hostile_names_break_nothing(tmp_path: Path) -> None:

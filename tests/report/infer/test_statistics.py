@@ -148,7 +148,7 @@ def test_equal_arms_stay_in_the_pool_and_are_found_equal() -> None:
     for _ in range(n):
         found = compared(study(5, 3, rng))
         odd += bool(found.odd)
-        wrong += any((each.adjusted.p or 1) < 0.05 for each in found.arms.values())
+        wrong += any((comparison.adjusted.p or 1) < 0.05 for comparison in found.arms.values())
     assert odd / n < 0.04
     assert wrong / n < 0.05 + 4 * math.sqrt(0.05 * 0.95 / n)
 
@@ -187,7 +187,7 @@ def test_a_collapsed_baseline_leaves_each_arm_to_its_own_paired_t() -> None:
     assert found.odd == {"micro": "more"}
     assert found.sd is None
     assert found.resolved is None
-    assert all(each.adjusted.p is not None for each in found.arms.values())
+    assert all(comparison.adjusted.p is not None for comparison in found.arms.values())
 
 
 def test_unequal_arms_are_told_by_column_of_unbalanced_studies() -> None:

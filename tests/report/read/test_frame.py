@@ -113,7 +113,7 @@ def test_a_copy_of_a_run_counts_once(runs: Path, tmp_path: Path, run: Make) -> N
     finished = run(tmp_path / "copy", "micro")
     frame = load([runs, tmp_path / "copy", runs])
     assert frame.runs["state"].tolist() == ["done"]
-    assert [each.run for each in frame.problems] == [finished.name]
+    assert [problem.run for problem in frame.problems] == [finished.name]
     assert "is the same run as" in frame.problems[0].reason
 
 

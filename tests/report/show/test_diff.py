@@ -31,8 +31,8 @@ def test_two_runs(runs: Path, run: Make) -> None:
     assert "valid/nats 1.6 1.5 -0.1" in words
     assert "1 more are equal, bit for bit" in words
     assert "The training loss differs from step 30 on." in words
-    told = json.loads(compare_two([a.path, b.path], runs, "json"))
-    (metrics,) = [each for each in told["tables"] if each["title"] == "Metrics"]
+    content = json.loads(compare_two([a.path, b.path], runs, "json"))
+    (metrics,) = [table for table in content["tables"] if table["title"] == "Metrics"]
     assert {"metric": "valid/nats", "A": "1.6", "B": "1.5", "B - A": "-0.1"} in metrics["rows"]
 
 

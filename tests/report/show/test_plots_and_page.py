@@ -100,7 +100,7 @@ def test_scopes_over_weights_are_a_frontier(runs: Path, run: Make) -> None:
     lines = [line.split() for line in text[text.index("over their weights") :].splitlines()]
     row = next(line for line in lines if line[:1] == ["global"])
     assert row[1] == "0.01"
-    differences = [float(each) for each in row if re.fullmatch(r"-0\.\d{4}", each)]
+    differences = [float(cell) for cell in row if re.fullmatch(r"-0\.\d{4}", cell)]
     assert differences == pytest.approx([-0.02, -0.02], abs=2e-3)
 
 
@@ -273,9 +273,9 @@ def test_runs_whose_first_steps_hold_other_sequences_are_named(runs: Path, run: 
     other = run(runs, "shuffled", 1, first_sequences="of a code that drew them otherwise")
     run(runs, "eight", 1, science={"micro_bsz": 8}, first_sequences="of eight")
     text = " ".join(make_report([runs]).render().split())
-    told = r"{} and \S+-s1 are no pair: their first steps hold other sequences\."
-    assert re.search(told.format(other.name), text)
-    assert len(re.findall(told.format(r"\S+"), text)) == 1, "an arm whose keys explain it"
+    sentence = r"{} and \S+-s1 are no pair: their first steps hold other sequences\."
+    assert re.search(sentence.format(other.name), text)
+    assert len(re.findall(sentence.format(r"\S+"), text)) == 1, "an arm whose keys explain it"
 
 
 def test_arms_that_see_other_batches_are_named(runs: Path, run: Make) -> None:
