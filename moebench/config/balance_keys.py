@@ -16,7 +16,7 @@ class LossConfig:
     )
     local: float = knob(
         0.0,
-        "an extra micro-batch balance loss, as a fraction of loss.balance",
+        "weight of an additional micro-batch balance loss, as a fraction of loss.balance",
         low=0,
         neutral=0.0,
         source="arXiv 2501.11873, Table 5: 0.01",
@@ -26,7 +26,7 @@ class LossConfig:
 
 @dataclass
 class TermConfig:
-    """One balance loss among several: over what, how strongly, and when."""
+    """One of several balance losses: its scope, its weight, and when it acts."""
 
     example: ClassVar = "[{scope:global},{scope:micro,weight:0.01}]"
 
@@ -37,24 +37,24 @@ class TermConfig:
     weight: float = knob(1.0, "as a multiple of loss.balance", low=0)
     start: float | None = knob(
         None,
-        "acts after so many steps, or (below 1) after that share of train.steps",
+        "steps before it starts; below 1, a share of train.steps",
         unit="steps",
         low=0,
     )
     stop: float | None = knob(
-        None, "acts until so many steps are done, or that share of them", unit="steps", above=0
+        None, "steps after which it stops; below 1, a share of train.steps", unit="steps", above=0
     )
     ramp: int = knob(
         0, "steps over which it rises after its start and falls after its stop", unit="steps", low=0
     )
     domains: dict[str, float] = knob(
-        {}, "for scope=domain: what the loss of a domain's sequences is multiplied by; 1 if absent"
+        {}, "for scope=domain: factors of the domains' losses, 1 where none is given"
     )
 
 
 @dataclass
 class BalanceConfig:
-    """How f is estimated, and by which conventions the balance loss is put together."""
+    """How f is estimated, and the conventions of the balance loss."""
 
     estimator: str = knob(
         "exact",
@@ -72,7 +72,7 @@ class BalanceConfig:
     )
     window_steps: int = knob(
         1,
-        "steps whose counts are summed in f, the running one among them",
+        "steps whose counts are summed in f, including the current one",
         unit="steps",
         low=1,
         neutral=1,
@@ -82,7 +82,7 @@ class BalanceConfig:
     )
     layers: str = knob(
         "mean",
-        "how layers are put together: mean, sum, or pooled before the product f P",
+        "how layers are combined: mean, sum, or pooled before the product f P",
         choices=("mean", "sum", "pooled"),
         neutral="mean",
         source="sum: Megatron-LM, minimind; pooled: Hugging Face",
@@ -96,7 +96,7 @@ class BalanceConfig:
     )
     probs: str = knob(
         "full",
-        "what f meets: the router's full distribution, or that over the selected experts alone",
+        "probabilities that f is multiplied by: full, or top_k, over the selected experts alone",
         choices=("full", "top_k"),
         neutral="full",
         source="top_k: MaxText before 2025-03-31",
@@ -109,7 +109,7 @@ class BalanceConfig:
     )
     plugins: dict[str, str] = knob(
         {},
-        "module and hash of each scope that is not shipped; filled in, and never loaded from here",
+        "module and hash of each scope from a plugin; filled in, and never loaded from here",
         neutral={},
     )
     estimator_error: bool = knob(
@@ -121,16 +121,16 @@ class BalanceConfig:
 
 @dataclass
 class MethodConfig:
-    """What balances the router beside the losses, or, if their weights are 0, instead of them."""
+    """What balances the router beside the losses, or instead of them if their weights are 0."""
 
     name: str = knob(
-        "loss", "loss: nothing but the losses; or one of the methods below", neutral="loss"
+        "loss", "one of the methods below; loss adds nothing to the losses", neutral="loss"
     )
     options: dict[str, float] = knob(
-        {}, "of the method, by name; method.options.NAME sets one of them", neutral={}
+        {}, "options of the method by name; method.options.NAME sets one of them", neutral={}
     )
     plugin: str | None = knob(
         None,
-        "module and hash of a method that is not shipped; filled in, and never loaded from here",
+        "module and hash of a method from a plugin; filled in, and never loaded from here",
         neutral=None,
     )

@@ -31,8 +31,8 @@ INTRODUCTION = f"""\
 # Keys
 
 All keys and presets, to be set as `key=value` and `group=preset`. The text beside a preset is the
-first sentence of its file. `{COMMAND}` generates this page from the schema and
-the presets; do not edit it.
+first sentence of its file. This page is generated from the schema and the presets by
+`{COMMAND}`.
 """
 
 

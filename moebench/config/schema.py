@@ -121,12 +121,12 @@ class RouterConfig:
 class ModelConfig:
     moe: bool = knob(
         True,
-        "experts; false is a dense model of as many active parameters, but for routers",
+        "use experts; false makes a dense model with as many active parameters, except routers",
         neutral=True,
     )
     dense_layers: int = knob(
         0,
-        "first layers that are dense, as wide as all experts that a token passes",
+        "first layers without experts, as wide as the experts of one token together",
         unit="layers",
         low=0,
         neutral=0,
@@ -136,16 +136,19 @@ class ModelConfig:
     num_layers: int = knob(3, "transformer layers, each with experts", low=1)
     num_heads: int = knob(4, "attention heads; must divide model.d_model", low=1)
     num_experts: int = knob(16, "routed experts in a layer", low=2)
-    top_k: int = knob(2, "experts that a token is sent to", low=1)
+    top_k: int = knob(2, "experts selected for each token", low=1)
     expert_dim: int = knob(96, "hidden width of one SwiGLU expert", low=8)
     num_shared_experts: int = knob(
-        0, "experts that every token passes beside the routed ones", low=0, neutral=0
+        0,
+        "shared experts, which process every token in addition to the routed ones",
+        low=0,
+        neutral=0,
     )
 
 
 @dataclass
 class DataConfig:
-    """Text, its tokens and batches; the identity of a run has the text and tokens by their hash."""
+    """Text, tokens and batches. A run's identity contains a hash of the text and its tokens."""
 
     source: str = knob(
         "installed", "where the text comes from", choices=SOURCES, neutral=NOT_HASHED
@@ -159,9 +162,9 @@ class DataConfig:
         neutral=NOT_HASHED,
     )
     config: str | None = knob(
-        None, "of the dataset's configurations, for data=huggingface", neutral=NOT_HASHED
+        None, "configuration of the dataset, for data=huggingface", neutral=NOT_HASHED
     )
-    split: str = knob("train", "of the dataset's splits, for data=huggingface", neutral=NOT_HASHED)
+    split: str = knob("train", "split of the dataset, for data=huggingface", neutral=NOT_HASHED)
     revision: str | None = knob(
         None, "commit of the dataset, for data=huggingface; a folder needs none", neutral=NOT_HASHED
     )
@@ -176,11 +179,11 @@ class DataConfig:
         neutral=NOT_HASHED,
     )
     text_column: str = knob(
-        "text", "where rows of JSON lines, Parquet and datasets have their text", neutral=NOT_HASHED
+        "text", "column with the text, in JSON lines, Parquet and datasets", neutral=NOT_HASHED
     )
     domain_column: str | None = knob(
         None,
-        "where such rows have their domain; null names it after folder or file",
+        "column with the domain; null takes the name of the folder or file",
         neutral=NOT_HASHED,
     )
     num_domains: int = knob(
@@ -195,7 +198,7 @@ class DataConfig:
     )
     text_seed: int = knob(
         0,
-        "of Markov sources, and of the sample that BPE is trained on; not of the batches",
+        "seed of Markov sources and of the sample that BPE is trained on; not of the batches",
         low=0,
         high=LARGEST,
         neutral=NOT_HASHED,
@@ -210,7 +213,9 @@ class DataConfig:
         None, "names of the domains to take; null takes all", neutral=NOT_HASHED
     )
     heldout: list[str] = knob(
-        [], "names of the domains that are validated on apart, and never trained on", neutral=[]
+        [],
+        "names of the domains that are validated on separately, and never trained on",
+        neutral=[],
     )
     tokenizer: str = knob(
         "bytes",
@@ -248,7 +253,7 @@ class DataConfig:
     )
     max_epochs: float = knob(
         4.0,
-        "most passes over a domain before the run is refused",
+        "most passes over a domain; a run that needs more is refused",
         unit="epochs",
         above=0,
         neutral=NOT_HASHED,
@@ -274,7 +279,9 @@ class OptimConfig:
 @dataclass
 class TrainConfig:
     steps: int = knob(400, "optimizer steps", unit="steps", low=1)
-    precision: str = knob("fp32", "of matrix products; fp64 is for tests", choices=PRECISIONS)
+    precision: str = knob(
+        "fp32", "precision of matrix products; fp64 is for tests", choices=PRECISIONS
+    )
     eval_every: int = knob(
         100,
         "steps between evaluations; 0 evaluates at the start and the end only",
@@ -299,13 +306,13 @@ class RunConfig:
     )
     compile: str = knob(
         "auto",
-        "compile the forward and backward; auto does where a run is long enough to earn it",
+        "compile forward and backward; auto compiles runs that are long enough to gain time",
         choices=("auto", "true", "false"),
     )
     stack: str = knob(
         "auto",
-        "arms of equal shape that one process of a sweep trains at once: a whole number, or auto: "
-        "on a GPU as many as its memory takes, on a CPU one",
+        "runs of equal shape that one process of a sweep trains together: a whole number, or auto "
+        "(as many as fit in the memory of a GPU; one on a CPU)",
         unit="runs",
     )
     log_every: int = knob(10, "steps between rows of metrics", unit="steps", low=1)
@@ -317,18 +324,18 @@ class ExperimentConfig:
     """One run: one arm with one seed."""
 
     scope: str = knob(
-        "global", "whose selection frequency a token's router probability meets", choices=SCOPES
+        "global", "sequences whose expert counts give the f of the balance loss", choices=SCOPES
     )
     balance_bsz: int | None = knob(
         None,
-        "sequences whose expert counts are averaged; the scope sets it",
+        "sequences in a balance group; null takes the default of the scope",
         unit="sequences",
         low=1,
     )
     micro_bsz: int = knob(4, "sequences in a logical micro-batch", unit="sequences", low=1)
     global_bsz: int = knob(128, "sequences in an optimizer step", unit="sequences", low=1)
     seq_len: int = knob(128, "tokens in a sequence", unit="tokens", low=2)
-    seed: int = knob(0, "of initial weights, batches and draws", low=0, high=LARGEST)
+    seed: int = knob(0, "seed of initial weights, batches and random draws", low=0, high=LARGEST)
     loss: LossConfig = field(default_factory=LossConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
