@@ -1,12 +1,12 @@
 """Balanced assignments: which expert gets which token, chosen for a whole group of tokens at once.
 
-Each takes scores [groups, tokens, experts] and gives a mask of that shape, true where the expert
-gets the token. A group is a number of whole sequences that the caller decides on, and never a
-physical pass, so that no mask depends on how a step is split. Masks carry no gradient: how a
-token's experts are weighted is the router's business.
+Each function takes scores [groups, tokens, experts] and returns a mask of that shape, true where
+the expert gets the token. The caller chooses the groups: whole sequences, never a physical pass, so
+that no mask depends on how a step is split. Masks carry no gradient: the router weights the experts
+of a token.
 
-All of them let a token's experts depend on the tokens after it, so none can generate text:
-evaluation takes each token's `top_k_mask` instead.
+With each of them, the experts of a token depend on later tokens, so none can generate text.
+Evaluation uses `top_k_mask` for each token instead.
 """
 
 import math
@@ -36,9 +36,9 @@ def expert_choice(
 
         c = ceil(capacity_factor * tokens * top_k / experts)                    (arXiv 2202.09368)
 
-    The load is even by construction. A token gets between none and all of the experts, `top_k` of
-    them on average at a factor of 1; the source's own factor is `capacity_factor * top_k`, 2 by
-    default. What a token gets depends on later tokens, see `leaked_bits`.
+    The load is even by construction. A token gets between none and all of the experts, and `top_k`
+    on average at a factor of 1. The factor of the source is `capacity_factor * top_k`, 2 by
+    default. The experts of a token depend on later tokens, see `leaked_bits`.
 
     Args:
         scores: the router's distribution over the experts.

@@ -4,13 +4,13 @@ Notation: c_i assignments to expert i in a group of tokens, c their mean, e_i = 
 
     select by s_i + b_i, weight by s_i;  b_i <- b_i + u * sign(e_i)          (arXiv 2408.15664)
 
-once per optimizer step, from the counts of all passes and ranks. The source has b_i + u * e_i and
-a multiplicative bias s_i * b_i as variants without saying the unit of e_i: here the proportional
-step is u * e_i / c, which does not depend on how many tokens a group has.
+The bias moves once per optimizer step, by the counts of all passes and ranks. The source has two
+variants, b_i + u * e_i and a multiplicative bias s_i * b_i, and does not state the unit of e_i.
+Here the proportional step is u * e_i / c, which does not depend on the number of tokens in a group.
 
-With groups of less than the whole step, the move is the mean over them of the move of each: our
-reading of arXiv 2501.11873, Table 1, where a bias has a balance batch size. Where not all groups
-agree, their signs then cancel in part.
+With several groups in a step, the bias moves by the mean of their moves. This is our reading of
+arXiv 2501.11873, Table 1, where a bias has a balance batch size. Where groups disagree, their signs
+partly cancel.
 """
 
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ class Bias(Method):
         balance_bsz: sequences in a group.
         proportional: move by u * e_i / c in place of u * sign(e_i).
         multiplicative: select by s_i * b_i, with b_i beginning at 1.
-        centred: take the mean over experts from each move (torchtitan), so that the biases keep
-            their sum; what is selected does not change by that, since a shift of all is none.
+        centred: subtract the mean over experts from each move (torchtitan), so that the sum of the
+            biases stays constant. The selection is the same: a shift of all biases changes nothing.
     """
 
     rate: float = 1e-3

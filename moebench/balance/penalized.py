@@ -1,8 +1,8 @@
 """Methods that add a penalty to the objective, beside the balance loss or in its place.
 
-Some penalties need a value over other tokens, such as a load or a mean score. They take it from
-the last step, over all its passes and ranks. So no split of a step changes it, and no step needs a
-second pass. The sources take it from the current batch.
+Some penalties need a value over other tokens, such as a load or a mean score. They take it from the
+last step, over all its passes and ranks: no split of a step changes it, and no step needs a second
+pass. The sources take it from the current batch.
 """
 
 from collections.abc import Sequence

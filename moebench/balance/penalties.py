@@ -65,7 +65,7 @@ def score_variance(
 def overlap(
     outputs: Float[Tensor, "rows slots d_model"], present: Bool[Tensor, "rows slots"] | None = None
 ) -> Float[Tensor, " rows"]:
-    """How much of each selected expert's output lies along another's, for every token.
+    """For every token, the overlap of the outputs of its experts.
 
         L_o of a token = sum_j sum_{k != j} |<x_j, x_k> / (<x_k, x_k> + eps) x_k|^2
                                                                     (arXiv 2505.22323, Eq. 5-6)
@@ -97,10 +97,10 @@ def injected_load_error(
 
         dL/dz_te = (1/T) (tanh xi / xi) rho_e,  rho = u - 1,  xi = max |rho| / tau
 
-    of which a method adds lambda = 1e-5 times (load-error injection; the source adds it to the
-    gradient of each token's own loss, hence 1/T here). The factor keeps the largest error below
-    tau. It moves logits down where an expert is crowded whatever the router's probability, where
-    the balance loss moves them in proportion to it. The value itself means nothing.
+    A method adds lambda = 1e-5 times this (load-error injection). The source adds it to the
+    gradient of each token's loss, hence 1/T here. The factor keeps the largest error below tau. The
+    term moves down the logits of a crowded expert whatever the router's probability; the balance
+    loss moves them in proportion to it. The value itself means nothing.
 
     Args:
         frequency: f of each sequence's group, from any scope, or one for all sequences.
@@ -128,7 +128,7 @@ def relu_l1(
 
         L = mean over layers of (1/T) sum_t sum_e u_e R(x_t)_e           (arXiv 2412.14711)
 
-    To be multiplied by `adapted`'s lambda. With even loads it is the gates' L1 norm.
+    Multiply it by the lambda of `adapted`. With even loads it is the L1 norm of the gates.
 
     Args:
         frequency: f of each sequence's group, from any scope, or one for all sequences.
@@ -142,7 +142,7 @@ def relu_l1(
 def adapted(
     weight: Float[Tensor, ""], active: Float[Tensor, ""], top_k: int, *, factor: float = 1.2
 ) -> Float[Tensor, ""]:
-    """ReMoE's lambda after a step: larger while more than k experts a token are active.
+    """ReMoE's lambda after a step: it grows while more than k experts per token are active.
 
         lambda <- lambda * factor^sign((1 - k/E) - sparsity),  sparsity = 1 - active / E
 

@@ -1,8 +1,8 @@
-"""Experts that come or go during training: a mask over experts that changes with the step.
+"""Experts that are added or removed during training, by a mask that changes with the step.
 
-*Growth*: of E experts, e_0 are there at first and the others come one by one, the same number in
-every layer, until all are there after n steps. *Pruning*: an expert whose load over the last m
-steps was less than so many times its even share retires for good, in its layer alone.
+*Growth*: a layer starts with e_0 of its E experts. The others are added one by one, the same number
+in every layer, until all are active after n steps. *Pruning*: an expert retires for good, in its
+layer alone, if its load over the last m steps was below a given multiple of its even share.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from moebench.balance.routing import Routing
 
 
 class ScheduleState(NamedTuple):
-    """Which experts there are.
+    """Which experts are active.
 
     Attributes:
         done: steps so far.
-        active: [layers, experts] there in the next step.
-        retired: [layers, experts] gone for good.
-        watched: [layers, experts] there since `counts` began.
-        counts: [layers, experts] assignments since the last look at them.
+        active: [layers, experts] active in the next step.
+        retired: [layers, experts] removed for good.
+        watched: [layers, experts] active since `counts` began.
+        counts: [layers, experts] assignments since the last check.
     """
 
     done: Int[Tensor, ""]
@@ -39,12 +39,12 @@ class Schedule(Method):
     """Growth, pruning, or both.
 
     Attributes:
-        top_k: experts a token gets, fewer than which never remain.
+        top_k: experts for each token; at least as many stay active.
         start: experts at first; None: all.
-        full_at: steps after which all are there.
-        prune_below: utilisation c_i / mean(c) over the experts that there are, below which an
-            expert retires; 0: none does.
-        prune_every: steps over which utilisation is taken; an expert that came in between stays.
+        full_at: steps after which all are active.
+        prune_below: utilisation c_i / mean(c) over the active experts, below which an expert
+            retires; 0: none does.
+        prune_every: steps over which utilisation is taken; an expert added meanwhile stays.
     """
 
     top_k: int
@@ -62,7 +62,7 @@ class Schedule(Method):
         return ScheduleState(done, active, none, active, none.long())
 
     def _grown(self, done: Tensor, like: Tensor) -> Bool[Tensor, "layers experts"]:
-        """The experts that there would be if none had retired."""
+        """The experts that would be active if none had retired."""
         experts = like.shape[-1]
         place = torch.arange(experts, device=like.device).expand_as(like)
         if self.start is None:

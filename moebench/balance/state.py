@@ -1,11 +1,11 @@
-"""How f is had before a whole group was seen, and what is carried from step to step for it.
+"""How f is estimated before a whole group was counted, and the state that this takes.
 
 `exact` counts the whole group before it trains on any of it. `buffer` is the paper's Algorithm 1:
-the prefix over the logical passes of a step. `stale` takes the f of the last step, and `ema` a
-moving average of the f of all earlier ones. A window adds the counts of the steps before.
+the prefix over the logical passes of a step. `stale` uses the f of the last step, and `ema` a
+moving average over all earlier steps. A window adds the counts of earlier steps.
 
-Everything here is pure: a loop owns the state and replaces it once per optimizer step, from the
-counts of the whole step; evaluation, counting passes and skipped steps never touch it.
+All functions are pure. The training loop owns the state, and replaces it once per optimizer step by
+the counts of the whole step. Evaluations, counting passes and skipped steps do not change it.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Name = Literal["exact", "buffer", "stale", "ema"]
 
 
 class BalanceState(NamedTuple):
-    """What a balance term carries from step to step.
+    """The state of a balance term between steps.
 
     Attributes:
         average: [layers, groups, experts] the f of `stale` and `ema`; uniform at first.
@@ -40,8 +40,8 @@ class Estimator:
     Attributes:
         name: `exact`, `buffer`, `stale` or `ema`.
         pass_bsz: sequences in a logical pass of `buffer`.
-        window_steps: steps whose counts are summed, the running one among them (for `stale` and
-            `ema`, the last one).
+        window_steps: steps whose counts are summed, up to the current one (for `stale` and `ema`,
+            up to the last one).
         decay: beta of `ema`: f <- beta f + (1 - beta) F of the last step.
     """
 
@@ -52,7 +52,7 @@ class Estimator:
 
     @property
     def looks_back(self) -> bool:
-        """Whether f is that of earlier steps alone."""
+        """Whether f comes from earlier steps alone."""
         return self.name in ("stale", "ema")
 
     @property
@@ -62,7 +62,7 @@ class Estimator:
 
     @property
     def carries(self) -> bool:
-        """Whether anything is carried from step to step."""
+        """Whether there is a state between steps."""
         return self.looks_back or self.window_steps > 1
 
     def begin(
@@ -82,9 +82,9 @@ class Estimator:
 
         Args:
             groups: of the step's scope, with the prefix of this estimator.
-            tally: [layers, rows, experts] complete for the rows that are asked for; None where f
-                is that of earlier steps.
-            state: after the last step; None where nothing is carried.
+            tally: [layers, rows, experts] complete for the rows that are used; None if f comes
+                from earlier steps.
+            state: after the last step; None if the estimator has none.
         """
         if self.looks_back:
             assert state is not None

@@ -1,4 +1,4 @@
-"""Weighted balance terms that come and go over training, as one objective adds them up."""
+"""Weighted balance terms that start and stop during training; an objective adds them up."""
 
 from dataclasses import dataclass, field
 
@@ -9,17 +9,17 @@ from moebench.balance.scope import Scope
 class Term:
     """A balance loss over one scope, from one step of training to another.
 
-    It acts after `start` steps and until `stop` steps are done, so that one term that stops at a
-    step and another that starts there follow each other without a gap. With a `ramp`, its weight
-    rises in a line over so many steps after a given start, and falls over as many after its stop:
-    the weights of two terms that hand over to each other sum to a constant.
+    It acts after `start` steps and until `stop` steps are done. If one term stops at a step and
+    another starts there, there is no gap. With a `ramp`, the weight rises linearly over so many
+    steps after its start, and falls over as many after its stop. The weights of two terms, one of
+    which replaces the other, then sum to a constant.
 
     Attributes:
         scope: whose f each sequence meets.
         weight: of the unscaled loss in the objective.
         start, stop: in steps done; None: from the first, to the last.
         ramp: in steps.
-        domain_weights: what the part of each domain's sequences is multiplied by; None: 1.
+        domain_weights: factor of each domain's part of the loss; None: 1.
         label: a short name, such as `micro` or `global-64`.
     """
 

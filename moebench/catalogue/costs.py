@@ -5,14 +5,14 @@ from functools import partial
 from moebench.catalogue.metric import Column, Metric, Random, simulated
 
 # of any placement, since earlier loads do not predict a random one
-_SLOWDOWN = Random("by simulation", lambda run: run.slowdown)
+_RANDOM = Random("by simulation", lambda run: run.slowdown)
 _slowdown = partial(Metric, direction="lower", even=1, per="R", scalars="whole")
 
 COSTS = (
     _slowdown(
         "ep/slowdown",
         "the largest rank's load over the mean, summed over layers, with expert e on rank e mod R",
-        random=_SLOWDOWN,
+        random=_RANDOM,
         chart="Expert parallel: slowest of the virtual ranks over the mean (even: 1{random})",
         hparam=True,
         inspected="slowest rank over mean (even: 1)",
@@ -22,7 +22,7 @@ COSTS = (
         "ep/slowdown_greedy",
         "the same with experts placed by their recent loads: the most loaded first, each on the "
         "rank with the least load",
-        random=_SLOWDOWN,
+        random=_RANDOM,
         chart="The same, experts placed by recent load (even: 1{random})",
         inspected="... experts placed by load",
         column=Column("cost", "slowdown\ngreedy", 3, optional=True),
