@@ -1,4 +1,4 @@
-"""Whose selection frequency each token's router probability meets.
+"""Scopes: which sequences share an f, the selection frequency in their balance loss.
 
 A *balance group* is a set of sequences whose expert counts are summed together. A scope assigns the
 sequences of a step to groups in data order. The assignment does not depend on physical passes or
@@ -23,7 +23,7 @@ Device = torch.device | None
 
 @dataclass(frozen=True)
 class Scope:
-    """A rule that gives every sequence of a step the selection frequency of its balance group."""
+    """A rule that divides the sequences of a step into balance groups."""
 
     def labels(self, sequences: int, domain: Domains = None, device: Device = None) -> Labels:
         """The group (for `Shuffled`, the pool) of each sequence of a step, and how many there are.

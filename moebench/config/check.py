@@ -1,4 +1,4 @@
-"""What cannot work: ranges, sizes that do not divide, values that contradict each other.
+"""Checks of a config: ranges, sizes that do not divide, values that contradict each other.
 
 Each check raises `ConfigError` for the first thing that is wrong, naming key, value and remedy. It
 refuses what cannot work and never what is unwise.

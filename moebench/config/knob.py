@@ -1,4 +1,4 @@
-"""What a config field knows of its key: meaning, unit, range, neutral value, and type."""
+"""The facts about a config key: meaning, unit, range, neutral value, and type."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass

@@ -1,7 +1,7 @@
-"""The report as one HTML file: tables that can be sorted, plots, and how to make it all again.
+"""The report as one HTML file: sortable tables, plots, and the command that makes it again.
 
-The file needs no network and may not use any: its policy allows only what it holds itself. All
-text is escaped by the template; plots are pictures, in which no script of a name could run.
+The file uses no network: its security policy allows only its own content. The template escapes all
+text. Plots are pictures, in which no script in a name can run.
 """
 
 import base64
