@@ -17,7 +17,7 @@ from moebench.scopes import GLOBAL, NONE, SCOPES, declared, default_size
 def check_scopes(config: ExperimentConfig) -> None:
     """Refuse a scope of a plugin that is not loaded, or whose text is not the recorded one."""
     names = {config.scope, *(term.scope for term in config.balance.terms if term.scope)}
-    recorded = {name: each for name, each in config.balance.plugins.items() if name in names}
+    recorded = {name: plugin for name, plugin in config.balance.plugins.items() if name in names}
     for name, plugin in recorded.items():
         if name not in SCOPES:
             raise ConfigError(
@@ -152,9 +152,9 @@ def _check_overlap(config: ExperimentConfig, number: int, where: str) -> None:
     """Refuse a term that acts at the same time as an earlier one over the same groups."""
     *earlier, term = config.balance.terms[: number + 1]
     first, last = _span(term, config.train.steps)
-    for other, each in enumerate(earlier):
-        begin, end = _span(each, config.train.steps)
-        same = canonical_group(config, each) == canonical_group(config, term)
+    for other, before in enumerate(earlier):
+        begin, end = _span(before, config.train.steps)
+        same = canonical_group(config, before) == canonical_group(config, term)
         if same and first < end and begin < last:
             raise ConfigError(
                 f"{where}scope={group_of(config, term)[0]}: acts at the same time as "

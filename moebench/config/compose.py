@@ -159,13 +159,13 @@ class Composer(OverrideParser):
         ) as error:
             raise ConfigError(f"{subject}: {cause(error)}; correct the preset") from None
         if name.startswith("study/"):
-            found, known = nested.get("study", nested), STUDY_KNOBS
-            found = {f"study.{key}": value for key, value in found.items()}
+            known = STUDY_KNOBS
+            values = {f"study.{key}": value for key, value in nested.get("study", nested).items()}
         else:
-            found, known = _leaves(nested), KNOBS
+            known, values = KNOBS, _leaves(nested)
         self._composed[name, *picks] = {
             key: typed_value(f"{subject}: {key}={value}", key, value, known)
-            for key, value in found.items()
+            for key, value in values.items()
         }
         return self._composed[name, *picks]
 

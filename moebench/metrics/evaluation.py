@@ -69,7 +69,7 @@ def routing_metrics(
     if top_k > 1:
         row["specialization/coactivation"] = largest_partner_share(together)
     for layer, used in enumerate(load.utilization(mixed).tolist()):
-        row[f"load/utilization/{layer}"] = [round(each, 5) for each in used]
+        row[f"load/utilization/{layer}"] = [round(value, 5) for value in used]
     probe = index[:, :: max(1, len(domain) // PROBE)][:, :PROBE]
     arrays = {
         "counts": by_domain.long().numpy(),
@@ -79,6 +79,6 @@ def routing_metrics(
     if routing.weights is not None:
         likeliest = routing.weights.detach().amax(-1).flatten(1).cpu().double()
         arrays["probability"] = np.stack(
-            [np.histogram(each, BINS, (0.0, 1.0))[0] for each in likeliest.numpy()]
+            [np.histogram(layer, BINS, (0.0, 1.0))[0] for layer in likeliest.numpy()]
         )
     return row, arrays

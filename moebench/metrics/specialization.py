@@ -43,7 +43,7 @@ def domain_specialization(
     """
     generator = torch.Generator().manual_seed(0)
     domain = domain.cpu()
-    found = mutual_information(domain_counts(counts, domain, num_domains)).mean()
+    observed = mutual_information(domain_counts(counts, domain, num_domains)).mean()
     chance = torch.stack(
         [
             mutual_information(
@@ -54,7 +54,7 @@ def domain_specialization(
             for _ in range(PERMUTATIONS)
         ]
     ).mean()
-    return float(found - chance)
+    return float(observed - chance)
 
 
 def domain_specialization_given_token(
@@ -113,8 +113,8 @@ def _given_token(
     by_pair = csr_array((weight, (both, cells)), shape=(len(pair), len(token)))
     by_token = csr_array((np.ones(len(pair)), (one, np.arange(len(pair)))))
     bits = []
-    for each in counts:
-        joint = by_pair @ each.astype(float)  # [tokens x domains, experts]
+    for count in counts:
+        joint = by_pair @ count.astype(float)  # [tokens x domains, experts]
         joint /= joint.sum()
         marginal = by_token @ joint  # [tokens, experts]
         bits.append(
@@ -151,13 +151,13 @@ def vocabulary_specialization(
     left out; nan if none is left.
     """
     index, vocabulary = expert_index.cpu().long(), int(token.max()) + 1
-    found = []
+    shares = []
     for layer in index:
         halves, times = [], []
         for half in range(2):
-            own = layer[half::2].flatten(0, 1)
+            chosen = layer[half::2].flatten(0, 1)
             entry = token.cpu().long()[half::2].flatten()
-            flat = (entry[:, None] * num_experts + own)[own >= 0]  # -1 holds no expert
+            flat = (entry[:, None] * num_experts + chosen)[chosen >= 0]  # -1 holds no expert
             tally = torch.bincount(flat, minlength=vocabulary * num_experts)
             times.append(torch.bincount(entry, minlength=vocabulary))
             halves.append(tally.view(vocabulary, num_experts))
@@ -170,8 +170,8 @@ def vocabulary_specialization(
             favourite = picked[known].argmax(1, keepdim=True)
             hits += int(taken[known].gather(1, favourite).sum())
             seen += int(of_entry[known].sum())
-        found.append(hits / seen if seen else float("nan"))
-    return sum(found) / len(found)
+        shares.append(hits / seen if seen else float("nan"))
+    return sum(shares) / len(shares)
 
 
 def largest_partner_share(
@@ -185,10 +185,10 @@ def largest_partner_share(
     Args:
         together: from `coactivation`.
     """
-    own = together.diagonal(dim1=1, dim2=2).double()
-    others = together.double() - torch.diag_embed(own)
-    used = own > 0
-    return float((others.amax(-1)[used] / own[used]).mean())
+    tokens = together.diagonal(dim1=1, dim2=2).double()
+    others = together.double() - torch.diag_embed(tokens)
+    used = tokens > 0
+    return float((others.amax(-1)[used] / tokens[used]).mean())
 
 
 def coactivation(
@@ -203,7 +203,7 @@ def coactivation(
     flat = expert_index.flatten(1, 2)  # [layers, all tokens, slots]
     there = (flat >= 0)[..., :, None] & (flat >= 0)[..., None, :]
     pairs = flat[..., :, None] * num_experts + flat[..., None, :]
-    pairs, there = (each.reshape(layers, -1) for each in (pairs.where(there, 0), there))
-    found = pairs.new_zeros(layers, num_experts**2)
-    found = found.scatter_add(1, pairs, there.to(pairs.dtype))
-    return found.view(layers, num_experts, num_experts)
+    pairs, there = (part.reshape(layers, -1) for part in (pairs.where(there, 0), there))
+    together = pairs.new_zeros(layers, num_experts**2)
+    together = together.scatter_add(1, pairs, there.to(pairs.dtype))
+    return together.view(layers, num_experts, num_experts)

@@ -81,7 +81,7 @@ def accumulate_together(forward: Forward, arm_steps: Sequence[ArmStep]) -> list[
     if any(arm_step.counting for arm_step in arm_steps):
         with torch.no_grad():
             for span in passes:
-                inputs = [each.inputs(span)._replace(targets=None) for each in arm_steps]
+                inputs = [arm_step.inputs(span)._replace(targets=None) for arm_step in arm_steps]
                 for arm_step, (_, routing) in zip(arm_steps, forward(inputs), strict=True):
                     arm_step.count(routing, span)
         for arm_step in arm_steps:
