@@ -67,12 +67,14 @@ def to_come(
 def scope_error(model: MoETransformer, step: Step, scope: Scope) -> Distance:
     """The error of a scope's balance gradient against that of the whole step."""
     routing = model(step.tokens[:, :-1])[1]
-    weights = [each for name, each in model.named_parameters() if name.endswith("router.weight")]
+    weights = [
+        weight for name, weight in model.named_parameters() if name.endswith("router.weight")
+    ]
 
     def gradient(over: Scope) -> Tensor:
         loss = balance_loss(over.frequency(routing), routing.prob_mass)
-        found = torch.autograd.grad(loss, weights, retain_graph=True)
-        return torch.cat([each.flatten() for each in found]).double()
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+        return torch.cat([part.flatten() for part in gradients]).double()
 
     g, best = gradient(scope), gradient(Global())
     size = best.norm()
@@ -97,29 +99,29 @@ def main() -> None:
     print(f"relative error and cosine, means over {args.steps} steps\n")
 
     states: dict[str, BalanceState] = {}
-    found: dict[tuple[str, int], list[Distance]] = {}
+    errors: dict[tuple[str, int], list[Distance]] = {}
     for model, objective, step in to_come(words, corpus, max(args.after) + args.steps):
         layers, experts = model.router_shape
         done = step.number - 1
-        [after] = [each for each in args.after if each <= done < each + args.steps] or [None]
+        [after] = [start for start in args.after if start <= done < start + args.steps] or [None]
         with torch.no_grad():
             counts = model(step.tokens[:, :-1])[1].counts.sum(1, keepdim=True)
         if after is not None:
             print(f"measuring before step {step.number}", file=sys.stderr)
-            found.setdefault((MICRO, after), []).append(scope_error(model, step, Micro(MICRO_BSZ)))
+            errors.setdefault((MICRO, after), []).append(scope_error(model, step, Micro(MICRO_BSZ)))
         for name, estimator in ESTIMATORS.items():
             state = states.setdefault(name, estimator.begin(layers, 1, experts))
             if after is not None:
                 one = Objective(objective.terms, MICRO_BSZ, estimator=estimator)
                 carried = [state if estimator.carries else None]
                 error = estimator_error(model, one, step, carried)
-                found.setdefault((name, after), []).append(error)
+                errors.setdefault((name, after), []).append(error)
             states[name] = estimator.update(state, counts)
 
     print(f"{'steps trained':20}" + "".join(f"{after:>16}" for after in args.after))
     for name in (*ESTIMATORS, MICRO):
         cells = [
-            [statistics.mean(each) for each in zip(*found[name, after], strict=True)]
+            [statistics.mean(column) for column in zip(*errors[name, after], strict=True)]
             for after in args.after
         ]
         print(f"{name:20}" + "".join(f"{error:9.3f}{cosine:7.3f}" for error, cosine in cells))

@@ -55,7 +55,7 @@ def main() -> None:
 
             stepping.append(timed(update, device).wall)
         # the first round also warms up
-        batch, step = (1e3 * statistics.median(each[1:]) for each in (loading, stepping))
+        batch, step = (1e3 * statistics.median(times[1:]) for times in (loading, stepping))
         place = "on the GPU" if resident else "on the CPU"
         print(f"{place:12} {batch:10.3f} {step:10.1f} {batch / (batch + step):8.2%}")
 

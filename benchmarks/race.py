@@ -206,29 +206,31 @@ def race(
 ) -> None:
     makers = entrants(shape, device, compiled=compiled)
     field = {}
-    for each, make in makers.items():
-        print(f"{name}: {each}", file=sys.stderr)
-        field[each] = make()
+    for entrant, make in makers.items():
+        print(f"{name}: {entrant}", file=sys.stderr)
+        field[entrant] = make()
         for _ in range(3):  # CUDA graphs record the second call
-            field[each]()
-    times: dict[str, list[Seconds]] = {each: [] for each in field}
+            field[entrant]()
+    times: dict[str, list[Seconds]] = {entrant: [] for entrant in field}
     for number in range(rounds):
         print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
-        for each, act in field.items():
-            times[each].append(timed(act, device))
+        for entrant, act in field.items():
+            times[entrant].append(timed(act, device))
     del field
     print(f"\n### {name}: {shape.tokens:,} tokens per step\n")
     more = " peak MB |" if memory else ""
     print(f"| entrant | tokens/s | against HF fp32 | wall tokens/s |{more}")
     print("|---|---:|---:|---:|" + ("---:|" if memory else ""))
-    for each, own in times.items():
-        ratio = statistics.median(a.own / b.own for a, b in zip(times[BASE], own, strict=True))
-        cpu, wall = (statistics.median(column) for column in zip(*own, strict=True))
+    for entrant, of_entrant in times.items():
+        ratio = statistics.median(
+            a.own / b.own for a, b in zip(times[BASE], of_entrant, strict=True)
+        )
+        cpu, wall = (statistics.median(column) for column in zip(*of_entrant, strict=True))
         cells = [f"{shape.tokens / cpu:,.0f}", f"{ratio:.2f}", f"{shape.tokens / wall:,.0f}"]
         if memory:
-            compiler = device.type == "cpu" and "compiled" in each
-            cells.append("" if compiler else f"{peak(shape, each, threads) / 1e6:,.0f}")
-        print(f"| {each} | {' | '.join(cells)} |", flush=True)
+            compiler = device.type == "cpu" and "compiled" in entrant
+            cells.append("" if compiler else f"{peak(shape, entrant, threads) / 1e6:,.0f}")
+        print(f"| {entrant} | {' | '.join(cells)} |", flush=True)
 
 
 def peak(shape: Shape, entrant: str, threads: int) -> int:
@@ -269,7 +271,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*compile.*")
     device = device_here()
     print(f"{header(args.threads, 'transformers')}, {args.rounds} rounds")
-    shapes = {"smoke": SMOKE} if args.smoke else {each: SHAPES[each] for each in args.shapes}
+    shapes = {"smoke": SMOKE} if args.smoke else {name: SHAPES[name] for name in args.shapes}
     for name, shape in shapes.items():
         race(
             name,

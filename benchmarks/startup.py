@@ -75,7 +75,7 @@ def prepare(place: Path, env: dict[str, str]) -> None:
     documents = ["".join(draw.choices("abcdefgh ", k=1000)) for _ in range(400)]
     (place / "text").mkdir()
     (place / "text" / "letters.jsonl").write_text(
-        "".join(json.dumps({"text": each}) + "\n" for each in documents)
+        "".join(json.dumps({"text": text}) + "\n" for text in documents)
     )
     write = (
         "from pathlib import Path\n"

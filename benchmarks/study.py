@@ -36,7 +36,7 @@ def throughput(shape: str, processes: int, threads: int, seconds: float) -> floa
     ready = context.Barrier(processes, timeout=PATIENCE)
     with ProcessPoolExecutor(processes, context, _begin, (ready,)) as pool:
         work = [pool.submit(_steps, shape, threads, seconds) for _ in range(processes)]
-        return sum(each.result() for each in work)
+        return sum(process.result() for process in work)
 
 
 def _begin(ready: Barrier) -> None:
@@ -64,7 +64,7 @@ def commands(steps: int, device: str, cores: int) -> dict[str, list[list[str]]]:
     common = ["model=tiny", "global_bsz=32", f"train.steps={steps}", "data=synthetic"]
     common += [f"run.device={device}", "data.valid_sequences=64"]
     arms = [[f"scope={scope}", f"seed={seed}"] for scope in SCOPES for seed in SEEDS]
-    alone = [[*MOEBENCH, "train", *each, *common, f"run.threads={cores}"] for each in arms]
+    alone = [[*MOEBENCH, "train", *arm, *common, f"run.threads={cores}"] for arm in arms]
     every = [f"scope={','.join(SCOPES)}", f"seed={','.join(SEEDS)}"]
     return {"one by one": alone, "moebench sweep": [[*MOEBENCH, "sweep", *every, *common]]}
 
@@ -73,10 +73,10 @@ def seconds(words: list[list[str]]) -> float:
     """Wall time in seconds of these commands, in a new folder."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        for each in words:
-            done = subprocess.run(each, cwd=folder, capture_output=True, text=True)
+        for command in words:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             if done.returncode:
-                raise SystemExit(f"{' '.join(each)}: exit code {done.returncode}\n{done.stderr}")
+                raise SystemExit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}")
         return time.perf_counter() - began
 
 
@@ -97,26 +97,26 @@ def main() -> None:
         print("|---|---:|---:|---:|")
         for shape in ("D",) if args.smoke else ("A", "D"):
             pairs = [
-                [throughput(shape, *each, args.seconds) for each in ((cores, 1), (1, cores))]
+                [throughput(shape, *split, args.seconds) for split in ((cores, 1), (1, cores))]
                 for _ in range(args.rounds)
             ]
-            many, one = (statistics.median(each) for each in zip(*pairs, strict=True))
+            many, one = (statistics.median(column) for column in zip(*pairs, strict=True))
             ratio = statistics.median(a / b for a, b in pairs)
             print(f"| {shape} | {many:,.0f} | {one:,.0f} | {ratio:.2f} |", flush=True)
     ways = commands(args.steps, device.type, cores)
     for words in ways.values():  # prepare the data and fill the file cache
-        seconds([[each.replace(f"steps={args.steps}", "steps=1") for each in words[0]]])
-    times: dict[str, list[float]] = {each: [] for each in ways}
+        seconds([[word.replace(f"steps={args.steps}", "steps=1") for word in words[0]]])
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(args.rounds):
-        for each, words in list(ways.items())[:: 1 if number % 2 else -1]:
-            print(f"study: round {number + 1} of {args.rounds}, {each}", file=sys.stderr)
-            times[each].append(seconds(words))
+        for way, words in list(ways.items())[:: 1 if number % 2 else -1]:
+            print(f"study: round {number + 1} of {args.rounds}, {way}", file=sys.stderr)
+            times[way].append(seconds(words))
     number = len(SCOPES) * len(SEEDS)
     print(f"\n| {number} runs of {args.steps} steps | seconds | against one by one |")
     print("|---|---:|---:|")
-    for each, own in times.items():
-        ratio = statistics.median(a / b for a, b in zip(times["one by one"], own, strict=True))
-        print(f"| {each} | {statistics.median(own):.1f} | {ratio:.2f} |")
+    for way, taken in times.items():
+        ratio = statistics.median(a / b for a, b in zip(times["one by one"], taken, strict=True))
+        print(f"| {way} | {statistics.median(taken):.1f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

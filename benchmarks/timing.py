@@ -43,7 +43,7 @@ def device_here() -> torch.device:
 
 def header(threads: int, *packages: str) -> str:
     """The versions of torch and other packages, the device, the threads and the load."""
-    versions = [f"{each} {importlib.metadata.version(each)}" for each in ("torch", *packages)]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages)]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return ", ".join([*versions, where, f"{threads} threads, load {os.getloadavg()[0]:.1f}"])
 
