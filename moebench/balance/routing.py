@@ -31,6 +31,8 @@ class Routing(NamedTuple):
         tokens: [sequences] tokens that are no padding; None where none is.
         own_index, own_counts: as `expert_index` and `counts`, of each token's highest scores, where
             a bias or factor moved the selection away from them; else None.
+        moved: [layers, sequences] assignments to experts that are not among those of the token's
+            highest scores; None where nothing but the scores selects.
         dropped: [layers, sequences] assignments over an expert's capacity, which are in `counts`
             and have no weight; None where nothing is dropped.
         logits, scores: [layers, sequences, tokens, experts] of the router, and what the gate made
@@ -48,6 +50,7 @@ class Routing(NamedTuple):
     tokens: Int[Tensor, " sequences"] | None = None
     own_index: Int[Tensor, "layers sequences tokens top_k"] | None = None
     own_counts: Tensor | None = None
+    moved: Int[Tensor, "layers sequences"] | None = None
     dropped: Int[Tensor, "layers sequences"] | None = None
     logits: Float[Tensor, "layers sequences tokens experts"] | None = None
     scores: Float[Tensor, "layers sequences tokens experts"] | None = None
@@ -80,30 +83,56 @@ def observe(
         assert top_k is not None, "expert_index or top_k"
         expert_index = router_probs.detach().topk(top_k, dim=-1).indices
     weights = router_probs.gather(-1, expert_index)
-    sequences, experts = router_probs.shape[0], router_probs.shape[-1]
     square = router_logits.logsumexp(-1).square()
-    flat = expert_index.reshape(sequences, -1)
-    ones, tokens, marked = torch.ones_like(flat), None, expert_index
+    tokens, marked = None, expert_index
     if selected is not None:
-        weights, ones = weights * selected, selected.reshape(sequences, -1).to(flat.dtype)
+        weights = weights * selected
         marked = expert_index.where(selected, PADDING)
     if mask is not None:
         assert selected is None, "padding of tokens with fewer experts"
         real, tokens = mask[..., None], mask.sum(1)
         router_probs, weights, square = router_probs * real, weights * real, square * mask
-        ones = real.expand_as(expert_index).reshape(sequences, -1).to(flat.dtype)
+        selected = real.expand_as(expert_index)
         marked = expert_index.where(real, PADDING)
-    # scatter_add, since bincount would synchronise with the host on a GPU
-    counts = torch.zeros(sequences, experts, dtype=flat.dtype, device=flat.device)
     return Routing(
         expert_index=marked[None],
-        counts=counts.scatter_add(1, flat, ones)[None],
+        counts=counted(expert_index, router_probs.shape[-1], selected)[None],
         prob_mass=router_probs.sum(1)[None],
         logsumexp_sq=square.sum(1)[None],
         topk_mass=weights.detach().sum((1, 2))[None],
         weights=weights[None],
         tokens=tokens,
     )
+
+
+def counted(
+    expert_index: Int[Tensor, "sequences tokens slots"],
+    experts: int,
+    selected: Bool[Tensor, "sequences tokens slots"] | None = None,
+) -> Int[Tensor, "sequences experts"]:
+    """How often each sequence selects each of the `experts`.
+
+    Args:
+        selected: False where an entry of `expert_index` is none; None: all are experts.
+    """
+    flat = expert_index.flatten(1)
+    ones = torch.ones_like(flat) if selected is None else selected.flatten(1).to(flat.dtype)
+    # scatter_add, since bincount would synchronise with the host on a GPU
+    counts = torch.zeros(len(flat), experts, dtype=flat.dtype, device=flat.device)
+    return counts.scatter_add(1, flat, ones)
+
+
+def moved_from(
+    own_index: Int[Tensor, "sequences tokens top_k"],
+    expert_index: Int[Tensor, "sequences tokens slots"],
+) -> Int[Tensor, " sequences"]:
+    """Assignments to experts that are not in a token's `own_index`.
+
+    Args:
+        expert_index: the experts that were selected; a slot of -1 holds none and does not count.
+    """
+    same = (expert_index[..., :, None] == own_index[..., None, :]).any(-1)
+    return ((expert_index != PADDING) & ~same).sum((1, 2))
 
 
 def no_routing(sequences: int, tokens: int, experts: int, *, like: Tensor) -> Routing:

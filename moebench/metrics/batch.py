@@ -54,10 +54,8 @@ def batch_metrics(routing: Routing, micro_bsz: int) -> dict[str, Tensor]:
     }
     if routing.dropped is not None:
         metrics["load/drop_rate"] = routing.dropped.sum() / routing.counts.sum()
-    if routing.own_index is not None:
-        metrics["router/intervention"] = load.intervention_rate(
-            routing.expert_index, routing.own_index
-        )
+    if routing.moved is not None:
+        metrics["router/intervention"] = load.intervention_rate(routing.moved, routing.counts)
     if routing.topk_mass is not None:
         metrics["router/topk_mass"] = routing.topk_mass.mean() / tokens
     return metrics

@@ -40,20 +40,18 @@ def dead_experts(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*ba
 
 
 def intervention_rate(
-    expert_index: Int[Tensor, "*batch slots"], own_index: Int[Tensor, "*batch top_k"]
+    moved: Int[Tensor, "layers sequences"], counts: Shaped[Tensor, "layers sequences experts"]
 ) -> Float[Tensor, ""]:
-    """Share of the selected experts that are not those of the token's highest scores.
+    """Share of the assignments to experts that are not among those of the highest scores.
 
     1 - |topK(s) and topK(s + b) in common| / k for a bias b on scores s. It is 0 without a
     bias, and 1 - k / E in expectation if only the bias decides.
 
     Args:
-        expert_index: the experts that were selected; a slot of -1 holds none and does not count.
-        own_index: those of the highest scores.
+        moved: such assignments, as in `Routing`.
+        counts: all assignments.
     """
-    selected = expert_index >= 0
-    same = (expert_index[..., :, None] == own_index[..., None, :]).any(-1) & selected
-    return 1 - same.sum().double() / selected.sum()
+    return moved.sum().double() / counts.sum()
 
 
 def gini(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch"]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moebench.balance import Method, Routing, Steering, observe
+from moebench.balance import Method, Routing, Steering, counted, moved_from, observe
 from moebench.balance.assignment import capacity
 from moebench.errors import ConfigError
 from moebench.model import noise
@@ -210,12 +210,8 @@ class Router(nn.Module):
             sequences // self.gating.group_bsz
         )
         own_index = gate.scores.detach().topk(self.top_k, dim=-1).indices
-        selection = self._weighted(logits, gate, expert_index, None, Steering(), selected)
-        of_own = observe(logits, gate.probs, own_index)
-        routing = selection.routing._replace(
-            own_index=of_own.expert_index, own_counts=of_own.counts
-        )
-        return selection._replace(routing=routing, assignments=number)
+        selection = self._weighted(logits, gate, expert_index, own_index, Steering(), selected)
+        return selection._replace(assignments=number)
 
     def _weighted(
         self,
@@ -234,8 +230,11 @@ class Router(nn.Module):
             logits = logits.masked_fill(~steering.mask, -math.inf)
         routing = observe(logits, gate.probs, expert_index, selected=selected)
         if own_index is not None:
-            of_own = observe(logits, gate.probs, own_index)
-            routing = routing._replace(own_index=of_own.expert_index, own_counts=of_own.counts)
+            routing = routing._replace(
+                own_index=own_index[None],
+                own_counts=counted(own_index, experts)[None],
+                moved=moved_from(own_index, routing.expert_index[0])[None],
+            )
         weights = gate.values.gather(-1, expert_index)
         weights = weights if selected is None else weights * selected
         if gating.renormalize or gating.gate == "topk_softmax":

@@ -27,9 +27,6 @@ from moebench.model.transformer import MoETransformer
 from moebench.train.ranks import Ranks
 from moebench.train.step import Inputs, Objective, Outcome, Step, method_states, steering_in
 
-# The fields of `Routing` that every rank holds for all sequences of a step.
-GATHERED = ("counts", "prob_mass", "logsumexp_sq", "topk_mass", "own_counts", "dropped", "scores")
-
 
 class ActiveTerm(NamedTuple):
     """A term that acts in this step, or whose counts later steps need.
@@ -227,20 +224,18 @@ class ArmStep:
 
 
 def _of_step(parts: Sequence[Routing], step: Step) -> Routing:
-    """The routing of the step, its sequences in the order of the data."""
-    routing, passes = join(parts, along="sequences"), step.passes()
-    if step.ranks.size > 1:
-        return routing._replace(
+    """The routing of the step on every rank, its sequences in the order of the data."""
+    routing, passes, ranks = join(parts, along="sequences"), step.passes(), step.ranks
+    if ranks.size == 1 and step.order is None:
+        return routing
+    fields = {name: value for name, value in routing._asdict().items() if value is not None}
+    if ranks.size > 1:
+        return Routing(
             **{
-                name: step.ranks.gather(value, passes, step.sequences, axis=1)
-                for name in GATHERED
-                if (value := getattr(routing, name)) is not None
+                name: ranks.gather(value, passes, step.sequences, axis=1)
+                for name, value in fields.items()
             }
         )
-    if step.order is None:
-        return routing
     place = torch.cat([torch.arange(span.start, span.stop) for span in passes]).argsort()
     place = place.to(routing.counts.device)
-    return Routing(
-        *(None if value is None else value.index_select(1, place) for value in routing)  # pyright: ignore
-    )
+    return Routing(**{name: value.index_select(1, place) for name, value in fields.items()})

@@ -77,8 +77,7 @@ class Outcome(NamedTuple):
         balance: for each term of the objective, its weight in this step and its unscaled loss; the
             loss is 0 for a term that does not act.
         penalty: of the methods, weighted.
-        routing: of the whole step, detached. With several ranks, the fields of single tokens
-            (`expert_index`, `weights`) hold this rank's tokens only.
+        routing: of the whole step, detached, without `outputs`.
         states: of each term, then of each method, after this step; None for one without a state.
     """
 

@@ -1,26 +1,32 @@
 """Routers and methods in whole steps: results must not depend on how a step is split.
 
-Losses, gradients and states after a few steps are compared with those of one pass on one rank, over
-splits, orders and ranks (real processes, gloo).
+Losses, gradients, states and every metric of a row after a few steps are compared with those of one
+pass on one rank, over splits, orders and ranks (real processes, gloo).
 """
 
 import itertools
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
 from moebench.balance import Estimator, Global, Method, Micro, Schedule, Term
+from moebench.balance.assignment import ExpertChoice
 from moebench.balance.bias import Bias
+from moebench.balance.penalized import LoadErrorInjection
+from moebench.balance.quantile import Quantile
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.gradients import accumulate_gradients
+from moebench.train.measure import recent_load, step_metrics
 from moebench.train.ranks import Ranks, joined
 from moebench.train.step import Objective, Step
 from tests.processes import on_ranks
 
 SEQUENCES, LENGTH, MICRO, STEPS = 8, 6, 2, 3
 BOUND = 1e-10  # of a relative error in fp64
+METRIC_BOUND = 1e-6  # of a metric, whose f is in fp32
 
 
 class Case(NamedTuple):
@@ -42,6 +48,9 @@ CASES = {
     "bias over micro-batches": Case(methods=(Bias(0.05, MICRO),)),
     "multiplicative bias": Case(methods=(Bias(0.05, multiplicative=1, centred=1),)),
     "bias and stale f": Case(Gating(noise=0.5), (Bias(0.05),), Estimator("stale")),
+    "quantile": Case(Gating(observes=Quantile.observes), (Quantile(),)),
+    "load error": Case(Gating(observes=frozenset({"logits"})), (LoadErrorInjection(1.0),)),
+    "expert choice": Case(Gating(method=ExpertChoice(), group_bsz=MICRO)),
     "growth and pruning": Case(
         methods=(Schedule(2, start=3, full_at=2, prune_below=0.9, prune_every=2),)
     ),
@@ -54,6 +63,7 @@ class Result(NamedTuple):
     losses: Tensor
     gradients: dict[str, Tensor]
     states: list[Any]
+    row: dict[str, Any]
 
 
 def model_of(gating: Gating) -> MoETransformer:
@@ -82,7 +92,7 @@ def run(
     terms = (Term(Global(), 5.0), Term(Micro(MICRO), 0.5))
     what = Objective(terms, MICRO, z=0.1, estimator=case.estimator, methods=case.methods)
     draw, states = torch.Generator().manual_seed(0), None
-    losses = torch.zeros(())
+    losses, load, row = torch.zeros(()), None, {}
     for number in range(1, STEPS + 1):
         low = torch.arange(4).roll(number).repeat_interleave(MICRO)[:, None] * 4
         passes = SEQUENCES // (device_bsz * ranks.size)
@@ -99,12 +109,14 @@ def run(
         outcome = accumulate_gradients(model, what, step, states)
         states = outcome.states
         losses = torch.stack([outcome.cross_entropy, *(value for _, value in outcome.balance)])
+        row = step_metrics(outcome, what, before=load, assignment_bytes=1)()
+        load = recent_load(load, outcome)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    return Result(losses, gradients, states or [])
+    return Result(losses, gradients, states or [], row)
 
 
 def error(result: Result, expected: Result) -> float:
-    """The worst relative error; infinite if a state differs by more than rounding."""
+    """The worst relative error; infinite if a state or metric differs by more than rounding."""
     off = [(result.losses - expected.losses).norm() / expected.losses.norm()]
     for name, each in expected.gradients.items():
         off.append((result.gradients[name] - each).norm() / max(each.norm(), 1e-12))
@@ -112,6 +124,11 @@ def error(result: Result, expected: Result) -> float:
         for a, b in zip(one or (), other or (), strict=True):
             same = torch.allclose(a.double(), b.double(), atol=1e-6)
             off.append(torch.tensor(0.0 if same else torch.inf))
+    assert result.row.keys() == expected.row.keys()
+    for name, metric in expected.row.items():
+        if result.row[name] != pytest.approx(metric, rel=METRIC_BOUND, abs=METRIC_BOUND):
+            print(f"{name} is {result.row[name]}, and in one pass on one rank {metric}")
+            off.append(torch.tensor(torch.inf))
     return max(float(each) for each in off)
 
 
