@@ -70,6 +70,11 @@ def _method_contradictions(config: ExperimentConfig) -> Contradictions:
 def _gate_contradictions(config: ExperimentConfig) -> Contradictions:
     router = config.router
     yield (
+        config.model.moe and config.model.top_k == 1 and router.gate == "topk_softmax",
+        "model.top_k=1: with router.gate=topk_softmax every weight is 1, and routers get no "
+        "gradient of the cross-entropy; use router.gate=softmax",
+    )
+    yield (
         router.capacity_factor is None and router.drop != "probability",
         f"router.drop={router.drop}: a dropless router drops nothing; add "
         "router.capacity_factor=1.25",

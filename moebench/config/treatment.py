@@ -234,7 +234,8 @@ def _gate(config: ExperimentConfig) -> tuple[str, bool]:
     """The gate, and whether it renormalizes, in canonical form.
 
     The softmax over the selected logits is the renormalized one over all. Where only the order of
-    the scores counts, both select the same experts.
+    the scores counts, both select the same experts. The weight of a single expert is never
+    renormalized: it would be 1 whatever the logits, and a router without a gradient.
     """
     router, method = config.router, methods.declared(config.method.name)
     more_than_order = (
@@ -243,9 +244,10 @@ def _gate(config: ExperimentConfig) -> tuple[str, bool]:
         or router.expert_groups > 1
         or router.capacity_factor is not None
     )
+    renormalize = router.renormalize and config.model.top_k > 1
     if router.gate == "topk_softmax":
         return (router.gate if more_than_order else "softmax"), True
-    return router.gate, router.renormalize
+    return router.gate, renormalize
 
 
 def _method_options(config: ExperimentConfig) -> dict[str, float]:

@@ -68,6 +68,7 @@ def identity(*overrides: str) -> str:
         [["method=bias"], ["method=bias", "method.options.balance_bsz=128"]],
         [["method=bias"], ["method=bias", "method.options={}"], ["method=bias", "scope=none"]],
         [["router=capacity"], ["router=capacity", "router.group_bsz=4"]],
+        [["model.top_k=1"], ["model.top_k=1", "router=softmax_raw"]],
         [["router=growing"], ["router=growing", "router.full_at=200"]],
         [["router.prune_every=7"], ["router.full_at=0.1"], []],
         [["model.moe=false"], ["model.moe=false", "router=sigmoid", "model.dense_layers=1"]],

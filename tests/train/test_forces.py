@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from moebench.balance import Estimator, Global, Micro, Term, balance_loss
 from moebench.config.compose import Composer
-from moebench.train.build import make_objective
+from moebench.config.schema import GATES
+from moebench.train.build import make_model, make_objective
 from moebench.train.forces import forces
 from moebench.train.gradients import accumulate_gradients
 from moebench.train.step import Objective, Step, initial_states
@@ -58,6 +59,24 @@ def test_terms_are_named_by_the_labels_of_the_treatment() -> None:
 def test_no_balance_term_has_no_force() -> None:
     model, step = model_of(FP64), a_step()
     assert list(forces(model, Objective((), micro_bsz=2), step, [])) == ["forces/cross_entropy"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(f"router.gate={gate}" for gate in GATES if gate != "topk_softmax"),  # it is refused
+        *("router=softmax_raw", "router=random", "router.expert_groups=4", "router=capacity"),
+        *("method=bias", "method=quantile", "method=sinkhorn", "method=base"),
+    ],
+)
+def test_a_single_expert_leaves_the_router_the_gradient_of_the_loss(words: str) -> None:
+    """With `model.top_k=1`, a weight that is scaled to sum to 1 would be 1 whatever the logits."""
+    usual = ["model=smoke", "model.top_k=1", "train.precision=fp64", "loss.balance=0"]
+    config = Composer().compose([*usual, *words.split()])
+    model, objective = make_model(config, 16), make_objective(config, ["one"])
+    step = Step(a_step().tokens, 8, draws=True)
+    found = forces(model, objective, step, initial_states(objective, model, step))
+    assert found["forces/cross_entropy"] > 1e-3
 
 
 @pytest.mark.parametrize("estimator", [Estimator(), Estimator("ema", decay=0.5)])
