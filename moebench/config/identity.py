@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from moebench import scopes
@@ -34,7 +35,7 @@ CANONICAL = (
     *("balance.pass_bsz", "balance.decay", "balance.terms", "balance.plugins"),
     *("method.options", "method.plugin"),
     *("router.gate", "router.renormalize", "router.group_bsz", "router.full_at"),
-    "router.prune_every",
+    *("router.prune_every", "router.drop"),
 )
 
 
@@ -78,6 +79,8 @@ def _router_keys(treatment: Treatment) -> dict[str, Any]:
         keys["router.gate"] = treatment.gate
     if not treatment.renormalize:
         keys["router.renormalize"] = False
+    if treatment.drop != "probability":
+        keys["router.drop"] = treatment.drop
     if treatment.router_bsz:
         keys["router.group_bsz"] = treatment.router_bsz
     if router.start_experts is not None:
@@ -201,7 +204,7 @@ def _convention_words(treatment: Treatment) -> list[str]:
 def _router_words(treatment: Treatment) -> list[str]:
     config = treatment.config
     words = [treatment.gate] if treatment.gate != "softmax" else []
-    for key, field, value in knobs(config.router):
+    for key, field, value in knobs(replace(config.router, drop=treatment.drop)):
         neutral = field.metadata["neutral"]
         shown = key not in ("gate", "renormalize", "perturb") and value != neutral
         if shown and neutral is not HASHED:

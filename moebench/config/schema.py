@@ -81,9 +81,11 @@ class RouterConfig:
     )
     drop: str = knob(
         "probability",
-        "what a full expert keeps: the assignments of the highest score, or the first",
-        choices=("probability", "position"),
+        "what a full expert keeps: the assignments of the highest score (probability), of the "
+        "highest final weight, or the first by position",
+        choices=("probability", "weight", "position"),
         neutral="probability",
+        source="probability: DeepSpeed; weight: Megatron-LM; position: Switch",
     )
     group_bsz: int | None = knob(
         None,

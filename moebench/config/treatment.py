@@ -65,6 +65,7 @@ class Treatment:
         estimator: of f.
         gate: the router's gate.
         renormalize: whether the weights of the selected experts are scaled to sum to 1.
+        drop: what a full expert keeps.
         method_options: the options of the method that differ from their defaults.
         router_bsz: sequences in a logical group of the router; None: it looks at single tokens.
         plugins: `module@hash` of each scope among the terms that moebench does not ship.
@@ -75,6 +76,7 @@ class Treatment:
     estimator: EstimatorChoice
     gate: str
     renormalize: bool
+    drop: str
     method_options: Mapping[str, float]
     router_bsz: int | None
     plugins: Mapping[str, str]
@@ -92,6 +94,7 @@ class Treatment:
             _estimator(config, terms),
             gate,
             renormalize,
+            _drop(config, renormalize),
             _method_options(config),
             router_bsz(config),
             plugins_of(term.scope for term in terms),
@@ -248,6 +251,13 @@ def _gate(config: ExperimentConfig) -> tuple[str, bool]:
     if router.gate == "topk_softmax":
         return (router.gate if more_than_order else "softmax"), True
     return router.gate, renormalize
+
+
+def _drop(config: ExperimentConfig, renormalize: bool) -> str:
+    """`router.drop` in canonical form: a weight that is not renormalized is the score."""
+    if config.router.drop == "weight" and not renormalize:
+        return "probability"
+    return config.router.drop
 
 
 def _method_options(config: ExperimentConfig) -> dict[str, float]:

@@ -17,7 +17,7 @@ from moebench.model.gate import Gated, Name, gated
 from moebench.model.selection import of_mask, within_capacity, within_top_groups
 
 Form = Literal["linear", "cosine", "mlp"]
-Drop = Literal["probability", "position"]
+Drop = Literal["probability", "weight", "position"]
 
 MAX_TEMPERATURE = math.log(100)  # of a cosine router, as in Tutel
 
@@ -40,8 +40,8 @@ class Gating:
         random: experts are drawn uniformly, and weighted by the gate.
         capacity_factor: the most assignments of a logical group that an expert takes, as a multiple
             of its even share; the others are dropped. None: no limit.
-        drop: which assignments are kept: those of the highest `probability`, or the first by
-            `position`.
+        drop: which assignments are kept: those of the highest score (`probability`) or final
+            `weight`, or the first by `position`.
         group_bsz: sequences in a logical group, within which experts are assigned and dropped.
         method: assigns the experts in training; None: top-k.
         observes: optional fields of `Routing` to fill in.
@@ -241,7 +241,12 @@ class Router(nn.Module):
             total = weights.sum(-1, keepdim=True)
             weights = weights / (total if selected is None else total.where(total > 0, 1))
         if gating.capacity_factor is not None:
-            kept = self._kept(expert_index, selected, gate.scores.detach(), experts)
+            priority = {
+                "probability": gate.scores.gather(-1, expert_index),
+                "weight": weights,
+                "position": None,
+            }[gating.drop]
+            kept = self._kept(expert_index, selected, priority, experts)
             filled = torch.ones_like(kept) if selected is None else selected
             dropped = (filled & ~kept).sum((1, 2))[None]
             weights, routing = weights * kept, routing._replace(dropped=dropped)
@@ -253,7 +258,7 @@ class Router(nn.Module):
         return Selection(expert_index, weights, routing, selected, assignments)
 
     def _kept(
-        self, expert_index: Tensor, selected: Tensor | None, scores: Tensor, experts: int
+        self, expert_index: Tensor, selected: Tensor | None, priority: Tensor | None, experts: int
     ) -> Tensor:
         gating, (sequences, tokens, slots) = self.gating, expert_index.shape
         assert gating.capacity_factor is not None
@@ -261,9 +266,8 @@ class Router(nn.Module):
         grouped = expert_index.reshape(-1, size, slots)
         filled = torch.ones_like(grouped, dtype=torch.bool)
         filled = filled if selected is None else selected.view_as(grouped)
-        priority = None
-        if gating.drop == "probability":
-            priority = scores.gather(-1, expert_index).view_as(grouped)
+        if priority is not None:
+            priority = priority.detach().view_as(grouped)
         most = capacity(gating.capacity_factor, size, self.top_k, experts)
         kept = within_capacity(grouped, filled, priority, experts, most)
         return kept.view(sequences, tokens, slots)

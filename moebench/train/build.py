@@ -82,7 +82,7 @@ def make_gating(treatment: Treatment) -> Gating:
         top_groups=router.top_groups,
         random=router.random,
         capacity_factor=router.capacity_factor,
-        drop=cast(Any, router.drop),
+        drop=cast(Any, treatment.drop),
         group_bsz=treatment.router_bsz or 1,
         method=method if declared(chosen.name).assigns else None,
         observes=frozenset() if method is None else method.observes,

@@ -68,6 +68,10 @@ def identity(*overrides: str) -> str:
         [["method=bias"], ["method=bias", "method.options.balance_bsz=128"]],
         [["method=bias"], ["method=bias", "method.options={}"], ["method=bias", "scope=none"]],
         [["router=capacity"], ["router=capacity", "router.group_bsz=4"]],
+        [
+            ["router=capacity", "router.renormalize=false"],
+            ["router=capacity_weight", "router.renormalize=false"],  # a weight is the score
+        ],
         [["model.top_k=1"], ["model.top_k=1", "router=softmax_raw"]],
         [["router=growing"], ["router=growing", "router.full_at=200"]],
         [["router.prune_every=7"], ["router.full_at=0.1"], []],
@@ -155,7 +159,10 @@ def test_every_science_key_changes_the_identity(key: str, value: Any) -> None:
         [["method=bias"], ["method=bias", "loss.balance=0.02"], ["method=none"], []],
         [["method=bias"], ["method=bias_proportional"], ["method=bias_multiplicative"]],
         [["method=bias", f"router={gate}"] for gate in ("softmax", "topk_softmax", "sigmoid")],
-        [["router=capacity", each] for each in ("router.drop=position", "router.group_bsz=2")],
+        [
+            ["router=capacity", each]
+            for each in ("router.drop=position", "router.drop=weight", "router.group_bsz=2")
+        ],
         [["router=growing", f"router.{each}"] for each in ("start_experts=2", "full_at=9")],
         [["router.expert_groups=4", f"router.top_groups={n}"] for n in (1, 2)],
         [[f"router={gate}"] for gate in ("softmax", "sigmoid", "sqrt_softplus", "sparsemax")],

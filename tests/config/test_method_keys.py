@@ -53,6 +53,7 @@ WRONG = {
     "method=bias router=random": "method=bias: moves scores, and router.random draws experts; ",
     "method=bias model.moe=false": "model.moe=false: has no router for method=bias to balance",
     "router.drop=position": "router.drop=position: a dropless router drops nothing; add ",
+    "router.drop=weight": "router.drop=weight: a dropless router drops nothing; add ",
     "router=topk_softmax model.top_k=1": "model.top_k=1: with router.gate=topk_softmax every "
     "weight is 1, and routers get no gradient of the cross-entropy; use router.gate=softmax",
     "router.group_bsz=4": "router.group_bsz=4: is for router.capacity_factor and for methods that ",

@@ -11,7 +11,7 @@ from moebench.balance.assignment import capacity
 from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.gate import gated
-from moebench.model.router import Gating, Router
+from moebench.model.router import Drop, Gating, Router
 from moebench.model.selection import within_capacity, within_top_groups
 from moebench.model.transformer import MoETransformer, initialize
 
@@ -33,6 +33,7 @@ GATINGS = {
     "capacity": Gating(capacity_factor=1.0, group_bsz=2),
     "position": Gating(capacity_factor=0.5, group_bsz=2, drop="position"),
     "relu with a capacity": Gating("relu", capacity_factor=0.5, group_bsz=2),
+    "weight": Gating("sigmoid", capacity_factor=0.5, group_bsz=2, drop="weight"),
 }
 
 
@@ -141,6 +142,21 @@ def test_groups_of_experts_equal_a_loop() -> None:
         for expert in range(12):
             expected = row[expert] if expert // 3 in best else -math.inf
             assert kept[expert] == expected
+
+
+@pytest.mark.parametrize(("drop", "kept"), [("probability", 0), ("weight", 1), ("position", 0)])
+def test_a_full_expert_keeps_the_highest_score_or_the_highest_weight(drop: Drop, kept: int) -> None:
+    """0.5 is above 0.4, and 0.40 / 0.70 = 0.571 above 0.50 / 0.98 = 0.510."""
+    probs = torch.tensor([[0.50, 0.48, 0.01, 0.01], [0.40, 0.02, 0.30, 0.28]], dtype=FP64)
+    router = Router(2, 4, 2, Gating(capacity_factor=1.0, drop=drop)).double()
+    router.weight.data = probs.log().T
+    found = router(torch.eye(2, dtype=FP64)[None])
+    assert found.expert_index[0, :, 0].tolist() == [0, 0]
+    weights = found.weights[0, :, 0].tolist()
+    assert weights[kept] == pytest.approx([0.50 / 0.98, 0.40 / 0.70][kept])
+    assert weights[1 - kept] == 0
+    assert found.routing.dropped is not None
+    assert found.routing.dropped.tolist() == [[1]]
 
 
 @pytest.mark.parametrize("by_priority", [True, False])
