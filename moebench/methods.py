@@ -58,6 +58,8 @@ class Declaration(registry.Declaration):
             router that selects by scores.
         assigns: whether it selects experts itself in logical groups, in place of top-k.
         gates: the values of `router.gate` that it is for; empty: all.
+        by_logits: the option that has experts selected by the router's logits, whatever the gate;
+            None: there is none.
     """
 
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class Declaration(registry.Declaration):
     offsets: bool = False
     assigns: bool = False
     gates: tuple[str, ...] = ()
+    by_logits: str | None = None
 
 
 SHIPPED = (
@@ -93,10 +96,14 @@ SHIPPED = (
     ),
     Declaration(
         "quantile",
-        "select by scores plus the bias that would have evened the last step (Megatron-LM)",
+        "select by scores plus the bias that would have evened the last step (kexue.fm 11619)",
         "moebench.balance.quantile:Quantile",
-        {"decay": Option(0, "of a moving average of the bias", low=0, below=1, source="0")},
+        {
+            "decay": Option(0, "of a moving average of the bias", low=0, below=1, source="0"),
+            "logits": flag("read and select by raw logits, and not by the gate's scores"),
+        },
         offsets=True,
+        by_logits="logits",
     ),
     Declaration(
         "expert_choice",

@@ -28,7 +28,7 @@ from moebench.methods import declared
 class Steering(NamedTuple):
     """Inputs of the forward pass beside the tokens, so that the model itself has no state.
 
-    Experts are selected by `scores * factor + bias`, and weighted by the scores alone.
+    Experts are selected by `scores * factor + bias`, and weighted by the gate alone.
 
     Attributes:
         bias, factor: [layers, experts] fp32; None: 0 and 1.
@@ -80,6 +80,11 @@ class Method:
 
     State: ClassVar[type | None] = None
     observes: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def by_logits(self) -> bool:
+        """Whether experts are selected by the router's logits in place of the gate's scores."""
+        return False
 
     def begin(self, layers: int, experts: int, device: torch.device | None = None) -> Any:
         """The state before the first step; None for a method without state."""

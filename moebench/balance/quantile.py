@@ -8,9 +8,14 @@ margin over it is what the expert's bias may lose:
     m_te    = s_te - alpha_t
     b_e     = -(the (floor(T k / E) + 1)-th largest of m_te over t),  then b <- b - mean(b)
 
-(Megatron-LM, `megatron/core/transformer/moe/moe_utils.py`: `qb_dual_update`, whose beta is -b.)
-There are no hyper-parameters. The peer takes the quantile in each micro-batch and rank and averages
-them, which is not the quantile of the step; here it is that of all tokens of the step.
+(Su, kexue.fm 11619.) There are no hyper-parameters. Peers differ in what s is, and in whose tokens
+the quantile is of:
+
+    Megatron-LM     raw logits, whatever the gate (`qb_dual_update` in
+                    `megatron/core/transformer/moe/moe_utils.py`, whose beta is -b); the mean of the
+                    quantiles of micro-batches and ranks, which is not the quantile of the step
+    Kimi K3         sigmoid scores (report, section 2.3.3); the step's quantile, from histograms
+    here            the gate's scores, or raw logits with `logits`; the step's quantile, exactly
 """
 
 from dataclasses import dataclass
@@ -38,12 +43,19 @@ class Quantile(Method):
     Attributes:
         decay: of a moving average of the bias, b <- decay b + (1 - decay) (its new value); 0 by
             default, as in the source.
+        logits: whether s are raw logits, in the update and in the selection (Megatron-LM), in place
+            of the gate's scores.
     """
 
     decay: float = 0.0
+    logits: int = 0
 
     State: ClassVar[type] = QuantileState
     observes: ClassVar[frozenset[str]] = frozenset({"scores"})
+
+    @property
+    def by_logits(self) -> bool:
+        return bool(self.logits)
 
     def begin(self, layers: int, experts: int, device: torch.device | None = None) -> QuantileState:
         return QuantileState(torch.zeros(layers, experts, device=device))
@@ -91,8 +103,12 @@ def margins(
 def quantile_bias(
     margin: Float[Tensor, "*layers tokens experts"], top_k: int
 ) -> Float[Tensor, "*layers experts"]:
-    """The next bias, from the margins of all tokens of a step; its mean is 0."""
+    """The next bias, from the margins of all tokens of a step; its mean is 0.
+
+    An expert that is not there has a logit, and so a margin, of minus infinity, and no bias.
+    """
     tokens, experts = margin.shape[-2:]
     rank = tokens * top_k // experts + 1
     bias = -margin.kthvalue(tokens - rank + 1, dim=-2).values
+    bias = bias.where(bias.isfinite(), 0)
     return bias - bias.mean(-1, keepdim=True)

@@ -95,7 +95,7 @@ class Treatment:
             gate,
             renormalize,
             _drop(config, renormalize),
-            _method_options(config),
+            _method_options(config, gate),
             router_bsz(config),
             plugins_of(term.scope for term in terms),
         )
@@ -250,22 +250,30 @@ def _gate(config: ExperimentConfig) -> tuple[str, bool]:
     renormalize = router.renormalize and config.model.top_k > 1
     if router.gate == "topk_softmax":
         return (router.gate if more_than_order else "softmax"), True
+    if router.gate == "softmax" and renormalize and _by_logits(config):
+        return "topk_softmax", True
     return router.gate, renormalize
+
+
+def _by_logits(config: ExperimentConfig) -> bool:
+    """Whether an option of the method has experts selected by logits."""
+    option = methods.declared(config.method.name).by_logits
+    return option is not None and bool(config.method.options.get(option))
 
 
 def _drop(config: ExperimentConfig, renormalize: bool) -> str:
     """`router.drop` in canonical form: a weight that is not renormalized is the score."""
-    if config.router.drop == "weight" and not renormalize:
-        return "probability"
-    return config.router.drop
+    same = not renormalize and not _by_logits(config)
+    return "probability" if config.router.drop == "weight" and same else config.router.drop
 
 
-def _method_options(config: ExperimentConfig) -> dict[str, float]:
-    options = methods.declared(config.method.name).options
+def _method_options(config: ExperimentConfig, gate: str) -> dict[str, float]:
+    method = methods.declared(config.method.name)
     return {
         key: value
         for key, value in config.method.options.items()
-        if value != default_option(config, options[key])
+        if value != default_option(config, method.options[key])
+        and not (key == method.by_logits and gate == "topk_softmax")  # which selects by them anyway
     }
 
 

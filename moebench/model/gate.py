@@ -36,6 +36,8 @@ def gated(
     name: Name,
     logits: Float[Tensor, "sequences tokens experts"],
     mask: Bool[Tensor, " experts"] | None = None,
+    *,
+    by_logits: bool = False,
 ) -> Gated:
     """Apply a gate.
 
@@ -47,8 +49,11 @@ def gated(
 
     Args:
         mask: False for an expert that is not available.
+        by_logits: whether the scores are the logits themselves, for any gate.
     """
     available = logits if mask is None else logits.masked_fill(~mask, -math.inf)
+    if by_logits:
+        return gated(name, logits, mask)._replace(scores=available)
     if name in ("softmax", "topk_softmax"):
         probs = available.softmax(-1)
         return Gated(probs if name == "softmax" else available, probs, probs)

@@ -44,6 +44,7 @@ class Gating:
             `weight`, or the first by `position`.
         group_bsz: sequences in a logical group, within which experts are assigned and dropped.
         method: assigns the experts in training; None: top-k.
+        by_logits: whether experts are selected by logits in place of the gate's scores.
         observes: optional fields of `Routing` to fill in.
     """
 
@@ -60,6 +61,7 @@ class Gating:
     drop: Drop = "probability"
     group_bsz: int = 1
     method: Method | None = None
+    by_logits: bool = False
     observes: frozenset[str] = frozenset()
 
     @property
@@ -148,7 +150,7 @@ class Router(nn.Module):
             )
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         logits = self._logits(x, steering.noise if training else None)
-        gate = gated(gating.gate, logits, steering.mask)
+        gate = gated(gating.gate, logits, steering.mask, by_logits=gating.by_logits)
         if training and gating.method is not None:
             return self._assigned(gating.method, logits, gate)
         scores = self._drawn(x, steering.noise) if gating.random else gate.scores

@@ -85,6 +85,7 @@ def make_gating(treatment: Treatment) -> Gating:
         drop=cast(Any, treatment.drop),
         group_bsz=treatment.router_bsz or 1,
         method=method if declared(chosen.name).assigns else None,
+        by_logits=method is not None and method.by_logits,
         observes=frozenset() if method is None else method.observes,
     )
 

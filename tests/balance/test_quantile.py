@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebench.balance import join, observe
+from moebench.balance import Steering, join, observe
 from moebench.balance.assignment import top_k_mask
 from moebench.balance.quantile import Quantile, margins, quantile_bias
 from moebench.errors import ConfigError
+from moebench.model.gate import Name
+from moebench.model.router import Gating, Router
 
 SCORES = torch.tensor(
     [[2.0, 0.5, -2.0, -1.0], [2.0, 3.0, 0.5, -1.0], [0.0, 2.0, -0.5, -1.0], [2.0, 0.0, -1.5, -1.0]]
@@ -95,3 +97,44 @@ def test_margins_are_a_loop() -> None:
         for expert in range(4):
             expected = SCORES[token, expert].item() - biased[2]
             assert math.isclose(found[token, expert].item(), expected, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gate", "logits", "expected"),
+    [
+        ("softmax", 0, 0.2311),  # the probabilities of two experts
+        ("sigmoid", 0, 0.1155),  # Kimi K3
+        ("softmax", 1, 0.5),  # Megatron-LM, whatever the gate
+        ("sigmoid", 1, 0.5),
+        ("topk_softmax", 0, 0.5),  # which selects by logits itself
+    ],
+)
+def test_it_reads_the_scores_of_the_gate_or_raw_logits(
+    gate: Name, logits: int, expected: float
+) -> None:
+    """Of the logits (0, -4) and (0, -1): both tokens select expert 0, until the second is free."""
+    method = Quantile(logits=logits)
+    gating = Gating(gate, by_logits=method.by_logits, observes=method.observes)
+    router = Router(2, 2, 1, gating).double()
+    router.weight.data = torch.tensor([[0.0, 0.0], [-4.0, -1.0]]).double()
+    tokens = torch.eye(2).double()[None]
+    before = method.begin(1, 2)
+    found = router(tokens, method.steering(before).layer(0))
+    after = method.update(before, found.routing)
+    assert found.expert_index.flatten().tolist() == [0, 0]
+    assert after.expert_bias.flatten().tolist() == pytest.approx([-expected, expected], abs=5e-5)
+    # the bias is in the unit of what it is added to: the second token is at its threshold
+    lower = after.expert_bias + torch.tensor([[-1e-3, 0.0]])
+    moved = router(tokens, Steering(bias=lower[0].double()))
+    assert moved.expert_index.flatten().tolist() == [0, 1]
+
+
+def test_an_expert_that_is_not_there_has_no_bias() -> None:
+    method, mask = Quantile(logits=1), torch.tensor([True, True, True, False])
+    draw = torch.Generator().manual_seed(3)
+    router = Router(4, 4, 2, Gating(by_logits=True, observes=method.observes))
+    router.weight.data = torch.randn(4, 4, generator=draw)
+    found = router(torch.randn(2, 6, 4, generator=draw), Steering(mask=mask))
+    bias = method.update(method.begin(1, 4), found.routing).expert_bias
+    assert bias.isfinite().all()
+    assert found.routing.counts[..., 3].sum() == 0

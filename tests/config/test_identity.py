@@ -73,6 +73,8 @@ def identity(*overrides: str) -> str:
             ["router=capacity_weight", "router.renormalize=false"],  # a weight is the score
         ],
         [["model.top_k=1"], ["model.top_k=1", "router=softmax_raw"]],
+        [["router=topk_softmax", "method=quantile"], ["method=quantile_logits"]],
+        [["router=topk_softmax", f"method={each}"] for each in ("quantile", "quantile_logits")],
         [["router=growing"], ["router=growing", "router.full_at=200"]],
         [["router.prune_every=7"], ["router.full_at=0.1"], []],
         [["model.moe=false"], ["model.moe=false", "router=sigmoid", "model.dense_layers=1"]],
@@ -163,6 +165,8 @@ def test_every_science_key_changes_the_identity(key: str, value: Any) -> None:
             ["router=capacity", each]
             for each in ("router.drop=position", "router.drop=weight", "router.group_bsz=2")
         ],
+        [["method=quantile", f"router={gate}"] for gate in ("softmax", "topk_softmax", "sigmoid")],
+        [[f"method={each}", "router=sigmoid"] for each in ("quantile", "quantile_logits")],
         [["router=growing", f"router.{each}"] for each in ("start_experts=2", "full_at=9")],
         [["router.expert_groups=4", f"router.top_groups={n}"] for n in (1, 2)],
         [[f"router={gate}"] for gate in ("softmax", "sigmoid", "sqrt_softplus", "sparsemax")],

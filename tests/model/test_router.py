@@ -30,6 +30,7 @@ GATINGS = {
     "noise": Gating(noise=1.0),
     "random": Gating(random=True),
     "grouped": Gating("sigmoid", expert_groups=4, top_groups=2),
+    "by logits": Gating("sigmoid", by_logits=True),
     "capacity": Gating(capacity_factor=1.0, group_bsz=2),
     "position": Gating(capacity_factor=0.5, group_bsz=2, drop="position"),
     "relu with a capacity": Gating("relu", capacity_factor=0.5, group_bsz=2),

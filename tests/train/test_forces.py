@@ -66,7 +66,7 @@ def test_no_balance_term_has_no_force() -> None:
     [
         *(f"router.gate={gate}" for gate in GATES if gate != "topk_softmax"),  # it is refused
         *("router=softmax_raw", "router=random", "router.expert_groups=4", "router=capacity"),
-        *("method=bias", "method=quantile", "method=sinkhorn", "method=base"),
+        *("method=bias", "method=quantile_logits", "method=sinkhorn", "method=base"),
     ],
 )
 def test_a_single_expert_leaves_the_router_the_gradient_of_the_loss(words: str) -> None:

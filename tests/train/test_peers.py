@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moebench.balance import balance_loss, join, observe, selected_mass
 from moebench.config.compose import Composer
-from moebench.train.build import make_objective
+from moebench.train.build import make_model, make_objective
 from tests.routings import random_routing, route
 
 LAYERS, SEQUENCES, TOKENS, EXPERTS, K, MICRO = 3, 8, 5, 6, 2, 2
@@ -252,3 +252,13 @@ def test_the_web_snippet_has_its_own_gate_and_no_other_loss() -> None:
     assert (config.scope, config.method.name) == ("none", "snippet")
     assert config.method.options == {"weight": 0.01, "every": 128}
     assert (config.router.form, config.router.gate_bias) == ("mlp", True)
+
+
+def test_kimi_k3_and_megatron_read_other_scores() -> None:
+    kimi = COMPOSER.compose(["experiment=kimi-k3"])
+    assert (kimi.scope, kimi.method.options) == ("none", {"decay": 0, "logits": 0})
+    gating = make_model(kimi, 16).gating
+    assert (gating.gate, gating.by_logits) == ("sigmoid", False)
+    for gate in ("softmax", "sigmoid"):
+        megatron = COMPOSER.compose(["method=quantile_logits", f"router={gate}"])
+        assert make_model(megatron, 16).gating.by_logits
