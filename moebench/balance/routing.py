@@ -29,8 +29,8 @@ class Routing(NamedTuple):
         weights: [layers, sequences, tokens, top_k] probability of each selected expert, with the
             gradient and 0 for padding; None where a model does not say it.
         tokens: [sequences] tokens that are no padding; None where none is.
-        own_index, own_counts: as `expert_index` and `counts`, of each token's highest scores, where
-            a bias or factor moved the selection away from them; else None.
+        own_index, own_counts: as `expert_index` and `counts`, of the selection that f counts, where
+            a bias, a factor or groups of experts make it another than the actual one; else None.
         moved: [layers, sequences] assignments to experts that are not among those of the token's
             highest scores; None where nothing but the scores selects.
         dropped: [layers, sequences] assignments over an expert's capacity, which are in `counts`
@@ -149,11 +149,12 @@ def no_routing(sequences: int, tokens: int, experts: int, *, like: Tensor) -> Ro
 
 
 def of_own_scores(routing: Routing) -> Routing:
-    """The routing with the selection that the scores alone would have made.
+    """The routing with the selection that the f of a balance loss counts.
 
-    That is what the f of a balance loss counts (DeepSeek-V3, Eq. 18; Megatron-LM): a loss evens out
-    the scores, whatever a bias makes of them, and would have nothing to do once a bias has evened
-    out the load. The load that is measured, and that moves a bias, is that of the actual selection.
+    By default that is what the scores alone would have selected (DeepSeek-V3, Eq. 18; Megatron-LM):
+    a loss evens out the scores, whatever a bias or groups of experts make of them, and would have
+    nothing to do once a bias has evened out the load. The load that is measured, and that moves a
+    bias, is that of the actual selection.
     """
     if routing.own_index is None or routing.own_counts is None:
         return routing

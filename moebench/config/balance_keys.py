@@ -6,6 +6,7 @@ from typing import ClassVar
 from moebench.config.knob import NOT_HASHED, knob
 from moebench.scopes import SCOPES
 
+COUNTS = ("scores", "grouped", "biased")
 ESTIMATORS = ("exact", "buffer", "stale", "ema")
 
 
@@ -100,6 +101,13 @@ class BalanceConfig:
         choices=("full", "top_k"),
         neutral="full",
         source="top_k: MaxText before 2025-03-31",
+    )
+    counts: str = knob(
+        "scores",
+        "which selection f counts under router.expert_groups or a bias: the top-k of all scores; "
+        "grouped, the top-k within the best groups; or biased, the actual one",
+        choices=COUNTS,
+        source="scores: DeepSeek-V3, Megatron-LM; biased: OLMo-core, MaxText",
     )
     terms: list[TermConfig] = knob(
         [],

@@ -22,7 +22,7 @@ from moebench.config.treatment import (
     moe_layers,
     sizes_of,
 )
-from moebench.methods import LOSS
+from moebench.methods import LOSS, declared
 from moebench.registry import content_of
 from moebench.scopes import GLOBAL
 
@@ -32,7 +32,7 @@ GROUP = "group"  # GLOBAL as it is hashed
 # Keys that are hashed in the canonical form of the treatment.
 CANONICAL = (
     *("scope", "balance_bsz", "loss.balance", "loss.local"),
-    *("balance.pass_bsz", "balance.decay", "balance.terms", "balance.plugins"),
+    *("balance.pass_bsz", "balance.decay", "balance.terms", "balance.plugins", "balance.counts"),
     *("method.options", "method.plugin"),
     *("router.gate", "router.renormalize", "router.group_bsz", "router.full_at"),
     *("router.prune_every", "router.drop"),
@@ -70,7 +70,22 @@ def science(config: Meaning, content_hash: str) -> dict[str, Any]:
     else:
         keys = {key: value for key, value in keys.items() if not key.startswith("balance.")}
         keys["scope"] = scopes.NONE
+    if counts := _told_counts(treatment):
+        keys["balance.counts"] = counts
     return dict(sorted((keys | {"data": content_hash}).items()))
+
+
+def _told_counts(treatment: Treatment) -> str | None:
+    """What f counts; None where a run that does not say it counts the same.
+
+    Before the key came, f counted the top-k of the scores without a bias, within the best groups,
+    and for a sparsemax gate with a bias also experts that had no share at all.
+    """
+    config = treatment.config
+    router, offsets = config.router, declared(config.method.name).offsets
+    usual = "grouped" if router.top_groups < router.expert_groups else "scores"
+    same = treatment.counts == usual and not (router.gate == "sparsemax" and offsets)
+    return None if same or not moe_layers(config) else treatment.counts
 
 
 def _router_keys(treatment: Treatment) -> dict[str, Any]:
@@ -198,6 +213,8 @@ def _convention_words(treatment: Treatment) -> list[str]:
     ):
         if value != usual:
             words.append(f"{key}={value}")
+    if counts := _told_counts(treatment):
+        words.append(f"counts={counts}")
     return words
 
 

@@ -2,6 +2,7 @@
 
 from moebench.config.knob import knobs
 from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import Treatment
 from moebench.methods import declared
 
 # What arms of one stack may differ in: it changes neither the shape of a step nor the model's code.
@@ -18,7 +19,8 @@ def stack_key(config: ExperimentConfig) -> tuple[tuple[str, str], ...]:
     """The key that arms of one stack share; unique for a method that cannot be stacked."""
     if not declared(config.method.name).stackable:
         return (("alone", repr(config)),)
-    return tuple(
+    counts = "counts", Treatment.of(config).counts  # the model computes what f counts
+    return counts, *(
         (key, repr(value))
         for key, _, value in knobs(config)
         if not any(key == each or (each[-1] == "." and key.startswith(each)) for each in STACKABLE)

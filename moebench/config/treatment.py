@@ -65,6 +65,7 @@ class Treatment:
         estimator: of f.
         gate: the router's gate.
         renormalize: whether the weights of the selected experts are scaled to sum to 1.
+        counts: the selection that f counts.
         drop: what a full expert keeps.
         method_options: the options of the method that differ from their defaults.
         router_bsz: sequences in a logical group of the router; None: it looks at single tokens.
@@ -76,6 +77,7 @@ class Treatment:
     estimator: EstimatorChoice
     gate: str
     renormalize: bool
+    counts: str
     drop: str
     method_options: Mapping[str, float]
     router_bsz: int | None
@@ -94,6 +96,7 @@ class Treatment:
             _estimator(config, terms),
             gate,
             renormalize,
+            _counts(config),
             _drop(config, renormalize),
             _method_options(config, gate),
             router_bsz(config),
@@ -241,13 +244,13 @@ def _gate(config: ExperimentConfig) -> tuple[str, bool]:
     renormalized: it would be 1 whatever the logits, and a router without a gradient.
     """
     router, method = config.router, methods.declared(config.method.name)
+    renormalize = router.renormalize and config.model.top_k > 1
     more_than_order = (
         method.assigns
         or method.offsets
         or router.expert_groups > 1
         or router.capacity_factor is not None
     )
-    renormalize = router.renormalize and config.model.top_k > 1
     if router.gate == "topk_softmax":
         return (router.gate if more_than_order else "softmax"), True
     if router.gate == "softmax" and renormalize and _by_logits(config):
@@ -259,6 +262,16 @@ def _by_logits(config: ExperimentConfig) -> bool:
     """Whether an option of the method has experts selected by logits."""
     option = methods.declared(config.method.name).by_logits
     return option is not None and bool(config.method.options.get(option))
+
+
+def _counts(config: ExperimentConfig) -> str:
+    """`balance.counts` in canonical form: of equal selections the first that it may name."""
+    router, counts = config.router, config.balance.counts
+    if counts == "biased" and not methods.declared(config.method.name).offsets:
+        counts = "grouped"
+    if counts == "grouped" and router.top_groups == router.expert_groups:
+        counts = "scores"
+    return counts
 
 
 def _drop(config: ExperimentConfig, renormalize: bool) -> str:

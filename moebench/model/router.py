@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moebench.balance import Method, Routing, Steering, counted, moved_from, observe
 from moebench.balance.assignment import capacity
+from moebench.balance.routing import PADDING
 from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.gate import Gated, Name, gated
@@ -18,6 +19,7 @@ from moebench.model.selection import of_mask, within_capacity, within_top_groups
 
 Form = Literal["linear", "cosine", "mlp"]
 Drop = Literal["probability", "weight", "position"]
+Counts = Literal["scores", "grouped", "biased"]
 
 MAX_TEMPERATURE = math.log(100)  # of a cosine router, as in Tutel
 
@@ -45,6 +47,8 @@ class Gating:
         group_bsz: sequences in a logical group, within which experts are assigned and dropped.
         method: assigns the experts in training; None: top-k.
         by_logits: whether experts are selected by logits in place of the gate's scores.
+        counts: the selection that f counts: the top-k of all `scores`, that within the best groups
+            (`grouped`), or the actual one, with the bias in it (`biased`).
         observes: optional fields of `Routing` to fill in.
     """
 
@@ -62,6 +66,7 @@ class Gating:
     group_bsz: int = 1
     method: Method | None = None
     by_logits: bool = False
+    counts: Counts = "scores"
     observes: frozenset[str] = frozenset()
 
     @property
@@ -156,10 +161,9 @@ class Router(nn.Module):
         scores = self._drawn(x, steering.noise) if gating.random else gate.scores
         slots = logits.shape[-1] if gating.gate == "relu" else self.top_k
         expert_index = self._top(steered(scores, steering), steering, slots)
-        own_index = None
-        if steering.bias is not None or steering.factor is not None:
-            own_index = self._top(scores.detach(), steering, slots)
-        return self._weighted(logits, gate, expert_index, own_index, steering)
+        selection = self._weighted(logits, gate, expert_index, steering)
+        routing = self._compared(selection.routing, scores.detach(), gate, steering, slots)
+        return selection._replace(routing=routing)
 
     def _logits(self, x: Tensor, key: Tensor | None) -> Tensor:
         gating, weight = self.gating, self.weight.to(x.dtype)
@@ -189,11 +193,13 @@ class Router(nn.Module):
         experts = self.weight.shape[0]
         return noise.uniform(key, 3 * self.layer + 2, x.shape[1], experts).to(x.dtype)
 
-    def _top(self, scores: Tensor, steering: Steering, slots: int) -> Tensor:
-        """The available experts of the highest scores."""
+    def _top(
+        self, scores: Tensor, steering: Steering, slots: int, *, grouped: bool = True
+    ) -> Tensor:
+        """The available experts of the highest scores, within the best groups if `grouped`."""
         if steering.mask is not None:
             scores = scores.masked_fill(~steering.mask, -math.inf)
-        if self.gating.expert_groups > 1:
+        if grouped and self.gating.expert_groups > 1:
             groups = self.gating.expert_groups, self.gating.top_groups
             scores = within_top_groups(scores, *groups)
         return scores.topk(slots, dim=-1).indices
@@ -211,32 +217,52 @@ class Router(nn.Module):
         number = method.assignments(size, self.top_k, experts) * (
             sequences // self.gating.group_bsz
         )
+        selection = self._weighted(logits, gate, expert_index, Steering(), selected)
         own_index = gate.scores.detach().topk(self.top_k, dim=-1).indices
-        selection = self._weighted(logits, gate, expert_index, own_index, Steering(), selected)
-        return selection._replace(assignments=number)
+        routing = selection.routing._replace(
+            own_index=own_index[None],
+            own_counts=counted(own_index, experts)[None],
+            moved=moved_from(own_index, selection.routing.expert_index[0])[None],
+        )
+        return selection._replace(routing=routing, assignments=number)
+
+    def _compared(
+        self, routing: Routing, scores: Tensor, gate: Gated, steering: Steering, slots: int
+    ) -> Routing:
+        """The routing with the selection that f counts, where that is not the actual one.
+
+        Under a bias or factor, also with the number of assignments that it moved.
+        """
+        gating, own_index = self.gating, None
+        if steering.bias is not None or steering.factor is not None:
+            unbiased = self._top(scores, steering, slots)
+            moved = moved_from(unbiased, routing.expert_index[0])
+            routing = routing._replace(moved=moved[None])
+            own_index = None if gating.counts == "biased" else unbiased
+        if gating.counts == "scores" and gating.top_groups < gating.expert_groups:
+            own_index = self._top(scores, steering, slots, grouped=False)
+        if own_index is None:
+            return routing
+        there = _with_a_share(gating, gate, own_index)
+        counts = counted(own_index, scores.shape[-1], there)
+        own_index = own_index if there is None else own_index.where(there, PADDING)
+        return routing._replace(own_index=own_index[None], own_counts=counts[None])
 
     def _weighted(
         self,
         logits: Tensor,
         gate: Gated,
         expert_index: Tensor,
-        own_index: Tensor | None,
         steering: Steering,
         selected: Tensor | None = None,
     ) -> Selection:
         gating, experts = self.gating, logits.shape[-1]
-        if gating.gate in ("sparsemax", "relu"):
-            positive = gate.values.detach().gather(-1, expert_index) > 0
-            selected = positive if selected is None else selected & positive
+        there = _with_a_share(gating, gate, expert_index)
+        if there is not None:
+            selected = there if selected is None else selected & there
         if steering.mask is not None:
             logits = logits.masked_fill(~steering.mask, -math.inf)
         routing = observe(logits, gate.probs, expert_index, selected=selected)
-        if own_index is not None:
-            routing = routing._replace(
-                own_index=own_index[None],
-                own_counts=counted(own_index, experts)[None],
-                moved=moved_from(own_index, routing.expert_index[0])[None],
-            )
         weights = gate.values.gather(-1, expert_index)
         weights = weights if selected is None else weights * selected
         if gating.renormalize or gating.gate == "topk_softmax":
@@ -273,6 +299,13 @@ class Router(nn.Module):
         most = capacity(gating.capacity_factor, size, self.top_k, experts)
         kept = within_capacity(grouped, filled, priority, experts, most)
         return kept.view(sequences, tokens, slots)
+
+
+def _with_a_share(gating: Gating, gate: Gated, index: Tensor) -> Tensor | None:
+    """False where the gate gives an expert no score at all; None: such a gate is not in use."""
+    if gating.gate not in ("sparsemax", "relu"):
+        return None
+    return gate.values.detach().gather(-1, index) > 0
 
 
 def steered(

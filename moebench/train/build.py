@@ -86,6 +86,7 @@ def make_gating(treatment: Treatment) -> Gating:
         group_bsz=treatment.router_bsz or 1,
         method=method if declared(chosen.name).assigns else None,
         by_logits=method is not None and method.by_logits,
+        counts=cast(Any, treatment.counts),
         observes=frozenset() if method is None else method.observes,
     )
 

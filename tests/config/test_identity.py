@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moebench.config.balance_keys import COUNTS
 from moebench.config.compose import Composer, from_dict, to_dict
 from moebench.config.identity import (
     arm_hash,
@@ -22,6 +23,7 @@ from moebench.config.treatment import BalanceTerm, Treatment
 
 COMPOSER = Composer()
 DATA = "0" * 64
+BIASED = ["method=bias", "loss.balance=0.02"]
 
 
 def identity(*overrides: str) -> str:
@@ -75,6 +77,10 @@ def identity(*overrides: str) -> str:
         [["model.top_k=1"], ["model.top_k=1", "router=softmax_raw"]],
         [["router=topk_softmax", "method=quantile"], ["method=quantile_logits"]],
         [["router=topk_softmax", f"method={each}"] for each in ("quantile", "quantile_logits")],
+        [[f"balance.counts={each}"] for each in ("scores", "grouped", "biased")],
+        [[*BIASED, "balance.counts=grouped"], BIASED],
+        [["router=grouped", f"balance.counts={each}"] for each in ("grouped", "biased")],
+        [["method=sinkhorn", f"balance.counts={each}"] for each in ("scores", "biased")],
         [["router=growing"], ["router=growing", "router.full_at=200"]],
         [["router.prune_every=7"], ["router.full_at=0.1"], []],
         [["model.moe=false"], ["model.moe=false", "router=sigmoid", "model.dense_layers=1"]],
@@ -133,6 +139,7 @@ SCIENCE = [
         "balance.pass_bsz",
         "balance.decay",
         "balance.plugins",
+        "balance.counts",
     )  # have tests of their own
     and not key.startswith("method.")  # these have tests of their own, too
     and key.removeprefix("router.") not in OF_OTHERS
@@ -167,6 +174,9 @@ def test_every_science_key_changes_the_identity(key: str, value: Any) -> None:
         ],
         [["method=quantile", f"router={gate}"] for gate in ("softmax", "topk_softmax", "sigmoid")],
         [[f"method={each}", "router=sigmoid"] for each in ("quantile", "quantile_logits")],
+        [[*BIASED, f"balance.counts={each}"] for each in ("scores", "biased")],
+        [["router=grouped", f"balance.counts={each}"] for each in ("scores", "grouped")],
+        [[*BIASED, "router=grouped", f"balance.counts={each}"] for each in COUNTS],
         [["router=growing", f"router.{each}"] for each in ("start_experts=2", "full_at=9")],
         [["router.expert_groups=4", f"router.top_groups={n}"] for n in (1, 2)],
         [[f"router={gate}"] for gate in ("softmax", "sigmoid", "sqrt_softplus", "sparsemax")],
@@ -196,6 +206,22 @@ def test_the_content_of_data_counts_and_its_path_does_not() -> None:
     assert run_hash(here, DATA) == run_hash(there, DATA)
     assert run_hash(here, DATA) != run_hash(here, "1" * 64)
     assert "here" not in str(science(here, DATA))
+
+
+def test_what_f_counts_is_in_the_identity_where_it_is_not_what_it_was_before_the_key() -> None:
+    """Before: the selection without the bias, within the groups."""
+
+    def told(*words: str) -> list[str | None]:
+        composed = [COMPOSER.compose([*words, f"balance.counts={each}"]) for each in COUNTS]
+        return [science(each, DATA).get("balance.counts") for each in composed]
+
+    assert told() == [None, None, None]
+    assert told(*BIASED) == [None, None, "biased"]
+    assert told("router=grouped") == ["scores", None, None]
+    assert told("router=grouped", "scope=none") == ["scores", None, None]  # of what is logged
+    assert told(*BIASED, "router=grouped") == ["scores", None, "biased"]
+    assert told(*BIASED, "router=sparsemax") == ["scores", "scores", "biased"]
+    assert told("router=grouped", "model.moe=false") == [None, None, None]
 
 
 def test_a_key_at_its_neutral_value_leaves_the_identity_as_it_was_before_the_key_came() -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebench.balance import Steering
+from moebench.balance import Global, Steering, balance_loss, of_own_scores
 from moebench.balance.assignment import capacity
 from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.gate import gated
-from moebench.model.router import Drop, Gating, Router
+from moebench.model.router import Counts, Drop, Gating, Router
 from moebench.model.selection import within_capacity, within_top_groups
 from moebench.model.transformer import MoETransformer, initialize
 
@@ -33,8 +33,8 @@ GATINGS = {
     "by logits": Gating("sigmoid", by_logits=True),
     "capacity": Gating(capacity_factor=1.0, group_bsz=2),
     "position": Gating(capacity_factor=0.5, group_bsz=2, drop="position"),
-    "relu with a capacity": Gating("relu", capacity_factor=0.5, group_bsz=2),
     "weight": Gating("sigmoid", capacity_factor=0.5, group_bsz=2, drop="weight"),
+    "relu with a capacity": Gating("relu", capacity_factor=0.5, group_bsz=2),
 }
 
 
@@ -143,6 +143,79 @@ def test_groups_of_experts_equal_a_loop() -> None:
         for expert in range(12):
             expected = row[expert] if expert // 3 in best else -math.inf
             assert kept[expert] == expected
+
+
+def router_of(scores: list[float], gating: Gating) -> Router:
+    """A router whose sigmoid scores are these for the input [1]."""
+    router = Router(1, len(scores), 2, gating).double()
+    router.weight.data = torch.tensor(scores, dtype=FP64).logit().unsqueeze(-1)
+    return router
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected", "loss"),
+    [("scores", [1, 0, 1, 0], 1.4286), ("grouped", [0, 0, 1, 1], 1.0476)],
+)
+def test_f_counts_the_scores_or_the_selection_within_groups(
+    counts: Counts, expected: list[int], loss: float
+) -> None:
+    gating = Gating("sigmoid", expert_groups=2, top_groups=1, counts=counts)
+    routing = router_of([0.9, 0.1, 0.6, 0.5], gating)(torch.ones(1, 1, 1, dtype=FP64)).routing
+    assert routing.counts.tolist() == [[[0, 0, 1, 1]]]
+    f = Global().frequency(of_own_scores(routing))
+    assert (2 * f).tolist() == [[expected]]
+    assert balance_loss(f, routing.prob_mass).item() == pytest.approx(loss, abs=5e-5)
+
+
+@pytest.mark.parametrize("counts", ["scores", "grouped", "biased"])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("biased", [False, True])
+def test_what_f_counts_equals_a_loop(counts: Counts, groups: int, biased: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    top_groups = max(1, groups // 2)
+    router = Router(
+        8, 8, 2, Gating("sigmoid", expert_groups=groups, top_groups=top_groups, counts=counts)
+    )
+    router.weight.data = torch.randn(8, 8, generator=draw)
+    x, bias = torch.randn(2, 9, 8, generator=draw), torch.randn(8, generator=draw) / 3
+    found = router(x, Steering(bias=bias) if biased else None).routing
+
+    def best(scores: list[float], number: int) -> list[int]:
+        size, worth = 8 // number, []
+        for group in range(number):
+            top = sorted(scores[group * size : (group + 1) * size])[-2:]
+            worth.append((-sum(top), group))
+        inside = [group for _, group in sorted(worth)[: max(1, number // 2)]]
+        there = [expert for expert in range(8) if expert // size in inside]
+        return sorted(there, key=lambda expert: -scores[expert])[:2]
+
+    expected, load, moved = torch.zeros(2, 8), torch.zeros(2, 8), [0, 0]
+    for sequence in range(2):
+        for token in range(9):
+            scores = (router.weight @ x[sequence, token]).sigmoid()
+            with_bias = (scores + bias if biased else scores).tolist()
+            actual = best(with_bias, groups)
+            plain, grouped = best(scores.tolist(), 1), best(scores.tolist(), groups)
+            for expert in {"scores": plain, "grouped": grouped, "biased": actual}[counts]:
+                expected[sequence, expert] += 1
+            load[sequence, actual] += 1
+            moved[sequence] += len(set(actual) - set(grouped))
+    assert torch.equal(of_own_scores(found).counts[0].float(), expected)
+    index = of_own_scores(found).expert_index[0].flatten(1)
+    assert torch.equal(torch.nn.functional.one_hot(index, 8).sum(1).float(), expected)
+    assert torch.equal(found.counts[0].float(), load)
+    assert found.moved is None if not biased else found.moved.tolist() == [moved]
+
+
+def test_f_counts_no_expert_without_a_share_of_sparsemax() -> None:
+    router = Router(2, 4, 2, Gating("sparsemax"))
+    router.weight.data = torch.tensor([[9.0, 0], [0, 0], [0, 0], [0, 1]])
+    x = torch.tensor([[[1.0, 0], [0, 0.5]]])
+    plain = router(x).routing
+    biased = router(x, Steering(bias=torch.tensor([0.0, 2, 0, 0]))).routing
+    assert torch.equal(of_own_scores(biased).counts, plain.counts)
+    assert torch.equal(of_own_scores(biased).expert_index, plain.expert_index)
+    assert not torch.equal(biased.counts, plain.counts)
 
 
 @pytest.mark.parametrize(("drop", "kept"), [("probability", 0), ("weight", 1), ("position", 0)])

@@ -106,6 +106,18 @@ def megatron_global(probs: Probs) -> float:
     return total
 
 
+def olmo_core(probs: Probs) -> float:
+    """`load_balancing_loss`: E / (k T) * counts * mean scores; 0.01 over the number of layers."""
+    total = 0.0
+    for layer in probs:
+        for each in micro_batches(layer):
+            counts = one_hot(each).sum((0, 1))
+            scale = EXPERTS / (K * MICRO * TOKENS)
+            loss = scale * (counts * each.mean(0)).sum().item()
+            total += 0.01 / LAYERS * loss / (SEQUENCES / MICRO)
+    return total
+
+
 def huggingface(probs: Probs) -> float:
     """The function of `transformers`, called with each micro-batch."""
     transformers = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
@@ -141,6 +153,7 @@ LITERAL: dict[str, Callable[[Probs], float]] = {
     "megatron-micro": megatron_micro,
     "megatron-sequence": megatron_sequence,
     "megatron-global": megatron_global,
+    "olmo-core": olmo_core,
     "huggingface": huggingface,
     "qwen-micro": lambda probs: qwen(probs, lambda number: range(number, number + 1)),
     "qwen-sync": lambda probs: qwen(probs, lambda number: EVERY),
@@ -209,6 +222,7 @@ UNIFORM = {
     "megatron-micro": 0.01 * LAYERS,
     "megatron-sequence": 0.01 * LAYERS,
     "megatron-global": 0.01 * LAYERS,
+    "olmo-core": 0.01,
     "huggingface": 0.001 * K,
     "qwen-sync": 0.008,
 }
@@ -252,6 +266,24 @@ def test_the_web_snippet_has_its_own_gate_and_no_other_loss() -> None:
     assert (config.scope, config.method.name) == ("none", "snippet")
     assert config.method.options == {"weight": 0.01, "every": 128}
     assert (config.router.form, config.router.gate_bias) == ("mlp", True)
+
+
+COUNTS = {
+    "deepseek-v3": "scores",  # Eq. 18
+    "megatron-micro": "scores",  # compute_routing_scores_for_aux_loss
+    "megatron-sequence": "scores",
+    "megatron-global": "scores",
+    "maxtext": "biased",
+    "maxtext-before": "biased",
+    "olmo-core": "biased",
+}
+
+
+@pytest.mark.parametrize("experiment", COUNTS)
+def test_a_preset_counts_what_the_system_does_under_groups_and_a_bias(experiment: str) -> None:
+    groups = ["router.expert_groups=4", "router.top_groups=2", "method=bias"]
+    config = COMPOSER.compose([f"experiment={experiment}", *groups, "method.name=bias"])
+    assert make_model(config, 16).gating.counts == COUNTS[experiment]
 
 
 def test_kimi_k3_and_megatron_read_other_scores() -> None:

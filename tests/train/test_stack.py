@@ -179,6 +179,13 @@ def test_a_method_that_cannot_be_stacked_is_not(arms: Compose) -> None:
     assert len({stack_key(config) for config, _ in arms("method=base", "method=base seed=1")}) == 2
 
 
+def test_arms_whose_models_count_something_else_are_not_stacked(arms: Compose) -> None:
+    counts = [f"balance.counts={each}" for each in ("scores", "biased")]
+    plain, biased = ([f"{more} {each}" for each in counts] for more in ("seed=1", "method=bias"))
+    assert len({stack_key(config) for config, _ in arms(*plain)}) == 1
+    assert len({stack_key(config) for config, _ in arms(*biased)}) == 2
+
+
 def test_a_run_that_fails_leaves_the_others_as_they_are(arms: Compose, same: Same) -> None:
     words = "scope=micro", "scope=micro optim.lr=1e300", "scope=global"
     pairs = arms(*words, precision=same.precision)
