@@ -68,9 +68,11 @@ def show(
     corpus = _prepare(overrides, config_dir)
     domains = corpus.describe()
     if as_json:
-        print_json({"content_hash": corpus.content_hash, "domains": domains})
+        about = {"content_hash": corpus.content_hash, "trigram_bits": corpus.trigram_bits}
+        print_json({**about, "domains": domains})
     else:
         stdout_console().print(_table(corpus.content_hash, domains))
+        print(f"a byte trigram of the training text: {corpus.trigram_bits:.3f} bits a byte")
 
 
 def _prepare(

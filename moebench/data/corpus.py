@@ -28,9 +28,11 @@ from moebench.data.making.cache import (
     folder_of,
     make_folder,
     read_manifest,
+    remembered,
     to_json,
 )
-from moebench.data.making.shards import stem
+from moebench.data.making.shards import bin_path, stem
+from moebench.data.making.trigram import trigram_bits
 from moebench.data.making.workers import Reporter
 from moebench.data.sources import choose_domains, choose_heldout, open_source
 from moebench.data.tokenizer import (
@@ -63,6 +65,8 @@ class Corpus:
         heldout: the domains for validation only.
         manifest: manifest.json, reduced to these domains.
         content_hash: hex digest that depends on the names and tokens of these domains alone.
+        trigram_bits: bits a byte of a byte trigram (`moebench.data.making.trigram`) on the half
+            `test` of validation, mean over `domains`, whatever the tokenizer.
         tokenizer: encoder of the text.
     """
 
@@ -71,9 +75,11 @@ class Corpus:
         directory: Path,
         manifest: Manifest,
         domains: Sequence[str],
-        heldout: Sequence[str] = (),
+        heldout: Sequence[str],
+        trigram_bits: float,
     ):
         self.directory = directory
+        self.trigram_bits = trigram_bits
         self.domains = tuple(domains)
         self.heldout = tuple(heldout)
         self.tokenizer = _tokenizer(directory, manifest)
@@ -160,12 +166,13 @@ def prepare(
     chosen = choose_domains(config, sorted(manifest["domains"]))
     heldout = choose_heldout(config, chosen)
     domains = tuple(name for name in chosen if name not in heldout)
+    trigram = _trigram(directory, manifest, sorted(domains), reporter)
     if config.tokenizer != BYTES:
         manifest = _reduced(manifest, chosen)
         directory, manifest = _prepare_tokens(
             config, directory, manifest, domains, processes, reporter
         )
-    corpus = Corpus(directory, manifest, domains, heldout)
+    corpus = Corpus(directory, manifest, domains, heldout, trigram)
     if len(domains) == 1:
         reporter.say(
             f"warning: all text is of one domain, {domains[0]}: data.homogeneity has no effect"
@@ -221,6 +228,24 @@ def _prepare_tokens(
         )
 
     return directory, make_folder(directory, build, reporter.say)
+
+
+def _trigram(
+    directory: Path, manifest: Manifest, domains: Sequence[str], reporter: Reporter
+) -> float:
+    """The trigram's bits a byte, from the shards of bytes of some domains."""
+
+    def compute() -> float:
+        reporter.show("fitting a trigram", 1)
+        train, valid = (
+            [bin_path(directory / f"{stem(domain)}.{split}") for domain in domains]
+            for split in ("train", "valid")
+        )
+        tuned = [manifest["domains"][domain]["valid"]["tune_tokens"] for domain in domains]
+        return trigram_bits(train, valid, tuned)
+
+    key = f"trigram bits a byte of {to_json(list(domains)).decode()}"
+    return remembered(directory, manifest, key, compute, reporter.say)
 
 
 def _tokenizer(directory: Path, manifest: Mapping[str, Any]) -> Tokenizer:

@@ -61,6 +61,7 @@ def describe(
             "tokenizer": corpus.tokenizer.name,
             "tokenizer_hash": corpus.tokenizer.hash,
             "vocab_size": corpus.vocab_size,
+            "trigram_bits": corpus.trigram_bits,
         },
         "first_sequences": sequences_hash(make_batches(corpus, config).batch(1))[:16],
         "group": {"sequences": size, "tokens": size and size * config.seq_len},

@@ -11,8 +11,9 @@ def test_data_are_shown_in_eighty_columns(call: Call, text_folder: Path) -> None
     words = ["data=folder", f"data.path={text_folder}"]
     result = call("data", "show", *words)
     assert result.code == 0
-    title, _, header, _, *rows, _ = result.out.splitlines()
+    title, _, header, _, *rows, _, trigram = result.out.splitlines()
     assert re.match(r"data [0-9a-f]{10} *$", title)
+    assert re.fullmatch(r"a byte trigram of the training text: \d\.\d{3} bits a byte", trigram)
     cells = [cell.strip() for cell in header.strip("┃").split("┃")]
     assert cells == ["domain", "docs", "MB", "Mtokens", "valid docs", "kB", "overlap", "sample"]
     assert [row.strip("│").split("│")[0].strip() for row in rows] == ["digits", "letters", "shapes"]

@@ -101,6 +101,34 @@ def make_folder(
     return manifest
 
 
+def remembered(
+    folder: Path,
+    manifest: Manifest,
+    key: str,
+    compute: Callable[[], Any],
+    say: Callable[[str], None],
+) -> Any:
+    """A JSON value that follows from a folder's files; computed once and kept in its manifest.
+
+    Where the cache cannot be written, the value is computed each time.
+
+    Args:
+        folder, manifest: of the cache.
+        key: names the value under `derived`.
+        compute: computes it.
+        say: gets a line if another process holds the folder.
+    """
+    known = manifest.get("derived", {})
+    if key not in known:
+        value = compute()
+        with suppress(DataError), locked(folder, say):
+            known |= (read_manifest(folder) or manifest).get("derived", {}) | {key: value}
+            manifest["derived"] = known
+            write_bytes(folder / MANIFEST, to_json(manifest, indent=1))
+        return value
+    return known[key]
+
+
 def _files(folder: Path) -> dict[str, Any]:
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
