@@ -3,16 +3,21 @@
 A file or folder is written aside as `.NAME.PID.tmp`, synced, then renamed. After a crash, its name
 refers to the old content or to the new content, never to a part of it.
 
-Readers accept regular files of a bounded size only, since a pipe or a device may never end. They
-raise OSError, ValueError or, for YAML, `yaml.YAMLError`; `reason` gives the cause in one line.
+Readers accept regular files only, since a pipe or a device may never end, and `open_regular` is the
+one door to them. What is read whole is bounded. Readers raise OSError, ValueError or, for YAML,
+`yaml.YAMLError`; `reason` gives the cause in one line.
 """
 
+import errno
+import gzip
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,10 +34,22 @@ LEFTOVERS = ".*.tmp"  # files and folders that a killed process was writing asid
 
 
 def cache_root() -> Path:
-    """moebench's cache folder: $MOEBENCH_CACHE, $XDG_CACHE_HOME/moebench or ~/.cache/moebench."""
+    """moebench's cache folder: $MOEBENCH_CACHE, $XDG_CACHE_HOME/moebench or ~/.cache/moebench.
+
+    Raises FileNotFoundError if none of them can be found: this user has no home directory.
+    """
     if given := os.environ.get("MOEBENCH_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moebench"
+        return expanded(given)
+    root = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "moebench"
+    if root.parts[0] == "~":
+        why = "there is no home directory; set MOEBENCH_CACHE to a folder for the cache"
+        raise FileNotFoundError(errno.ENOENT, why, str(root))
+    return root
+
+
+def expanded(path: str) -> Path:
+    """A path with the home directory in place of ~; unchanged where that directory is unknown."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises there
 
 
 # Writing
@@ -126,22 +143,83 @@ def _sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, as hex digits."""
-    with open(path, "rb") as file:
+    """The SHA-256 of a regular file's content, as hex digits."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def regular_status(path: Path) -> os.stat_result:
+    """The status of a regular file. Raises OSError for a folder, a pipe, a device or a socket."""
+    return _regular(os.stat(path), path)
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading. Raises OSError for anything else, without waiting for it."""
+    regular_status(path)  # first, because to open a device may already act on it
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
+    try:
+        _regular(os.fstat(file.fileno()), path)  # it may have been replaced
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """Open a regular file, decompressed while it is read if its name ends in .gz or .zst.
+
+    Reads are the caller's to bound: a small file may hold gigabytes. A broken file raises
+    ValueError.
+    """
+    with open_regular(path) as file:
+        try:
+            if (packed := path.suffix.lower()) == ".gz":
+                with gzip.open(file) as plain:
+                    yield plain
+            elif packed == ".zst":
+                import pyarrow
+
+                stream = pyarrow.CompressedInputStream(file, "zstd")
+                with io.BufferedReader(stream, 1 << 20) as plain:
+                    yield plain
+            else:
+                yield file
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"broken gzip ({error})") from None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            name = "gzip" if packed == ".gz" else "zstd"
+            raise ValueError(f"broken {name} ({reason(error)})") from None
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes."""
-    with open(path, "rb", opener=_open_at_once) as file:
-        kind = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(kind):
-            raise ValueError("is not a regular file")
-        content = file.read(limit + 1)
+    with open_regular(path) as file:
+        return _bounded(file, limit)
+
+
+def read_unpacked(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a regular file, of at most `limit` bytes once it is decompressed."""
+    with unpacked(path) as file:
+        return _bounded(file, limit)
+
+
+def _bounded(file: IO[bytes], limit: int) -> bytes:
+    content = file.read(limit + 1)
     if len(content) > limit:
         unit, size = ("MiB", limit >> 20) if limit >> 20 else ("KiB", limit >> 10)
         raise ValueError(f"is larger than {size} {unit}")
     return content
+
+
+def _regular(status: os.stat_result, path: Path) -> os.stat_result:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return status
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -8,7 +8,7 @@ import difflib
 import signal
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,16 +67,24 @@ class Stopped(MoebenchError):  # noqa: N818, stopping is not an error
 
 
 class Several(MoebenchError):  # noqa: N818, it is several errors
-    """Several errors, raised as one. Its exit code is that of the first."""
+    """Several errors, raised as one. Its exit code is that of the first; so many are named."""
+
+    most = 20
 
     def __init__(self, errors: Sequence[MoebenchError]) -> None:
-        self._lines = tuple(dict.fromkeys(line for error in errors for line in error.lines))
+        self._errors = tuple(errors)
+        lines = tuple(dict.fromkeys(line for error in errors for line in error.lines))
+        more = len(lines) - self.most
+        self._lines = (*lines[: self.most], f"and {more} more like these") if more > 0 else lines
         self.exit_code = errors[0].exit_code
         super().__init__("\n".join(self._lines))
 
     @property
     def lines(self) -> tuple[str, ...]:
         return self._lines
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Several, (self._errors,)  # it crosses processes, and is not made from its text
 
 
 def combine(errors: Sequence[MoebenchError]) -> MoebenchError:

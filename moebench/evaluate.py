@@ -6,7 +6,6 @@ speaker accepts must be the likelier one. `cloze` is made from the run's own val
 in batches, without balance terms or sampling.
 """
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ from moebench.config.compose import Composer
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.tokenizer import BYTES, ByteTokenizer, Tokenizer
-from moebench.disk import sha256
+from moebench.disk import read_bytes, read_unpacked, reason, sha256
 from moebench.errors import ConfigError, DataError, RecordError
 from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
 from moebench.model.noise import keys
@@ -203,13 +202,11 @@ def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]
         )
     digest, pairs = hashlib.sha256(), []
     for path in files:
-        content = path.read_bytes()
-        digest.update(path.name.encode() + content)
         try:
-            text = gzip.decompress(content) if path.suffix == ".gz" else content
-            lines = text.decode().splitlines()[:limit]
-        except (OSError, EOFError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); is it whole?") from None
+            digest.update(path.name.encode() + read_bytes(path))
+            lines = read_unpacked(path).decode().splitlines()[:limit]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({reason(error)}); is it whole?") from None
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)

@@ -1,5 +1,6 @@
 """Writes survive crashes, and reads accept nothing that could hang or fill the memory."""
 
+import gzip
 import json
 import os
 import signal
@@ -15,13 +16,18 @@ import yaml
 
 from moebench.disk import (
     MAX_YAML_BYTES,
+    cache_root,
+    expanded,
     finite,
     json_object,
+    open_regular,
     publish,
     read_bytes,
     read_json,
+    read_unpacked,
     read_yaml,
     reason,
+    regular_status,
     remove_leftovers,
     replacing,
     replacing_folder,
@@ -133,6 +139,35 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     assert why(read_bytes, tmp_path / "pipe") == "is not a regular file"
     os.truncate(path, 2**40)
     assert why(read_json, path) == "is larger than 256 MiB"
+
+
+def test_no_reader_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gz")
+    for read in (sha256, open_regular, read_unpacked, regular_status):
+        assert why(read, tmp_path / "pipe.gz") == "is not a regular file"
+
+
+def test_what_a_small_file_unpacks_to_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.GZ"
+    path.write_bytes(gzip.compress(bytes(1 << 22)))
+    assert read_unpacked(path, 1 << 22) == bytes(1 << 22)
+    assert why(read_unpacked, path, (1 << 22) - 1) == "is larger than 3 MiB"
+    for name, packed in (("a.gz", "gzip"), ("a.zst", "zstd")):
+        (tmp_path / name).write_bytes(b"plain text")
+        assert why(read_unpacked, tmp_path / name).startswith(f"broken {packed} (")
+
+
+def test_a_user_without_a_home_is_told_where_to_put_the_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HOME", "MOEBENCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # of no entry in the password file
+    assert why(cache_root).startswith("there is no home directory; set MOEBENCH_CACHE")
+    assert expanded("~/x") == Path("~/x")
+    assert expanded("~nosuchuser/x") == Path("~nosuchuser/x")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_root() == Path("/somewhere/moebench")
 
 
 def test_a_checksum_is_that_of_the_content(tmp_path: Path) -> None:

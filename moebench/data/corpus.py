@@ -11,7 +11,7 @@ source and one tokenizer. Tokens are uint8, uint16 or uint32, as the vocabulary 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +31,11 @@ from moebench.data.making.cache import (
     remembered,
     to_json,
 )
-from moebench.data.making.shards import bin_path, stem
+from moebench.data.making.shards import bin_path
 from moebench.data.making.trigram import trigram_bits
 from moebench.data.making.workers import Reporter
 from moebench.data.sources import choose_domains, choose_heldout, open_source
+from moebench.data.sources.document import stem
 from moebench.data.tokenizer import (
     BYTES,
     FILE,
@@ -51,6 +52,7 @@ __all__ = ["Corpus", "Half", "cache_root", "prepare"]
 
 SAMPLE_CHARACTERS = 60
 SAMPLE_TOKENS = 1000  # read for a sample; many may be white space
+FEW_DOCUMENTS = 10  # for validation; with fewer, one unusual document decides a domain's loss
 SMALL_BYTES = 24_000_000  # reading a source of this size takes less time than starting processes
 
 Half = Literal["tune", "test"]
@@ -154,7 +156,8 @@ def prepare(
 
     Args:
         config: only the keys of the source and the tokenizer, `domains` and `heldout` are used.
-        progress: gets a line for each stage of the work; none if the cache has everything.
+        progress: gets a line for each warning, and for each stage of the work that the cache does
+            not spare.
         bar: gets the current work and the share of it that is done, often.
         processes: at most; one per core by default.
 
@@ -173,11 +176,25 @@ def prepare(
             config, directory, manifest, domains, processes, reporter
         )
     corpus = Corpus(directory, manifest, domains, heldout, trigram)
-    if len(domains) == 1:
-        reporter.say(
-            f"warning: all text is of one domain, {domains[0]}: data.homogeneity has no effect"
-        )
+    for warning in _warnings(corpus):
+        reporter.say(f"warning: {warning}")
     return corpus
+
+
+def _warnings(corpus: Corpus) -> Iterator[str]:
+    """What works, but means less than it seems."""
+    if len(corpus.domains) == 1:
+        yield f"all text is of one domain, {corpus.domains[0]}: data.homogeneity has no effect"
+    counts = {
+        domain: about["valid"]["documents"] for domain, about in corpus.manifest["domains"].items()
+    }
+    few = {domain: count for domain, count in counts.items() if count < FEW_DOCUMENTS}
+    if few:
+        domains = ", ".join(f"{domain} ({count})" for domain, count in few.items())
+        yield (
+            f"fewer than {FEW_DOCUMENTS} documents for validation: {domains}; the losses there "
+            "depend on single documents, so add text"
+        )
 
 
 def _prepare_bytes(
@@ -185,6 +202,8 @@ def _prepare_bytes(
 ) -> tuple[Path, Manifest]:
     """The shards of bytes of a source: of all its domains, or of the chosen ones."""
     source = open_source(config)
+    for note in source.notes:
+        reporter.say(f"warning: {note}")
     everything = source.domains
 
     def directory_of(domains: Sequence[str] | None) -> Path:

@@ -7,13 +7,12 @@ fixed number of bytes, so that nats per *text* byte are comparable between token
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from moebench.disk import read_bytes, reason
+from moebench.disk import expanded, read_bytes, reason
 from moebench.errors import DataError
 
 END = 0xFF  # ends each document of bytes; no UTF-8 text contains it
@@ -211,7 +210,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> bytes:
 def read_tokenizer(path: str) -> bytes:
     """The content of a tokenizer.json; DataError if it cannot be read."""
     try:
-        return read_bytes(Path(path).expanduser())
+        return read_bytes(expanded(path))
     except (OSError, ValueError) as error:
         raise DataError(
             f"data.tokenizer={path}: cannot be read ({reason(error)}); use bytes, bpe or the path "

@@ -2,15 +2,22 @@
 
 import gzip
 import json
+import os
+import pickle
 import re
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from moebench.config.schema import DataConfig
-from moebench.data.sources import Document, choose_domains, choose_heldout
+from moebench.data.corpus import prepare
+from moebench.data.sources import Document, choose_domains, choose_heldout, files
+from moebench.data.sources.document import Unit
+from moebench.data.sources.files import ENDINGS_IN_WORDS
 from moebench.data.sources.folder import Folder
-from moebench.errors import DataError
+from moebench.errors import DataError, Several
 from tests.data.reading import documents
 
 AVAILABLE = ("alpha", "beta", "gamma")
@@ -103,7 +110,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path):
         (
             "empty",
             "holds no domain; put text in DIR/<domain>/train.txt or DIR/<domain>.txt "
-            "(endings: .txt, .md, .jsonl, .jsonl.gz, .parquet)",
+            "(endings: .txt, .md, .jsonl, .json, these with .gz or .zst, and .parquet)",
         ),
     ):
         with pytest.raises(DataError, match=re.escape(f"data.path={tmp_path / path}: {message}")):
@@ -122,8 +129,8 @@ def test_a_sub_folder_without_text(tmp_path: Path):
     (tmp_path / "x" / "train.csv").write_text("a,b")
     (tmp_path / "y.txt").write_text("text")
     assert refused(tmp_path) == (
-        f"{tmp_path}/x: holds no text (endings: .txt, .md, .jsonl, .jsonl.gz, .parquet); add some, "
-        "remove the folder, or pick others by data.domains"
+        f"{tmp_path}/x: holds no text (endings: {ENDINGS_IN_WORDS}); add some, remove the "
+        "folder, or pick others by data.domains"
     )
 
 
@@ -175,15 +182,219 @@ def test_bytes_that_are_not_utf8(tmp_path: Path, name: str):
 
 def test_a_path_that_cannot_be_read(tmp_path: Path):
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "train.txt").mkdir()
-    assert refused(tmp_path) == (
-        f"{tmp_path}/x/train.txt: cannot be read (Is a directory); allow it or remove it"
-    )
     (tmp_path / "x" / "valid.txt").symlink_to(tmp_path / "nowhere")
     with pytest.raises(
         DataError, match=r"valid\.txt: cannot be read \(No such file or directory\)"
     ):
         Folder(str(tmp_path)).fingerprint(["x"])
+
+
+def test_only_regular_files_are_read(tmp_path: Path):
+    """A pipe would wait for its writer, and a device may never end."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "valid.txt").write_text("text")
+    os.mkfifo(tmp_path / "a" / "train.txt")
+    (tmp_path / "b" / "train.txt").symlink_to("/dev/zero")
+    (tmp_path / "LICENSE").symlink_to("/dev/zero")
+    source = Folder(str(tmp_path))
+    with pytest.raises(Several) as caught:
+        source.fingerprint(None)
+    assert caught.value.lines == tuple(
+        f"{tmp_path}/{name}/train.txt: cannot be read (is not a regular file); allow it or remove "
+        "it"
+        for name in ("a", "b")
+    )
+    with pytest.raises(Several):
+        list(source.documents(Unit(("a/train.txt", "b/train.txt"), 1)))
+    assert source.licences(["a"]) == {"a": ""}
+
+
+def test_folders_in_a_domain_are_read_and_what_is_left_out_is_named(tmp_path: Path):
+    for name in ("law/2024/y.txt", "law/valid/v.txt", "law/A.TXT", "law/x.py", "law/README.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "law" / "loop").symlink_to(tmp_path / "law")
+    (tmp_path / "NOTES.md").write_text("not read")
+    (tmp_path / "LICENSE").write_text("CC0")
+    (tmp_path / "Makefile").write_text("not read")
+    assert read(tmp_path, "law") == {
+        None: ["law/2024/y.txt", "law/A.TXT"],
+        "train": [],
+        "valid": ["law/valid/v.txt"],
+    }
+    assert Folder(str(tmp_path)).notes == (
+        f"data.path={tmp_path}: leaves out files: 1 beside the domains, in Markdown (NOTES.md), "
+        "1 called README (law/README.md), 1 links to folders that are read already (law/loop), "
+        "1 with the ending .py (law/x.py), 1 without an ending (Makefile)",
+    )
+
+
+def zst(data: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as file:
+        file.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+TEXT = "".join(f"line {number} é\n" for number in range(200))
+ARRAY = json.dumps([{"text": "one"}, {"text": "zwölf 💡"}, {"text": ""}], indent=1)
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize(
+    ("ending", "content", "joined"),
+    [
+        (".txt", TEXT, TEXT),
+        (".md", TEXT, TEXT),
+        (".jsonl", lines("one", "zwölf 💡"), "onezwölf 💡"),
+        (".json", lines("one", "zwölf 💡"), "onezwölf 💡"),
+        (".json", ARRAY, "onezwölf 💡"),
+    ],
+)
+def test_every_ending_compressed_or_not(
+    tmp_path: Path, bom: bytes, ending: str, content: str, joined: str
+):
+    data = bom + content.encode()
+    (tmp_path / "x").mkdir()
+    for name, written in (
+        (ending, data),
+        (f"{ending}.gz", gzip.compress(data)),
+        (f"{ending.upper()}.zst", zst(data)),
+    ):
+        path = tmp_path / "x" / f"all{name}"
+        path.write_bytes(written)
+        texts = read(tmp_path, "x")[None]
+        assert "".join(texts) == joined
+        assert len(texts) == {".txt": 37, ".md": 1}.get(ending, 2)
+        path.unlink()
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+def test_an_array_is_read_object_by_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+):
+    monkeypatch.setattr(files, "BLOCK", block)
+    (tmp_path / "x.json").write_text(ARRAY)
+    assert read(tmp_path, "x")[None] == ["one", "zwölf 💡"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"text": "a"} {"text": "b"}]', "has no , where one must be"),
+        (b'[{"text": "a"},]', "item 2: is not JSON (Expecting value)"),
+        (b'[{"text": "a"}', "has no , where one must be"),
+        (b'[{"text": "a"}] 5', "has more after its array"),
+        (b'[{"text": "a"}, 5]', 'item 2: has no key "text"'),
+        (b'[{"text": "\xff"}]', "byte 11 (0xff) is not UTF-8"),
+        (b'[{"text": "a", "text": "b"}]', 'item 1: has the key "text" twice; leave one'),
+    ],
+)
+def test_broken_arrays(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "x.json").write_bytes(content)
+    assert message in refused(tmp_path)
+
+
+def test_a_text_without_line_ends_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(files, "MAX_DOCUMENT_BYTES", 1 << 20)
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress(bytes([97]) * (3 << 20)))
+    assert refused(tmp_path) == (
+        f"{tmp_path}/x.txt.gz: from byte 0 on, it has more than 1 MiB without a line end; break it "
+        "into lines"
+    )
+
+
+def test_rows_of_parquet_are_read_as_the_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One large value that many rows share is stored once, and in memory once a row."""
+    monkeypatch.setattr(files, "MAX_BATCH_BYTES", 3 << 20)
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["ab" * (1 << 19)] * 10}), path)
+    with pyarrow.parquet.ParquetFile(path) as file:
+        assert files._rows_at_a_time(file.metadata.row_group(0), ["text"]) == 2
+    assert len(read(tmp_path, "x")[None]) == 10
+
+
+def test_two_columns_or_keys_of_one_name(tmp_path: Path):
+    table = pyarrow.table([pyarrow.array(["one"]), pyarrow.array(["two"])], names=["text"] * 2)
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    assert refused(tmp_path) == f'{tmp_path}/x.parquet: has 2 columns "text"; rename all but one'
+    (tmp_path / "x.parquet").unlink()
+    (tmp_path / "x.jsonl").write_text('{"text": "text"}\n{"text": "one", "text": "two"}\n')
+    assert refused(tmp_path) == f'{tmp_path}/x.jsonl:2: has the key "text" twice; leave one'
+
+
+@pytest.mark.parametrize("values", [[], [None] * 9, [""] * 9])
+def test_a_table_without_text(tmp_path: Path, values: list[str | None]):
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), tmp_path / "x.parquet")
+    with pytest.raises(DataError) as caught:
+        prepare(DataConfig(source="folder", path=str(tmp_path)))
+    assert str(caught.value) == (
+        f"data.path={tmp_path}: domain 'x' has no text, as all its files or rows are empty or "
+        "null; add text to it, remove it, or name another column by data.text_column"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a\tb.txt", ": 'a\\tb' cannot be the name of a domain"),
+        (os.fsdecode(b"a\xff.txt"), ": 'a\\udcff' cannot be the name of a domain"),
+        (
+            os.fsdecode(b"x/a\xff.txt"),
+            os.fsdecode(b"/x/a\xff.txt: its name is not UTF-8; rename it"),
+        ),
+        (os.fsdecode(b"d\xff/x.txt"), ": its name is not UTF-8; rename it"),
+    ],
+)
+def test_names_that_no_domain_or_cache_can_have(tmp_path: Path, name: str, message: str):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(TEXT)
+    root = path.parent if path.parent.name.startswith("d") else tmp_path
+    with pytest.raises(DataError) as caught:
+        prepare(DataConfig(source="folder", path=str(root)))
+    assert message in str(caught.value)
+
+
+def test_the_errors_of_several_files_and_domains_are_said_at_once(tmp_path: Path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for name, content in (("a.txt", b"\xff"), ("b.txt", b"\0"), ("c.jsonl", b"{")):
+        (text / name).write_bytes(content)
+    config = DataConfig(source="folder", path=str(text))
+    with pytest.raises(Several) as caught:
+        prepare(config)
+    names = [Path(line.split(":")[0]).name for line in caught.value.lines]
+    assert names == ["a.txt", "b.txt", "c.jsonl"]
+    (text / "c.jsonl").unlink()
+    for name in ("a", "b"):
+        (text / f"{name}.txt").write_text("one line")
+    with pytest.raises(Several) as caught:
+        prepare(config)
+    assert len(caught.value.lines) == 2
+    assert pickle.loads(pickle.dumps(caught.value)).lines == caught.value.lines
+
+
+def test_many_errors_are_counted():
+    errors = Several([DataError(str(number)) for number in range(1000)])
+    assert errors.lines[-2:] == ("19", "and 980 more like these")
+
+
+def test_few_documents_for_validation_are_a_warning(tmp_path: Path):
+    (tmp_path / "text" / "x").mkdir(parents=True)
+    (tmp_path / "text" / "x" / "train.txt").write_text(TEXT)
+    config = DataConfig(source="folder", path=str(tmp_path / "text"))
+    warning = "fewer than 10 documents for validation: x (3)"
+    for count, warned in ((3, True), (10, False)):
+        valid = lines(*(f"text {number}" for number in range(count)))
+        (tmp_path / "text" / "x" / "valid.jsonl").write_text(valid)
+        for _ in ("made", "cached"):
+            said: list[str] = []
+            prepare(config, progress=said.append)
+            assert any(warning in each for each in said) == warned
 
 
 @pytest.mark.parametrize(

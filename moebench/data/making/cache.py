@@ -25,9 +25,15 @@ Manifest = dict[str, Any]
 
 
 def folder_of(name: str, made_from: Any) -> Path:
-    """The folder of the result whose inputs are these JSON values."""
+    """The folder of the result whose inputs are these JSON values.
+
+    Raises DataError if there is no place for a cache.
+    """
     digest = hashlib.sha256(to_json([FORMAT, made_from])).hexdigest()
-    return cache_root() / f"{name}-{digest[:16]}"
+    try:
+        return cache_root() / f"{name}-{digest[:16]}"
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from None
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -16,8 +16,9 @@ import numpy as np
 from moebench.config.schema import DataConfig
 from moebench.data.draws import permutation
 from moebench.data.making.cache import Manifest
-from moebench.data.making.shards import Ints, bin_path, index_path, stem
+from moebench.data.making.shards import Ints, bin_path, index_path
 from moebench.data.making.workers import Reporter, in_processes
+from moebench.data.sources.document import stem
 from moebench.data.tokenizer import FILE, Subwords, read_tokenizer, train_bpe
 from moebench.disk import replacing, write_bytes
 

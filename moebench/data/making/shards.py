@@ -23,7 +23,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +30,7 @@ import numpy.typing as npt
 from moebench.data.making.cache import Manifest, to_json
 from moebench.data.making.overlap import overlap
 from moebench.data.making.workers import Reporter, in_processes
-from moebench.data.sources.document import Document, Source, Text, Unit
+from moebench.data.sources.document import Document, Source, Text, Unit, check_name, stem
 from moebench.data.tokenizer import END, ByteTokenizer
 from moebench.disk import read_json, replacing, write_bytes
 from moebench.errors import DataError
@@ -41,7 +40,6 @@ PART_DOCUMENTS = 500_000
 VALID_SHARE = 0.05
 VALID_DOCUMENTS = 2  # at least: one for each half
 MAX_DOMAINS = 1000  # with more, the column does not hold domains
-NAME_BYTES = 200  # of a domain's name in the name of a file
 
 TABLE = np.dtype(
     [("bytes", "<i8"), ("domain", "<i4"), ("split", "<i1"), ("rank", "<u8"), ("digest", "u1", 32)]
@@ -50,11 +48,6 @@ SPLITS = {None: 0, "train": 1, "valid": 2}
 
 Ints = npt.NDArray[np.int64]
 Entry = tuple[int, int, int, int, npt.NDArray[np.uint8]]  # a row of TABLE
-
-
-def stem(domain: str) -> str:
-    """The domain's name in the names of its files; characters that files cannot have become %XX."""
-    return quote(domain, safe=" ")
 
 
 def bin_path(shard: Path) -> Path:
@@ -87,7 +80,7 @@ def build(
         reporter.show(f"reading: {text / 1e6:,.0f} MB of text", share / 2)
 
     tasks = [(source, number, unit, parts) for number, unit in enumerate(units)]
-    in_processes(read_unit, tasks, processes, on_read)
+    in_processes(read_unit, tasks, processes, on_read, all_errors=True)
     names = _domains(parts, source.label) if domains is None else tuple(domains)
 
     def on_write(done: set[int]) -> None:
@@ -95,7 +88,8 @@ def build(
         reporter.show(f"sorting: {len(done)} of {len(names)} domains", share)
 
     work = partial(write_domain, folder, parts, source.label, source.keeps_duplicates)
-    written = in_processes(work, [(name,) for name in names], processes, on_write)
+    tasks = [(name,) for name in names]
+    written = in_processes(work, tasks, processes, on_write, all_errors=True)
     counts = dict(zip(names, written, strict=True))
     for domain, terms in source.licences(names).items():
         counts[domain]["licence"] = terms
@@ -166,7 +160,8 @@ def _write_document(
         return None
     domain = domains.get(document.domain)
     if domain is None:
-        _check_name(document)
+        remedy = "name another column by data.domain_column"
+        check_name(document.domain, document.name, remedy)
         domain = domains[document.domain] = len(domains)
     write(document.text)
     digest = hashlib.sha256(document.text)
@@ -174,16 +169,6 @@ def _write_document(
     digest.update(bytes([END]))
     content = np.frombuffer(digest.digest(), np.uint8)
     return len(document.text), domain, SPLITS[document.split], rank, content
-
-
-def _check_name(document: Document) -> None:
-    """Raise DataError if the document's domain has a name that no domain can have."""
-    name = document.domain
-    if not name.isprintable() or len(stem(name)) > NAME_BYTES:
-        raise DataError(
-            f"{document.name}: {name[:40]!r} cannot be the name of a domain, which is one line of "
-            f"at most {NAME_BYTES} bytes; name another column by data.domain_column"
-        )
 
 
 def _tables(parts: Path) -> Iterator[tuple[Path, npt.NDArray[Any], list[str]]]:
@@ -197,7 +182,10 @@ def _tables(parts: Path) -> Iterator[tuple[Path, npt.NDArray[Any], list[str]]]:
 def _domains(parts: Path, label: str) -> tuple[str, ...]:
     names = {domain for _, _, domains in _tables(parts) for domain in domains}
     if not names:
-        raise DataError(f"{label}: holds no text; add some")
+        raise DataError(
+            f"{label}: has no text, as all its files or rows are empty or null; add text, or name "
+            "another column by data.text_column"
+        )
     if len(names) > MAX_DOMAINS:
         raise DataError(
             f"{label}: has {len(names)} domains, more than {MAX_DOMAINS}; name a column with fewer "
@@ -219,6 +207,11 @@ def write_domain(
     texts, table = _find_texts(parts, domain)
     order = _arrange(table, keeps_duplicates)
     counts: dict[str, Any] = {"duplicates": len(table) - len(order.train) - len(order.valid)}
+    if not len(table):
+        raise DataError(
+            f"{label}: domain {domain!r} has no text, as all its files or rows are empty or null; "
+            "add text to it, remove it, or name another column by data.text_column"
+        )
     if not len(order.train):
         raise DataError(
             f"{label}: domain {domain!r} has too little text to train on, {len(order.valid)} "

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
+from urllib.parse import quote
+
+from moebench.errors import DataError
 
 Split = Literal["train", "valid"]
 Text = bytes | bytearray  # in UTF-8
+NAME_BYTES = 200  # of a domain's name in the name of a file
 
 
 class Document(NamedTuple):
@@ -34,6 +38,7 @@ class Source(Protocol):
     """Where text comes from. Making one is cheap; only `documents` reads text."""
 
     keeps_duplicates: bool  # whether to keep a text that occurs twice in a domain
+    notes: Sequence[str]  # lines on what it leaves out and why; empty for most sources
 
     @property
     def label(self) -> str:
@@ -60,3 +65,22 @@ class Source(Protocol):
     def licences(self, domains: Sequence[str]) -> dict[str, str]:
         """The licence of each domain's text as the source states it; "" if it states none."""
         ...
+
+
+def stem(domain: str) -> str:
+    """The domain's name in the names of its files; characters that files cannot have become %XX."""
+    return quote(domain, safe=" ")
+
+
+def check_name(name: str, where: str, remedy: str) -> None:
+    """Raise DataError for a name that no domain can have.
+
+    Args:
+        where: what the error begins with.
+        remedy: what to do about it.
+    """
+    if not name.isprintable() or len(stem(name)) > NAME_BYTES:
+        raise DataError(
+            f"{where}: {name[:40]!r} cannot be the name of a domain, which is one line of "
+            f"at most {NAME_BYTES} bytes without control characters; {remedy}"
+        )

@@ -1,22 +1,28 @@
 """The user's text: a folder with one sub-folder or file per domain.
 
-    DIR/<domain>/{train,valid}.{txt,md,jsonl,jsonl.gz,parquet}  a sub-folder, split by the user
-    DIR/<domain>.{txt,jsonl,jsonl.gz,parquet}                   a file
+    DIR/<domain>/{train,valid}.ENDING  a sub-folder, split by the user
+    DIR/<domain>.ENDING                a file
 
-Any other such file in a sub-folder is for training. If a domain has no valid file, the content of
-its documents decides the split (`moebench.data.making.shards`). Hidden files, files with another
-ending, READMEs, and .md files beside the domains are ignored. With `data.domain_column`, the rows
-of .jsonl and .parquet files name their domain.
+`moebench.data.sources.files` lists the endings. The folders in a sub-folder are read, too. A file
+or folder called `valid` there is for validation, and everything else is for training. If a domain
+has no valid file, the content of its documents decides the split (`moebench.data.making.shards`).
+Hidden files are ignored. READMEs, .md files beside the domains and files with another ending are
+left out, and named. With `data.domain_column`, the rows of JSON and Parquet files name their
+domain.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moebench.data.sources.document import Document, Unit
-from moebench.data.sources.files import ENDINGS, Columns, reading, rows
-from moebench.errors import DataError
+from moebench.data.sources.document import Document, Unit, check_name
+from moebench.data.sources.files import ENDINGS_IN_WORDS, Columns, ending, reading, rows
+from moebench.disk import expanded, open_regular, regular_status
+from moebench.errors import DataError, MoebenchError, apply_to_all, combine
 
+READER = 2  # raised when the same files would make other documents
+LICENCE_BYTES = 10_000  # of a licence file that are read
 UNIT_BYTES = 32_000_000  # of small files that are read as one unit
 LICENCES = ("licence", "license", "copying")  # beginnings of the names of licence files
 
@@ -29,7 +35,7 @@ class Folder:
     def __init__(self, path: str, columns: Columns = Columns()):  # noqa: B008, it is a tuple
         self.label = f"data.path={path}"
         self.columns = columns
-        self.root = Path(path).expanduser()
+        self.root = expanded(path)
         if not self.root.exists():
             raise DataError(f"{self.label}: there is no such folder; create it or correct the path")
         if not self.root.is_dir():
@@ -37,55 +43,62 @@ class Folder:
                 f"{self.label}: is a file; give the folder that holds one sub-folder or file "
                 "per domain"
             )
-        self._files: dict[str, list[Path]] = {}  # sorted, by domain
+        _check_utf8(self.root.resolve(), self.label)
+        self._files: dict[str, list[Path]] = {}  # by domain
+        left_out: dict[str, list[Path]] = {}  # by reason
         for entry in _visible(self.root):
+            domain = entry.name if entry.is_dir() else _stem(entry)
+            for path, reason in _files(entry, self.root):
+                if reason:
+                    left_out.setdefault(reason, []).append(path)
+                else:
+                    self._files.setdefault(domain, []).append(path)
             if entry.is_dir():
-                files = [path for path in _visible(entry) if _is_text(path)]
-                self._files.setdefault(entry.name, []).extend(files)
-            elif _is_text(entry) and entry.suffix != ".md":
-                self._files.setdefault(_stem(entry), []).append(entry)
+                self._files.setdefault(domain, [])
+        self.notes = _notes(self.label, self.root, left_out)
+        self._check_domains()
+
+    def _check_domains(self) -> None:
         if not any(self._files.values()):
             raise DataError(
                 f"{self.label}: holds no domain; put text in DIR/<domain>/train.txt or "
-                f"DIR/<domain>.txt (endings: {', '.join(ENDINGS)})"
+                f"DIR/<domain>.txt (endings: {ENDINGS_IN_WORDS})"
             )
+        if self.columns.domain is not None:
+            return
         for split in ("train", "valid"):
-            if split in self._files and columns.domain is None:
+            if split in self._files:
                 raise DataError(
                     f"{self.label}: {split!r} is a split, not a domain; put it in a sub-folder "
                     "named after its domain, or give the folder above"
                 )
+        apply_to_all(
+            lambda name: check_name(name, str(self.root), "rename that file or folder"),
+            self._files,
+        )
 
     @property
     def domains(self) -> tuple[str, ...] | None:
         return tuple(sorted(self._files)) if self.columns.domain is None else None
 
     def fingerprint(self, domains: Sequence[str] | None) -> dict[str, Any]:
-        files = {}
-        for path in self._paths(domains):
-            with reading(path):
-                status = path.stat()
-            files[path.relative_to(self.root).as_posix()] = [status.st_size, status.st_mtime_ns]
         return {
             "source": "folder",
+            "reader": READER,
             "path": str(self.root.resolve()),
             "columns": list(self.columns),
-            "files": files,
+            "files": {
+                name: [status.st_size, status.st_mtime_ns]
+                for name, status in self._statuses(domains).items()
+            },
         }
 
     def units(self, domains: Sequence[str] | None) -> list[Unit]:
         """Neighbouring files, grouped up to UNIT_BYTES."""
-        for domain in self._files if domains is None else domains:
-            if not self._files[domain]:
-                raise DataError(
-                    f"{self.root / domain}: holds no text (endings: {', '.join(ENDINGS)}); add "
-                    "some, remove the folder, or pick others by data.domains"
-                )
+        apply_to_all(self._check_not_empty, self._files if domains is None else domains)
         units: list[Unit] = []
-        for path in self._paths(domains):
-            name = path.relative_to(self.root).as_posix()
-            with reading(path):
-                size = path.stat().st_size
+        for name, status in self._statuses(domains).items():
+            size = status.st_size
             if units and units[-1].size + size <= UNIT_BYTES:
                 last = units.pop()
                 units.append(Unit((*last.parts, name), last.size + size))
@@ -94,11 +107,41 @@ class Folder:
         return units
 
     def documents(self, unit: Unit) -> Iterator[Document]:
-        for path in (self.root / name for name in unit.parts):
-            default = path.parent.name if path.parent != self.root else _stem(path)
-            split = "valid" if _stem(path) == "valid" else None
-            for name, text, domain in rows(path, self.columns):
-                yield Document(name, text, domain or default, split)
+        """As `Source.documents`; the errors of all files are raised together, after the last."""
+        errors: list[MoebenchError] = []
+        for name in unit.parts:
+            try:
+                yield from self._documents(self.root / name)
+            except DataError as error:
+                errors.append(error)
+        if errors:
+            raise combine(errors)
+
+    def _documents(self, path: Path) -> Iterator[Document]:
+        place = path.relative_to(self.root)
+        default = place.parts[0] if len(place.parts) > 1 else _stem(path)
+        split = "valid" if "valid" in (*place.parts[1:-1], _stem(path)) else None
+        for name, text, domain in rows(path, self.columns):
+            yield Document(name, text, domain or default, split)
+
+    def _check_not_empty(self, domain: str) -> None:
+        if not self._files[domain]:
+            raise DataError(
+                f"{self.root / domain}: holds no text (endings: {ENDINGS_IN_WORDS}); add "
+                "some, remove the folder, or pick others by data.domains"
+            )
+
+    def _statuses(self, domains: Sequence[str] | None) -> dict[str, os.stat_result]:
+        """The status of each file by its path in the folder; DataError for one that is no file."""
+        names = sorted(self._files if domains is None else domains)
+        paths = [path for domain in names for path in self._files[domain]]
+        return dict(apply_to_all(self._status, paths))
+
+    def _status(self, path: Path) -> tuple[str, os.stat_result]:
+        name = path.relative_to(self.root)
+        _check_utf8(name, str(path))
+        with reading(path):
+            return name.as_posix(), regular_status(path)
 
     def licences(self, domains: Sequence[str]) -> dict[str, str]:
         """The first line of a licence file: in the domain's sub-folder, else in the folder."""
@@ -109,9 +152,12 @@ class Folder:
             for domain in domains
         }
 
-    def _paths(self, domains: Sequence[str] | None) -> list[Path]:
-        names = sorted(self._files if domains is None else domains)
-        return [path for domain in names for path in self._files[domain]]
+
+def _check_utf8(path: Path, where: str) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: its name is not UTF-8; rename it") from None
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -119,19 +165,53 @@ def _visible(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _is_text(path: Path) -> bool:
-    return path.name.endswith(ENDINGS) and path.stem.lower() != "readme"
+def _files(
+    path: Path, root: Path, seen: set[tuple[int, int]] | None = None
+) -> Iterator[tuple[Path, str]]:
+    """Each file at and below a path, with the reason to leave it out; "" for text.
+
+    Args:
+        root: the folder of domains.
+        seen: the folders that were visited: a link may lead back to them.
+    """
+    seen = set() if seen is None else seen
+    if path.is_dir():
+        with reading(path):
+            status = path.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            yield path, "links to folders that are read already"
+            return
+        seen.add((status.st_dev, status.st_ino))
+        for below in _visible(path):
+            yield from _files(below, root, seen)
+    elif not (kind := ending(path.name)):
+        if not path.name.lower().startswith(LICENCES):
+            yield path, f"with the ending {path.suffix}" if path.suffix else "without an ending"
+    elif _stem(path).lower() == "readme":
+        yield path, "called README"
+    elif kind.startswith(".md") and path.parent == root:
+        yield path, "beside the domains, in Markdown"
+    else:
+        yield path, ""
+
+
+def _notes(label: str, root: Path, left_out: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
+    """One line on the files that are left out: how many for each reason, and the first."""
+    parts = [
+        f"{len(paths)} {reason} ({paths[0].relative_to(root)})"
+        for reason, paths in sorted(left_out.items(), key=lambda item: (-len(item[1]), item[0]))
+    ]
+    return (f"{label}: leaves out files: {', '.join(parts)}",) if parts else ()
 
 
 def _stem(path: Path) -> str:
-    ending = next(ending for ending in reversed(ENDINGS) if path.name.endswith(ending))
-    return path.name.removesuffix(ending)
+    return path.name[: len(path.name) - len(ending(path.name))]
 
 
 def _licence(folder: Path) -> str:
     for path in _visible(folder):
         if path.is_file() and path.name.lower().startswith(LICENCES):
-            with reading(path):
-                lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            with reading(path), open_regular(path) as file:
+                lines = file.read(LICENCE_BYTES).decode(errors="replace").split("\n")
             return next((line.strip() for line in lines if line.strip()), "")
     return ""

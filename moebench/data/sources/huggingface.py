@@ -18,8 +18,9 @@ from urllib.request import getproxies
 
 from moebench.config.schema import DataConfig
 from moebench.data.sources.document import Document, Unit
-from moebench.data.sources.files import Columns, check_columns, make_row
-from moebench.errors import DataError
+from moebench.data.sources.files import Columns, check_columns, make_row, reading
+from moebench.disk import expanded, read_bytes, regular_status
+from moebench.errors import DataError, apply_to_all
 
 HUB = "https://huggingface.co"
 TIMEOUT = 5.0  # seconds to wait for it
@@ -35,6 +36,7 @@ class HuggingFace:
     """
 
     keeps_duplicates = False
+    notes = ()
 
     def __init__(self, config: DataConfig):
         self.label = f"data.name={config.name}"
@@ -45,7 +47,7 @@ class HuggingFace:
                 f"{self.label}: needs the datasets library; pip install 'moebench[huggingface]'"
             )
         assert config.name, "checked by the config"
-        path = Path(config.name).expanduser()
+        path = expanded(config.name)
         self.folder = path if path.is_dir() else None
         if self.folder is None and not COMMIT.fullmatch(config.revision or ""):
             revision = "null" if config.revision is None else config.revision
@@ -66,16 +68,17 @@ class HuggingFace:
         keys = ("name", "config", "split", "revision", "max_bytes")
         inputs = {key: getattr(self.config, key) for key in keys}
         if self.folder is not None:
-            files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+            paths = sorted(path for path in self.folder.rglob("*") if not path.is_dir())
             inputs["name"] = str(self.folder.resolve())
-            inputs["files"] = {
-                path.relative_to(self.folder).as_posix(): [
-                    path.stat().st_size,
-                    path.stat().st_mtime_ns,
-                ]
-                for path in files
-            }
+            inputs["files"] = dict(apply_to_all(self._status, paths))
         return {"source": "huggingface", "columns": list(self.columns), **inputs}
+
+    def _status(self, path: Path) -> tuple[str, list[int]]:
+        """The path, size and time of a file; DataError for what is no regular file."""
+        assert self.folder is not None
+        with reading(path):
+            status = regular_status(path)
+        return path.relative_to(self.folder).as_posix(), [status.st_size, status.st_mtime_ns]
 
     def units(self, domains: Sequence[str] | None) -> list[Unit]:
         return [Unit((self.label,), self.config.max_bytes or 1)]
@@ -154,8 +157,8 @@ class HuggingFace:
 def _card(folder: Path) -> str:
     """The licence in the YAML at the beginning of a dataset's README.md."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_bytes(folder / "README.md").decode()
+    except (OSError, ValueError):
         return ""
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     licence = re.search(r"^license:\s*(.+)$", head[1], re.MULTILINE) if head else None

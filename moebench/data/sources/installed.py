@@ -58,6 +58,7 @@ class Installed:
 
     label = "data=installed"
     keeps_duplicates = True  # few and tiny; published results used them
+    notes = ()
 
     def __init__(self, train_bytes: int = TRAIN_BYTES, valid_bytes: int = VALID_BYTES):
         self.train_bytes = train_bytes

@@ -17,6 +17,7 @@ class Mixture:
     def __init__(self, parts: Sequence[tuple[Source, Sequence[str] | None]]):
         self.parts = parts
         self.keeps_duplicates = all(source.keeps_duplicates for source, _ in parts)
+        self.notes = [note for source, _ in parts for note in source.notes]
 
     @property
     def domains(self) -> tuple[str, ...] | None:

@@ -39,6 +39,7 @@ class Synthetic:
     """
 
     keeps_duplicates = True  # without duplicates, the distribution would be another
+    notes = ()
 
     def __init__(
         self,
