@@ -31,7 +31,7 @@ Matrix = tuple[tuple[int, ...], torch.dtype]
 
 
 class Shapes(NamedTuple):
-    """What the products of a model look like.
+    """The shapes of the products of a model.
 
     Attributes:
         matrices: shapes, [outputs, inputs] or [experts, inputs, outputs], and dtypes.
@@ -53,14 +53,14 @@ def shapes_of(model: MoETransformer, sequences: int, length: int) -> Shapes:
     wide = torch.promote_types(model.compute, torch.float32)  # routers, in a bf16 model, too
     matrices = {
         (
-            (*(min(each, MOST_EXPERTS) for each in matrix.shape[:-2]), *matrix.shape[-2:]),
+            (*(min(size, MOST_EXPERTS) for size in matrix.shape[:-2]), *matrix.shape[-2:]),
             wide if ".router." in name else model.compute,
         )
         for name, matrix in model.named_parameters()
         if matrix.ndim > 1 and name != "embedding"
     }
-    attention = (each for each in model.modules() if isinstance(each, Attention))
-    heads = {(each.num_heads, each.gain.shape[0]) for each in attention}
+    attention = (module for module in model.modules() if isinstance(module, Attention))
+    heads = {(module.num_heads, module.gain.shape[0]) for module in attention}
     sequences = max(1, min(sequences, MOST_TOKENS // length))
     return Shapes(frozenset(matrices), frozenset(heads), model.compute, sequences, length)
 
@@ -73,7 +73,7 @@ def shape_dependent(shapes: Shapes, device: torch.device | str = "cpu") -> list[
         # drawn in their own dtype: products of rounded numbers could be exact
         return torch.randn(*shape, generator=draw, dtype=dtype).to(device)
 
-    found: set[str] = set()
+    dependent: set[str] = set()
     for shape, dtype in sorted(shapes.matrices, key=str):  # each draws what it always does
         expert = len(shape) == 3
         product, kind = (_experts, "groups") if expert else (F.linear, "rows")
@@ -81,15 +81,15 @@ def shape_dependent(shapes: Shapes, device: torch.device | str = "cpu") -> list[
         weights = normal(2, *shape, dtype=dtype)
         rows = normal(2, shapes.sequences * shapes.length, inputs, dtype=dtype)
         if not _same_rows(product, rows[0], weights[0, :1] if expert else weights[0]):
-            found.add(kind)
+            dependent.add(kind)
         if not _same_stacked(product, rows, weights):
-            found.add("stacks")
+            dependent.add("stacks")
     for heads, width in sorted(shapes.heads):
         shape = (2, shapes.sequences, heads, shapes.length, width)
         parts = (normal(*shape, dtype=shapes.compute) for _ in range(3))
         if not _same_stacked(causal_attention, *parts):
-            found.add("stacks")
-    return [kind for kind in KINDS if kind in found]
+            dependent.add("stacks")
+    return [kind for kind in KINDS if kind in dependent]
 
 
 def _experts(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -102,14 +102,14 @@ def _experts(rows: Tensor, matrices: Tensor) -> Tensor:
 def _same_rows(product: Product, rows: Tensor, weights: Tensor) -> bool:
     whole = product(rows, weights)
     numbers = {number for number in (*SOME_ROWS, len(rows) - 1) if 0 < number < len(rows)}
-    return all(torch.equal(product(rows[:each], weights), whole[:each]) for each in numbers)
+    return all(torch.equal(product(rows[:n], weights), whole[:n]) for n in numbers)
 
 
 def _same_stacked(product: Product, *operands: Tensor) -> bool:
     """Whether two products at once and their gradients are those of each alone."""
 
     def results(function: Product, *inputs: Tensor) -> list[Tensor]:
-        inputs = tuple(each.detach().requires_grad_() for each in inputs)
+        inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
         output = function(*inputs)
         return [output, *torch.autograd.grad((output * output.detach()).sum(), inputs)]
 
@@ -118,6 +118,6 @@ def _same_stacked(product: Product, *operands: Tensor) -> bool:
         torch.equal(one[number], other)
         for number in range(2)
         for one, other in zip(
-            stacked, results(product, *(each[number] for each in operands)), strict=True
+            stacked, results(product, *(operand[number] for operand in operands)), strict=True
         )
     )
