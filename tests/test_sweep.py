@@ -133,7 +133,7 @@ def seed_of(record: Record) -> str:
 
 def under_way(place: Path) -> list[Record]:
     """The runs that have reached the step at which PACED makes them wait."""
-    found = [each for each in records(place / "runs") if (each.path / "metrics.jsonl").exists()]
+    found = [run for run in records(place / "runs") if (run.path / "metrics.jsonl").exists()]
     return [record for record in found if any(row["step"] == 3 for row in record.rows())]
 
 
@@ -167,14 +167,14 @@ MORE = {
 def test_failed_runs_do_not_stop_the_others_and_the_next_sweep_finishes_them(
     place: Path, start: Start, troubles: dict[str, tuple[str, str]], options: tuple[str, ...]
 ) -> None:
-    table = ", ".join(f"{seed}: {each}" for seed, each in enumerate(troubles))
+    table = ", ".join(f"{seed}: {trouble}" for seed, trouble in enumerate(troubles))
     env = trouble(place, f"{FAST_GRACE}{TROUBLE}\nTROUBLES = {{{table}}}\n")
     seeds = f"seed=range({len(troubles) + 1})"
     process = start("sweep", seeds, "--jobs", "3", *options, env=env)
     _, errors = finish(process, 3)
     until(lambda: not jobs(place))
     assert len(errors) == len(troubles)
-    found = {seed_of(each): each for each in records(place / "runs")}
+    found = {seed_of(run): run for run in records(place / "runs")}
     assert found.pop(str(len(troubles))).damage() == []
     told = {error.removeprefix("error: ").split("-s")[1][0]: error for error in errors}
     for seed, (reason, state) in enumerate(troubles.values()):
@@ -277,8 +277,8 @@ def test_a_sweep_that_is_stopped_many_times_has_the_results_of_an_uninterrupted_
         assert process.poll() is None, "there is more work than all these moments have time for"
         process.send_signal(number)
         if number == signal.SIGKILL and count % 4 in (1, 2):
-            for each in jobs(place):
-                os.kill(each, signal.SIGKILL)
+            for pid in jobs(place):
+                os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=60)
         expected = {signal.SIGINT: {130}, signal.SIGTERM: {75}, signal.SIGUSR1: {75}}
         # before Python handles signals, a signal ends the process directly
@@ -316,7 +316,7 @@ def test_a_stack_that_is_killed_and_partly_fails_has_the_results_of_single_runs(
     assert {run["state"] for run in json.loads(out)["runs"]} <= {"stopped", "failed"}
     _, errors = finish(start(*stacked, steps=20, env=env), 3)
     assert len(errors) == 2
-    assert all("s0" in each or "s1" in each for each in errors)
+    assert all("s0" in error or "s1" in error for error in errors)
     finish(start(*words, "--runs-dir", "alone", steps=20), 3)
     for record in records(place / "alone"):
         other = Record(place / "runs" / record.name)

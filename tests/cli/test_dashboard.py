@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from moebench.records import Record
-from tests.calls import Call, children, is_alive
+from tests.calls import Call, children
+from tests.processes import is_alive
 
 
 @pytest.mark.parametrize(

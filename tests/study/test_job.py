@@ -1,11 +1,9 @@
 """One job, in this process or in a child process."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from moebench.study import make_plan, read_plan
 from moebench.study.job import LOCKED
 from moebench.study.status import last_status
 from moebench.study.worker import run_jobs
+from tests.processes import is_alive, until
 
 Small = Callable[..., list[str]]
 
@@ -26,21 +25,6 @@ Small = Callable[..., list[str]]
 def one_job(small: Small, tmp_path: Path) -> Path:
     words = small("seed=choice(3)", "train.steps=2", "run.device=cpu")
     return make_plan(Composer(), words)[0].write(tmp_path / "runs")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 def test_a_job_trains_its_run_with_one_thread(one_job: Path, tmp_path: Path) -> None:
@@ -94,9 +78,9 @@ def test_a_job_ends_when_its_parent_ends(small: Small, tmp_path: Path) -> None:
     with parent.stdout:
         child = int(parent.stdout.readline())
     record = Record(path.parents[2] / read_plan(path).jobs[0].run)
-    assert until(lambda: last_status(record)["step"] > 0, 60)
+    until(lambda: last_status(record)["step"] > 0, 60)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert until(lambda: not is_alive(child))
+    until(lambda: not is_alive(child))
     assert record.status()["state"] == "stopped"
     assert "stopped by SIGTERM at step" in record.status()["reason"]

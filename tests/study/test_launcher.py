@@ -1,6 +1,5 @@
 """The launcher and its processes: no process stops another."""
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from moebench.records import Record
 from moebench.study import LocalLauncher, Plan
 from moebench.study.job import LOCKED, Attempt
 from moebench.study.status import last_status
+from tests.processes import is_alive, is_running, until
 from tests.study.conftest import a_plan
 
 
@@ -96,7 +96,7 @@ def test_a_job_that_fails_does_not_stop_the_others(
     assert said.startswith(reason)
     status = launcher.record(job).status()
     assert (status["state"], status["reason"]) == (state, said)
-    assert all(launcher.record(each).is_done() for each in launcher.plan.jobs if each.id != 1)
+    assert all(launcher.record(other).is_done() for other in launcher.plan.jobs if other.id != 1)
 
 
 def test_a_job_that_never_started_leaves_no_record(script: Script, launch: Launch) -> None:
@@ -106,19 +106,11 @@ def test_a_job_that_never_started_leaves_no_record(script: Script, launch: Launc
     assert not launcher.record(launcher.plan.jobs[0]).path.exists()
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return True
-
-
-def begun(launcher: LocalLauncher, looks: Iterator[None]) -> list[int]:
+def begun(launcher: LocalLauncher, polls: Iterator[None]) -> list[int]:
     """The process ids of two running jobs."""
     records = [launcher.record(job) for job in launcher.plan.jobs[:2]]
     while not all(last_status(record)["state"] == "running" for record in records):
-        next(looks)
+        next(polls)
     return [record.status()["pid"] for record in records]
 
 
@@ -138,12 +130,12 @@ def test_closing_a_launcher_ends_its_processes_and_records_it(
     plan = a_plan(3)
     plan.write(tmp_path / "runs")
     launcher = LocalLauncher(plan, tmp_path / "runs", 2)
-    with closing(launcher.run()) as looks:
-        pids = begun(launcher, looks)
+    with closing(launcher.run()) as polls:
+        pids = begun(launcher, polls)
     assert not any(map(is_alive, pids))
     states = [launcher.record(job).status() for job in plan.jobs]
-    assert [each["state"] for each in states] == ["stopped", "stopped", "waiting"]
-    assert all(each["reason"] for each in states[:2])
+    assert [status["state"] for status in states] == ["stopped", "stopped", "waiting"]
+    assert all(status["reason"] for status in states[:2])
     assert launcher.failed == []
 
 
@@ -168,80 +160,65 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def attempt(script: Script, tmp_path: Path, clock: Clock) -> Iterator[Callable[[str], Attempt]]:
+def start(script: Script, tmp_path: Path, clock: Clock) -> Iterator[Callable[[str], Attempt]]:
     """Start a job that runs `code` and then hangs, with a timeout of 60 seconds."""
     made = []
 
-    def start(code: str) -> Attempt:
+    def started(code: str) -> Attempt:
         script.write(f"{code}\nsay('running')\nwhile True: time.sleep(60)")
         plan = a_plan(1)
         made.append(Attempt(plan.write(tmp_path / "runs"), plan.jobs[0], timeout=60))
         until(lambda: last_status(made[0].record)["state"] == "running")
         return made[0]
 
-    yield start
-    for each in made:
-        each.kill()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    yield started
+    for attempt in made:
+        attempt.kill()
 
 
 def test_a_run_without_a_step_for_too_long_is_ended(
-    attempt: Callable[[str], Attempt], clock: Clock
+    start: Callable[[str], Attempt], clock: Clock
 ) -> None:
-    each = attempt("signal.signal(signal.SIGUSR2, lambda *_: print('asleep here', flush=True))")
+    attempt = start("signal.signal(signal.SIGUSR2, lambda *_: print('asleep here', flush=True))")
     for step in range(1, 5):
         clock.now += 59
-        each.record.set_status("running", step=step, seconds=2.5)
-        assert not each.has_ended()
+        attempt.record.set_status("running", step=step, seconds=2.5)
+        assert not attempt.has_ended()
     clock.now += 60
-    assert not each.has_ended()
+    assert not attempt.has_ended()
     clock.now += 1
-    assert not each.has_ended()
-    until(lambda: each.log.read_text() == "asleep here\n")
-    until(each.has_ended)
-    reason = each.reason_unfinished()
+    assert not attempt.has_ended()
+    until(lambda: attempt.log.read_text() == "asleep here\n")
+    until(attempt.has_ended)
+    reason = attempt.reason_unfinished()
     assert reason == (
-        f"completed no step for 60 s (--timeout) after step 4; {each.log} shows where it hung"
+        f"completed no step for 60 s (--timeout) after step 4; {attempt.log} shows where it hung"
     )
-    status = each.record.status()
+    status = attempt.record.status()
     assert (status["state"], status["reason"]) == ("failed", reason)
     assert (status["step"], status["seconds"]) == (4, 2.5), "what it had said is kept"
 
 
 def test_a_run_that_hangs_and_ignores_signals_is_killed_with_its_children(
-    attempt: Callable[[str], Attempt], clock: Clock, tmp_path: Path
+    start: Callable[[str], Attempt], clock: Clock, tmp_path: Path
 ) -> None:
-    each = attempt(
+    attempt = start(
         "import subprocess\n"
-        "for each in (signal.SIGTERM, signal.SIGUSR2): signal.signal(each, signal.SIG_IGN)\n"
+        "for number in (signal.SIGTERM, signal.SIGUSR2): signal.signal(number, signal.SIG_IGN)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "Path('child').write_text(str(child.pid))"
     )
     clock.now = 61
     for _ in range(3):
-        assert not each.has_ended(), "it has time to save a checkpoint"
+        assert not attempt.has_ended(), "it has time to save a checkpoint"
         time.sleep(0.1)
     clock.now += 31
-    until(each.has_ended)
-    assert each.process.exitcode == -signal.SIGKILL
+    until(attempt.has_ended)
+    assert attempt.process.exitcode == -signal.SIGKILL
     until(lambda: not is_running(int((tmp_path / "child").read_text())))
-    assert each.reason_unfinished().startswith(
+    assert attempt.reason_unfinished().startswith(
         "completed no step for 60 s (--timeout) after step 1; "
     )
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_hung_run_does_not_stop_the_others(
@@ -260,7 +237,7 @@ def test_a_hung_run_does_not_stop_the_others(
     [(job, reason)] = launcher.failed
     assert job.id == 1
     assert reason.startswith("completed no step for 3 s (--timeout) after step 1; ")
-    assert [launcher.record(each).is_done() for each in plan.jobs] == [True, False, True]
+    assert [launcher.record(job).is_done() for job in plan.jobs] == [True, False, True]
 
 
 # Runs of other processes
@@ -275,25 +252,25 @@ def shared(script: Script, tmp_path: Path) -> LocalLauncher:
     return LocalLauncher(plan, tmp_path / "runs", 1)
 
 
-def until_alone(launcher: LocalLauncher, looks: Iterator[None]) -> None:
+def until_alone(launcher: LocalLauncher, polls: Iterator[None]) -> None:
     """Run until only the job of another process is left."""
     while launcher.waiting or launcher.running:
-        next(looks)
-    [each] = launcher.elsewhere
-    assert each.job.id == 0
+        next(polls)
+    [other] = launcher.elsewhere
+    assert other.job.id == 0
 
 
 def test_the_launcher_waits_for_a_run_of_another_process(
     shared: LocalLauncher, tmp_path: Path
 ) -> None:
     record = shared.record(shared.plan.jobs[0])
-    looks = shared.run()
+    polls = shared.run()
     with hold(record):
-        until_alone(shared, looks)
-        next(looks)
+        until_alone(shared, polls)
+        next(polls)
         record.begin("a: 1", {})
         record.seal({})
-    assert list(looks)
+    assert list(polls)
     assert (shared.failed, shared.elsewhere) == ([], [])
     assert (tmp_path / "order").read_text() == "1 ", "the other one was not done again"
 
@@ -302,12 +279,12 @@ def test_the_launcher_continues_a_run_that_another_process_left(
     shared: LocalLauncher, tmp_path: Path
 ) -> None:
     record = shared.record(shared.plan.jobs[0])
-    looks = shared.run()
+    polls = shared.run()
     with hold(record):
-        until_alone(shared, looks)
+        until_alone(shared, polls)
         record.begin("a: 1", {})
         record.set_status("stopped", step=3, reason="stopped by SIGTERM")
-    assert list(looks)
+    assert list(polls)
     assert shared.failed == []
     assert (tmp_path / "order").read_text() == "1 0 "
 
@@ -318,11 +295,11 @@ def test_a_run_that_failed_elsewhere_counts_as_failed(
     record = shared.record(shared.plan.jobs[0])
     record.begin("a: 1", {})
     record.set_status("failed", step=1, reason="an older failure")
-    looks = shared.run()
+    polls = shared.run()
     with hold(record):
-        until_alone(shared, looks)
+        until_alone(shared, polls)
         record.set_status("failed", step=3, reason="step 4: the loss is nan")
-    assert list(looks)
+    assert list(polls)
     assert [reason for _, reason in shared.failed] == ["step 4: the loss is nan"]
     assert (tmp_path / "order").read_text() == "1 "
 
@@ -331,10 +308,10 @@ def test_a_run_that_failed_earlier_is_tried_again(shared: LocalLauncher, tmp_pat
     record = shared.record(shared.plan.jobs[0])
     record.begin("a: 1", {})
     record.set_status("failed", step=1, reason="an older failure")
-    looks = shared.run()
+    polls = shared.run()
     with hold(record):
-        until_alone(shared, looks)
-    assert list(looks)
+        until_alone(shared, polls)
+    assert list(polls)
     assert shared.failed == []
     assert (tmp_path / "order").read_text() == "1 0 "
 
@@ -356,13 +333,13 @@ def test_the_status_of_a_run_that_another_process_took_over_is_left_alone(
 ) -> None:
     script.write("os.kill(os.getpid(), 9)")
     plan = a_plan(1)
-    each = Attempt(plan.write(tmp_path / "runs"), plan.jobs[0])
-    until(each.has_ended)
-    each.record.begin("a: 1", {})
-    each.record.set_status("running", step=5)
-    with hold(each.record):
-        assert each.reason_unfinished() == "killed by signal 9 (Killed)"
-        assert each.record.status()["state"] == "running"
+    attempt = Attempt(plan.write(tmp_path / "runs"), plan.jobs[0])
+    until(attempt.has_ended)
+    attempt.record.begin("a: 1", {})
+    attempt.record.set_status("running", step=5)
+    with hold(attempt.record):
+        assert attempt.reason_unfinished() == "killed by signal 9 (Killed)"
+        assert attempt.record.status()["state"] == "running"
 
 
 def test_a_job_that_cannot_be_started_is_a_failure(
