@@ -53,7 +53,7 @@ class RouterConfig:
     )
     noise: float = knob(
         0.0,
-        "in training, add noise of a learned deviation, times this, to the logits",
+        "in training, add noise to the logits, of a learned deviation times this factor",
         low=0,
         neutral=0.0,
         source="arXiv 1701.06538, Eq. 4: 1",
@@ -66,22 +66,22 @@ class RouterConfig:
     )
     top_groups: int = knob(
         1,
-        "groups that a token's experts come from, those of the highest two scores",
+        "groups of a token's experts: those with the largest sum of their two highest scores",
         low=1,
         neutral=1,
         source="DeepSeek-V3: 4 of 8",
     )
     capacity_factor: float | None = knob(
         None,
-        "an expert takes at most so many times its even share of a logical group's assignments and "
-        "the others are dropped; null drops none",
+        "most assignments of a logical group that an expert takes, as a multiple of its even "
+        "share; the others are dropped; null drops none",
         above=0,
         neutral=None,
         source="Switch: 1.25",
     )
     drop: str = knob(
         "probability",
-        "what a full expert keeps: the assignments of the highest score (probability), of the "
+        "assignments that a full expert keeps: those of the highest score (probability), of the "
         "highest final weight, or the first by position",
         choices=("probability", "weight", "position"),
         neutral="probability",
@@ -89,24 +89,24 @@ class RouterConfig:
     )
     group_bsz: int | None = knob(
         None,
-        "sequences in a logical group, within which experts have a capacity or are assigned; null "
-        "is micro_bsz",
+        "sequences in a logical group, in which capacities hold and experts are assigned; null is "
+        "micro_bsz",
         unit="sequences",
         low=1,
     )
     start_experts: int | None = knob(
-        None, "experts that are there at first; null is all", unit="experts", low=1, neutral=None
+        None, "active experts at first; null is all", unit="experts", low=1, neutral=None
     )
     full_at: float = knob(
         0.5,
-        "with router.start_experts: all are there after so many steps, or (below 1) after that "
-        "share of train.steps; they come one by one",
+        "with router.start_experts: steps after which all are active; below 1, a share of "
+        "train.steps; they are added one by one",
         unit="steps",
         above=0,
     )
     prune_below: float = knob(
         0.0,
-        "an expert retires for good whose load falls below so many times its even share",
+        "an expert retires for good if its load is below this multiple of its even share",
         low=0,
         neutral=0.0,
     )
@@ -115,7 +115,7 @@ class RouterConfig:
     )
     perturb: float = knob(
         0.0,
-        "deviation of noise added to the routers' initial weights; 1e-6 makes an A/A arm, whose "
+        "deviation of noise added to the initial weights of routers; 1e-6 makes an A/A arm, whose "
         "difference from its twin is the noise floor",
         low=0,
         neutral=0.0,
