@@ -73,26 +73,34 @@ def observe(
         router_probs: its full distribution over the experts, rows summing to 1; None: the softmax.
         expert_index: the experts that each token was sent to; None: the `top_k` most probable.
         top_k: needed where `expert_index` is None.
-        mask: False where a token is padding, which then counts nowhere.
+        mask: False where a token is padding, which then counts nowhere, whatever it holds: NaN or
+            an index that is none gives the loss and the gradient of the other tokens.
         selected: False where an entry of `expert_index` is none; None: all are experts.
     """
     wide = torch.promote_types(router_logits.dtype, torch.float32)
     router_logits = router_logits.to(wide)
-    router_probs = router_logits.softmax(-1) if router_probs is None else router_probs.to(wide)
+    router_probs = None if router_probs is None else router_probs.to(wide)
+    real, tokens = None, None
+    if mask is not None:
+        assert selected is None, "padding of tokens with fewer experts"
+        # replaced before any function of it, since the gradient of NaN times 0 is NaN
+        real, tokens = mask[..., None], mask.sum(1)
+        router_logits = router_logits.where(real, 0)
+        router_probs = None if router_probs is None else router_probs.where(real, 0)
+        expert_index = None if expert_index is None else expert_index.where(real, 0)
+    router_probs = router_logits.softmax(-1) if router_probs is None else router_probs
     if expert_index is None:
         assert top_k is not None, "expert_index or top_k"
         expert_index = router_probs.detach().topk(top_k, dim=-1).indices
     weights = router_probs.gather(-1, expert_index)
     square = router_logits.logsumexp(-1).square()
-    tokens, marked = None, expert_index
+    marked = expert_index
     if selected is not None:
-        weights = weights * selected
+        weights = weights.where(selected, 0)
         marked = expert_index.where(selected, PADDING)
-    if mask is not None:
-        assert selected is None, "padding of tokens with fewer experts"
-        real, tokens = mask[..., None], mask.sum(1)
-        router_probs, weights, square = router_probs * real, weights * real, square * mask
-        selected = real.expand_as(expert_index)
+    if mask is not None and real is not None:
+        router_probs, weights = router_probs.where(real, 0), weights.where(real, 0)
+        square, selected = square.where(mask, 0), real.expand_as(expert_index)
         marked = expert_index.where(real, PADDING)
     return Routing(
         expert_index=marked[None],

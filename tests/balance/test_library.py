@@ -1,6 +1,7 @@
 """In anyone's trainer: compiled, under vmap, with padding, and with input that cannot be."""
 
 import itertools
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -136,6 +137,34 @@ def literal_padded_loss(logits: Tensor, mask: Tensor, size: int) -> float:
         alone = literal_balance_loss(rows[:, None], 2, [[0]])
         total += alone * int(mask[part].sum())
     return total / int(mask.sum())
+
+
+@pytest.mark.parametrize("garbage", (math.nan, math.inf, 1e30))
+@pytest.mark.parametrize("given", ("logits", "index", "probs"))
+def test_what_padding_holds_changes_neither_loss_nor_gradient(garbage: float, given: str) -> None:
+    """Three tokens of which the last is padding: bit for bit the loss of the other two."""
+    mask = torch.tensor([[True, True, False]])
+    rows = random_routing(tokens=2)[0].detach()[0, :1]  # [1, 2, experts]
+    rows = rows.softmax(-1) if given == "probs" else rows
+    batch = torch.cat([rows, torch.full_like(rows[:, :1], garbage)], 1).requires_grad_()
+    rows.requires_grad_()
+
+    def loss(values: Tensor, mask: Tensor | None) -> Tensor:
+        best = values.detach()[:, :2].topk(2).indices
+        index = torch.cat([best, torch.full_like(best[:, :1], -1)], 1)[:, : values.shape[1]]
+        probs = values if given == "probs" else None
+        routing = observe(values, probs, None if given == "logits" else index, top_k=2, mask=mask)
+        assert routing.counts.sum() == 4
+        sums = selected_mass(routing).square().sum() + z_loss(routing)
+        return balance_loss(Global().frequency(routing), routing.prob_mass) + sums
+
+    wanted, found = loss(rows, None), loss(batch, mask)
+    assert found.item() == wanted.item()
+    (grad,) = torch.autograd.grad(found, batch)
+    (expected,) = torch.autograd.grad(wanted, rows)
+    assert expected.abs().max() > 0
+    assert torch.equal(grad[:, :2], expected)
+    assert (grad[:, 2] == 0).all()
 
 
 def test_padding_is_drawn_by_no_micro_batch() -> None:
