@@ -1,6 +1,7 @@
 """What commands print: data on stdout, messages and errors on stderr."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,21 @@ SCHEMA_VERSION = 1  # of everything that --json prints
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """Print a JSON object to stdout, with its schema version first."""
-    print(json.dumps({"schema_version": SCHEMA_VERSION, **content}, indent=2))
+    """Print a JSON object to stdout, with its schema version first.
+
+    JSON has no NaN and no infinity: such a number becomes null.
+    """
+    whole = {"schema_version": SCHEMA_VERSION, **content}
+    print(json.dumps(_without_nan(whole), indent=2, allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    """The value with None in place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def stdout_console() -> "Console":

@@ -29,6 +29,7 @@ class Inspection:
         metrics: by name, see docs/metrics.md.
         random: metric -> its value under random routing, if it is known.
         settled: step -> share of that step's experts that are those of the last evaluation.
+        layers: names of the modules that hold the experts; empty for a run's.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Inspection:
     metrics: Mapping[str, Any]
     random: Mapping[str, float] = field(default_factory=dict)
     settled: Mapping[int, float] = field(default_factory=dict)
+    layers: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -49,6 +51,7 @@ class Inspection:
             "metrics": dict(self.metrics),
             "random": dict(self.random),
             "settled": {str(step): share for step, share in self.settled.items()},
+            "layers": list(self.layers),
         }
 
 

@@ -1,11 +1,16 @@
 """The routers of a Hugging Face MoE checkpoint on disk, on a folder of text by domain.
 
-Any causal model that returns `router_logits` works (Qwen3-MoE, Mixtral, OLMoE, ...). The metrics
-are those of moebench's own models. They include the two balance losses that the paper compares:
-over micro-batches of one domain, and over all text.
+Any causal MoE of the transformers library works (Qwen3-MoE, Mixtral, OLMoE, ...) whose experts are
+told which tokens they get. The routing is the one that the model itself used, see `hf_routing`. The
+metrics are those of moebench's own models. They include the two balance losses that the paper
+compares: over micro-batches of one domain, and over all text.
 """
 
 import importlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moebench.balance import Routing, join, observe
+from moebench.balance import Routing, join
 from moebench.catalogue import random_values
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, DataError
 from moebench.inspect import Inspection
+from moebench.inspect.hf_routing import RoutingUnknownError, Watch
 from moebench.metrics.batch import batch_metrics
 from moebench.metrics.evaluation import routing_metrics
 from moebench.metrics.load import random_load
@@ -27,6 +33,14 @@ from moebench.metrics.quality import quality
 
 BATCH_TOKENS = 4096
 BYTES_PER_TOKEN = 8  # of text to read, more than most texts need
+# of the library, the first that knows the family; a model of text and images is given text alone
+MODELS = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+NO_GATE = (
+    "its weights fit no known gate (softmax, sigmoid, sqrt_softplus): its routers' probabilities "
+    "are not known, nor the losses made of them"
+)
+REMEDY = "name an MoE whose experts are called with indices, such as qwen3_moe"
+SKIPPED = "of the assignments have weight 0 (the model skips an expert) and count nowhere"
 
 
 def inspect_checkpoint(
@@ -48,24 +62,26 @@ def inspect_checkpoint(
     if sequences % micro_bsz:
         raise ConfigError(f"--micro-bsz={micro_bsz}: must divide --sequences={sequences}")
     library = _transformers()
-    if not (directory / "config.json").is_file():
-        raise ConfigError(f"--hf={directory}: has no config.json; name the folder of a checkpoint")
+    family = _family(directory, library)
     try:
         corpus = prepare(DataConfig(source="folder", path=str(data)))
     except DataError as error:
         raise DataError(str(error).replace("data.path=", "--data=", 1)) from None
-    model, tokenizer = _load(directory, library)
+    with _quiet(library):
+        model, tokenizer = load(directory, library)
     made = [_tokens(corpus, name, tokenizer, sequences, seq_len) for name in corpus.domains]
     tokens = torch.from_numpy(np.concatenate([tokens for tokens, _ in made]))
     text_bytes = np.concatenate([size for _, size in made])
     domain = torch.arange(len(made)).repeat_interleave(sequences)
     batches = tokens.split(max(1, BATCH_TOKENS // seq_len))
-    nats, parts = zip(*(_route(model, batch, directory) for batch in batches), strict=True)
-    routing = join(parts, along="sequences")
+    routed = [route(model, batch, f"--hf={directory}: {family}") for batch in batches]
+    nats, parts, layers = zip(*routed, strict=True)
+    routing, notes = without_unknown(join(parts, along="sequences"))
     row, arrays = routing_metrics(
         routing, tokens[:, :-1], domain, torch.ones(len(made), dtype=torch.float64)
     )
-    batch = {key: float(value) for key, value in batch_metrics(routing, micro_bsz).items()}
+    measured = {key: float(value) for key, value in batch_metrics(routing, micro_bsz).items()}
+    batch = {key: value for key, value in measured.items() if not math.isnan(value)}
     text_quality = quality(
         "valid", torch.cat(nats).numpy(), seq_len, text_bytes, domain.numpy(), corpus.domains
     )
@@ -73,10 +89,12 @@ def inspect_checkpoint(
     return Inspection(
         name=str(directory),
         about=[
-            f"{model.config.model_type}: {len(routing.counts)} MoE layers, {experts} experts, "
+            f"{family}: {len(routing.counts)} MoE layers, {experts} experts, "
             f"top-{top_k}; {sequences} sequences of {seq_len} tokens of each domain ({len(made)})",
             f"a micro-batch is {micro_bsz} sequences of one domain, a step is all of them",
+            *notes,
         ],
+        layers=layers[0],
         domains=list(corpus.domains),
         counts=arrays["counts"],
         top_k=top_k,
@@ -102,22 +120,101 @@ def _transformers() -> Any:
         ) from None
 
 
-def _load(directory: Path, library: Any) -> tuple[Any, Any]:
-    """The model and the tokenizer in a folder."""
-    local = {"local_files_only": True}
+def _family(directory: Path, library: Any) -> str:
+    """The checkpoint's `model_type`, which the library must know, since no code of it is run."""
     try:
-        model = library.AutoModelForCausalLM.from_pretrained(directory, **local)
-        tokenizer = library.AutoTokenizer.from_pretrained(directory, **local)
-    except Exception as error:  # the library raises errors of many types
+        config = json.loads((directory / "config.json").read_text())
+    except FileNotFoundError:
         raise ConfigError(
-            f"--hf={directory}: cannot be loaded ({str(error).splitlines()[0]})"
+            f"--hf={directory}: has no config.json; name the folder of a checkpoint"
         ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--hf={directory}/config.json: cannot be read ({error})") from None
+    family = config.get("model_type") if isinstance(config, dict) else None
+    if isinstance(family, str) and family in library.CONFIG_MAPPING:
+        return family
+    own = isinstance(config, dict) and "auto_map" in config
+    why = "needs code of the checkpoint, which is never run" if own else "is not known"
+    raise ConfigError(
+        f"--hf={directory}: model_type={family}: {why}; name a checkpoint of a family that "
+        f"transformers {library.__version__} has"
+    )
+
+
+@contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """Without the library's own warnings: what matters of them becomes one line."""
+    logs = library.logging
+    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(level)
+        if bars:
+            logs.enable_progress_bar()
+
+
+def language_model(config: type, library: Any) -> Any:
+    """The library's class of language models for a class of configs; None if it has none."""
+    known = (getattr(library, name) for name in MODELS)
+    return next((each for each in known if config in each._model_mapping), None)
+
+
+def load(directory: Path, library: Any) -> tuple[Any, Any]:
+    """The model and the tokenizer in a folder.
+
+    Raises:
+        ConfigError: if they cannot be loaded without code from the folder, or a weight is missing
+            or not finite.
+    """
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = library.AutoConfig.from_pretrained(directory, **local)
+        auto = language_model(type(config), library)
+        if auto is None:
+            raise ConfigError(
+                f"--hf={directory}: {config.model_type} predicts no next token; name a causal MoE"
+            )
+        model, loaded = auto.from_pretrained(directory, output_loading_info=True, **local)
+        tokenizer = library.AutoTokenizer.from_pretrained(directory, **local)
+    except ConfigError:
+        raise
+    except Exception as error:  # the library raises errors of many types
+        raise ConfigError(f"--hf={directory}: cannot be loaded ({_first_line(error)})") from None
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"--hf={directory}: lacks {len(missing)} weights, {_routers_first(missing)} among "
+            "them, which would be random; save the whole model"
+        )
+    broken = [name for name, each in model.state_dict().items() if not _finite(each)]
+    if broken:
+        raise ConfigError(
+            f"--hf={directory}: has NaN or infinity in {len(broken)} weights, "
+            f"{_routers_first(broken)} among them; name a checkpoint from before it diverged"
+        )
     if not tokenizer.is_fast:
         raise ConfigError(
             f"--hf={directory}: has a slow tokenizer, which gives no offsets; save a fast tokenizer"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
+
+
+def _routers_first(names: list[str]) -> str:
+    """The name of a router's weight, if there is one."""
+    return next((name for name in names if "gate." in name or "router" in name), names[0])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _finite(values: Tensor) -> bool:
+    wide = values.is_floating_point() and values.element_size() > 1
+    return not wide or bool(values.isfinite().all())
 
 
 def _tokens(
@@ -143,30 +240,49 @@ def _tokens(
 
 
 @torch.no_grad()
-def _route(model: Any, tokens: Tensor, directory: Path) -> tuple[Tensor, Routing]:
-    """[sequences] nats of the targets, and the routing, on the CPU."""
-    inputs = tokens[:, :-1].to(model.device)
+def route(model: Any, tokens: Tensor, name: str) -> tuple[Tensor, Routing, list[str]]:
+    """[sequences] nats of the targets, the routing, and its layers' names; on the CPU.
+
+    Args:
+        tokens: [sequences, seq_len + 1].
+        name: of the checkpoint, for errors.
+
+    Raises:
+        ConfigError: if the routing cannot be had, or is not finite.
+    """
+    inputs, targets = tokens[:, :-1].to(model.device), tokens[:, 1:].to(model.device)
     try:
-        out = model(inputs, output_router_logits=True, use_cache=False)
-    except TypeError:  # a dense model knows no such argument
-        out = None
-    layers = getattr(out, "router_logits", None)
-    if out is None or not layers:
-        raise ConfigError(f"--hf={directory}: the model returns no router_logits; name an MoE")
-    top_k = getattr(model.config, "num_experts_per_tok", None)
-    if not isinstance(top_k, int):
+        with Watch(model, inputs.numel()) as watch:
+            logits = model(input_ids=inputs, use_cache=False).logits
+    except RoutingUnknownError as error:
+        raise ConfigError(f"{name}: has no routing to show ({error}); {REMEDY}") from None
+    except Exception as error:  # a model that needs more than text, for example
         raise ConfigError(
-            f"--hf={directory}: its config has no num_experts_per_tok; name an MoE with top-k"
-        )
-    targets = tokens[:, 1:].to(model.device)
-    nats = (
-        F.cross_entropy(out.logits.float().transpose(1, 2), targets, reduction="none")
-        .double()
-        .sum(1)
-        .cpu()
-    )
-    sequences, length = inputs.shape
-    routing = [
-        observe(logits.reshape(sequences, length, -1).cpu(), top_k=top_k) for logits in layers
-    ]
-    return nats, join(routing, along="layers")
+            f"{name}: cannot read text alone ({_first_line(error)}); name a causal MoE"
+        ) from None
+    layers, missed = watch.layers, watch.missed()
+    if logits.shape[:2] != inputs.shape:
+        raise ConfigError(f"{name}: does not predict the next of each token; name a causal MoE")
+    if not layers and not missed:
+        raise ConfigError(f"{name}: is a dense model, without routers; name an MoE")
+    if missed:
+        raise ConfigError(f"{name}: {missed[0]} is not told which tokens it gets; {REMEDY}")
+    if not all(each.weights.isfinite().all() for each in layers) or not logits.isfinite().all():
+        raise ConfigError(f"{name}: computes NaN or infinity on this text; load a sound checkpoint")
+    sizes = {(each.experts, each.index.shape[-1]) for each in layers}
+    if len(sizes) > 1:
+        raise ConfigError(f"{name}: its layers differ in (experts, top-k), {sizes}; {REMEDY}")
+    nats = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
+    routing = join([each.routing(len(inputs)) for each in layers], along="layers")
+    return nats.double().sum(1).cpu(), routing, [each.name for each in layers]
+
+
+def without_unknown(routing: Routing) -> tuple[Routing, list[str]]:
+    """The routing without what is not known of it, and lines that say what is particular."""
+    notes, skipped = [], (routing.expert_index < 0).float().mean().item()
+    if skipped:
+        notes.append(f"{skipped:.2%} {SKIPPED}")
+    if routing.prob_mass.isnan().any():
+        notes.append(NO_GATE)
+        routing = routing._replace(weights=None, topk_mass=None)
+    return routing, notes

@@ -139,8 +139,8 @@ def literal_padded_loss(logits: Tensor, mask: Tensor, size: int) -> float:
     return total / int(mask.sum())
 
 
-@pytest.mark.parametrize("garbage", (math.nan, math.inf, 1e30))
-@pytest.mark.parametrize("given", ("logits", "index", "probs"))
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("given", ["logits", "index", "probs"])
 def test_what_padding_holds_changes_neither_loss_nor_gradient(garbage: float, given: str) -> None:
     """Three tokens of which the last is padding: bit for bit the loss of the other two."""
     mask = torch.tensor([[True, True, False]])

@@ -14,6 +14,7 @@ from moebench.evaluate import open_checkpoint
 from moebench.experiment import run_experiment
 from moebench.records import Record
 from tests.calls import Call
+from tests.inspect.families import save
 
 
 def make_run(folder: Path, text_folder: Path, *more: str) -> Record:
@@ -84,7 +85,7 @@ def test_a_text_is_shown_with_the_experts_of_the_model(record: Record, call: Cal
 def test_what_is_wrong_is_one_line(
     call: Call, record: Record, tmp_path: Path, text_folder: Path
 ) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
     for words, wanted in {
         (): "name either a run, or a checkpoint",
         (record.path, "--hf", tmp_path): "name either a run, or a checkpoint",
@@ -119,13 +120,7 @@ def test_without_transformers_the_error_names_the_remedy(
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Qwen3-MoE checkpoint with a byte tokenizer."""
     transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     torch.manual_seed(0)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({each: at for at, each in enumerate(letters)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
-    backend.decoder = decoders.ByteLevel()  # type: ignore
     config = transformers.Qwen3MoeConfig(
         vocab_size=256,
         hidden_size=32,
@@ -138,9 +133,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_experts_per_tok=2,
     )
     folder = tmp_path_factory.mktemp("checkpoint")
-    transformers.Qwen3MoeForCausalLM(config).save_pretrained(folder)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
-    return folder
+    return save(transformers.Qwen3MoeForCausalLM(config), folder)
 
 
 def test_a_hugging_face_checkpoint(checkpoint: Path, text_folder: Path, call: Call) -> None:
@@ -207,6 +200,6 @@ def test_a_dense_checkpoint_is_refused(
     size = ("--sequences", 4, "--seq-len", 32)
     result = call("inspect", "--hf", tmp_path, "--data", text_folder, *size)
     assert result.code == 2
-    assert "the model returns no router_logits" in result.err
+    assert "llama: is a dense model, without routers" in result.err
     more = call("inspect", "--hf", checkpoint, "--data", text_folder, "--seq-len", 10**6)
     assert "has text for 0 sequences" in more.err

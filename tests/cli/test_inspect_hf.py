@@ -1,0 +1,112 @@
+"""`moebench inspect --hf`: checkpoints that are right, particular or broken."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moebench.cli.output import print_json
+from tests.calls import Call
+from tests.inspect.families import build, save
+
+SIZE = ("--sequences", 4, "--seq-len", 16, "--micro-bsz", 2)
+WORDS = 256  # the tokenizer's
+
+pytest.importorskip("transformers")
+
+
+def inspected(call: Call, folder: Path, text_folder: Path) -> dict[str, Any]:
+    result = call("inspect", "--hf", folder, "--data", text_folder, *SIZE, "--json")
+    assert result.code == 0, result.err
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(result.out, parse_constant=refuse)
+
+
+def test_a_correction_bias_moves_the_routing(call: Call, text_folder: Path, tmp_path: Path) -> None:
+    """A bias of 10 on experts 0 and 1 of GLM-4-MoE sends every token there."""
+    model = build("glm4_moe", vocab_size=WORDS, n_group=1)
+    for name, each in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            each.zero_()[:2] = 10
+    printed = inspected(call, save(model, tmp_path), text_folder)
+    assert printed["layers"] == ["model.layers.1.mlp.experts", "model.layers.2.mlp.experts"]
+    assert printed["counts"] == [[[64, 64, 0, 0, 0, 0, 0, 0]] * 3] * 2
+    for name in ("max_vio_micro", "max_vio_batch", "max_vio_global"):
+        assert printed["metrics"][f"load/{name}"] == pytest.approx(3)
+    assert printed["metrics"]["load/dead_experts"] == 6 / 8
+
+
+def test_what_is_not_known_is_left_out_and_said(
+    call: Call, text_folder: Path, tmp_path: Path
+) -> None:
+    """The weights of Phi-MoE are no function of its logits alone, so neither is a loss."""
+    printed = inspected(call, save(build("phimoe", vocab_size=WORDS), tmp_path), text_folder)
+    assert any("fit no known gate" in each for each in printed["about"])
+    assert not [each for each in printed["metrics"] if each.startswith(("train/", "router/"))]
+    assert printed["metrics"]["load/max_vio_batch"] > 0
+
+
+def change(folder: Path, edit: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
+    """Edit or leave out weights of a checkpoint."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    made = {name: edit(name, each) for name, each in load_file(path).items()}
+    kept = {name: each for name, each in made.items() if each is not None}
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+def test_weights_that_are_missing_or_not_finite_are_named(
+    call: Call, text_folder: Path, tmp_path: Path
+) -> None:
+    gate = "model.layers.0.mlp.gate.weight"
+    model = build("mixtral", vocab_size=WORDS)
+    for number, (new, wanted) in enumerate(
+        (
+            (lambda each: each * torch.nan, "has NaN or infinity in 1 weights, "),
+            (lambda each: None, "lacks 1 weights, "),
+        )
+    ):
+        folder = save(model, tmp_path / str(number))
+        change(
+            folder,
+            lambda name, each, new=new: new(each) if "0" in name and "gate." in name else each,
+        )
+        result = call("inspect", "--hf", folder, "--data", text_folder, *SIZE, "--json")
+        assert (result.code, result.out) == (2, "")
+        assert wanted + gate in result.err
+        assert result.err.count("\n") == 1
+
+
+def test_no_code_of_a_checkpoint_is_run(
+    call: Call, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the library knows the family, nor where it would ask whether to run it."""
+    monkeypatch.setattr("builtins.input", lambda *_: "yes")
+    folder = save(build("mixtral", vocab_size=WORDS), tmp_path / "model")
+    ran = tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    own = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"), "own.Own")
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": own}))
+    assert inspected(call, folder, text_folder)["counts"]
+    (folder / "config.json").write_text(
+        json.dumps({**config, "auto_map": own, "model_type": "mine"})
+    )
+    result = call("inspect", "--hf", folder, "--data", text_folder, *SIZE)
+    assert (result.code, result.out) == (2, "")
+    assert "model_type=mine: needs code of the checkpoint, which is never run" in result.err
+    assert result.err.count("\n") == 1
+    assert not ran.exists()
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": (float("-inf"), 2)}})
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"schema_version": 1, "a": None, "b": [None, 1.5], "c": {"d": [None, 2]}}
