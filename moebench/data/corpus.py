@@ -22,7 +22,6 @@ from moebench.config.schema import DataConfig
 from moebench.data.making import retokenize, shards
 from moebench.data.making.cache import (
     Manifest,
-    cache_root,
     check,
     discard,
     folder_of,
@@ -47,8 +46,6 @@ from moebench.data.tokenizer import (
 )
 from moebench.errors import DataError
 from moebench.machine import usable_cores
-
-__all__ = ["Corpus", "Half", "cache_root", "prepare"]
 
 SAMPLE_CHARACTERS = 60
 SAMPLE_TOKENS = 1000  # read for a sample; many may be white space

@@ -1,17 +1,17 @@
 """Write the documents of a source as shards of bytes, the same for any number of processes.
 
-Units are read in parallel into parts: texts in the order of arrival, beside a table with the domain
-and the hash of each. Then, in parallel again, the documents of each domain are sorted by the hash
-of their content, which does not depend on the order of files, and written as two shards:
+Units are read in parallel into parts. A part holds texts in the order of arrival, and a table with
+the domain and the hash of each. Then the documents of each domain are sorted by the hash of their
+content, which does not depend on the order of files, and written in parallel as two shards:
 
     <domain>.train.bin        uint8 tokens of the documents, each ended by END
     <domain>.valid.bin        the same for validation: the documents of half `tune`, then of `test`
     <domain>.<split>.idx.npy  int64 [documents + 1], where documents begin, and the end
 
-A text that occurs twice in a domain is kept once; a text in both splits is kept for validation. If
-a source marks no document of a domain for validation, those of the smallest hashes are taken, about
-one in twenty. Parts and shards are written atomically, so that a preparation that was killed
-continues from those that exist.
+A text that occurs twice in a domain is kept once. A text in both splits is kept for validation. If
+a source marks no document of a domain for validation, the documents with the smallest hashes are
+taken, about one in twenty. Parts and shards are written atomically, so a preparation that was
+killed continues from those that exist.
 """
 
 import hashlib
