@@ -55,5 +55,5 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     text = cpuinfo.read_text()
     names = re.findall(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    bf16 = [each for each in ("avx512_bf16", "amx_bf16") if re.search(rf"\b{each}\b", text)]
+    bf16 = [flag for flag in ("avx512_bf16", "amx_bf16") if re.search(rf"\b{flag}\b", text)]
     return f"{names[0] if names else platform.machine()} ({' '.join(bf16) or 'no bf16 products'})"

@@ -122,7 +122,7 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
 
     ranked = sorted(known, key=likeness, reverse=True)
     enough = max(0.6, likeness(ranked[0]) - 0.04) if ranked else 1.0
-    return [each for each in ranked if likeness(each) >= enough][:3]
+    return [other for other in ranked if likeness(other) >= enough][:3]
 
 
 def remedy(word: str, known: Collection[str], otherwise: str = "") -> str:

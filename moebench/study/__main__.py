@@ -15,5 +15,5 @@ if __name__ == "__main__":
     faulthandler.register(DUMP)
     with contextlib.suppress(KeyboardInterrupt):
         command = shlex.join(["python", "-m", "moebench.study", *sys.argv[1:]])
-        sys.exit(run_jobs(Path(path), [int(each) for each in ids.split(",")], plugins, command))
+        sys.exit(run_jobs(Path(path), [int(number) for number in ids.split(",")], plugins, command))
     sys.exit(130)

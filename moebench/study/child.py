@@ -35,7 +35,7 @@ def start(module: str, words: Sequence[str], log: Path) -> BaseProcess:
     environ = {**os.environ, **ONE_THREAD}
     process = context.Process(target=_run, args=(module, list(words), str(log), environ))
     # The server imports the same code as this process, and nothing else from the working directory.
-    path = os.pathsep.join(each or os.getcwd() for each in sys.path)
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     with starting({**ONE_THREAD, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}):
         try:
             process.start()

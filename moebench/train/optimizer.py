@@ -46,17 +46,17 @@ class AdamW:
     def step(self) -> None:
         """Update the parameters that have a gradient."""
         for group in self.groups:
-            params: list[Tensor] = [each for each in group.params if each.grad is not None]
+            params: list[Tensor] = [param for param in group.params if param.grad is not None]
             if not params:
                 continue
-            states = [self.state[each] or self._begin(each) for each in params]
+            states = [self.state[param] or self._begin(param) for param in params]
             adamw(
                 params,
-                grads=[each.grad for each in params if each.grad is not None],
-                exp_avgs=[each["exp_avg"] for each in states],
-                exp_avg_sqs=[each["exp_avg_sq"] for each in states],
+                grads=[param.grad for param in params if param.grad is not None],
+                exp_avgs=[state["exp_avg"] for state in states],
+                exp_avg_sqs=[state["exp_avg_sq"] for state in states],
                 max_exp_avg_sqs=[],
-                state_steps=[each["step"] for each in states],
+                state_steps=[state["step"] for state in states],
                 fused=True,
                 found_inf=self.found_inf,
                 amsgrad=False,
@@ -84,8 +84,8 @@ class AdamW:
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     """AdamW with weight decay on matrices, not on gains."""
-    matrices = [each for each in model.parameters() if each.ndim > 1]
-    gains = [each for each in model.parameters() if each.ndim <= 1]
+    matrices = [param for param in model.parameters() if param.ndim > 1]
+    gains = [param for param in model.parameters() if param.ndim <= 1]
     groups = ParameterGroup(matrices, config.weight_decay), ParameterGroup(gains, 0.0)
     return AdamW(groups, config.lr, (config.beta1, config.beta2))
 
