@@ -39,8 +39,8 @@ class RouterConfig:
     gate_bias: bool = knob(False, "add a learned bias to the logits", neutral=False)
     renormalize: bool = knob(
         True,
-        "scale the weights of the selected experts to sum to 1; never done at model.top_k=1, where "
-        "the weight would always be 1",
+        "scale the weights of the selected experts to sum to 1; not done at model.top_k=1 (but for "
+        "relu), where the weight would always be 1",
         neutral=True,
     )
     jitter: float = knob(

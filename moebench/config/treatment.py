@@ -244,7 +244,8 @@ def _gate(config: ExperimentConfig) -> tuple[str, bool]:
     renormalized: it would be 1 whatever the logits, and a router without a gradient.
     """
     router, method = config.router, methods.declared(config.method.name)
-    renormalize = router.renormalize and config.model.top_k > 1
+    single = config.model.top_k == 1 and router.gate != "relu"
+    renormalize = router.renormalize and not single
     more_than_order = (
         method.assigns
         or method.offsets

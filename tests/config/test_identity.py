@@ -172,6 +172,7 @@ def test_every_science_key_changes_the_identity(key: str, value: Any) -> None:
             ["router=capacity", each]
             for each in ("router.drop=position", "router.drop=weight", "router.group_bsz=2")
         ],
+        [["model.top_k=1", f"router={each}"] for each in ("softmax_raw", "sigmoid", "relu")],
         [["method=quantile", f"router={gate}"] for gate in ("softmax", "topk_softmax", "sigmoid")],
         [[f"method={each}", "router=sigmoid"] for each in ("quantile", "quantile_logits")],
         [[*BIASED, f"balance.counts={each}"] for each in ("scores", "biased")],
@@ -206,6 +207,12 @@ def test_the_content_of_data_counts_and_its_path_does_not() -> None:
     assert run_hash(here, DATA) == run_hash(there, DATA)
     assert run_hash(here, DATA) != run_hash(here, "1" * 64)
     assert "here" not in str(science(here, DATA))
+
+
+def test_a_relu_gate_scales_weights_at_top_k_1_too() -> None:
+    """A token may have several experts there."""
+    scaled = identity("router.gate=relu", "model.top_k=1")
+    assert scaled != identity("router=relu", "model.top_k=1")
 
 
 def test_what_f_counts_is_in_the_identity_where_it_is_not_what_it_was_before_the_key() -> None:
