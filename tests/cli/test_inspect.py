@@ -97,7 +97,7 @@ def test_what_is_wrong_is_one_line(
         (record.path, "--text", "a", "--layer", "9"): "--layer=9: must be between 0 and",
         ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
         ("--hf", tmp_path): "needs --data",
-        ("--hf", tmp_path, "--data", tmp_path): f"--data={tmp_path}: holds no domain",
+        ("--hf", tmp_path, "--data", tmp_path): f"{tmp_path}/place: holds no text",
         ("--hf", tmp_path, "--data", text_folder): "cannot be loaded",
         ("--hf", tmp_path, "--data", tmp_path, "--micro-bsz", "5"): "must divide --sequences=32",
     }.items():
