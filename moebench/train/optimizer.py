@@ -34,9 +34,13 @@ class AdamW:
     """
 
     def __init__(
-        self, groups: Sequence[ParameterGroup], lr: float, betas: tuple[float, float]
+        self,
+        groups: Sequence[ParameterGroup],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float = 1e-8,
     ) -> None:
-        self.groups, self.lr, self.betas = groups, lr, betas
+        self.groups, self.lr, self.betas, self.eps = groups, lr, betas, eps
         self.state: dict[Tensor, dict[str, Tensor]] = {
             parameter: {} for group in groups for parameter in group.params
         }
@@ -64,7 +68,7 @@ class AdamW:
                 beta2=self.betas[1],
                 lr=self.lr,
                 weight_decay=group.weight_decay,
-                eps=1e-8,
+                eps=self.eps,
                 maximize=False,
             )
 
@@ -87,7 +91,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     matrices = [param for param in model.parameters() if param.ndim > 1]
     gains = [param for param in model.parameters() if param.ndim <= 1]
     groups = ParameterGroup(matrices, config.weight_decay), ParameterGroup(gains, 0.0)
-    return AdamW(groups, config.lr, (config.beta1, config.beta2))
+    betas = config.beta1, config.beta2
+    return AdamW(groups, config.lr, betas)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
