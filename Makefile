@@ -32,10 +32,10 @@ $(DEV): $(READY)
 	@touch $@
 
 test: $(DEV) ## run the tests, except the slow ones
-	$(BIN)/pytest -m "not slow" -n auto
+	$(BIN)/pytest -m "not slow" -n auto --dist worksteal
 
 test-all: $(DEV) ## run all tests
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(DEV) ## lint, formatting, types, layers
 	$(BIN)/ruff check .
