@@ -1,11 +1,31 @@
-"""The cores and control groups that limit this process."""
+"""This process on its machine: how it waits, what it imports, and which cores limit it."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+
+# Threads that have nothing to do sleep. By default they spin, and where other processes run as
+# well, they keep the threads that work from the cores.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
+
+def begin_process() -> None:
+    """Set this process up, before it imports torch; for commands, not for a library's user.
+
+    Idle threads sleep, unless the user's environment says how they wait. `python -m` looks for
+    modules in the working directory first, where other things may have their names.
+    """
+    if not WAITING.keys() & os.environ.keys():
+        os.environ.update(WAITING)
+    own = str(Path(__file__).parents[1])
+    if sys.argv[:1] == ["-m"] and sys.path[:1] == [here := os.getcwd()]:
+        sys.path.pop(0)
+        if own == here:  # a checkout that is not installed
+            sys.path.append(here)
 
 
 def usable_cores() -> int:

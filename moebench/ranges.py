@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from moebench.errors import ConfigError
+from moebench.errors import ConfigError, nearest
 
 LARGEST = 2**32 - 1  # of any whole number
 
@@ -60,7 +60,9 @@ class Range:
         if self.whole and value != int(value):
             raise ConfigError(f"{subject}: must be a whole number")
         if value not in self:
-            raise ConfigError(f"{subject}: must be {self.words}")
+            near = nearest(value, self.choices or ()) if isinstance(value, str) else []
+            guess = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(f"{subject}: must be {self.words}{guess}")
 
 
 def check_divides(key: str, part: int, other: str, total: int) -> None:

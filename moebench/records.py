@@ -68,7 +68,8 @@ class Record:
         return self.path.name
 
     def exists(self) -> bool:
-        return (self.path / "config.yaml").is_file()
+        """Whether there is a config, readable or not: what stands in its place is an error."""
+        return os.path.lexists(self.path / "config.yaml")
 
     # Reading
 
@@ -177,7 +178,7 @@ class Record:
             raise RecordError("summary.json: was changed after the run; see moebench verify")
         for name in names:
             if not (self.path / name).is_file():
-                raise RecordError(f"{name}: is missing")
+                raise RecordError(self._lost(name))
             if sealed.get(name) != sha256(self.path / name):
                 raise RecordError(f"{name}: was changed after the run; see moebench verify")
         return summary
@@ -195,7 +196,7 @@ class Record:
             return ["summary.json: was changed"]
         present = self._sealable()
         return [
-            *(f"{name}: is missing" for name in sealed if name not in present),
+            *(self._lost(name) for name in sealed if name not in present),
             *(f"{name}: was added" for name in present if name not in sealed),
             *(
                 f"{name}: was changed"
@@ -204,6 +205,10 @@ class Record:
             ),
             *self._damaged_tasks(),
         ]
+
+    def _lost(self, name: str) -> str:
+        there = ".." not in Path(name).parts and os.path.lexists(self.path / name)
+        return f"{name}: {'is not a regular file' if there else 'is missing'}"
 
     def _damaged_tasks(self) -> list[str]:
         return [

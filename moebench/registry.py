@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from moebench.errors import ConfigError
+from moebench.errors import ConfigError, nearest
 
 NAME = re.compile("[a-z][a-z0-9_]*")
 
@@ -78,8 +78,10 @@ class Registry(Generic[Declared]):
                 subject = f"{self.key}={name}: its entry point {point.value}"
                 _import(_find(point.module, subject), subject)
         if name not in self.known:
+            near = nearest(name, self)
+            guess = f"did you mean {' or '.join(near)}? There" if near else "there"
             raise ConfigError(
-                f"{self.key}={name}: no such {self.kind}; there are {', '.join(self)}; "
+                f"{self.key}={name}: no such {self.kind}; {guess} are {', '.join(self)}; "
                 f"a {self.kind} of a plugin needs --plugin FILE"
             )
         return self.known[name]

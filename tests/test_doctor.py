@@ -139,8 +139,15 @@ def test_a_look_that_raises_is_a_finding(monkeypatch: Patch) -> None:
     ("kinds", "words"),
     [
         ([], "to the bit; bits depend on shape in: none"),
-        (["rows", "groups"], "to the bit; bits depend on shape in: rows, groups"),
-        (["stacks"], "but for rounding; bits depend on shape in: stacks"),
+        (
+            ["rows", "groups"],
+            f"to the bit; bits depend on shape in: rows ({products.KINDS['rows']}), groups "
+            f"({products.KINDS['groups']})",
+        ),
+        (
+            ["stacks"],
+            f"but for rounding; bits depend on shape in: stacks ({products.KINDS['stacks']})",
+        ),
     ],
 )
 def test_whether_bits_depend_on_shapes_is_said(

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from moebench.config.compose import Composer
+from moebench.config.identity import run_name
 from moebench.config.schema import ExperimentConfig
 from moebench.data.batches import validation
 from moebench.data.corpus import Corpus, prepare
@@ -24,6 +26,7 @@ from moebench.experiment import run_experiment
 from moebench.records import Record, find_records
 from moebench.train.build import make_model
 from moebench.train.loop import Event
+from moebench.train.ranks import Ranks
 from tests.results import measured, results
 
 COMPOSER = Composer()
@@ -386,3 +389,24 @@ def test_a_model_learns_installed_text_far_below_its_unigram_entropy(tmp_path: P
     corpus = prepare(config.data)
     summary = run_experiment(config, corpus, tmp_path).summary()
     assert summary["valid/nats"] < 0.85 * unigram_nats(corpus, config)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_of_a_run_that_is_done_end_together(
+    compose: Compose, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """Another process may finish the run before the first rank takes its lock."""
+    record = Record(tmp_path / run_name(compose(), corpus.content_hash))
+    record.path.mkdir()
+    record.seal({})
+    said: list[Any] = []
+
+    class Told(Ranks):
+        def broadcast(self, value: Any) -> Any:
+            said.append(value)
+            return value if self.first else "done"
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("moebench.experiment.joined", lambda _: nullcontext(Told(rank, 2)))
+    assert run_experiment(compose(), corpus, tmp_path).path == record.path
+    assert said == [["done"], [None]][rank]

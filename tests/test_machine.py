@@ -1,11 +1,13 @@
 """The cores that a process gets, by system and control groups."""
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from moebench.machine import allowed_cores, cpu_limit, usable_cores
+from moebench.machine import WAITING, allowed_cores, begin_process, cpu_limit, usable_cores
 
 Groups = Callable[[str, dict[str, str]], None]
 
@@ -51,3 +53,32 @@ def test_a_system_that_pins_no_process_has_all_its_cores(monkeypatch: pytest.Mon
     assert allowed_cores() == os.cpu_count()
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert allowed_cores() == 1
+
+
+@pytest.mark.parametrize("typed", [None, *WAITING])
+def test_idle_threads_sleep_unless_the_user_says_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch, typed: str | None
+) -> None:
+    for name in WAITING:
+        monkeypatch.delenv(name, raising=False)
+    if typed is not None:
+        monkeypatch.setenv(typed, "mine")
+    begin_process()
+    found = {name: os.environ[name] for name in WAITING if name in os.environ}
+    assert found == (WAITING if typed is None else {typed: "mine"})
+
+
+def test_a_module_of_the_working_directory_shadows_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = str(Path(__file__).parents[1])
+    for folder, argument, expected in (
+        (str(tmp_path), "-m", ["rest"]),
+        (own, "-m", ["rest", own]),  # moebench itself lies there
+        (str(tmp_path), "script.py", [str(tmp_path), "rest"]),
+    ):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [argument])
+        monkeypatch.setattr(sys, "path", [folder, "rest"])
+        begin_process()
+        assert sys.path == expected

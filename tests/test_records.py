@@ -361,3 +361,19 @@ def test_records_are_found_under_a_folder_and_at_their_own_path(tmp_path: Path) 
 def test_printable_keeps_text_and_drops_what_steers_a_terminal() -> None:
     assert printable("größe ✓ [red]") == "größe ✓ [red]"
     assert printable("a\x1b[31m\r\nb\u202e") == "a�[31m��b�"
+
+
+def test_a_pipe_in_the_place_of_a_file_is_called_so(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run")
+    record.path.mkdir()
+    (record.path / "metrics.jsonl").write_text("")
+    record.seal({})
+    (record.path / "metrics.jsonl").unlink()
+    os.mkfifo(record.path / "metrics.jsonl")
+    assert record.damage() == ["metrics.jsonl: is not a regular file"]
+    with pytest.raises(RecordError, match=r"^metrics\.jsonl: is not a regular file"):
+        record.check_seal("metrics.jsonl")
+    os.mkfifo(record.path / "config.yaml")
+    assert record.exists()
+    with pytest.raises(RecordError, match=r"cannot be read \(is not a regular file\)"):
+        record.config()

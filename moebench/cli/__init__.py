@@ -4,6 +4,11 @@ stdout carries what was asked for; stderr carries progress and errors. A command
 heavy only when it runs, so that `--help` is fast.
 """
 
+# ruff: noqa: E402
+from moebench.machine import begin_process
+
+begin_process()  # first, so that it acts on all other imports
+
 import sys
 from typing import Annotated
 

@@ -12,8 +12,10 @@ from moebench.cli.options import (
     AsJson,
     ConfigDir,
     Overrides,
+    Plugins,
     RunsDir,
     completion,
+    load_plugins,
     parse_number,
 )
 from moebench.cli.output import print_json, print_message, stdout_console
@@ -48,6 +50,7 @@ def bench(
     rounds: Rounds = None,
     as_json: AsJson = False,
     config_dir: ConfigDir = None,
+    plugin: Plugins = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Time training steps of arms, in turn; run nothing else on the machine meanwhile.
@@ -59,6 +62,7 @@ def bench(
     from moebench.config.identity import label
     from moebench.study import find_plan
 
+    load_plugins(plugin)
     if study is None:
         config = Composer(config_dir).compose(overrides or [])
         plan, configs = None, {label(config): config}

@@ -17,6 +17,7 @@ from typing import get_args
 import typer
 import yaml
 
+from moebench.cli.options import load_plugins
 from moebench.config.presets import DEFAULT_STUDY, KNOBS, STUDY, STUDY_KNOBS, Presets
 from moebench.disk import read_yaml
 from moebench.errors import MoebenchError
@@ -86,6 +87,7 @@ class _Words:
     """The overrides that a command takes."""
 
     def __init__(self, ctx: typer.Context, typed: Sequence[str]) -> None:
+        load_plugins(ctx.params.get("plugin"))
         self.presets = Presets(ctx.params.get("config_dir"))
         self.sweeps = ctx.command.name == "sweep"
         self.typed = dict(word.split("=", 1) for word in typed if "=" in word)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, completion
+from moebench.cli.options import AsJson, Plugins, completion, load_plugins
 from moebench.cli.output import print_json, stdout_console
 
 Runs = Annotated[
@@ -39,6 +39,7 @@ def evaluate(
     questions: Questions = 100,
     seed: Seed = 0,
     step: Step = None,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate runs on tasks, and store the results, sealed, in their records.
@@ -50,6 +51,7 @@ def evaluate(
     from moebench.inspect.render import show_tasks
     from moebench.records import Record
 
+    load_plugins(plugin)
     names, settings = check_names(tasks), Settings(blimp, limit, questions, seed)
     checkpoints = [open_checkpoint(Record(run), step) for run in runs]
     results = {

@@ -21,6 +21,7 @@ from moebench.cli.output import print_error
 from moebench.errors import MoebenchError
 
 FAILED = 1
+USAGE = 2
 PARTLY_FAILED = 3
 STOPPED = 75
 INTERRUPTED = 130
@@ -76,6 +77,9 @@ def _report(error: Exception) -> int:
         return FAILED
     if os.environ.get("MOEBENCH_DEBUG"):
         raise error
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        print_error(f"{error.object}: is not UTF-8, as names of files must be; rename it")
+        return USAGE
     print_error(_describe(error))
     return FAILED
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, completion
+from moebench.cli.options import AsJson, Plugins, completion, load_plugins
 from moebench.cli.output import print_json, stdout_console
 from moebench.errors import ConfigError
 
@@ -53,6 +53,7 @@ def inspect(
     micro_bsz: MicroBsz = 4,
     step: Step = None,
     layer: Layer = None,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what routers do: load, domains of each expert, dead experts, single tokens.
@@ -60,6 +61,7 @@ def inspect(
     Examples: `moebench inspect runs/RUN`, `moebench inspect runs/RUN --text "To be or not to be"`,
     `moebench inspect --hf checkpoint --data texts`
     """
+    load_plugins(plugin)
     if (run is None) == (hf is None):
         raise ConfigError("inspect: name either a run, or a checkpoint directory with --hf")
     if hf is not None:

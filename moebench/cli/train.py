@@ -73,7 +73,8 @@ def train(
         return
     if resume:
         _check_exists(record, runs_dir)
-    if record.is_done() and not force:
+    # with several ranks, the first one decides this for all
+    if record.is_done() and not force and os.environ.get("WORLD_SIZE", "1") == "1":
         other = record.other_version()
         print_message(f"{record.path}: already done{other and f', by {other}'}")
     else:
@@ -130,6 +131,8 @@ def _train(
     from moebench.cli.progress import TrainDisplay
     from moebench.config.identity import coefficients
     from moebench.experiment import run_experiment  # imports torch
+    from moebench.experiment.execution import resolved
+    from moebench.train.ranks import Ranks, world_size
 
     config = treatment.config
     start = partial(
@@ -145,7 +148,11 @@ def _train(
         start()
         return
     weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(treatment).items())
-    print_message(f"{record.path}  balance loss per router: {weights or 'none'}")
+    run = resolved(config.run, record if resume else None, Ranks(size=world_size()))
+    threads = f"{run.threads} thread{'s' if run.threads != 1 else ''}"
+    print_message(
+        f"{record.path}  {run.device}, {threads}; balance loss per router: {weights or 'none'}"
+    )
     with TrainDisplay(record.name, config.train.steps) as display:
         start(on_event=lambda event: display.update(event.step, event.row))
 

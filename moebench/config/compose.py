@@ -35,6 +35,7 @@ from moebench.config.overrides import (
     value_of,
     word_of,
 )
+from moebench.config.places import located
 from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS
 from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
 from moebench.config.treatment import group_of, plugins_of
@@ -278,6 +279,7 @@ def _complete(values: Values) -> ExperimentConfig:
     config.data.weights = dict(sorted(config.data.weights.items()))
     if config.data.source == "mixture":
         sources_of(config.data)  # raises its errors
+    config.data = located(config.data)
     # replace null by the default that it stands for
     _, size = group_of(config, TermConfig())
     scopes = (config.scope, *(term.scope for term in config.balance.terms))

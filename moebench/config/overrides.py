@@ -77,6 +77,7 @@ class OverrideParser(Presets):
         """
 
         def check(text: str) -> Override:
+            _check_utf8(text)
             override = self._parse(text)
             key = override.key_or_group
             _refuse_odd(override)
@@ -126,6 +127,13 @@ class OverrideParser(Presets):
             parsed.config_loader = cast(Any, self)  # for glob(), see get_group_options
             self._parsed[text] = parsed
         return self._parsed[text]
+
+
+def _check_utf8(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{text}: is not UTF-8; rename what it names") from None
 
 
 def _refuse_odd(override: Override) -> None:
@@ -210,5 +218,5 @@ def cause(error: BaseException) -> str:
 
 def unknown(subject: str, what: str, word: str, known: Sequence[str]) -> str:
     """One line for a word that is not known."""
-    otherwise = "moebench train --print-config shows them all" if len(known) > 12 else ""
+    otherwise = "moebench train --print-config shows them all" if what == "key" else ""
     return f"{subject}: no such {what}; {remedy(word, known, otherwise)}"

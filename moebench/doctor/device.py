@@ -115,7 +115,7 @@ def products() -> Iterator[Finding]:
 
     from moebench.config.schema import ExperimentConfig
     from moebench.train.build import blank_model
-    from moebench.train.products import shape_dependent, shapes_of
+    from moebench.train.products import KINDS, shape_dependent, shapes_of
 
     device, config = "cuda" if torch.cuda.is_available() else "cpu", ExperimentConfig()
     with torch.device("meta"):
@@ -123,7 +123,8 @@ def products() -> Iterator[Finding]:
     kinds = shape_dependent(shapes_of(model, config.global_bsz, config.seq_len), device)
     equal = "but for rounding" if "stacks" in kinds else "to the bit"
     value = f"the default model in a stack equals the same alone {equal}"
-    yield Finding("products", f"{value}; bits depend on shape in: {', '.join(kinds) or 'none'}")
+    dependent = ", ".join(f"{kind} ({KINDS[kind]})" for kind in kinds) or "none"
+    yield Finding("products", f"{value}; bits depend on shape in: {dependent}")
 
 
 def bf16_on_cpu() -> Iterator[Finding]:

@@ -23,8 +23,10 @@ from moebench.records import Record
 from moebench.train.build import make_objective, make_state
 from moebench.train.checkpoint import checkpoint_path, restore
 from moebench.train.loop import Event, train
-from moebench.train.ranks import Ranks, joined
+from moebench.train.ranks import Ranks, joined, world_size
 from moebench.train.stack import train_in_lockstep
+
+DONE = "done"  # what the first rank says in place of a beginning if there is nothing to train
 
 
 def run_experiment(
@@ -58,7 +60,7 @@ def run_experiment(
     treatment = Treatment.of(config)
     config = treatment.config
     record = Record(runs_dir / run_name(treatment, corpus.content_hash))
-    if record.is_done() and not force:
+    if record.is_done() and not force and world_size() == 1:
         return record
     _check(treatment, corpus)
     check_ranks(config)
@@ -68,6 +70,7 @@ def run_experiment(
         try:
             with hold(record):
                 if record.is_done() and not force:
+                    ranks.broadcast(DONE)
                     return record
                 _clear(record, resume=resume, force=force)
                 with stop_signals() as signals:
@@ -164,6 +167,8 @@ def _clear(record: Record, *, resume: bool, force: bool) -> None:
 def _follow(treatment: Treatment, corpus: Corpus, record: Record, ranks: Ranks) -> Record:
     """Train a rank's share of every step; the first rank decides how, and writes the record."""
     begun = ranks.broadcast(None)
+    if begun == DONE:
+        return record
     if begun is None:
         raise TrainingError(f"{record.path}: rank {ranks.rank}: the first rank did not begin")
     run, step = begun

@@ -87,19 +87,29 @@ def _cells(
     shared = (*study.overrides, *study.sizes.get(study.size, ()))
     of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
     arms = [cell for cells in of_arm for cell in cells]
-    _check_varied(study, of_runs, arms)
+    _check_varied(study, of_runs, arms, named=bool(names))
     composer.expand(of_runs)  # so that an error names what was typed
     merged = [_merge(composer.groups, shared, of_runs, arm) for arm in arms]
     return study, [cell for words in merged for cell in composer.expand(words)]
 
 
 def _check_varied(
-    study: StudyConfig, typed: Sequence[str], arms: Sequence[tuple[str, ...]]
+    study: StudyConfig, typed: Sequence[str], arms: Sequence[tuple[str, ...]], *, named: bool
 ) -> None:
-    """Refuse a typed override of a key that differs between the arms of the study."""
+    """Refuse a typed override of a key that differs between the arms of the study.
+
+    Args:
+        named: whether the study was typed.
+    """
     varied = {_key(word) for arm in arms for word in arm}
     for word in typed:
         key = next((key for key in varied if f"{_key(word)}.".startswith(f"{key}.")), None)
+        if key is not None and not named:
+            raise ConfigError(
+                f"{word}: is one value, where a sweep needs several, as in {key}=A,B; moebench "
+                f"train makes one run (without a list of values a sweep runs "
+                f"study={study.name}, which varies {key} itself)"
+            )
         if key is not None:
             raise ConfigError(
                 f"{word}: study={study.name} varies {key} itself; leave it out, or sweep over it "

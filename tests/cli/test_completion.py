@@ -11,6 +11,7 @@ import pytest
 
 from moebench.config.presets import KNOBS, Presets
 from moebench.report import FORMATS
+from moebench.scopes import SCOPES as SHIPPED_SCOPES
 from tests.calls import Call
 
 SCOPES, STUDIES = (Presets().choices(group) for group in ("scope", "study"))
@@ -80,6 +81,14 @@ def test_the_presets_of_an_overlay_are_offered(offered: Offered) -> None:
     assert offered("moebench train --config-dir mine model=w") == ["model=wide"]
     assert not any("$" in word for word in offered("moebench train --config-dir mine model="))
     assert offered("moebench train --config-dir nope model=w") == []
+
+
+def test_what_a_plugin_adds_is_offered(offered: Offered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SHIPPED_SCOPES, "known", dict(SHIPPED_SCOPES.known))
+    monkeypatch.setattr("moebench.registry._plugins", [])
+    plugin = Path(__file__).parents[2] / "examples" / "strided_scope.py"
+    for command in ("train", "sweep", "bench"):
+        assert offered(f"moebench {command} --plugin {plugin} scope=str") == ["scope=strided"]
 
 
 def test_folders_runs_and_studies_are_offered(offered: Offered) -> None:

@@ -42,11 +42,22 @@ def test_json_holds_the_schema_version(call: Call, runs: Path) -> None:
         (["a", "b", "c"], "Got unexpected extra argument(s) (c)"),
         (
             ["a", "b"],
-            "a: no such run or study in runs; none was run yet; make it with moebench sweep "
-            "study=NAME",
+            "a: no such run or study in runs; moebench train makes a run, moebench sweep a study\n"
+            "error: b: no such run or study in runs; moebench train makes a run, moebench sweep a "
+            "study",
         ),
         (["a", "b", "--format", "csv"], "--format csv: must be one of table, md, latex, json"),
     ],
 )
 def test_what_is_wrong_is_one_line(call: Call, words: list[str], error: str) -> None:
     assert call("diff", *words) == (2, "", f"error: {error}\n")
+
+
+def test_a_run_beside_a_name_of_nothing(call: Call, runs: Path) -> None:
+    run = sorted(runs.iterdir())[0]
+    result = call("diff", run, f"{run.name[:-1]}x", "--runs-dir", runs)
+    assert result == (
+        2,
+        "",
+        f"error: {run.name[:-1]}x: no such run or study in {runs}; did you mean {run.name}?\n",
+    )

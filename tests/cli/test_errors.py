@@ -63,7 +63,12 @@ WRONG = {
     "train model=[tiny]": "model=['tiny']: no such model; did you mean tiny?",
     "train model={_target_:os.system}": "model={'_target_': 'os.system'}: no such model; there are",
     "train model@x=tiny": "model@x=tiny: a preset stays in its group; drop @x",
-    "train experiment=x": "experiment=x: no such experiment; moebench train --print-config shows",
+    "train experiment=x": "experiment=x: no such experiment; there are deepseek-v3, ",
+    "train method=pusch": "method=pusch: no such method; there are base, bias, ",
+    "train balance.terms=[{scope:globl}]": "balance.terms[0].scope=globl: must be one of none, "
+    "sequence, micro, shuffled, global, domain; did you mean global?",
+    "sweep scope=micro seed=0": "scope=micro: is one value, where a sweep needs several, as in "
+    "scope=A,B; moebench train makes one run (without a list of values a sweep runs study=scope, ",
     "train experiment=tiny-bep": "experiment=tiny-bep: no such experiment; did you mean tiny-bpe?",
     # values
     "train model.top_k=two": f"model.top_k=two: {WHOLE}",
@@ -194,12 +199,12 @@ def test_an_error_about_an_undecodable_word_is_one_line(call: Call) -> None:
 
 BROKEN = {
     "nothing in it": ({}, "holds no domain; put text in"),
-    "an empty file": ({"a.txt": b""}, "a' has too little text to train on"),
+    "an empty file": ({"a.txt": b""}, "'a' has no text, as all its files or rows are empty"),
     "too little": ({"a.txt": b"one\n"}, "'a' has too little text"),
     "no UTF-8": ({"a.txt": b"\xff" * 9999}, "is not UTF-8; convert the file to UTF-8"),
     "no JSON": ({"a.jsonl": b"{\n"}, 'a.jsonl:1: is not JSON (Expecting property name'),
     "no gzip": ({"a.jsonl.gz": b"x" * 99}, "a.jsonl.gz: broken gzip"),
-    "a hostile name": ({"[red]\x1b[31m.txt": b""}, "too little text"),
+    "a hostile name": ({"[red]\x1b[31m.txt": b""}, "cannot be the name of a domain"),
 }  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def test_a_run_is_trained_once_resumed_and_started_over(call: Call, small: list[
     assert made == {"schema_version": 1, "run": str(record.path), "summary": record.summary()}
     assert "step 6/6" in first.err
     assert "0.1 per router" not in first.err
-    assert re.search(r"balance loss per router: global: [0-9.e-]+\n", first.err)
+    assert re.search(r"  cpu, 1 thread; balance loss per router: global: [0-9.e-]+\n", first.err)
 
     for option in ([], ["--resume"]):
         again = call("train", "--json", *option, *small)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moebench.config.compose import Composer, from_dict, to_dict, to_yaml
+from moebench.config.compose import Composer, from_dict, sources_of, to_dict, to_yaml
 from moebench.config.schema import ExperimentConfig
 from moebench.errors import ConfigError
 
@@ -276,7 +276,27 @@ def test_a_broken_config_file_is_named(tmp_path: Path, text: str, error: str) ->
 def test_a_config_file_resolves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text('data: {source: folder, path: "${oc.env:HOME}"}')
-    assert COMPOSER.compose(base=path).data.path == "${oc.env:HOME}"
+    assert COMPOSER.compose(base=path).data.path == str(Path("${oc.env:HOME}").absolute())
+
+
+def test_paths_of_a_config_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its record would mean another text in another folder."""
+    (tmp_path / "a b" / "set").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a b")
+    folder = COMPOSER.compose(["data=folder", "data.path=../x", "data.tokenizer=tok.json"]).data
+    assert folder.path == f"{tmp_path}/x"
+    assert folder.tokenizer == f"{tmp_path}/a b/tok.json"
+    for name, recorded in (("set", f"{tmp_path}/a b/set"), ("org/set", "org/set")):
+        data = COMPOSER.compose(["data=huggingface", f"data.name={name}"]).data
+        assert (data.name, data.tokenizer) == (recorded, "bytes")
+    entries = 'data.sources=["folder path=text domains=[a]","synthetic num_domains=2"]'
+    mixture = COMPOSER.compose(["data=mixture", entries]).data
+    assert mixture.sources[1] == "synthetic num_domains=2"
+    assert [source.path for source in sources_of(mixture)] == [f"{tmp_path}/a b/text", None]
+    base = tmp_path / "config.yaml"
+    base.write_text(to_yaml(COMPOSER.compose(["data=mixture", entries])))
+    monkeypatch.chdir(tmp_path)
+    assert COMPOSER.compose(base=base).data == mixture
 
 
 def test_a_config_file_that_is_no_text_is_named(tmp_path: Path) -> None:

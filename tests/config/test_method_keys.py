@@ -33,7 +33,8 @@ def test_a_method_acts_instead_of_the_loss_unless_that_has_a_weight() -> None:
 
 
 WRONG = {
-    "method.name=bais": "method.name=bais: no such method; there are loss, ",
+    "method.name=bais": "method.name=bais: no such method; did you mean bias or base? There are "
+    "loss, ",
     "method=bais": "method=bais: no such method; did you mean base or bias?",
     "method.options.rate=1": "method.options.rate=1: method=loss has no options; choose a method",
     "method=bias method.options.rat=1": "method.options.rat=1: method=bias has no such option; did "

@@ -33,7 +33,7 @@ class Folder:
     keeps_duplicates = False
 
     def __init__(self, path: str, columns: Columns = Columns()):  # noqa: B008, it is a tuple
-        self.label = f"data.path={path}"
+        self.label = f"data.path={_as_typed(path)}"
         self.columns = columns
         self.root = expanded(path)
         if not self.root.exists():
@@ -151,6 +151,12 @@ class Folder:
             or default
             for domain in domains
         }
+
+
+def _as_typed(path: str) -> str:
+    """A path from the working directory, if it lies below: so it was typed, most likely."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def _check_utf8(path: Path, where: str) -> None:

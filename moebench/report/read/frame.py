@@ -96,7 +96,7 @@ class Frame:
         for folder, records in folders.items():
             table, failed = read_curves(folder, records, metrics)
             problems += [_problem(record, reason) for record, reason in failed]
-            parts.append(table.to_pandas(split_blocks=True))
+            parts.append(table.to_pandas())
         curves: Any = pd.concat(parts[1:]) if len(parts) > 1 else parts[0]
         names: Any = curves["run"].astype("category").cat.remove_unused_categories()
         names = names.cat.rename_categories([printable(str(n)) for n in names.cat.categories])

@@ -28,7 +28,6 @@ def plans_of_study(
     plans: Sequence[Plan],
     problems: Sequence[Problem],
     runs_dir: Path,
-    unknown: str = "",
 ) -> list[Plan]:
     """The plans of a study, by its name or by the name of a plan's folder.
 
@@ -38,7 +37,6 @@ def plans_of_study(
         study: a name.
         plans, problems: as `find_plans` returns them.
         runs_dir: for the error.
-        unknown: how the error for an unknown study starts; by default it names `--study`.
 
     Raises:
         RecordError: if there is none, naming the nearest, or if one cannot be read.
@@ -53,5 +51,7 @@ def plans_of_study(
     names = sorted({plan.name for plan in plans})
     near = nearest(study, names) or names
     known = f"there are {printable(', '.join(near))}" if names else "none was run yet"
-    unknown = unknown or f"--study {printable(study)}: no such study"
-    raise RecordError(f"{unknown} in {runs_dir}; {known}; make it with moebench sweep study=NAME")
+    raise RecordError(
+        f"--study {printable(study)}: no such study in {runs_dir}; {known}; make it with moebench "
+        "sweep study=NAME"
+    )

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from moebench.errors import ConfigError, RecordError
-from moebench.plans import PRIMARY
-from moebench.records import Record, printable
+from moebench.errors import ConfigError, RecordError, apply_to_all, nearest
+from moebench.plans import PRIMARY, Plan, study_of
+from moebench.records import Record, find_records, printable
 from moebench.report.read.frame import Frame, load
 from moebench.report.read.row_cache import read_curves
 from moebench.report.read.run import read_run
@@ -46,10 +46,12 @@ def compare_two(named: Sequence[Path], runs_dir: Path, form: str = "table") -> s
     if first is not None and second is not None:
         content = _of_runs(first, second)
     elif first is None and second is None:
-        content = _of_studies(
-            [_frame(path, runs_dir) for path in named], [str(path) for path in named]
-        )
+        frames = apply_to_all(lambda path: _frame(path, runs_dir), named)
+        content = _of_studies(frames, [str(path) for path in named])
     else:
+        for record, path in zip(records, named, strict=True):
+            if record is None and not path.is_dir():
+                _plans(path, runs_dir)  # raises for a name of neither
         raise ConfigError("diff: compares two runs or two studies, not one of each")
     if form == "json":
         return json.dumps(_as_dict(content), indent=2, ensure_ascii=False) + "\n"
@@ -64,9 +66,21 @@ def _run(path: Path, runs_dir: Path) -> Record | None:
 def _frame(path: Path, runs_dir: Path) -> Frame:
     if path.is_dir():
         return load(path)
-    unknown = f"{printable(str(path))}: no such run or study"
-    plans = plans_of_study(str(path), *find_plans([runs_dir]), runs_dir, unknown)
-    return load(runs_dir, {job.run for plan in plans for job in plan.jobs})
+    return load(runs_dir, {job.run for plan in _plans(path, runs_dir) for job in plan.jobs})
+
+
+def _plans(path: Path, runs_dir: Path) -> list[Plan]:
+    """The plans of a study; RecordError for a name of no run and no study."""
+    plans, problems = find_plans([runs_dir])
+    folders = {Path(problem.run) for problem in problems}
+    folders |= {plan.folder for plan in plans if plan.folder}
+    studies = sorted({each for folder in folders for each in (folder.name, study_of(folder))})
+    if str(path) in studies:
+        return plans_of_study(str(path), plans, problems, runs_dir)
+    near = nearest(path.name, [*(record.name for record in find_records(runs_dir)), *studies])
+    make = "moebench train makes a run, moebench sweep a study"
+    what = f"did you mean {' or '.join(near)}?" if near else make
+    raise RecordError(printable(f"{path}: no such run or study in {runs_dir}; {what}"))
 
 
 # Two runs

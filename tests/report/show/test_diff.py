@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_said(runs: Path, run: Make) -> None:
         compare_two([a.path], runs)
     with pytest.raises(ConfigError, match="not one of each"):
         compare_two([a.path, runs], runs)
-    with pytest.raises(RecordError, match=r"^nowhere: no such run or study in .*; none"):
+    with pytest.raises(RecordError, match=r"^nowhere: no such run or study in .*; moebench train"):
         compare_two([Path("nowhere"), runs], runs)
     with pytest.raises(ConfigError, match="--format csv: must be one of"):
         compare_two([a.path, a.path], runs, "csv")
