@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import yaml
 
@@ -172,11 +172,12 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
     Reads are the caller's to bound: a small file may hold gigabytes. A broken file raises
     ValueError.
     """
+    packed = path.suffix.lower()
     with open_regular(path) as file:
         try:
-            if (packed := path.suffix.lower()) == ".gz":
+            if packed == ".gz":
                 with gzip.open(file) as plain:
-                    yield plain
+                    yield cast(IO[bytes], plain)
             elif packed == ".zst":
                 import pyarrow
 

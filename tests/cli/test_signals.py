@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from moebench.records import Record
-from tests.calls import STOPPING, Call, is_alive
-from tests.processes import Process, moebench
+from tests.calls import STOPPING, Call
+from tests.processes import Process, is_alive, moebench
 
 STOPS = [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow)]
 ENDLESS = ("train.steps=1000000", "data.max_epochs=1e9", "run.checkpoint_every=1000000")

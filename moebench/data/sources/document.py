@@ -38,7 +38,11 @@ class Source(Protocol):
     """Where text comes from. Making one is cheap; only `documents` reads text."""
 
     keeps_duplicates: bool  # whether to keep a text that occurs twice in a domain
-    notes: Sequence[str]  # lines on what it leaves out and why; empty for most sources
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines on what it leaves out and why; empty for most sources."""
+        ...
 
     @property
     def label(self) -> str:

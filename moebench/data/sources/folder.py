@@ -48,11 +48,11 @@ class Folder:
         left_out: dict[str, list[Path]] = {}  # by reason
         for entry in _visible(self.root):
             domain = entry.name if entry.is_dir() else _stem(entry)
-            for path, reason in _files(entry, self.root):
+            for file, reason in _files(entry, self.root):
                 if reason:
-                    left_out.setdefault(reason, []).append(path)
+                    left_out.setdefault(reason, []).append(file)
                 else:
-                    self._files.setdefault(domain, []).append(path)
+                    self._files.setdefault(domain, []).append(file)
             if entry.is_dir():
                 self._files.setdefault(domain, [])
         self.notes = _notes(self.label, self.root, left_out)
