@@ -55,6 +55,8 @@ class Plan:
         name, question, size: of the study.
         baseline: the label of an arm.
         primary: the name of a metric.
+        order: names of findings, in the order in which they are tested.
+        average_twin: whether differences are to the mean of the baseline and its A/A twin.
         folder: where it was read from; None for a plan that was not.
         costs: by arm hash, where the study was timed and the costs were read (`read_costs`).
     """
@@ -66,6 +68,8 @@ class Plan:
     primary: str
     jobs: tuple[Job, ...]
     folder: Path | None = field(default=None, compare=False, repr=False)
+    order: tuple[str, ...] = ()
+    average_twin: bool = False
     costs: dict[str, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def job(self, number: int) -> Job:
@@ -90,7 +94,8 @@ class Plan:
 
     def write(self, runs_dir: Path) -> Path:
         """Write the plan among the runs; returns its path."""
-        about = {key: getattr(self, key) for key in _TEXTS}
+        about: dict[str, Any] = {key: getattr(self, key) for key in _TEXTS}
+        about |= {"order": list(self.order), "average_twin": self.average_twin}
         runs = [asdict(job) for job in self.jobs]
         path = self.path(runs_dir)
         try:
@@ -121,6 +126,8 @@ def read_plan(path: Path) -> Plan:
         **{key: content[key] for key in _TEXTS},
         jobs=tuple(replace(job, overrides=tuple(job.overrides)) for job in jobs),
         folder=path.parent,
+        order=tuple(content.get("order", ())),
+        average_twin=content.get("average_twin", False),
     )
 
 
@@ -140,6 +147,11 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
     for key in _TEXTS:
         if not isinstance(content.get(key), str):
             return f"holds no usable {key!r}"
+    order = content.get("order", [])  # plans of an earlier version hold neither of these two
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        return "holds no usable list 'order'"
+    if type(content.get("average_twin", False)) is not bool:
+        return "holds no usable 'average_twin'"
     runs = content.get("runs")
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         return "holds no usable list 'runs'"

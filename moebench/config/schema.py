@@ -362,5 +362,11 @@ class StudyConfig:
     arms: list[str] = knob([], "one arm each: overrides separated by blanks")
     baseline: str = knob("", "label of the arm that the others are compared with")
     primary: str = knob("valid/nats", "the metric that gets p values and verdicts")
+    order: list[str] = knob(
+        [], "findings in the order in which they are tested; all others are described"
+    )
+    average_twin: bool = knob(
+        False, "compare with the mean of the baseline and its A/A arm, once they have parted"
+    )
     size: str = knob("cpu", "which of `sizes` applies")
     sizes: dict[str, list[str]] = knob({}, "overrides of each size, after `overrides`")

@@ -18,7 +18,8 @@ from moebench.errors import ConfigError, RecordError, nearest
 from moebench.plans import Plan
 from moebench.records import printable
 from moebench.report.infer.arms import Arm, Table, make_table
-from moebench.report.paper.verdicts import Verdict, verdicts_of_table
+from moebench.report.paper.judge import judge
+from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
 from moebench.report.read.studies import find_plans, plans_of_study
@@ -196,8 +197,8 @@ def make_report(
     known = sorted({*frame.metrics["metric"]})
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
     numbers = sorted(set(frame.measured()["table"]))
-    tables = [make_table(frame, int(number), plans, baseline) for number in numbers]
-    verdicts = tuple(map(verdicts_of_table, tables))
+    judged = [judge(make_table(frame, int(number), plans, baseline)) for number in numbers]
+    tables, verdicts = [table for table, _ in judged], tuple(each for _, each in judged)
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
         tables = [_sorted(table, sort) for table in tables]

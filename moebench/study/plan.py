@@ -66,6 +66,8 @@ def make_plan(
         size=study.size,
         baseline=study.baseline,
         primary=study.primary,
+        order=tuple(study.order),
+        average_twin=study.average_twin,
         jobs=tuple(replace(job, id=ids[run]) for run, job in jobs.items()),
     )
     return plan, list(corpora.values())

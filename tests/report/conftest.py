@@ -50,7 +50,12 @@ def make_run(
     about = {
         "arm": arm,
         "arm_hash": arm_hash,
-        "data": {"content_hash": keys["data"], "source": "installed", "tokenizer": "bytes"},
+        "data": {
+            "content_hash": keys["data"],
+            "source": "installed",
+            "tokenizer": "bytes",
+            "trigram_bits": 100.0,
+        },
         "device": "cpu",
         "device_name": "a CPU",
         "group": {"sequences": sequences, "tokens": sequences and 128 * sequences},

@@ -72,10 +72,10 @@ def test_a_study_takes_its_runs_and_tells_which_are_missing(
 def test_a_study_may_have_another_primary_endpoint(
     runs: Path, run: Make, plan: Callable[..., Path]
 ) -> None:
-    plan(runs, "load", scopes(runs, run), primary="load/max_vio_micro")
+    plan(runs, "load", scopes(runs, run, seeds=6), primary="load/max_vio_micro")
     report = make_report([runs])
     rows = {row["arm"]: row["metrics"] for row in report.to_dict()["rows"]}
-    assert rows["global"]["load/max_vio_micro"]["p"] < 0.003  # 0.002 is for choosing the pool
+    assert rows["global"]["load/max_vio_micro"]["p"] < 0.001
     assert "p" not in rows["global"]["valid/nats"]
     text = texts(report)
     assert "Primary endpoint load/max_vio_micro" in text

@@ -23,8 +23,9 @@ from moebench.report.draw.style import (
     style,
     style_of,
 )
-from moebench.report.infer.arms import CONTROLS, Arm, ArmMetric, Table
+from moebench.report.infer.arms import CONTROLS, Arm, Table
 from moebench.report.infer.frontier import MAX_VIO, WEIGHT, frontier
+from moebench.report.infer.metrics import ArmMetric
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.read.frame import Frame
 

@@ -1,50 +1,32 @@
 """The arms of one table: their means over seeds, and their differences to the baseline.
 
-Only the primary endpoint is tested (`statistics.compare`). Every other metric is described: by the
-mean over the arm's seeds and by the mean of its paired differences, with a Student's t interval
-each and no adjustment. A perplexity is the exponential of mean nats, never a mean of perplexities.
+Only the primary endpoint has intervals for all arms at once (`statistics.py`), and p values, which
+`moebench.report.paper.judge` adds. Every other metric is described (`metrics.py`).
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from moebench.plans import PRIMARY, Cost, Plan
+from moebench.report.infer.decisions import Decision, too_early
+from moebench.report.infer.metrics import ArmMetric, control_of, describe
 from moebench.report.infer.pairing import other_batches, other_starts
-from moebench.report.infer.statistics import Comparisons, Estimate, compare, mean_interval
+from moebench.report.infer.statistics import (
+    Comparisons,
+    compare,
+    odd_arms,
+)
 from moebench.report.read.frame import Frame
 from moebench.report.read.run import SCOPES
 
-CONTROLS = ("data.homogeneity", "router.perturb")
+PERTURB = "router.perturb"
+CONTROLS = ("data.homogeneity", PERTURB)
 """Keys of control arms: frontiers and findings leave them out unless a finding names the key."""
-EXPONENTIAL = re.compile(r"(?P<split>\w+)/ppl(?P<domain>/.*)?")
-
-
-@dataclass(frozen=True)
-class ArmMetric:
-    """A metric of an arm; intervals are of 95 %, None where the seeds do not allow one.
-
-    Attributes:
-        n: seeds with a value.
-        mean, low, high: over those seeds.
-        difference, difference_low, difference_high: to the baseline, in the metric's unit.
-        p: adjusted for the number of arms; of the primary endpoint only.
-        same_sign: whether the paired differences of all shared seeds have one sign.
-    """
-
-    n: int
-    mean: float | None
-    low: float | None = None
-    high: float | None = None
-    difference: float | None = None
-    difference_low: float | None = None
-    difference_high: float | None = None
-    p: float | None = None
-    same_sign: bool = False
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -85,6 +67,12 @@ class Table:
         baseline, primary: an arm's name, a metric's name.
         baseline_missing: a baseline that was asked for but is no arm of this table.
         comparisons: of the primary endpoint.
+        order: names of the findings in which the study tests; empty for Holm's method.
+        too_early: why no verdict can be given yet; "" if one can.
+        decisions: about each arm's difference in the primary endpoint, by the arm's name.
+        control: what differences are to: the baseline, and its A/A twin if the mean of both.
+        twin_apart: the baseline's A/A twin where the study wants the mean of both as the control
+            and the twin has not parted; None otherwise.
         random: MaxVio of random routing, smallest and largest over the runs, by scope.
         tokens, steps: of a run, smallest and largest.
         mixed: versions and devices of which the runs have more than one.
@@ -99,6 +87,11 @@ class Table:
     baseline: str
     primary: str
     comparisons: Comparisons
+    order: tuple[str, ...] = ()
+    too_early: str = ""
+    decisions: dict[str, Decision] = field(default_factory=dict)
+    control: tuple[str, ...] = ()
+    twin_apart: str | None = None
     baseline_missing: str | None = None
     random: dict[str, tuple[float, float]] = field(default_factory=dict)
     tokens: tuple[float, float] | None = None
@@ -129,27 +122,26 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
     order = _order(runs, plans)
     chosen = baseline if baseline in order else _default_baseline(order, plans)
     ranked = [chosen, *(name for name in order if name != chosen)]
-    primaries = {plan.primary for plan in plans}
-    primary = primaries.pop() if len(primaries) == 1 else PRIMARY
+    primary = _agreed([plan.primary for plan in plans], PRIMARY)
 
     seeds = sorted({run["seed"] for run in runs})
     values = _matrices(frame, index, ranked, seeds)
-    comparisons = _compared(values.get(primary), ranked, seeds)
-    described = _described(values, ranked, primary, comparisons)
+    bare = [_arm(name, runs, unfinished, plans) for name in ranked]
+    wanted = _agreed([plan.average_twin for plan in plans], False)
+    twin = _own_twin(bare) if wanted and primary in values else None
+    parted = twin is not None and odd_arms(values[primary]).get(twin) != "less"
+    sides = [0, twin] if twin is not None and parted else [0]
+    comparisons = _compared(values.get(primary), bare, seeds, sides)
+    described = describe(values, ranked, primary, comparisons, sides)
     arms = [
         replace(
-            _arm(name, runs, unfinished, plans),
-            metrics=described[name],
+            arm,
+            metrics=described[arm.name],
             per_seed={
-                metric: {
-                    seed: float(value)
-                    for seed, value in zip(seeds, matrix[:, column], strict=True)
-                    if not np.isnan(value)
-                }
-                for metric, matrix in values.items()
+                metric: _by_seed(seeds, matrix[:, column]) for metric, matrix in values.items()
             },
         )
-        for column, name in enumerate(ranked)
+        for column, arm in enumerate(bare)
     ]
     made_with = _made_with(runs)
     ranges = {scope: _range(run[f"random_{scope}"] for run in runs) for scope in SCOPES}
@@ -160,6 +152,10 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         baseline=chosen,
         primary=primary,
         comparisons=comparisons,
+        order=_agreed([plan.order for plan in plans], ()),
+        too_early=_too_early(frame, runs, arms),
+        control=tuple(ranked[side] for side in sides),
+        twin_apart=ranked[twin] if twin is not None and not parted else None,
         baseline_missing=baseline if baseline != chosen else None,
         random={scope: ends for scope, ends in ranges.items() if ends},
         tokens=_range(run["tokens"] for run in runs),
@@ -170,6 +166,37 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         unpaired=(*other_batches(sciences, runs), *other_starts(runs, frame.starts)),
         index=index,
     )
+
+
+def _agreed(values: Sequence[Value], otherwise: Value) -> Value:
+    """What all plans say, or the default where they differ."""
+    return values[0] if values and all(value == values[0] for value in values) else otherwise
+
+
+def _by_seed(seeds: Sequence[int], values: np.ndarray) -> dict[int, float]:
+    pairs = zip(seeds, values, strict=True)
+    return {seed: float(value) for seed, value in pairs if not np.isnan(value)}
+
+
+def _own_twin(arms: Sequence[Arm]) -> int | None:
+    """The column of the baseline's A/A twin, which is equal in all but its perturbed router."""
+    base = {key: value for key, value in arms[0].science.items() if key != "seed"}
+    for column, arm in enumerate(arms):
+        rest = {k: v for k, v in arm.science.items() if k not in ("seed", PERTURB)}
+        if PERTURB in arm.science and rest == base:
+            return column
+    return None
+
+
+def _too_early(frame: Frame, runs: Sequence[Mapping[str, Any]], arms: Sequence[Arm]) -> str:
+    bits: dict[int, list[float]] = {}
+    for arm in arms:
+        for seed, value in arm.per_seed.get("valid/bits_per_byte", {}).items():
+            bits.setdefault(seed, []).append(value)
+    trigrams = [run["trigram_bits"] for run in runs]
+    known = None if any(map(math.isnan, trigrams)) else min(trigrams)
+    steps = _range(run["steps"] for run in runs)
+    return too_early(bits, known, frame.step, steps and steps[1])
 
 
 def _arm(
@@ -212,12 +239,25 @@ def _matrices(
     return dict(sorted(matrices.items()))
 
 
-def _compared(values: np.ndarray | None, arms: Sequence[str], seeds: Sequence[int]) -> Comparisons:
-    """The test of the primary endpoint, among the arms that have it; empty without a baseline."""
+def _compared(
+    values: np.ndarray | None, arms: Sequence[Arm], seeds: Sequence[int], control: Sequence[int]
+) -> Comparisons:
+    """The comparison of the primary endpoint, among the arms that have it; empty without a control.
+
+    A twin that is a part of the control is compared with the baseline alone.
+    """
     if values is None or np.isnan(values[:, 0]).all():
         return Comparisons({}, {})
+    twins = {arm.name for arm in arms[1:] if PERTURB in arm.science}
     having = [i for i in range(len(arms)) if not np.isnan(values[:, i]).all()]
-    return compare(values[:, having], [arms[i] for i in having], seeds)
+
+    def of(columns: Sequence[int], base: np.ndarray) -> Comparisons:
+        shown = np.column_stack([base, values[:, columns[1:]]])
+        return compare(shown, [arms[i].name for i in columns], seeds, twins)
+
+    others = of([i for i in having if i == 0 or i not in control], control_of(values, control))
+    alone = of([0, *control[1:]], values[:, 0]) if len(control) > 1 else Comparisons({}, {})
+    return replace(others, arms=others.arms | alone.arms)
 
 
 def _order(runs: Sequence[Mapping[str, Any]], plans: Sequence[Plan]) -> dict[str, str]:
@@ -238,87 +278,6 @@ def _default_baseline(order: Mapping[str, str], plans: Sequence[Plan]) -> str:
     if len(planned) == 1 and (arm_hash := planned.pop()) in names:
         return names[str(arm_hash)]
     return "micro" if "micro" in order else next(iter(order))
-
-
-def _described(
-    values: Mapping[str, np.ndarray], arms: Sequence[str], primary: str, comparisons: Comparisons
-) -> dict[str, dict[str, ArmMetric]]:
-    """The metrics of each arm; `values` are [seeds, arms], with the baseline's column first."""
-    described: dict[str, dict[str, ArmMetric]] = {}
-    for column, name in enumerate(arms):
-        metrics = {
-            metric: _arm_metric(matrix[:, column], matrix[:, 0], column == 0)
-            for metric, matrix in values.items()
-            if not np.isnan(matrix[:, column]).all()
-        }
-        if name in comparisons.arms:
-            adjusted = comparisons.arms[name].adjusted
-            metrics[primary] = _with_difference(metrics[primary], adjusted)
-        metrics |= _perplexities(metrics, described.get(arms[0], metrics), primary)
-        described[name] = metrics
-    return described
-
-
-def _arm_metric(values: np.ndarray, reference: np.ndarray, is_baseline: bool) -> ArmMetric:
-    known = values[~np.isnan(values)]
-    mean = mean_interval(known)
-    described = ArmMetric(len(known), mean.value, mean.low, mean.high)
-    difference = values - reference
-    paired = difference[~np.isnan(difference)]
-    if is_baseline or not len(paired):
-        return described
-    same_sign = bool(np.all(paired > 0) or np.all(paired < 0))
-    untested = replace(mean_interval(paired), p=None)
-    return replace(_with_difference(described, untested), same_sign=same_sign)
-
-
-def _with_difference(metric: ArmMetric, difference: Estimate) -> ArmMetric:
-    return replace(
-        metric,
-        difference=difference.value,
-        difference_low=difference.low,
-        difference_high=difference.high,
-        p=difference.p,
-    )
-
-
-def _perplexities(
-    metrics: Mapping[str, ArmMetric], reference: Mapping[str, ArmMetric], primary: str
-) -> dict[str, ArmMetric]:
-    """`*/ppl*` from `*/nats*`: exp of means and ends; differences are relative to the baseline's.
-
-    A perplexity that is the primary endpoint itself stays as it was measured and tested.
-    """
-    perplexities = {}
-    for name, measured in metrics.items():
-        match = EXPONENTIAL.fullmatch(name)
-        nats_name = f"{match['split']}/nats{match['domain'] or ''}" if match else ""
-        if name == primary or nats_name not in metrics:
-            continue
-        nats = metrics[nats_name]
-        base = _exp(reference[nats_name].mean) if nats_name in reference else None
-
-        def change(difference: float | None, base: float | None = base) -> float | None:
-            ratio = percent(difference)
-            return None if ratio is None or base is None else base * ratio / 100
-
-        perplexities[name] = ArmMetric(
-            *(nats.n, _exp(nats.mean), _exp(nats.low), _exp(nats.high)),
-            *map(change, (nats.difference, nats.difference_low, nats.difference_high)),
-            same_sign=measured.same_sign,
-        )
-    return perplexities
-
-
-def percent(difference: float | None) -> float | None:
-    """A difference in nats as percent of perplexity, 100 (exp(d) - 1)."""
-    if difference is None or abs(difference) > 700:
-        return None
-    return 100 * math.expm1(difference)
-
-
-def _exp(nats: float | None) -> float | None:
-    return math.exp(nats) if nats is not None and abs(nats) < 700 else None
 
 
 def _known(values: Iterable[float]) -> list[float]:

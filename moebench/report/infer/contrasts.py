@@ -1,8 +1,7 @@
 """Contrasts of several arms: a trend along the arms, or two arms that are practically equal.
 
-A contrast is a sum of arms' effects with coefficients that sum to 0. If all of its arms are in the
-pool of the block model (`statistics.py`), it has the model's variance and degrees of freedom.
-Otherwise it is computed seed by seed, with Student's t over the seeds that have all its arms.
+A contrast is a sum of arms' values with coefficients that sum to 0. It is computed seed by seed,
+with Student's t over the seeds that have all of its arms, so that no other arm's variance matters.
 """
 
 import math
@@ -11,17 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moebench.report.infer.statistics import (
-    FEWEST_SEEDS,
-    LEVEL,
-    BlockFit,
-    Estimate,
-    chosen_wrongly,
-    odd_arms,
-)
+from moebench.report.infer.statistics import FEWEST_SEEDS, LEVEL, Estimate
 
 EQUAL_SHARE = 0.25  # of the gap of micro and global: arms that differ by less are called equal
-EQUAL_LEVEL = 0.05
 
 
 class Contrast(NamedTuple):
@@ -29,74 +20,48 @@ class Contrast(NamedTuple):
 
     Attributes:
         value: NaN where no seed has all of its arms.
-        error: of the value; None where the seeds do not give one.
-        df: degrees of freedom of the error.
+        error: of the value; None below three seeds, and where the seeds do not vary.
         seeds: number of seeds that have all of its arms.
-        spent: share of the 5 % that choosing the pool takes (`statistics.chosen_wrongly`).
     """
 
     value: float
     error: float | None
-    df: int
     seeds: int
-    spent: float = 0.0
 
-    def estimate(self) -> Estimate:
-        """The value with a two-sided 95 % interval, and a p value for a true contrast of 0."""
+    def estimate(self, level: float = LEVEL) -> Estimate:
+        """The value with a two-sided interval, and a p value for a true contrast of 0."""
         if self.error is None:
             return Estimate(self.value)
         from scipy.special import stdtrit
 
-        half = float(stdtrit(self.df, (1 + LEVEL + self.spent) / 2)) * self.error
-        p = min(1.0, 2 * self._tail(abs(self.value)) + self.spent)
+        half = float(stdtrit(self.seeds - 1, (1 + level) / 2)) * self.error
+        p = 2 * self.tail(abs(self.value))
         return Estimate(self.value, self.value - half, self.value + half, p)
 
     def tail(self, value: float) -> float:
-        """An upper bound of the probability of so large a value if the true contrast is 0."""
-        return min(1.0, self._tail(value) + self.spent)
-
-    def _tail(self, value: float) -> float:
+        """The probability of so large a value if the true contrast is 0; 1 without an error."""
+        if self.error is None:
+            return 1.0
         from scipy.special import stdtr
 
-        assert self.error is not None
-        return float(stdtr(self.df, -value / self.error))
+        return float(stdtr(self.seeds - 1, -value / self.error))
 
 
-def contrasts(values: np.ndarray, coefficients: np.ndarray) -> list[Contrast]:
-    """Contrasts from one study.
+def contrast(values: np.ndarray, coefficients: np.ndarray) -> Contrast:
+    """A contrast from one study.
 
     Args:
         values: [seeds, arms], NaN where a run is missing.
-        coefficients: [contrasts, arms], each row with a sum of 0.
+        coefficients: [arms], with a sum of 0.
     """
-    involved = [int(i) for i in np.flatnonzero(np.abs(coefficients).sum(axis=0))]
-    complete = values[~np.isnan(values[:, involved]).any(axis=1)]
-    seeds = len(complete)
-    base = involved[0]
-    rest = [i for i in range(values.shape[1]) if i != base]
-    shared = (~np.isnan(values[:, rest] - values[:, [base]])).sum(axis=0)
-    pool = [base, *(i for i, n in zip(rest, shared, strict=True) if n >= 2)]
-    spent = 0.0
-    if seeds >= FEWEST_SEEDS and set(involved) <= set(pool):
-        spent, odd = chosen_wrongly(len(pool)), odd_arms(values[:, pool])
-        pool = [i for n, i in enumerate(pool) if n not in odd]
-    if seeds < FEWEST_SEEDS or not set(involved) <= set(pool):
-        return [_by_seed(complete @ row, seeds, spent) for row in coefficients]
-    fit = BlockFit(values[:, pool])
-    difference, covariance = fit.contrasts(0, range(1, len(pool)))
-    flat = fit.rss <= fit.floor  # runs that do not vary give no estimate of chance
-    result = []
-    for row in coefficients[:, pool[1:]]:
-        error = math.sqrt(float(row @ covariance @ row) * fit.rss / fit.df)
-        value = float(row @ difference)
-        result.append(Contrast(value, None if flat else error, fit.df, seeds, spent))
-    return result
-
-
-def _by_seed(values: np.ndarray, seeds: int, spent: float) -> Contrast:
-    mean = float(values.mean()) if seeds else math.nan
-    error = float(values.std(ddof=1)) / math.sqrt(seeds) if seeds >= FEWEST_SEEDS else 0.0
-    return Contrast(mean, error if error > 1e-12 * abs(mean) else None, seeds - 1, seeds, spent)
+    involved = np.flatnonzero(coefficients)
+    each = values[:, involved] @ coefficients[involved]
+    each = each[~np.isnan(each)]
+    seeds = len(each)
+    mean = float(each.mean()) if seeds else math.nan
+    error = float(each.std(ddof=1)) / math.sqrt(seeds) if seeds >= FEWEST_SEEDS else 0.0
+    size = float(np.nanmax(np.abs(values), initial=0.0))
+    return Contrast(mean, error if error > 1e-12 * size else None, seeds)
 
 
 def slope(x: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -122,18 +87,21 @@ def bend(x: Sequence[float], at: float) -> np.ndarray | None:
 class Equality(NamedTuple):
     """Whether two arms differ by less than a quarter of a gap that the same study measured.
 
+    Each p value is the level at which a test still rejects.
+
     Attributes:
-        difference: of the two arms, with its 95 % interval.
+        difference: of the two arms.
         gap: of the other two.
-        equal: both contrasts gap / 4 +- difference are above 0, tested at 5 % each: in at most 5 %
-            of studies whose true difference is a quarter of the gap or more, both are by chance.
-        unequal: one of them is below 0, at 5 % for the two together.
+        equal: p of the two contrasts gap / 4 +- difference being above 0, and the gap too: in at
+            most 5 % of studies whose true difference is a quarter of the gap or more, all three
+            are by chance.
+        unequal: p of one of the two contrasts being below 0, and of a gap above 0.
     """
 
     difference: Contrast
     gap: Contrast
-    equal: bool
-    unequal: bool
+    equal: float
+    unequal: float
 
 
 def equality(values: np.ndarray, one: int, other: int, worse: int, better: int) -> Equality:
@@ -148,14 +116,10 @@ def equality(values: np.ndarray, one: int, other: int, worse: int, better: int) 
     """
     arms = np.eye(values.shape[1])
     difference, gap = arms[one] - arms[other], arms[worse] - arms[better]
-    rows = [difference, gap, EQUAL_SHARE * gap + difference, EQUAL_SHARE * gap - difference]
-    d, g, above, below = contrasts(values, np.array(rows))
-    sides = (above, below)
-    if any(side.error is None for side in sides):
-        return Equality(d, g, False, False)
-    return Equality(
-        d,
-        g,
-        equal=all(side.tail(side.value) < EQUAL_LEVEL for side in sides),
-        unequal=any(side.tail(-side.value) < EQUAL_LEVEL / 2 for side in sides),
-    )
+    rows = (difference, gap, EQUAL_SHARE * gap + difference, EQUAL_SHARE * gap - difference)
+    d, g, above, below = (contrast(values, row) for row in rows)
+    resolved = min(1.0, 2 * g.tail(g.value))
+    sides = [(side.tail(side.value), side.tail(-side.value)) for side in (above, below)]
+    equal = max(resolved, *(p for p, _ in sides))
+    unequal = max(resolved, min(1.0, 2 * min(p for _, p in sides)))
+    return Equality(d, g, equal, unequal)

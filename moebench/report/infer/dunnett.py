@@ -24,18 +24,6 @@ WIDEST_Z = 8.0  # the normal density beyond carries 1e-15
 LARGEST_LOADING = 0.995  # above it, the integrand is too steep for the nodes
 
 
-def tails(t: np.ndarray, correlation: np.ndarray, df: int) -> np.ndarray:
-    """The probability that the largest |T_i| exceeds t: the adjusted p value of a statistic t.
-
-    Args:
-        t: statistics, at least 0.
-        correlation: of the m statistics, [m, m].
-        df: degrees of freedom of the residual variance, at least 1.
-    """
-    b = loadings(correlation)
-    return np.array([max(0.0, 1.0 - _within(float(value), b, df)) for value in t])
-
-
 def critical_value(correlation: np.ndarray, df: int, level: float) -> float:
     """The t that no |T_i| exceeds with probability `level`; Student's t for one comparison.
 
@@ -51,11 +39,11 @@ def critical_value(correlation: np.ndarray, df: int, level: float) -> float:
 def _critical_value(loading: tuple[float, ...], df: int, level: float) -> float:
     b = np.array(loading)
     low, high = 0.0, 2.0
-    while _within(high, b, df) < level:
+    while within(high, b, df) < level:
         low, high = high, 2 * high
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, b, df) < level else (low, middle)
+        low, high = (middle, high) if within(middle, b, df) < level else (low, middle)
     return (low + high) / 2
 
 
@@ -81,8 +69,8 @@ def loadings(correlation: np.ndarray) -> np.ndarray:
     return b
 
 
-def _within(t: float, b: np.ndarray, df: int) -> float:
-    """P(max |T_i| <= t) for correlations b_i b_j."""
+def within(t: float, b: np.ndarray, df: int) -> float:
+    """P(max |T_i| <= t) for correlations b_i b_j; b as `loadings` gives it."""
     from scipy.special import ndtr
 
     z, z_weight = _normal_nodes()

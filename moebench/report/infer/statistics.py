@@ -3,20 +3,22 @@
 Arms of one seed see the same batches from the same initial weights, so a seed is a block of a
 randomised block design: value = arm + seed + error, fitted by least squares, with any runs missing.
 Values are an array [seeds, arms], NaN where a run is missing. An interval takes three shared seeds;
-all comparisons of an endpoint share one level of 95 %; and arms of clearly unequal variance are
-left out of the pool.
+all comparisons of an endpoint share one level of 95 %; arms of clearly unequal variance are left
+out of the pool, and A/A twins always. These intervals describe: pooled, they err too often where
+one arm varies more than the others. Verdicts rest on the paired t (`decisions.py`).
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moebench.report.infer.dunnett import critical_value, tails
+from moebench.report.infer.dunnett import critical_value
 
 LEVEL = 0.95
 ODD = 0.001  # level, over all arms, of each of the two tests for unequal variance
+VERDICT_SEEDS = 6  # fewer bear no verdict
 FEWEST_SEEDS = 3  # two seeds leave one degree of freedom: an interval 12.7 standard errors wide
 POWER = 0.8
 
@@ -36,7 +38,7 @@ class Comparison:
     """One arm against the baseline.
 
     Attributes:
-        adjusted: the difference, with an interval and p value that hold for all arms at once.
+        adjusted: the difference, with an interval that holds for all arms at once; no p value.
         paired: the mean of the paired differences with Student's t for this arm alone; None below
             three shared seeds.
         per_seed: the paired differences, by the seeds that both arms have.
@@ -141,30 +143,39 @@ class BlockFit:
         return np.maximum(kept @ self.square - explained, self.floor), df, inverse
 
 
-def compare(values: np.ndarray, arms: Sequence[str], seeds: Sequence[int]) -> Comparisons:
+def compare(
+    values: np.ndarray, arms: Sequence[str], seeds: Sequence[int], twins: Collection[str] = ()
+) -> Comparisons:
     """Every arm against the first at a primary endpoint, at 95 % for all of them together.
 
     Arms in the pool get Dunnett-type intervals from the block model (`dunnett.py`, with the
     correlations of this very design). An arm outside the pool (see `odd_arms`) gets its own paired
     t. Both kinds share the 5 %, less the error rate of choosing the pool (`chosen_wrongly`): of k
     comparisons, each one outside takes 1/k of it (Bonferroni), and the pool takes the rest. An arm
-    with one shared seed gets the difference alone, as do all arms where none shares three seeds.
+    with one shared seed gets the difference alone, as do all arms where none shares three seeds. A
+    twin has its own paired t at 95 %, and changes nothing for the others.
 
     Args:
         values: [seeds, arms], NaN where a run is missing; each arm has a run.
         arms: names, the baseline first.
         seeds: of the rows.
+        twins: names of A/A arms.
     """
     difference = values - values[:, :1]
     shared = (~np.isnan(difference)).sum(axis=0)
-    pool = [i for i in range(len(arms)) if i == 0 or shared[i] >= 2]
+    apart = {i for i, name in enumerate(arms) if name in twins and i > 0}
+    pool = [i for i in range(len(arms)) if i == 0 or (shared[i] >= 2 and i not in apart)]
     odd: dict[int, str] = {}
-    if shared[1:].max(initial=0) >= FEWEST_SEEDS:
+    if shared[pool[1:]].max(initial=0) >= FEWEST_SEEDS:
         odd = {pool[i]: way for i, way in odd_arms(values[:, pool]).items()}
     inside = [i for i in pool[1:] if i not in odd]
     if 0 in odd or shared[inside].max(initial=0) < FEWEST_SEEDS:
         inside = []
-    outside = [i for i in range(1, len(arms)) if i not in inside and shared[i] >= FEWEST_SEEDS]
+    outside = [
+        i
+        for i in range(1, len(arms))
+        if i not in inside and i not in apart and shared[i] >= FEWEST_SEEDS
+    ]
     family = len(inside) + len(outside)
     spent = chosen_wrongly(len(pool))
 
@@ -176,8 +187,9 @@ def compare(values: np.ndarray, arms: Sequence[str], seeds: Sequence[int]) -> Co
     paired = {i: mean_interval(_known(difference[:, i])) for i in range(1, len(arms)) if shared[i]}
     for i in outside:
         alone = mean_interval(_known(difference[:, i]), 1 - (1 - LEVEL - spent) / family)
-        p = None if alone.p is None else min(1.0, family * alone.p + spent)
-        estimates[i] = Estimate(alone.value, alone.low, alone.high, p)
+        estimates[i] = Estimate(alone.value, alone.low, alone.high)
+    for i in apart & {*paired}:
+        estimates[i] = replace(paired[i], p=None)
     compared = {
         arms[i]: Comparison(
             adjusted=estimates.get(i, Estimate(alone.value)),
@@ -208,8 +220,7 @@ def _dunnett(
     correlation = covariance / np.outer(error, error) * sd**2
     share = len(difference) / family
     half = error * critical_value(correlation, fit.df, 1 - (1 - LEVEL - spent) * share)
-    p = tails(np.abs(difference) / error, correlation, fit.df) / share + spent
-    ends = zip(difference, difference - half, difference + half, np.minimum(1.0, p), strict=True)
+    ends = zip(difference, difference - half, difference + half, strict=True)
     return [Estimate(*map(float, values)) for values in ends], sd, fit.df, float(half.max())
 
 
@@ -218,9 +229,9 @@ def chosen_wrongly(arms: int) -> float:
 
     An arm that is dropped by chance leaves a pool that seems to vary less than it does, so its
     intervals err more often than stated. They err at most in the studies where the whole pool errs
-    and in those where an arm was dropped. With this share taken out of the 5 % and added to every
-    p value, both together err in at most 5 %. The levels of the two tests are added. Testing in
-    steps adds a little more, far less than the slack, as simulation shows (docs/reading.md).
+    and in those where an arm was dropped. With this share taken out of the 5 %, both together err
+    in at most 5 %. The levels of the two tests are added. Testing in steps adds a little more, far
+    less than the slack, as simulation shows (docs/reading.md).
     """
     return 2 * ODD if arms > 2 else 0.0
 
@@ -289,18 +300,18 @@ def seeds_needed(sd: float, family: int, effect: float) -> int | None:
     """About how many seeds show an effect in four of five studies; None above 10,000.
 
     The smallest n with effect >= sd sqrt(2 / n) (t at the level 0.05 / family + t at the power of
-    80 %), both with (family)(n - 1) degrees of freedom. This is the normal approximation with
-    Student's quantiles and Bonferroni's level, which asks for slightly more than Dunnett's.
+    80 %), both with n - 1 degrees of freedom. This is the normal approximation with Student's
+    quantiles and Bonferroni's level, which asks for slightly more than Holm's method.
 
     Args:
         sd: residual standard deviation of one run, in the units of `effect`.
-        family: comparisons with the baseline.
+        family: tests that share the level; 1 for a finding in a declared order.
         effect: above 0.
     """
     from scipy.special import stdtrit
 
-    n = np.arange(FEWEST_SEEDS, 10_001)
-    df = family * (n - 1)
+    n = np.arange(VERDICT_SEEDS, 10_001)
+    df = n - 1
     quantiles = stdtrit(df, 1 - (1 - LEVEL) / (2 * family)) + stdtrit(df, POWER)
     enough = np.flatnonzero(sd * np.sqrt(2 / n) * quantiles <= effect)
     return int(n[enough[0]]) if len(enough) else None

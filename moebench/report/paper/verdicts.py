@@ -1,17 +1,15 @@
 """The paper's findings beside what these runs show: agrees, contradicts, or cannot tell.
 
-The arms of a finding differ in nothing else. A verdict follows from a 95 % interval:
+The arms of a finding differ in nothing else. `judge.py` adjusts the p values of all findings.
 
-- A *difference* agrees if the interval excludes 0 on the paper's side. It is adjusted for all arms
-  of the table.
+- A *difference* or a *trend* is decided if the paired t of its contrast is below 5 %. It agrees on
+  the paper's side of 0, and contradicts on the other.
 - An *equality* agrees if the arms differ by less than a quarter of the gap between micro and global
-  in the same runs.
-- A *trend* agrees if the interval of the slope along the arms, or of its change at a point,
-  excludes 0 on the paper's side.
+  in the same runs, and contradicts if they differ by more.
 
-Runs contradict a finding if the interval excludes the paper's size, or 0 on the other side. The
-paper's sizes are log ratios of perplexities per token, divided by an assumed number of bytes per
-token.
+An undecided difference contradicts, too, if its interval excludes the paper's size. These intervals
+hold for all findings tested together (Bonferroni); that is a family of its own. The paper's sizes
+are log ratios of perplexities per token, divided by an assumed number of bytes per token.
 """
 
 import math
@@ -21,38 +19,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moebench.plans import PRIMARY
-from moebench.report.infer.arms import Table
-from moebench.report.infer.contrasts import EQUAL_SHARE, Contrast, bend, contrasts, equality, slope
-from moebench.report.infer.statistics import (
-    FEWEST_SEEDS,
-    Comparisons,
-    Estimate,
-    compare,
-    seeds_needed,
-)
+from moebench.report.infer.contrasts import EQUAL_SHARE, Contrast, bend, contrast, equality, slope
+from moebench.report.infer.decisions import LEVEL
+from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate, seeds_needed
 from moebench.report.paper.findings import BYTES, PAPER, findings, log_ratio, paper_gap
 from moebench.report.paper.selectors import AXES, all_else, options_as_keys, pairs
 
 AGREES, CONTRADICTS, CANNOT_TELL = "agrees", "contradicts", "cannot tell"
+NOT_TESTED, TOO_EARLY = "not tested", "too early"
+NOT_TAKEN = "the treatment did not take"
+MIXED = "homogeneity of micro-batches"  # the axis of a trend whose arms may have equal loads
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs show about one finding; sizes in nats per byte, or per token without bytes.
+    """What the runs say of one finding; sizes in nats a byte, or a token where bytes are unknown.
 
     Attributes:
         claim, source, type: as in the finding's file.
         arms: their names.
-        verdict: `agrees`, `contradicts` or `cannot tell`.
+        verdict: `agrees`, `contradicts`, `cannot tell`, `not tested` or `too early`.
         reason: why, in a few words.
-        here: the difference, or the slope, with its 95 % interval.
+        p: of the verdict, adjusted; None where none is given.
+        treatment: between-seed deviations by which the arms differ in load; None where that is
+            unknown or not to be expected.
+        here: the difference, or the slope, with its own 95 % interval.
         paper: the same in the paper, at 4, 3 and 5 bytes a token; None where it gives no figure.
         per: what a slope is for, such as " a doubling"; "" for others.
         unit: "byte" or "token".
-        resolved: half of the interval: the smallest size that these seeds distinguish from 0.
-        seeds: the number that shows the paper's size in four of five studies; None if unknown or
-            above 10,000.
+        resolved: half of the interval, the smallest size that these seeds can tell from 0.
+        seeds: that would show the paper's size in four of five studies; None if unknown or above
+            10,000.
     """
 
     claim: str
@@ -61,6 +58,8 @@ class Verdict:
     arms: tuple[str, ...]
     verdict: str
     reason: str
+    p: float | None
+    treatment: float | None
     here: Estimate
     paper: tuple[float, float, float] | None
     per: str
@@ -76,97 +75,73 @@ class Evidence:
     Attributes:
         arms: names, in the order of the columns; the baseline first.
         sciences: of each arm, every key that is not at its neutral value.
-        seeds: of the rows of `values`.
-        values: [seeds, arms] `valid/nats` in nats per token; NaN where a run is missing.
+        values: of `valid/nats`, [seeds, arms], NaN where there is none; in nats a token. The
+            baseline's column is what differences are to.
         bytes_per_token: None where it is not known.
     """
 
     arms: Sequence[str]
     sciences: Sequence[Mapping[str, Any]]
-    seeds: Sequence[int]
     values: np.ndarray
     bytes_per_token: float | None
 
 
 class Effect(NamedTuple):
-    """What the runs show of one finding, in nats a token.
+    """What the runs show of one finding, before any verdict; in nats a token.
 
     Attributes:
-        columns: of the arms of the finding.
-        estimate: the difference, or the slope.
-        seeds: the number of seeds that have all of these arms.
-        sd: the estimated standard deviation of one run; None if there are too few seeds.
+        name: of the finding's file.
+        finding: as the file declares it.
+        columns: the arms that it is about.
+        contrast: the difference, or the slope.
         paper: the paper's size; None where it gives no figure.
+        p: of the test alone; 1 where the seeds allow none.
+        if_decided: verdict and reason where p passes the level.
+        otherwise: the reason where it does not.
+        per: what a slope is for.
+        margin: nats a token within which arms count as equal; None for other findings.
+        takes: whether its arms are to differ in load.
     """
 
+    name: str
+    finding: Mapping[str, Any]
     columns: Sequence[int]
-    estimate: Estimate
-    seeds: int
-    sd: float | None
+    contrast: Contrast
     paper: float | None
+    p: float
+    if_decided: tuple[str, str]
+    otherwise: str
+    per: str = ""
+    margin: float | None = None
+    takes: bool = True
 
 
-def verdicts_of_table(table: Table) -> tuple[Verdict, ...]:
-    """The verdicts of a table on the paper's findings; empty if it tests another endpoint."""
-    if table.primary != PRIMARY or PRIMARY not in table.arms[0].per_seed:
-        return ()
-    seeds = sorted({seed for arm in table.arms for seed in arm.seeds})
-    per_seed = [arm.per_seed[PRIMARY] for arm in table.arms]
-    return tuple(
-        verdicts(
-            Evidence(
-                arms=[arm.name for arm in table.arms],
-                sciences=[arm.science for arm in table.arms],
-                seeds=seeds,
-                values=np.array([[of.get(seed, math.nan) for of in per_seed] for seed in seeds]),
-                bytes_per_token=table.bytes_per_token,
-            )
-        )
-    )
-
-
-def verdicts(evidence: Evidence) -> list[Verdict]:
-    """A verdict on every finding, for each set of its arms that are equal in all else."""
+def effects(evidence: Evidence) -> list[Effect]:
+    """Every finding whose arms are there, for each set of arms that are equal in all else."""
     judges = {"difference": _difference, "equality": _equality, "trend": _trend}
     sciences = [options_as_keys(science) for science in evidence.sciences]
     evidence = replace(evidence, sciences=sciences)
     return [
-        verdict
-        for finding in findings().values()
-        for verdict in judges[finding["type"]](finding, evidence)
+        effect
+        for name, finding in findings().items()
+        for effect in judges[finding["type"]](name, finding, evidence)
     ]
 
 
-def _difference(finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Verdict]:
+def _difference(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Effect]:
     for arm, against in pairs(evidence.sciences, finding["arm"], finding["against"]):
-        compared = _compared_with(evidence, against)
-        comparison = compared.arms.get(evidence.arms[arm])
-        if comparison is None:
-            continue
-        estimate, seeds = comparison.adjusted, len(comparison.per_seed)
-        sd = compared.sd or _sd(estimate, comparison.paired, seeds)
-        effect = Effect((arm, against), estimate, seeds, sd, log_ratio(finding))
-        yield _judged(finding, evidence, effect, family=max(1, compared.family))
+        found = contrast(evidence.values, _less(evidence, arm, against))
+        if found.seeds:
+            yield _by_sign(name, finding, (arm, against), found, log_ratio(finding))
 
 
-def _compared_with(evidence: Evidence, baseline: int) -> Comparisons:
-    """Compare every arm with one of them."""
-    order = [baseline, *(i for i in range(len(evidence.arms)) if i != baseline)]
-    names = [evidence.arms[i] for i in order]
-    return compare(evidence.values[:, order], names, evidence.seeds)
+def _less(evidence: Evidence, arm: int, against: int) -> np.ndarray:
+    """Coefficients of an arm less another."""
+    arms = np.eye(len(evidence.arms))
+    return arms[arm] - arms[against]
 
 
-def _sd(estimate: Estimate, paired: Estimate | None, seeds: int) -> float | None:
-    """The standard deviation of one run, estimated from the paired differences."""
-    if paired is None or paired.low is None or paired.high is None or estimate.low is None:
-        return None
-    from scipy.special import stdtrit
-
-    error = (paired.high - paired.low) / 2 / float(stdtrit(seeds - 1, 0.975))
-    return error * math.sqrt(seeds / 2)
-
-
-def _trend(finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Verdict]:
+def _trend(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Effect]:
     place, per = AXES[finding["along"]]
     bends_at = finding.get("bends_at")
 
@@ -188,92 +163,135 @@ def _trend(finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Verdict]:
         ours = coefficients([x for x, _ in placed])
         if ours is None:
             continue
-        weights = np.zeros((1, len(evidence.arms)))
-        weights[0, [i for _, i in placed]] = ours
-        (contrast,) = contrasts(evidence.values, weights)
-        if contrast.seeds:
+        weights = np.zeros(len(evidence.arms))
+        weights[[i for _, i in placed]] = ours
+        found = contrast(evidence.values, weights)
+        if found.seeds:
             columns = [i for _, i in sorted(placed)]
-            yield _judged(finding, evidence, _effect(columns, contrast, paper), per=per)
+            effect = _by_sign(name, finding, columns, found, paper)
+            yield effect._replace(per=per, takes=finding["along"] != MIXED)
 
 
-def _equality(finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Verdict]:
+def _by_sign(
+    name: str,
+    finding: Mapping[str, Any],
+    columns: Sequence[int],
+    found: Contrast,
+    paper: float | None,
+) -> Effect:
+    """An effect whose sign decides."""
+    sign = finding.get("sign") or math.copysign(1, paper or 0)
+    agrees = sign * found.value > 0
+    side = "the paper's" if agrees else "the other"
+    decided = (AGREES if agrees else CONTRADICTS, f"off 0 on {side} side")
+    p = found.estimate().p
+    return Effect(
+        name,
+        finding,
+        columns,
+        found,
+        paper,
+        p=1.0 if p is None else p,
+        if_decided=decided,
+        otherwise="not told from 0",
+    )
+
+
+def _equality(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Effect]:
     selectors = [finding[key] for key in ("arm", "against", "worse", "better")]
     for arm, against, worse, better in pairs(evidence.sciences, *selectors):
         test = equality(evidence.values, arm, against, worse, better)
-        seeds = test.difference.seeds
-        if not seeds:
+        if not test.difference.seeds:
             continue
-        effect = _effect((arm, against), test.difference, log_ratio(finding))
-        verdict = _judged(finding, evidence, effect, margin=EQUAL_SHARE * paper_gap())
-        if seeds < FEWEST_SEEDS:
-            yield verdict
-            continue
-        gap = _compared_with(evidence, worse).arms.get(evidence.arms[better])
-        low, high = (gap.adjusted.low, gap.adjusted.high) if gap else (None, None)
         margin = f"{abs(test.gap.value) * EQUAL_SHARE / (evidence.bytes_per_token or 1):.4f}"
-        outcome, reason = CANNOT_TELL, f"not shown to be within {margin}, a quarter of the gap"
-        if low is None or high is None or low <= 0 <= high:
-            reason = "the gap of micro and global is unresolved"
-        elif low > 0:
-            reason = "global is no better than micro here, so there is no gap to measure by"
-        elif test.equal:
-            outcome, reason = AGREES, f"within {margin}, a quarter of the gap of micro and global"
-        elif test.unequal:
-            outcome, reason = CONTRADICTS, f"further apart than {margin}, a quarter of the gap"
-        yield replace(verdict, verdict=outcome, reason=reason)
+        decided = (AGREES, f"within {margin}, a quarter of the gap of micro and global")
+        if test.unequal < test.equal:
+            decided = (CONTRADICTS, f"further apart than {margin}, a quarter of the gap")
+        otherwise = f"not shown to be within {margin}, a quarter of the gap"
+        if test.gap.value <= 0:
+            otherwise = "global is no better than micro here, so there is no gap to measure by"
+        elif 2 * test.gap.tail(test.gap.value) >= LEVEL:
+            otherwise = "the gap of micro and global is unresolved"
+        yield Effect(
+            name,
+            finding,
+            (arm, against),
+            test.difference,
+            log_ratio(finding),
+            p=min(test.equal, test.unequal),
+            if_decided=decided,
+            otherwise=otherwise,
+            margin=EQUAL_SHARE * paper_gap(),
+            takes=False,
+        )
 
 
-def _effect(columns: Sequence[int], contrast: Contrast, paper: float | None) -> Effect:
-    sd = None if contrast.error is None else contrast.error * math.sqrt(contrast.seeds / 2)
-    return Effect(columns, contrast.estimate(), contrast.seeds, sd, paper)
-
-
-def _judged(
-    finding: Mapping[str, Any],
-    evidence: Evidence,
+def verdict(
     effect: Effect,
+    evidence: Evidence,
     *,
-    family: int = 1,
-    per: str = "",
-    margin: float | None = None,
+    p: float | None,
+    withheld: tuple[str, str],
+    treatment: float | None,
+    took: bool,
+    tests: int,
+    family: int,
 ) -> Verdict:
-    """A verdict from an interval; all sizes become nats per byte, where bytes are known.
+    """The verdict on an effect; all sizes become nats a byte, where bytes are known.
 
     Args:
-        finding: as its file declares it.
+        effect: what the runs show.
         evidence: the runs.
-        effect: what they show.
-        family: comparisons that the interval is adjusted for.
-        per: what a slope is for.
-        margin: nats per token within which arms count as equal; None for other findings.
+        p: adjusted; None where no verdict is given.
+        withheld: the word in place of a verdict, and the reason; empty where one is given.
+        treatment: deviations by which the arms differ in load.
+        took: whether that is enough, or not to be expected.
+        tests: how many are tested; intervals that exclude the paper's size hold for all of them.
+        family: how many share the level; 1 in a declared order.
     """
     known, size = bool(evidence.bytes_per_token), evidence.bytes_per_token or 1.0
-    here = _divided(effect.estimate, size)
+    here = _divided(effect.contrast.estimate(), size)
     sizes = None
     if effect.paper is not None and known:
         sizes = (effect.paper / BYTES[0], effect.paper / BYTES[1], effect.paper / BYTES[2])
-    sign = finding.get("sign") or math.copysign(1, effect.paper or 0)
-    smallest = min(map(abs, sizes)) if sizes else None
-    outcome, reason = _by_interval(here, sign, smallest, effect.seeds)
-    wanted = margin / BYTES[0] if margin else (abs(sizes[0]) if sizes else None)
+    outcome, reason = withheld
+    if p is not None and p < LEVEL:
+        outcome, reason = effect.if_decided
+    elif p is not None:
+        outcome, reason = CANNOT_TELL, effect.otherwise if took else NOT_TAKEN
+        every = _divided(effect.contrast.estimate(1 - LEVEL / tests), size)
+        if took and effect.margin is None and sizes and _excludes(every, sizes):
+            outcome, reason = CONTRADICTS, "not told from 0, and the paper's size is excluded"
+    wanted = effect.margin / BYTES[0] if effect.margin else (abs(sizes[0]) if sizes else None)
     needed = None
-    if effect.sd and wanted and known:
-        needed = seeds_needed(effect.sd / size, family, wanted)
+    if effect.contrast.error and wanted and known:
+        sd = effect.contrast.error * math.sqrt(effect.contrast.seeds / 2)
+        needed = seeds_needed(sd / size, family, wanted)
     half = None if here.low is None or here.high is None else (here.high - here.low) / 2
     return Verdict(
-        claim=finding["claim"],
-        source=f"{PAPER}, {finding['source']}",
-        type=finding["type"],
+        claim=effect.finding["claim"],
+        source=f"{PAPER}, {effect.finding['source']}",
+        type=effect.finding["type"],
         arms=tuple(evidence.arms[i] for i in effect.columns),
         verdict=outcome,
         reason=reason,
+        p=p,
+        treatment=treatment,
         here=here,
         paper=sizes,
-        per=per,
+        per=effect.per,
         unit="byte" if known else "token",
         resolved=half,
         seeds=needed,
     )
+
+
+def _excludes(here: Estimate, sizes: Sequence[float]) -> bool:
+    """Whether an interval lies short of the paper's size, at every number of bytes a token."""
+    if here.low is None or here.high is None:
+        return False
+    sign = math.copysign(1, sizes[0])
+    return max(sign * here.low, sign * here.high) < min(map(abs, sizes))
 
 
 def _divided(estimate: Estimate, size: float) -> Estimate:
@@ -281,18 +299,8 @@ def _divided(estimate: Estimate, size: float) -> Estimate:
     return Estimate(estimate.value / size, low, high, estimate.p)
 
 
-def _by_interval(
-    here: Estimate, sign: float, smallest: float | None, seeds: int
-) -> tuple[str, str]:
-    """A verdict and its reason, from an interval, 0 and the paper's size."""
-    if here.low is None or here.high is None:
-        few = f"{seeds} seed{'s' * (seeds != 1)}, and an interval takes {FEWEST_SEEDS}"
-        return CANNOT_TELL, few if seeds < FEWEST_SEEDS else "the runs do not vary"
-    low, high = sorted((sign * here.low, sign * here.high))
-    if low > 0:
-        return AGREES, "the interval lies off 0 on the paper's side"
-    if high < 0:
-        return CONTRADICTS, "the interval lies off 0 on the other side"
-    if smallest is not None and high < smallest:
-        return CONTRADICTS, "the interval includes 0 and excludes the paper's size"
-    return CANNOT_TELL, "the interval includes 0"
+def few_seeds(seeds: int) -> str:
+    """Why so few seeds bear no verdict; "" for enough."""
+    return f"{seeds} seed{'s' * (seeds != 1)}, and a verdict takes {VERDICT_SEEDS}" * (
+        seeds < VERDICT_SEEDS
+    )

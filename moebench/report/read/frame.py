@@ -35,7 +35,8 @@ class Frame:
         runs: one row a run: `run` (directory name), `arm` (a label, unique within its table),
             `arm_hash`, `seed`, `state`, `reason`, `step`, `steps`, `table` (an index of `tables`),
             `tokens` (seen by a finished run), `sequences` and `group_tokens` (size of the balance
-            group), `random_micro`, `random_batch`, `random_global` (MaxVio of random routing),
+            group), `trigram_bits` (bits a byte of a byte trigram of the text), `random_micro`,
+            `random_batch`, `random_global` (MaxVio of random routing),
             `science` (every key that can change a result and does not have its neutral value),
             `domains`, `first_sequences` (a hash of the sequences of step 1 in any order),
             `made_with` (versions, device, commit), `end` and `path`. Missing numbers are NaN.
@@ -44,6 +45,7 @@ class Frame:
         tables: of each table, the keys in which its runs are equal, with their values.
         problems: what was left out.
         unsound: runs whose curves are left out; see `checked`.
+        step: at which the metrics are taken; None for the end.
         starts: `valid/nats` before the first step, by run; empty before `checked`.
     """
 
@@ -52,6 +54,7 @@ class Frame:
     tables: tuple[dict[str, Any], ...]
     problems: tuple[Problem, ...]
     unsound: frozenset[str] = frozenset()
+    step: int | None = None
     starts: Mapping[str, float] = field(default_factory=dict)
 
     def curves(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
@@ -139,7 +142,8 @@ class Frame:
             for name, value in of_run.items()
             if value == value
         ]
-        return replace(self, metrics=pd.DataFrame(metrics, columns=[*KEYS, "metric", "value"]))
+        table = pd.DataFrame(metrics, columns=[*KEYS, "metric", "value"])
+        return replace(self, metrics=table, step=step)
 
     def measured(self) -> Any:
         """The finished runs that have metrics, as `runs` has them."""
@@ -200,7 +204,7 @@ def load(
 
 
 _NUMBERS = (
-    *("step", "steps", "tokens", "sequences", "group_tokens"),
+    *("step", "steps", "tokens", "sequences", "group_tokens", "trigram_bits"),
     *(f"random_{scope}" for scope in SCOPES),
 )
 _COLUMNS = [

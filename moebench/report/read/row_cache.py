@@ -22,7 +22,7 @@ from moebench.disk import cache_root, write_bytes
 from moebench.errors import RecordError
 from moebench.records import Record
 
-FORMAT = 2  # raised when the same record would be cached differently
+FORMAT = 3  # raised when the same record would be cached differently
 KNOWN = b"moebench.known"  # metadata of a Parquet file: format and stamps, as JSON
 
 

@@ -38,6 +38,7 @@ def read_run(record: Record) -> dict[str, Any]:
         "science": manifest["science"],
         "sequences": number(group.get("sequences")),
         "group_tokens": number(group.get("tokens")),
+        "trigram_bits": number(_table(manifest, "data").get("trigram_bits")),
         "first_sequences": printable(str(manifest.get("first_sequences", ""))),
         "device": printable(str(manifest.get("device", "?")).partition(":")[0]),
         "domains": [printable(str(name)) for name in manifest.get("domains") or ()],

@@ -8,7 +8,9 @@ from typing import Any
 
 from moebench.disk import write_bytes
 from moebench.errors import RecordError
-from moebench.report.infer.arms import Arm, ArmMetric, Table
+from moebench.report.infer.arms import Arm, Table
+from moebench.report.infer.decisions import Decision
+from moebench.report.infer.metrics import ArmMetric
 from moebench.report.infer.statistics import Comparison
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Problem
@@ -31,8 +33,9 @@ def as_dict(
     """What `moebench report --json` prints: numbers or null, in the units of each metric.
 
     `rows` holds one object an arm. The baseline's differences are null. The primary endpoint's
-    carry `p`, `per_seed`, `paired` (Student's t alone) and `left_pool` beside the interval, which
-    is adjusted for the number of arms; the differences of all others are paired, with Student's t.
+    carry `per_seed`, `paired` (Student's t alone) and `left_pool` beside the interval, which is
+    adjusted for the number of arms; and `p`, on which the verdict rests, or null with the reason in
+    `withheld`. The differences of all others are paired, with Student's t.
 
     Args:
         tables: of the report.
@@ -105,8 +108,8 @@ def _wanted(arm: Arm, names: Sequence[str]) -> list[tuple[str, ArmMetric]]:
 def _row(index: int, table: Table, arm: Arm, wanted: Sequence[str]) -> dict[str, Any]:
     metrics = {name: _metric(metric) for name, metric in _wanted(arm, wanted)}
     if arm.name in table.comparisons.arms and table.primary in metrics:
-        comparison = table.comparisons.arms[arm.name]
-        metrics[table.primary] |= {"p": comparison.adjusted.p, **_tested(comparison)}
+        tested = _tested(table.comparisons.arms[arm.name], table.decisions.get(arm.name))
+        metrics[table.primary] |= {"p": arm.metrics[table.primary].p, **tested}
     return {
         "arm": arm.name,
         "n": len(arm.seeds),
@@ -130,6 +133,8 @@ def _finding(index: int, verdict: Verdict) -> dict[str, Any]:
         "unit": verdict.unit,
         "here": {"value": here.value, "low": here.low, "high": here.high},
         "paper": verdict.paper and list(verdict.paper),
+        "p": verdict.p,
+        "treatment": verdict.treatment,
         "resolved": verdict.resolved,
         "seeds": verdict.seeds,
     }
@@ -140,10 +145,12 @@ def _metric(metric: ArmMetric) -> dict[str, Any]:
     return {key: getattr(metric, key) for key in keys}
 
 
-def _tested(comparison: Comparison) -> dict[str, Any]:
+def _tested(comparison: Comparison, decision: Decision | None) -> dict[str, Any]:
     paired = comparison.paired
     return {
-        "paired": paired and {"low": paired.low, "high": paired.high, "p": paired.p},
+        "withheld": decision.withheld if decision else "",
+        "treatment": decision and decision.treatment,
+        "paired": paired and {"low": paired.low, "high": paired.high},
         "per_seed": {str(seed): value for seed, value in comparison.per_seed.items()},
         "left_pool": comparison.left_pool,
     }
@@ -154,6 +161,9 @@ def _about(table: Table) -> dict[str, Any]:
         "differs": table.differs,
         "baseline": table.baseline,
         "primary": table.primary,
+        "control": list(table.control),
+        "order": list(table.order),
+        "too_early": table.too_early,
         "comparisons": table.comparisons.family,
         "sd": table.comparisons.sd,
         "df": table.comparisons.df,

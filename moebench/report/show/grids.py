@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from moebench.catalogue import METRICS, Metric
 from moebench.plans import PRIMARY
-from moebench.report.infer.arms import Arm, ArmMetric, Table
+from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.frontier import MAX_VIO, WEIGHT, frontier
+from moebench.report.infer.metrics import ArmMetric
 from moebench.report.infer.statistics import FEWEST_SEEDS
 from moebench.report.paper.findings import PAPER
 from moebench.report.paper.verdicts import Verdict
@@ -13,8 +14,10 @@ from moebench.report.read.run import SCOPES
 from moebench.report.show import numbers
 from moebench.report.show.blocks import Cell, Grid
 from moebench.report.show.numbers import estimate_cell, four_decimals, interval, mean_cell, p_value
+from moebench.report.show.sentences import control
 
-TESTED = "95 % for all arms together, adjusted p"
+DESCRIBED = "95 % for all arms together, as description"
+PAIRED = "paired t: 95 % for one arm alone, with the p of its verdict where there is one"
 
 
 def load(table: Table) -> Grid:
@@ -64,7 +67,7 @@ def perplexity(table: Table) -> Grid:
     ]
     compared = any(any(cell) for row in rows for cell in row[-3:])
     return Grid(
-        title="Perplexity" + f"; differences are to {table.baseline}" * compared,
+        title="Perplexity" + f"; differences are to {control(table)}" * compared,
         caption="Means ± as above: validation nats a token, their exponential, and bits a byte; "
         "of all, lower is better." + f" Difference in nats: {_meaning(table)}" * compared,
         headers=["arm", "seeds", *_headings(metrics), "difference", "paired t", "percent"],
@@ -84,8 +87,8 @@ def primary_endpoint(table: Table) -> Grid:
         for arm in table.arms
     ]
     return Grid(
-        title=f"Primary endpoint {table.primary}; differences are to {table.baseline}",
-        caption=f"Difference: {TESTED}; paired t: for one arm alone.",
+        title=f"Primary endpoint {table.primary}; differences are to {control(table)}",
+        caption=f"Difference: {DESCRIBED}; {PAIRED}.",
         headers=["arm", "seeds", "mean", "difference", "paired t"],
         rows=rows,
     )
@@ -112,7 +115,7 @@ def chosen_metrics(table: Table, metrics: Sequence[str]) -> Grid:
             for at, name in enumerate(metrics)
         ]
     return Grid(
-        title=f"Metrics; differences are to {table.baseline}",
+        title=f"Metrics; differences are to {control(table)}",
         caption="Means over seeds, ± half of a 95 % interval where there are 3; paired "
         "differences with 95 % intervals, for all arms together if of "
         f"{table.primary}, else for one arm alone.",
@@ -136,7 +139,7 @@ def domains(table: Table) -> Grid:
     ]
     return Grid(
         title="Nats a token of each domain",
-        caption=f"Means over seeds; below them the mean paired difference to {table.baseline}. "
+        caption=f"Means over seeds; below them the mean paired difference to {control(table)}. "
         "Nothing here is tested.",
         headers=["domain", *(arm.name for arm in table.arms)],
         rows=rows,
@@ -216,7 +219,7 @@ def findings(verdicts: Sequence[Verdict]) -> list[Grid]:
     rows = [
         [
             (verdict.claim, f"{_compared(verdict)}; {verdict.source.partition(', ')[2]}"),
-            (verdict.verdict, ""),
+            (verdict.verdict, p_value(verdict.p)),
             estimate_cell(verdict.here),
             _paper(verdict),
             ("-" if verdict.resolved is None else f"{verdict.resolved:.4f}", ""),
@@ -227,10 +230,10 @@ def findings(verdicts: Sequence[Verdict]) -> list[Grid]:
     return [
         Grid(
             title=f"Findings of {PAPER}, in nats a {verdicts[0].unit}",
-            caption="Here: with the 95 % interval. In the paper: its log ratio over an assumed 4 "
-            "bytes a token (5 to 3). Resolves: half of the interval; smaller sizes these seeds "
-            "cannot tell from 0. Seeds: about how many show the paper's size, or equality within "
-            "a quarter of its gap, in four of five studies.",
+            caption="Here: with its own 95 % interval (paired t). p: adjusted. In the paper: its "
+            "log ratio over an assumed 4 bytes a token (5 to 3). Resolves: half of the interval; "
+            "smaller sizes these seeds cannot tell from 0. Seeds: about how many show the paper's "
+            "size, or equality within a quarter of its gap, in four of five studies.",
             headers=["finding", "verdict", "here", "in the\npaper", "resolves", "seeds"],
             rows=rows,
         )
@@ -294,10 +297,13 @@ def _domain_cell(metric: ArmMetric | None) -> Cell:
 
 
 def _compared(verdict: Verdict) -> str:
+    reason = verdict.reason
+    if verdict.treatment is not None:
+        reason += f"; MaxVio micro differs by {verdict.treatment:.1f} deviations"
     if verdict.type == "trend":
-        return f"over {', '.join(verdict.arms)};{verdict.per}; {verdict.reason}"
+        return f"over {', '.join(verdict.arms)};{verdict.per}; {reason}"
     arm, against = verdict.arms
-    return f"{arm} against {against}: {verdict.reason}"
+    return f"{arm} against {against}: {reason}"
 
 
 def _paper(verdict: Verdict) -> Cell:
@@ -314,7 +320,7 @@ def _meaning(table: Table) -> str:
     if table.primary != PRIMARY:
         meaning = "not tested; paired t: 95 % for one arm alone"
     elif seeds >= FEWEST_SEEDS:
-        meaning = f"{TESTED}; paired t: 95 % for one arm alone"
+        meaning = f"{DESCRIBED}; {PAIRED}"
     elif seeds == 1:
         meaning = "of one seed, as an interval takes three"
     else:
@@ -334,8 +340,8 @@ def _differences(table: Table, arm: Arm, name: str) -> tuple[Cell, Cell]:
     comparison = table.comparisons.arms[arm.name]
     if not ends and 1 < len(comparison.per_seed) < FEWEST_SEEDS:
         ends = " and ".join(map(four_decimals, comparison.per_seed.values()))
-    tested: Cell = (f"{value}  {p_value(metric.p)}".strip(), ends)
+    tested: Cell = (value, ends)
     paired = comparison.paired
     if paired is None:
         return tested, none
-    return tested, (p_value(paired.p), interval(paired.low, paired.high))
+    return tested, (p_value(metric.p), interval(paired.low, paired.high))

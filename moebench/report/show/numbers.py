@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median
 
-from moebench.report.infer.arms import ArmMetric, percent
+from moebench.report.infer.metrics import ArmMetric, percent
 from moebench.report.infer.statistics import Estimate
 from moebench.report.show.blocks import Cell
 

@@ -9,8 +9,16 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from moebench.catalogue import METRICS, find
-from moebench.report.infer.arms import Arm, ArmMetric, Table
-from moebench.report.infer.statistics import FEWEST_SEEDS, Comparison, seeds_needed
+from moebench.plans import PRIMARY
+from moebench.report.infer.arms import Arm, Table
+from moebench.report.infer.decisions import SHOWS, Decision
+from moebench.report.infer.metrics import ArmMetric
+from moebench.report.infer.statistics import (
+    FEWEST_SEEDS,
+    VERDICT_SEEDS,
+    Comparison,
+    seeds_needed,
+)
 from moebench.report.paper.findings import PAPER_TOKENS, paper_gap, paper_gaps
 from moebench.report.show.numbers import count_range, four_decimals, interval, p_value
 
@@ -29,7 +37,7 @@ def lead(table: Table) -> str:
         return text
     return (
         f"{text} Runs of one seed see the same text from the same initial weights, and differences "
-        f"are between them: an arm's less that of {table.baseline}."
+        f"are between them: an arm's less that of {control(table)}."
     )
 
 
@@ -51,44 +59,83 @@ def verdicts(table: Table) -> list[str]:
             "Two seeds leave one degree of freedom, too few for an interval: "
             "their differences are no finding."
         )
-    if sum(comparison.adjusted.low is not None for comparison in compared.values()) > 1:
-        text.append(
-            f"Intervals and p values of {table.primary} hold for all {table.comparisons.family} "
-            f"comparisons with {table.baseline} together, at 95 %."
+    return [*text, *_basis(table)]
+
+
+def _basis(table: Table) -> Iterable[str]:
+    """What verdicts rest on, or why there are none; and what the grid's intervals are."""
+    if table.too_early:
+        yield f"No verdict yet: {table.too_early}."
+    elif all(len(c.per_seed) < VERDICT_SEEDS for c in table.comparisons.arms.values()):
+        yield f"A verdict takes {VERDICT_SEEDS} seeds. Until then, these differences describe."
+    elif table.order and table.primary == PRIMARY:
+        yield (
+            "Verdicts rest on the paired t, in the order of findings that the study declares: each "
+            "is tested at 5 %, and only if the one before was decided. All else is described."
         )
-    return text
+    else:
+        yield (
+            "Verdicts rest on the paired t; their p values are adjusted by Holm's method for all "
+            "comparisons of this table, those of the findings included."
+        )
+    intervals = [each.adjusted for each in table.comparisons.arms.values()]
+    if sum(each.low is not None for each in intervals) > 1:
+        yield (
+            f"The intervals below the differences hold for all {table.comparisons.family} "
+            f"comparisons with {table.baseline} together, at 95 %, and describe."
+        )
 
 
 def _verdict(name: str, table: Table, comparison: Comparison | None) -> str:
-    base, unit = table.baseline, _unit(table.primary)
-    lacking = [arm for arm in (name, base) if table.primary not in table.arm(arm).metrics]
+    base, unit = _to(name, table), _unit(table.primary)
+    lacking = [arm for arm in (name, table.baseline) if table.primary not in table.arm(arm).metrics]
     if lacking:
         return f"cannot tell: no run of {_listed(lacking)} holds {table.primary}"
     if comparison is None:
         return f"cannot tell: it shares no finished seed with {base}"
-    adjusted, per_seed = comparison.adjusted, comparison.per_seed
-    if adjusted.low is None or adjusted.high is None:
+    decision = table.decisions.get(name)
+    alone, per_seed = comparison.paired or comparison.adjusted, comparison.per_seed
+    if alone.low is None or alone.high is None:
         seeds = _seeds(list(per_seed))
         if not any(per_seed.values()):
             return f"equals {base} in {seeds}"
         values = ", ".join(map(four_decimals, per_seed.values()))
         return f"cannot tell: {values}{unit} against {base} in {seeds}"
-    ends = interval(adjusted.low, adjusted.high)
-    p = f", adjusted {p_value(adjusted.p)}" if adjusted.p is not None else ""
-    alone, paired = "", comparison.paired
-    if paired and paired.low is not None and not comparison.left_pool:
-        p_alone = f", {p_value(paired.p)}" if paired.p is not None else ""
-        alone = f"; paired t alone {interval(paired.low, paired.high)}{p_alone}"
-    if adjusted.low <= 0 <= adjusted.high:
+    about = f"{interval(alone.low, alone.high)}{unit}"
+    if decision is None or decision.p is None:
+        why = decision.withheld if decision and not table.too_early else ""
+        told = f" ({why})" if why else ""
+        return f"no verdict{told}: difference {four_decimals(alone.value)}, paired t {about}"
+    p, shows = p_value(decision.p), _shows(decision)
+    if not decision.decided:
         return (
-            f"cannot tell: the interval {ends}{unit} includes 0 "
-            f"(difference {four_decimals(adjusted.value)}{p}{alone})"
+            f"cannot tell: difference {four_decimals(alone.value)}, paired t {about}, "
+            f"adjusted {p}{shows}"
         )
-    direction = "lower" if adjusted.value < 0 else "higher"
+    direction = "lower" if alone.value < 0 else "higher"
     return (
-        f"{table.primary} is {direction} than {base}'s by {abs(adjusted.value):.4f}{unit} "
-        f"(interval of the difference {ends}{p}{alone})"
+        f"{table.primary} is {direction} than {base}'s by {abs(alone.value):.4f}{unit} "
+        f"(paired t {interval(alone.low, alone.high)}, adjusted {p}{shows})"
     )
+
+
+def _to(name: str, table: Table) -> str:
+    """What an arm is compared with; an A/A arm that is a part of the control, with the baseline."""
+    return table.baseline if name in table.control else control(table)
+
+
+def control(table: Table) -> str:
+    """What differences are to, in words."""
+    return f"the mean of {_listed(table.control)}" if len(table.control) > 1 else table.baseline
+
+
+def _shows(decision: Decision) -> str:
+    """Whether the treatment shows in the load, after a semicolon; "" where it need not."""
+    if decision.treatment is None:
+        return ""
+    size = f"MaxVio micro differs by {decision.treatment:.1f} between-seed deviations"
+    null = not decision.decided and decision.treatment < SHOWS
+    return f"; {'the treatment did not take: ' * null}{size}"
 
 
 def limits(table: Table) -> list[str]:
@@ -188,6 +235,11 @@ def cautions(table: Table) -> list[str]:
             f"{table.baseline_missing} has no finished run in this table; "
             f"its differences are to {table.baseline}."
         )
+    if table.twin_apart is not None:
+        text.append(
+            f"{table.twin_apart} has not parted from {table.baseline}: differences are to "
+            f"{table.baseline} alone."
+        )
     text += table.unpaired
     for name, variance in table.comparisons.odd.items():
         why = (
@@ -216,11 +268,12 @@ def _consequence(name: str, table: Table) -> str:
     """What follows for an arm whose variance is unequal to that of the others."""
     if name == table.baseline:
         return (
-            "as it is the baseline, nothing is pooled, and each arm is compared by its own paired t"
+            "as it is the baseline, nothing is pooled, and each arm's interval is that of its own "
+            "paired t"
         )
     if len(table.comparisons.arms[name].per_seed) < FEWEST_SEEDS:
         return "it left the pool"
-    return "it left the pool and is compared by its own paired t"
+    return "its interval is that of its own paired t"
 
 
 def _seeds(seeds: Sequence[int]) -> str:

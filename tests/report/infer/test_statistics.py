@@ -98,25 +98,12 @@ def test_two_arms_are_a_paired_t() -> None:
     adjusted, paired = comparison.adjusted, comparison.paired
     assert paired is not None
     pairs = zip(
-        (adjusted.value, adjusted.low, adjusted.high, adjusted.p),
-        (paired.value, paired.low, paired.high, paired.p),
+        (adjusted.value, adjusted.low, adjusted.high),
+        (paired.value, paired.low, paired.high),
         strict=True,
     )
     for ours, theirs in pairs:
         assert ours == pytest.approx(theirs, rel=1e-4)
-
-
-def test_p_below_5_percent_is_an_interval_off_zero() -> None:
-    rng = np.random.default_rng(3)
-    for _ in range(40):
-        values = study(4, 4, rng)
-        values[:, 1] -= 0.008
-        for each in compared(values).arms.values():
-            low, high, p = each.adjusted.low, each.adjusted.high, each.adjusted.p
-            assert low is not None
-            assert high is not None
-            assert p is not None
-            assert (low > 0 or high < 0) == (p < 0.05)
 
 
 def within(hits: int, n: int, level: float) -> bool:
@@ -142,15 +129,10 @@ def test_intervals_hold_for_all_arms_together(missing: tuple[tuple[int, int], ..
     assert within(hits, n, 0.95)
 
 
-def test_equal_arms_stay_in_the_pool_and_are_found_equal() -> None:
-    """False alarms over 300 studies: of the tests of variance (about 0.2 %) and of the verdicts."""
-    rng, n, odd, wrong = np.random.default_rng(5), 300, 0, 0
-    for _ in range(n):
-        found = compared(study(5, 3, rng))
-        odd += bool(found.odd)
-        wrong += any((comparison.adjusted.p or 1) < 0.05 for comparison in found.arms.values())
-    assert odd / n < 0.04
-    assert wrong / n < 0.05 + 4 * math.sqrt(0.05 * 0.95 / n)
+def test_equal_arms_stay_in_the_pool() -> None:
+    rng = np.random.default_rng(5)
+    odd = [bool(compared(study(5, 3, rng)).odd) for _ in range(300)]  # about 0.2 % leave by chance
+    assert np.mean(odd) < 0.04
 
 
 def test_a_collapsed_arm_leaves_the_pool_and_gets_its_own_paired_t() -> None:
@@ -163,7 +145,6 @@ def test_a_collapsed_arm_leaves_the_pool_and_gets_its_own_paired_t() -> None:
     assert collapsed.left_pool == "more"
     theirs = stats.ttest_rel(values[:, 3], values[:, 0])
     spent = chosen_wrongly(4)
-    assert collapsed.adjusted.p == pytest.approx(min(1, 3 * theirs.pvalue + spent))
     interval = theirs.confidence_interval(1 - (0.05 - spent) / 3)
     assert (collapsed.adjusted.low, collapsed.adjusted.high) == pytest.approx(
         (interval.low, interval.high)
@@ -175,11 +156,25 @@ def test_two_collapsed_arms_do_not_hide_each_other() -> None:
     assert set(compared(values).odd) == {"global", "none"}
 
 
-def test_a_twin_of_the_baseline_leaves_the_pool() -> None:
+def test_an_arm_like_the_baseline_leaves_the_pool() -> None:
     rng = np.random.default_rng(8)
     values = study(4, 5, rng)
     values[:, 3] = values[:, 0] + rng.normal(size=5) * 1e-6
     assert compared(values).odd == {"none": "less"}
+
+
+@pytest.mark.parametrize("sd", [1e-6, 0.005, 0.1])
+def test_a_twin_changes_no_other_comparison(sd: float) -> None:
+    rng = np.random.default_rng(8)
+    values = study(3, 6, rng)
+    twin = values[:, :1] + sd * rng.normal(size=(6, 1))
+    before = compared(values)
+    found = compare(np.hstack([values, twin]), [*NAMES[:3], "twin"], range(6), {"twin"})
+    theirs = stats.ttest_rel(twin[:, 0], values[:, 0]).confidence_interval(0.95)
+    own = found.arms["twin"].adjusted
+    assert (own.low, own.high) == pytest.approx((theirs.low, theirs.high))
+    assert {name: found.arms[name] for name in NAMES[1:3]} == before.arms
+    assert (found.sd, found.family, found.odd) == (before.sd, before.family, before.odd)
 
 
 def test_a_collapsed_baseline_leaves_each_arm_to_its_own_paired_t() -> None:
@@ -187,7 +182,7 @@ def test_a_collapsed_baseline_leaves_each_arm_to_its_own_paired_t() -> None:
     assert found.odd == {"micro": "more"}
     assert found.sd is None
     assert found.resolved is None
-    assert all(comparison.adjusted.p is not None for comparison in found.arms.values())
+    assert all(comparison.adjusted.low is not None for comparison in found.arms.values())
 
 
 def test_unequal_arms_are_told_by_column_of_unbalanced_studies() -> None:
@@ -201,7 +196,7 @@ def test_one_seed_gives_a_difference_and_nothing_else() -> None:
     assert each.adjusted.value == pytest.approx(-0.01)
     assert each.per_seed == {0: pytest.approx(-0.01)}
     assert each.paired is None
-    assert (each.adjusted.low, each.adjusted.high, each.adjusted.p) == (None, None, None)
+    assert (each.adjusted.low, each.adjusted.high) == (None, None)
 
 
 def test_two_seeds_give_per_seed_differences_whatever_the_number_of_arms() -> None:
@@ -210,7 +205,7 @@ def test_two_seeds_give_per_seed_differences_whatever_the_number_of_arms() -> No
     for each in found.arms.values():
         assert len(each.per_seed) == 2
         assert each.paired is None
-        assert (each.adjusted.low, each.adjusted.high, each.adjusted.p) == (None, None, None)
+        assert (each.adjusted.low, each.adjusted.high) == (None, None)
 
 
 def test_an_arm_with_one_run_borrows_no_uncertainty() -> None:
@@ -234,7 +229,7 @@ def test_equal_runs_give_no_p_and_no_warning(seeds: tuple[float, ...]) -> None:
     assert found.arms["global"].adjusted.value == 0
     assert found.arms["shuffled"].adjusted.value == pytest.approx(0.1)
     for each in found.arms.values():
-        assert (each.adjusted.low, each.adjusted.p) == (None, None)
+        assert each.adjusted.low is None
         assert each.paired is not None
         assert each.paired.low is None
 

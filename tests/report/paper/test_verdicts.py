@@ -1,19 +1,27 @@
 """The paper's findings: which arms they are about, and when runs agree, contradict, cannot tell."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from moebench.config.compose import Composer
 from moebench.config.identity import science
+from moebench.errors import RecordError
 from moebench.records import Record
 from moebench.report import make_report
+from moebench.report.infer.arms import Arm, Table
+from moebench.report.infer.metrics import ArmMetric
+from moebench.report.infer.statistics import compare
 from moebench.report.paper.findings import BYTES, findings, paper_gap
-from moebench.report.paper.verdicts import Evidence, Verdict, verdicts
+from moebench.report.paper.judge import judge
+from moebench.report.paper.verdicts import Verdict
 
 Make = Callable[..., Record]
 MICRO = {"scope": "group", "balance_bsz": 4}
@@ -24,24 +32,28 @@ CLAIM = {name[:2]: finding["claim"] for name, finding in findings().items()}
 
 def by_number(
     sciences: dict[str, dict[str, Any]],
-    effects: list[float],
-    seeds: int = 5,
+    effects: Sequence[float],
+    seeds: int = 6,
     sd: float = 1e-4,
     bytes_per_token: float | None = 1.0,
+    **more: Any,
 ) -> dict[str, Verdict]:
     """Verdicts by the number of the finding."""
     numbers = {claim: number for number, claim in CLAIM.items()}
-    made = all_verdicts(sciences, effects, seeds, sd, bytes_per_token)
+    made = judge(table(sciences, effects, seeds, sd, bytes_per_token, **more))[1]
     return {numbers[verdict.claim]: verdict for verdict in made}
 
 
-def all_verdicts(
+def table(
     sciences: dict[str, dict[str, Any]],
-    effects: list[float],
-    seeds: int = 5,
+    effects: Sequence[float],
+    seeds: int = 6,
     sd: float = 1e-4,
     bytes_per_token: float | None = 1.0,
-) -> list[Verdict]:
+    loads: Sequence[float] | None = None,
+    **more: Any,
+) -> Table:
+    """A table of arms; `loads` are their MaxVio, with a deviation of 1 over seeds."""
     shared = {"micro_bsz": 4, "global_bsz": 128, "train.steps": 400, "loss.balance": 0.1}
     rng = np.random.default_rng(0)
     values = (
@@ -49,14 +61,19 @@ def all_verdicts(
         + rng.normal(size=(seeds, 1))
         + sd * rng.normal(size=(seeds, len(effects)))
     )
-    evidence = Evidence(
-        list(sciences),
-        [shared | science for science in sciences.values()],
-        range(seeds),
-        values,
-        bytes_per_token,
-    )
-    return verdicts(evidence)
+    spread = (np.arange(seeds) - (seeds - 1) / 2) / np.std(np.arange(seeds), ddof=1)
+    arms = []
+    for i, (name, keys) in enumerate(sciences.items()):
+        per_seed = {"valid/nats": dict(enumerate(values[:, i].tolist()))}
+        if loads is not None:
+            per_seed["load/max_vio_micro"] = dict(enumerate((loads[i] + spread).tolist()))
+        metrics = {"valid/nats": ArmMetric(seeds, float(values[:, i].mean()))}
+        about = {"science": shared | keys, "per_seed": per_seed, "metrics": metrics}
+        arms.append(Arm(name, name, tuple(range(seeds)), None, None, **about))
+    compared = compare(values, list(sciences), range(seeds))
+    first = arms[0].name
+    about = {"bytes_per_token": bytes_per_token, "control": (first,), **more}
+    return Table({}, tuple(arms), first, "valid/nats", compared, **about)
 
 
 SCOPES = {"micro": MICRO, "global": GLOBAL, "shuffled": SHUFFLED}
@@ -156,7 +173,7 @@ def test_a_bias_over_a_step_and_over_a_micro_batch() -> None:
         "sigmoid bias-4": BIAS | SIGMOID | {"method.options": {"balance_bsz": 4.0}},
         "faster sigmoid bias": BIAS | SIGMOID | {"method.options": {"rate": 0.01}},
     }
-    verdicts_of = all_verdicts(arms, [-0.06, 0, -0.06, 0, 0])
+    verdicts_of = judge(table(arms, [-0.06, 0, -0.06, 0, 0]))[1]
     assert {finding.arms: finding.verdict for finding in verdicts_of} == {
         ("bias", "bias-4"): "agrees",
         ("sigmoid bias", "sigmoid bias-4"): "agrees",
@@ -173,7 +190,9 @@ def test_the_global_loss_against_a_bias() -> None:
         "sigmoid bias": BIAS | SIGMOID,
         "sigmoid bias-4": BIAS | SIGMOID | {"method.options": {"balance_bsz": 4.0}},
     }
-    (finding,) = (v for v in all_verdicts(arms, [-0.1, 0, 0, 0, 0, 0.1]) if v.claim == CLAIM["12"])
+    (finding,) = (
+        v for v in judge(table(arms, [-0.1, 0, 0, 0, 0, 0.1]))[1] if v.claim == CLAIM["12"]
+    )
     assert (finding.arms, finding.verdict) == (("global", "sigmoid bias"), "agrees")
     assert finding.paper == pytest.approx([math.log(8.038 / 8.080) / size for size in BYTES])
 
@@ -227,15 +246,18 @@ def test_the_arms_of_the_shipped_studies_are_recognised() -> None:
 
 def test_a_report_tells_findings_beside_the_paper(runs: Path, run: Make) -> None:
     rng = np.random.default_rng(0)
-    for seed in range(4):
+    for seed in range(7):
         block = rng.normal()
         for name, keys, effect in (("micro", MICRO, 0.0), ("global", GLOBAL, -0.03)):
-            run(runs, name, seed, 3 + block + effect + 1e-3 * rng.normal(), science=keys)
+            load = {"load/max_vio_micro": 1 - 20 * effect + 0.1 * rng.normal()}
+            nats = 3 + block + effect + 1e-3 * rng.normal()
+            run(runs, name, seed, nats, science=keys, metrics=load)
     report = make_report([runs])
     text = " ".join(report.render().split())
     assert "Findings of arXiv 2501.11873, in nats a byte" in text
     assert "agrees" in text
     assert "-0.0040" in text
+    assert re.search(r"MaxVio micro differs by \d+\.\d deviations", text)
     (finding,) = report.to_dict()["findings"]
     assert (finding["verdict"], finding["type"], finding["unit"]) == (
         "agrees",
@@ -243,9 +265,112 @@ def test_a_report_tells_findings_beside_the_paper(runs: Path, run: Make) -> None
         "byte",
     )
     assert finding["here"]["value"] == pytest.approx(-0.03, abs=3e-3)
+    assert finding["p"] < 0.001
+    assert finding["treatment"] > 2
 
 
-def test_two_seeds_give_no_verdict() -> None:
-    for finding in by_number(SCOPES, [0, -1, -1], seeds=2).values():
-        assert (finding.verdict, finding.here.low) == ("cannot tell", None)
-        assert "2 seeds" in finding.reason
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_fewer_than_six_seeds_bear_no_verdict(seeds: int) -> None:
+    judged, verdicts = judge(table(SCOPES, [0, -1, -1], seeds=seeds))
+    assert len(verdicts) == 3
+    for finding in verdicts:
+        assert (finding.verdict, finding.p) == ("not tested", None)
+        assert finding.reason == f"{seeds} seeds, and a verdict takes 6"
+        assert (finding.here.low is None) == (seeds < 3)
+    assert {arm.metrics["valid/nats"].p for arm in judged.arms} == {None}
+
+
+ORDER = ("02-shuffled-below-micro", "01-global-below-micro", "03-shuffled-equals-global")
+
+
+def test_each_finding_of_an_order_is_tested_at_the_full_level() -> None:
+    arms = table(SCOPES, [0, -0.0018, -0.04], sd=1e-3, order=ORDER)
+    judged, verdicts = judge(arms)
+    by_claim = {verdict.claim: verdict for verdict in verdicts}
+    first, second = by_claim[CLAIM["02"]], by_claim[CLAIM["01"]]
+    assert (first.verdict, second.verdict) == ("agrees", "agrees")
+    nats = [arm.per_seed["valid/nats"] for arm in judged.arms]
+    alone = stats.ttest_rel(list(nats[1].values()), list(nats[0].values())).pvalue
+    assert second.p == pytest.approx(alone)
+    assert 0.025 < alone < 0.05
+    assert judged.decisions["global"].p == second.p == judged.arms[1].metrics["valid/nats"].p
+    holm = {v.claim: v for v in judge(replace(arms, order=()))[1]}
+    assert holm[CLAIM["01"]].p == pytest.approx(2 * alone)  # of three tests, one is decided
+    assert holm[CLAIM["01"]].verdict == "cannot tell"
+
+
+def test_what_follows_an_undecided_finding_is_not_tested() -> None:
+    verdict = by_number(SCOPES, [0, -0.04, 0], sd=1e-2, order=ORDER)
+    assert verdict["02"].verdict == "cannot tell"
+    assert (verdict["01"].verdict, verdict["01"].p) == ("not tested", None)
+    assert verdict["01"].reason == "a finding before it in the study's order is not decided"
+    assert by_number(SCOPES, [0, -0.04, 0], sd=1e-2, order=ORDER[1:])["01"].verdict == "agrees"
+
+
+def test_what_an_order_does_not_name_is_described() -> None:
+    sciences = SCOPES | {"none": {"scope": "none"}}
+    judged, _ = judge(table(sciences, [0, -0.04, -0.04, 1], order=ORDER))
+    none = judged.decisions["none"]
+    assert (none.p, none.withheld) == (None, "the study's order of findings does not name it")
+    assert none.estimate.low is not None
+
+
+def test_an_unknown_finding_in_an_order_is_named() -> None:
+    with pytest.raises(
+        RecordError, match=r"study\.order=01-global-below-mikro: is no finding; did"
+    ):
+        judge(table(SCOPES, [0, 0, 0], order=("01-global-below-mikro",)))
+
+
+def test_a_twin_is_not_tested_and_strengthens_nothing() -> None:
+    twin = SCOPES | {"twin": MICRO | {"router.perturb": 1e-6}}
+    effects = [0, -0.001, -0.04]
+    before, after = judge(table(SCOPES, effects, sd=1e-3)), judge(table(twin, [*effects, 0.5]))
+    assert after[0].decisions["twin"].p is None
+    assert after[0].decisions["twin"].withheld == "it is the noise floor"
+    values = table(SCOPES, effects, sd=1e-3)
+    copied = replace(
+        table(twin, [*effects, 0.5], sd=1e-3),
+        arms=(*values.arms, table(twin, [*effects, 0.5]).arms[3]),
+    )
+    assert [v.p for v in judge(copied)[1]] == [v.p for v in before[1]]
+
+
+def test_too_early_withholds_verdict_and_p_but_no_interval() -> None:
+    judged, verdicts = judge(table(SCOPES, [0, -1, -1], too_early="step 5 of 400"))
+    for finding in verdicts:
+        assert (finding.verdict, finding.reason, finding.p) == ("too early", "step 5 of 400", None)
+        assert finding.here.low is not None
+    assert {decision.p for decision in judged.decisions.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("load", "effect", "verdict", "reason"),
+    [
+        (0.5, 0.0, "cannot tell", "the treatment did not take"),
+        (0.5, -0.04, "agrees", "off 0 on the paper's side"),  # it blocks no verdict
+        (3.0, 0.0, "contradicts", "not told from 0, and the paper's size is excluded"),
+    ],
+)
+def test_a_null_without_a_treatment_says_so(
+    load: float, effect: float, verdict: str, reason: str
+) -> None:
+    arms = {"micro": MICRO, "global": GLOBAL}
+    found = by_number(arms, [0, effect], loads=[0, load])["01"]
+    assert found.treatment == pytest.approx(load)
+    assert (found.verdict, found.reason) == (verdict, reason)
+
+
+def test_no_treatment_is_asked_of_an_equality_and_of_mixed_batches() -> None:
+    found = by_number(SCOPES, [0, -0.04, -0.04], sd=1e-3, loads=[0, 3, 3])
+    assert (found["03"].verdict, found["03"].treatment) == ("agrees", None)
+    levels = {f"micro-{h}": MICRO | {"data.homogeneity": h} for h in (0.0, 0.5)}
+    judged, verdicts = judge(table({"micro": MICRO} | levels, [0, 0, 0], loads=[0, 0, 0]))
+    assert judged.decisions["micro-0.0"].treatment is None
+    assert [v.treatment for v in verdicts] == [None]
+
+
+def test_the_orders_of_the_shipped_studies_name_findings() -> None:
+    assert Composer().study("scope").order[0] == "01-global-below-micro"
+    for path in sorted((Path(__file__).parents[3] / "conf" / "study").glob("*.yaml")):
+        assert {*Composer().study(path.stem).order} <= {*findings()}
