@@ -1,4 +1,4 @@
-"""How processes are started by `multiprocessing`."""
+"""How processes are started by `multiprocessing`, and which signals stop them."""
 
 import os
 import signal
@@ -6,6 +6,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that stop a command in order. Under `nohup`, a closed terminal stops nothing."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in STOPPING if number != signal.SIGHUP or not ignored]
 
 
 @contextmanager

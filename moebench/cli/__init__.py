@@ -36,7 +36,7 @@ app = typer.Typer(
     "choice cost? moebench trains small language models that differ only in this choice, and "
     "compares them.",
     epilog="Exit codes: 0 done, 1 failed, 2 invalid command, key, value or file, 3 some runs of a "
-    "sweep failed, 75 stopped by SIGTERM or SIGUSR1, 130 stopped by Ctrl-C.",
+    "sweep failed, 75 stopped by SIGTERM, SIGUSR1 or SIGHUP, 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

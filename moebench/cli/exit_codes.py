@@ -6,7 +6,7 @@
 | 1 | failed |
 | 2 | usage, config, data, or nothing to report |
 | 3 | a sweep of which some runs failed (`sweep` exits with it) |
-| 75 | stopped by SIGTERM or SIGUSR1, can be resumed (EX_TEMPFAIL: batch systems try again) |
+| 75 | stopped by SIGTERM, SIGUSR1 or SIGHUP, can be resumed (EX_TEMPFAIL, for batch systems) |
 | 130 | stopped by SIGINT, can be resumed |
 """
 
@@ -19,6 +19,7 @@ import typer
 
 from moebench.cli.output import print_error
 from moebench.errors import MoebenchError
+from moebench.processes import stop_signals
 
 FAILED = 1
 USAGE = 2
@@ -26,7 +27,6 @@ PARTLY_FAILED = 3
 STOPPED = 75
 INTERRUPTED = 130
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _RESUMABLE = ("train", "sweep")
 
 
@@ -55,7 +55,7 @@ def _interrupt_on_signals() -> list[int]:
         received.append(number)
         raise KeyboardInterrupt
 
-    for number in _SIGNALS:
+    for number in stop_signals():
         signal.signal(number, interrupt)
     return received
 

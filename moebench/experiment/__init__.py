@@ -55,7 +55,7 @@ def run_experiment(
             record cannot be written.
         LockedError: if another process trains the run.
         TrainingError: if the run fails; its record then says so, and why.
-        Stopped: on SIGINT, SIGTERM or SIGUSR1, after a checkpoint; the run can be resumed.
+        Stopped: on SIGINT, SIGTERM, SIGUSR1 or SIGHUP, after a checkpoint; the run can be resumed.
     """
     treatment = Treatment.of(config)
     config = treatment.config

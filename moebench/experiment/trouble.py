@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from moebench import processes
 from moebench.config.schema import ExperimentConfig
 from moebench.errors import TrainingError
 from moebench.records import FULL, Record
@@ -33,10 +34,7 @@ def stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         arrived.append(number)
 
-    before = {
-        number: signal.signal(number, collect)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    }
+    before = {number: signal.signal(number, collect) for number in processes.stop_signals()}
     try:
         yield arrived
     finally:

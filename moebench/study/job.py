@@ -22,6 +22,7 @@ from moebench.study.status import last_status
 
 LOCKED = 4  # exit code of a job whose run another process trains
 MODULE = "moebench.study"  # what the process runs
+LOST = 255  # exit code of a process whose server has ended, as `multiprocessing` has it
 DUMP = signal.SIGUSR2  # makes a process write the stack of each thread to its log
 
 
@@ -63,7 +64,8 @@ class Attempt:
     def has_ended(self) -> bool:
         """Whether the process has ended. If it hangs, ask it to end, and later kill it."""
         if self.process.exitcode is not None:
-            return True
+            # If the server that forks the processes has ended, theirs may still save a checkpoint.
+            return self.process.exitcode != LOST or not self._exists()
         now = time.monotonic()
         if now > self._kill_at:
             self.kill()
@@ -128,6 +130,10 @@ class Attempt:
         assert self.process.pid is not None
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             send(self.process.pid, number)
+
+    def _exists(self) -> bool:
+        assert self.process.pid is not None
+        return Path(f"/proc/{self.process.pid}").exists()
 
     def _record(self, job: Job) -> Record:
         return Record(self._runs_dir / job.run)

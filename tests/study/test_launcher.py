@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from moebench.lock import hold
 from moebench.records import Record
 from moebench.study import LocalLauncher, Plan
-from moebench.study.job import LOCKED, Attempt
+from moebench.study.job import LOCKED, LOST, Attempt
 from moebench.study.status import last_status
 from tests.processes import is_alive, is_running, until
 from tests.study.conftest import a_plan
@@ -366,3 +367,18 @@ def test_a_status_that_cannot_be_written_is_reported(
     script.write("say('running'); sys.exit(5)")
     [(_, reason)] = launch(a_plan(1)).failed
     assert reason == "exit code 5; its status cannot be written (No space left on device)"
+
+
+def test_a_process_whose_server_has_ended_is_awaited(
+    script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`multiprocessing` no longer knows its exit code then, and says 255 at once."""
+    script.write("time.sleep(60)")
+    plan = a_plan(1)
+    started = Attempt(plan.write(tmp_path / "runs"), plan.jobs[0])
+    process = started.process
+    monkeypatch.setattr(started, "process", SimpleNamespace(exitcode=LOST, pid=process.pid))
+    assert not started.has_ended()
+    process.kill()
+    process.join()
+    assert started.has_ended()
