@@ -69,7 +69,7 @@ class _TimedArm:
         self, config: ExperimentConfig, corpus: Corpus, device: torch.device, kernels: Kernels
     ) -> None:
         self.config, self.device = config, device
-        self.state = make_state(config, corpus.vocab_size, device)
+        self.state = make_state(config, corpus.vocab_size, device, len(corpus.domains))
         apply(kernels, self.state.model)
         self.run = TrainingRun(config, corpus, self.state, device)
         self.objective = self.run.objective

@@ -25,16 +25,20 @@ from moebench import __version__
 from moebench.balance import Routing, Steering
 from moebench.config.compose import Composer
 from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import map_layers
 from moebench.data.corpus import Corpus, prepare
+from moebench.data.maps import from_bytes
 from moebench.data.tokenizer import BYTES, ByteTokenizer, Tokenizer
 from moebench.disk import read_bytes, read_unpacked, reason, sha256
 from moebench.errors import ConfigError, DataError, RecordError
 from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
-from moebench.records import Record
+from moebench.records import MAP, Record
 from moebench.train.build import make_model, make_objective
 from moebench.train.checkpoint import load_checkpoint, steps_kept
+from moebench.train.feed import with_domain
+from moebench.train.prescribed import Prescription
 from moebench.train.step import state_types, steering_after
 
 BATCH_TOKENS = 8192
@@ -55,17 +59,40 @@ class Checkpoint:
     step: int
     device: torch.device
     steering: Steering | None = None
+    prescription: Prescription | None = None
 
     @torch.no_grad()
     def __call__(
-        self, tokens: Int[Tensor, "sequences tokens"]
+        self,
+        tokens: Int[Tensor, "sequences tokens"],
+        domain: Int[Tensor, " sequences"] | None = None,
     ) -> tuple[Float[Tensor, "sequences tokens vocab"], Routing]:
-        """Logits and routing. Experts are selected as at the end of training."""
+        """Logits and routing. Experts are selected as at the end of training.
+
+        Args:
+            domain: of each sequence, among the run's. Under `data.domain_token`, the model reads a
+                token that names it first; the routing holds that token, the logits do not.
+
+        Raises ConfigError for texts without a domain where the run needs one.
+        """
+        named = self.config.data.domain_token
+        if named:
+            if domain is None:
+                raise ConfigError(
+                    "data.domain_token=true: the run reads a token that names a text's domain, and "
+                    "this text has none; use a run without such tokens"
+                )
+            size = self.record.manifest()["data"]["vocab_size"]
+            tokens = with_domain(tokens, domain.to(tokens.device), size)
         steering = self.steering
+        if self.prescription is not None:
+            forced = self.prescription(tokens, domain)
+            steering = (steering or Steering())._replace(forced=forced)
         if self.model.gating.random:
             noise = keys(0, len(tokens), self.device)
             steering = (steering or Steering())._replace(noise=noise)
-        return self.model(tokens, steering)
+        logits, routing = self.model(tokens, steering)
+        return logits[:, int(named) :], routing
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -87,11 +114,19 @@ class Checkpoint:
 
     @torch.no_grad()
     def log_likelihood(
-        self, texts: Sequence[Ints], begins: Sequence[int], track: Track, label: str
+        self,
+        texts: Sequence[Ints],
+        begins: Sequence[int],
+        track: Track,
+        label: str,
+        domains: Ints | None = None,
     ) -> npt.NDArray[np.float64]:
         """[texts] the sum of log p over each text's tokens from `begins` on (at least 1), in nats.
 
         Texts of similar length form a batch, padded at the end, where causal attention ignores it.
+
+        Args:
+            domains: of each text, if known.
         """
         scores = np.zeros(len(texts))
         batches = list(_batches([len(text) for text in texts]))
@@ -103,7 +138,8 @@ class Checkpoint:
                 rows[row, : len(texts[at])] = texts[at]
                 scored[row, begins[at] - 1 : len(texts[at]) - 1] = True
             tokens = torch.from_numpy(rows).to(self.device)
-            logits, _ = self(tokens[:, :-1])
+            of_batch = None if domains is None else torch.from_numpy(domains[batch])
+            logits, _ = self(tokens[:, :-1], of_batch)
             nats = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
             scores[batch] = -(nats.double().cpu().numpy() * scored).sum(1)
         return scores
@@ -128,14 +164,21 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     manifest = record.manifest()
     # a single text is not a logical group, so nothing is dropped
     dropless = replace(config.router, capacity_factor=None)
-    model = make_model(replace(config, router=dropless), manifest["data"]["vocab_size"])
+    size, domains = manifest["data"]["vocab_size"], len(manifest["domains"])
+    model = make_model(replace(config, router=dropless), size, domains)
     objective = make_objective(config, manifest["domains"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     path = record.path / "checkpoints" / f"step-{step}"
     loaded = load_checkpoint(path, model, device=device, types=state_types(objective))
     model.to(device).eval()
     steering = steering_after(objective, model, loaded.balance)
-    return Checkpoint(record, config, model, step, device, steering)
+    prescription = None
+    if map_layers(config):
+        tokens = size + (domains if config.data.domain_token else 0)
+        path, experts = str(record.path / MAP), config.model.num_experts
+        read = from_bytes(record.map(), path, vocabulary=tokens, experts=experts)
+        prescription = Prescription.on(read, device)
+    return Checkpoint(record, config, model, step, device, steering, prescription)
 
 
 @dataclass(frozen=True)
@@ -259,7 +302,9 @@ def _cloze(checkpoint: Checkpoint, settings: Settings, track: Track) -> dict[str
         raise DataError("cloze: no domain has enough validation text for a question")
     texts = [np.concatenate([one.context, end]) for one in made for end in one.candidates]
     begins = [len(one.context) for one in made for _ in one.candidates]
-    scores = checkpoint.log_likelihood(texts, begins, track, "cloze")
+    known = list(checkpoint.record.manifest()["domains"])
+    domains = np.array([known.index(one.domain) for one in made for _ in one.candidates])
+    scores = checkpoint.log_likelihood(texts, begins, track, "cloze", domains)
     size = [corpus.tokenizer.bytes_in(end) for one in made for end in one.candidates]
     right = won((scores / np.array(size)).reshape(-1, CHOICES))
     return {

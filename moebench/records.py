@@ -2,9 +2,10 @@
 
 A run's directory holds `config.yaml`, `manifest.json` (provenance), `status.json` (replaced
 atomically), `metrics.jsonl` (one row a logged step), `routing/step-N.npz` (an evaluation's counts),
-`checkpoints/`, and `summary.json`. The summary is written last, only on success, and holds the
-SHA-256 of the other files. `tasks/*.json` come later, from `evaluate`, and each holds its own
-SHA-256. `tensorboard/` and the report are made from these files and can be made again.
+`checkpoints/`, `map.npz` (the experts of a prescribed router), and `summary.json`. The summary is
+written last, only on success, and holds the SHA-256 of the other files. `tasks/*.json` come later,
+from `evaluate`, and each holds its own SHA-256. `tensorboard/` and the report are made from these
+files and can be made again.
 """
 
 import errno
@@ -39,6 +40,7 @@ from moebench.errors import RecordError
 
 SCHEMA_VERSION = 1
 STATES = ("waiting", "running", "done", "failed", "stopped")
+MAP = "map.npz"
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
 MAX_METRICS_BYTES = 2**32  # of metrics.jsonl
@@ -147,6 +149,14 @@ class Record:
                 return dict(arrays)
         except Exception as error:  # numpy and zipfile raise a dozen kinds at broken bytes
             raise _unreadable(path, error) from None
+
+    def map(self) -> bytes:
+        """The content of `map.npz`: the experts that a prescribed router sends tokens to."""
+        path = self.path / MAP
+        try:
+            return read_bytes(path)
+        except (OSError, ValueError) as error:
+            raise RecordError(f"{path}: cannot be read ({reason(error)})") from None
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         """The results of `evaluate`, by the name of their file."""
@@ -274,6 +284,9 @@ class Record:
         file = io.BytesIO()
         np.savez_compressed(file, allow_pickle=False, **dict(arrays))
         write_bytes(self.path / "routing" / f"step-{step}.npz", file.getvalue())
+
+    def save_map(self, content: bytes) -> None:
+        write_bytes(self.path / MAP, content)
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name

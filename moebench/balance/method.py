@@ -35,25 +35,35 @@ class Steering(NamedTuple):
         mask: [layers, experts] False for an inactive expert, which has probability 0 and gets no
             tokens; None: all are active.
         noise: [sequences] keys of the step's draws for each sequence; None: nothing is drawn.
+        forced: [first layers, sequences, tokens, slots] experts that a token is sent to, whatever
+            the router's scores; None: the scores decide. The gate weighs them.
     """
 
     bias: Float[Tensor, "layers experts"] | None = None
     factor: Float[Tensor, "layers experts"] | None = None
     mask: Bool[Tensor, "layers experts"] | None = None
     noise: Int[Tensor, " sequences"] | None = None
+    forced: Int[Tensor, "layers sequences tokens slots"] | None = None
 
     def of(self, own: slice) -> "Steering":
         """The steering of some of the step's sequences."""
-        return self if self.noise is None else self._replace(noise=self.noise[own])
+        return self._replace(
+            noise=None if self.noise is None else self.noise[own],
+            forced=None if self.forced is None else self.forced[:, own],
+        )
 
     def layer(self, number: int) -> "Steering":
-        """The steering of one layer: `bias`, `factor` and `mask` are [experts]."""
+        """The steering of one layer: the fields of layers lose that axis."""
+        forced = self.forced
+        if forced is not None:
+            forced = forced[number] if number < len(forced) else None
         return self._replace(
+            forced=forced,
             **{
                 name: value[number]
                 for name in ("bias", "factor", "mask")
                 if (value := getattr(self, name)) is not None
-            }
+            },
         )
 
 

@@ -54,6 +54,23 @@ BALANCED = (
         ),
     ),
     Metric(
+        "load/within_even_share",
+        "utilisation: Σᵢ min(fᵢ, 1/E), the share of the load that even shares would hold "
+        "(arXiv 2604.07030)",
+        unit="share",
+        window="validation set",
+        direction="higher",
+        even=1,
+        inspected="load within even shares (even: 1)",
+    ),
+    Metric(
+        "load/normalized_entropy",
+        "entropy of the loads / log E",
+        window="validation set",
+        direction="higher",
+        even=1,
+    ),
+    Metric(
         "load/layers/max_vio_micro",
         "`load/max_vio_micro` of each layer, a list",
         window="micro-batch",

@@ -45,6 +45,25 @@ separately, among the sequences that hold it. This keeps which tokens meet which
 permutation of whole sequences would not keep it, and would count vocabulary as knowledge of the
 domain.
 
+`router/replay_cost` is measured at the last evaluation, with two more forward passes over the
+validation text. The first takes each token's experts from a random place where the same token
+occurs in another domain, the second from another sequence of its own domain. A token without both
+keeps its experts. The difference is what the router's knowledge of the domain is worth to the loss.
+
+Prescribed routers have known values, against which learned ones can be read:
+
+| of | `hash` | `sequence_hash` | `domain` | `domain_token` | `random` |
+|---|---|---|---|---|---|
+| purity | vocabulary | 1 / domains | 1 | 1 | 1 / domains |
+| domain bits | vocabulary | 0 | log2 domains | log2 domains | 0 |
+| domain bits given the token | 0 | 0 | all there is | all there is | 0 |
+| domain bits given the position | vocabulary | 0 | log2 domains | log2 domains | 0 |
+| utilisation, normalised entropy | 1 | 1 | 1 | 1 | 1 |
+| replay cost | 0 | 0 | above 0 | above 0 | 0 |
+
+`domain` and `domain_token` are even only if each of D equally frequent domains has E / D experts.
+Finite validation text lies a little off all of these.
+
 `router/changed` and `router/saturation` compare the experts of a probe: 8 validation sequences,
 spread over the domains, the same in every evaluation and run of the data. `routing/step-N.npz`
 holds the arrays behind these numbers: counts by layer, domain and expert, how many tokens chose

@@ -63,6 +63,24 @@ SPECIALISED = (
         of="specialization/domain_given_token",
     ),
     Metric(
+        "specialization/domain_given_position",
+        "mutual information of expert and domain given the place in the sequence; corrected by "
+        "permuted labels of whole sequences",
+        unit="bits",
+        window="validation set",
+        random=_NONE,
+    ),
+    Metric(
+        "specialization/purity",
+        "routing purity: how often an expert's commonest domain is that of its token, domains "
+        "weighted equally; 1 if no expert serves two domains",
+        unit="share",
+        window="validation set",
+        random=Random("1 / domains and a little more"),
+        chart="Routing purity: tokens of their expert's commonest domain (all: 1)",
+        inspected="of their expert's commonest domain",
+    ),
+    Metric(
         "specialization/largest_share",
         "largest share of a domain's tokens that one expert gets",
         unit="share",
@@ -116,6 +134,16 @@ SPECIALISED = (
         random=_SHARE,
         taken="end",
         inspected="experts settled at half of the run",
+    ),
+    Metric(
+        "router/replay_cost",
+        "nats a token with the experts that the same token took in another domain, minus those "
+        "with the experts that it took in another sequence of its own domain; two forward passes",
+        unit="nats",
+        window="validation set",
+        random=_NONE,
+        needs="two domains, and as many experts for every token",
+        inspected="nats by experts of another domain",
     ),
     Metric(
         "router/intervention",

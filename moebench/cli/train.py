@@ -96,10 +96,12 @@ def _print_plan(
     config: "ExperimentConfig", corpus: "Corpus", record: "Record", as_json: bool
 ) -> None:
     from moebench.data.batches import check_epochs
+    from moebench.data.maps import check_map
 
     steps, done = config.train.steps, record.is_done()
     if not done:
         check_epochs(corpus, config)
+        check_map(config, corpus)
     if as_json:
         print_json({"run": str(record.path), "steps": steps, "done": done})
     else:

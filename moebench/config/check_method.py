@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from moebench.config.schema import ExperimentConfig
-from moebench.config.treatment import default_option, lookup, router_bsz
+from moebench.config.treatment import default_option, lookup, moe_layers, router_bsz
 from moebench.errors import ConfigError, remedy
 from moebench.methods import LOSS, Declaration, declared
 from moebench.ranges import check_divides
@@ -20,6 +20,7 @@ def check_router(config: ExperimentConfig) -> None:
         _gate_contradictions(config),
         _group_contradictions(config),
         _expert_contradictions(config),
+        _map_contradictions(config),
     ):
         for wrong, error in contradictions:
             if wrong:
@@ -89,6 +90,50 @@ def _gate_contradictions(config: ExperimentConfig) -> Contradictions:
         f"router.gate=relu: selects every expert with a score above 0, and not by "
         f"{'router.random' if router.random else 'router.expert_groups'}; leave one of them out",
     )
+
+
+def _map_contradictions(config: ExperimentConfig) -> Contradictions:
+    router, data, method = config.router, config.data, declared(config.method.name)
+    yield (
+        data.domain_token and data.mask_documents,
+        "data.domain_token=true: attention would hide it from all documents of a sequence but the "
+        "first; leave out data.mask_documents",
+    )
+    yield (
+        data.domain_token and bool(data.heldout),
+        f"data.domain_token=true: the token of a held-out domain ({', '.join(data.heldout)}) would "
+        "never be trained; leave out data.heldout",
+    )
+    yield (
+        router.map == "none" and router.hash_layers is not None,
+        f"router.hash_layers={router.hash_layers}: is for a prescribed router; add router=hash",
+    )
+    if router.map == "none" or not config.model.moe:
+        return
+    layers = moe_layers(config)
+    yield (
+        (router.hash_layers or 1) > layers,
+        f"router.hash_layers={router.hash_layers}: must be at most the {layers} layers with a "
+        "router",
+    )
+    yield (
+        router.map in ("domain", "domain_token") and bool(data.heldout),
+        f"router.map={router.map}: a held-out domain ({', '.join(data.heldout)}) has no experts; "
+        "leave out data.heldout, or use router=hash",
+    )
+    for key, wrong in (
+        ("router.gate", router.gate in ("relu", "sparsemax")),
+        ("router.random", router.random),
+        ("router.expert_groups", router.expert_groups > 1),
+        ("router.start_experts", router.start_experts is not None),
+        ("router.prune_below", router.prune_below > 0),
+        ("method.name", method.offsets or method.assigns),
+    ):
+        yield (
+            wrong,
+            f"{key}={lookup(config, key)}: would select experts, and router.map={router.map} "
+            "prescribes them; leave one of them out",
+        )
 
 
 def _group_contradictions(config: ExperimentConfig) -> Contradictions:

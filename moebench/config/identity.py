@@ -19,6 +19,7 @@ from moebench.config.treatment import (
     Meaning,
     Treatment,
     in_steps,
+    map_layers,
     moe_layers,
     sizes_of,
 )
@@ -26,6 +27,7 @@ from moebench.methods import LOSS, declared
 from moebench.registry import content_of
 from moebench.scopes import GLOBAL
 
+OTHERWISE = ("gate", "renormalize", "perturb", "map", "hash_layers")  # put in words otherwise
 LONGEST = 80  # characters of the label in the name of a run
 GROUP = "group"  # GLOBAL as it is hashed
 
@@ -35,7 +37,7 @@ CANONICAL = (
     *("balance.pass_bsz", "balance.decay", "balance.terms", "balance.plugins", "balance.counts"),
     *("method.options", "method.plugin"),
     *("router.gate", "router.renormalize", "router.group_bsz", "router.full_at"),
-    *("router.prune_every", "router.drop"),
+    *("router.prune_every", "router.drop", "router.hash_layers"),
 )
 
 
@@ -98,6 +100,8 @@ def _router_keys(treatment: Treatment) -> dict[str, Any]:
         keys["router.drop"] = treatment.drop
     if treatment.router_bsz:
         keys["router.group_bsz"] = treatment.router_bsz
+    if 0 < map_layers(treatment.config) < moe_layers(treatment.config):
+        keys["router.hash_layers"] = map_layers(treatment.config)
     if router.start_experts is not None:
         keys["router.full_at"] = in_steps(router.full_at, treatment.config.train.steps)
     if router.prune_below:
@@ -189,13 +193,16 @@ def label(config: Meaning) -> str:
     if config.method.name != LOSS:
         options = [f"{key}={value:g}" for key, value in treatment.method_options.items()]
         parts.append(" ".join([config.method.name, *options]))
-    name = " + ".join(parts) or ("z-loss" if config.loss.z else "none")
+    if not parts and map_layers(config):
+        name = ""  # the map says all
+    else:
+        name = " + ".join(parts) or ("z-loss" if config.loss.z else "none")
     words = [name, *_router_words(treatment)] if config.model.moe else ["dense"]
     if config.data.homogeneity != 1:
         words.append(f"homogeneity={config.data.homogeneity:g}")
     if config.router.perturb:
         words.append(f"perturb={config.router.perturb:g}")
-    return " ".join(words)
+    return " ".join(filter(None, words))
 
 
 def _convention_words(treatment: Treatment) -> list[str]:
@@ -220,10 +227,13 @@ def _convention_words(treatment: Treatment) -> list[str]:
 
 def _router_words(treatment: Treatment) -> list[str]:
     config = treatment.config
-    words = [treatment.gate] if treatment.gate != "softmax" else []
+    words = [config.router.map] if map_layers(config) else []
+    if 0 < map_layers(config) < moe_layers(config):
+        words.append(f"hash_layers={map_layers(config)}")
+    words += [treatment.gate] if treatment.gate != "softmax" else []
     for key, field, value in knobs(replace(config.router, drop=treatment.drop)):
         neutral = field.metadata["neutral"]
-        shown = key not in ("gate", "renormalize", "perturb") and value != neutral
+        shown = key not in OTHERWISE and value != neutral
         if shown and neutral is not HASHED:
             words.append(key if value is True else f"{key}={value}")
     if config.model.dense_layers:

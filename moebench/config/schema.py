@@ -15,6 +15,7 @@ from moebench.scopes import SCOPES
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 GATES = ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax", "relu")
+MAPS = ("none", "hash", "sequence_hash", "domain", "domain_token")
 SOURCES = ("installed", "folder", "huggingface", "synthetic", "mixture")
 
 
@@ -60,6 +61,22 @@ class RouterConfig:
     )
     random: bool = knob(
         False, "draw each token's experts evenly; the gate weighs them", neutral=False
+    )
+    map: str = knob(
+        "none",
+        "a fixed map prescribes the experts, and the gate weighs them: by hash of the token, "
+        "sequence_hash, domain and sequence, or domain_token, by domain and token; none: the gate "
+        "selects",
+        choices=MAPS,
+        neutral="none",
+        source="hash: arXiv 2106.04426; domain: arXiv 2604.07030",
+    )
+    hash_layers: int | None = knob(
+        None,
+        "with router.map: the first layers alone have it; null is all",
+        unit="layers",
+        low=1,
+        source="DeepSeek-V4",
     )
     expert_groups: int = knob(
         1, "groups of experts, of which each token takes some", low=1, neutral=1
@@ -245,6 +262,12 @@ class DataConfig:
     )
     weights: dict[str, float] = knob(
         {}, "factors of the domains' shares, 1 where none is given, as in {law:2}", neutral={}
+    )
+    domain_token: bool = knob(
+        False,
+        "one more token comes first in each sequence and names its domain; what it predicts is not "
+        "counted",
+        neutral=False,
     )
     mask_documents: bool = knob(
         False, "attention stays within a document where a sequence holds several", neutral=False

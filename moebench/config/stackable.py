@@ -21,7 +21,8 @@ def stack_key(config: ExperimentConfig) -> tuple[tuple[str, str], ...]:
         return (("alone", repr(config)),)
     counts = "counts", Treatment.of(config).counts  # the model computes what f counts
     return counts, *(
-        (key, repr(value))
+        # maps of whatever kind are arguments of one shape
+        (key, repr(value != "none" if key == "router.map" else value))
         for key, _, value in knobs(config)
         if not any(key == each or (each[-1] == "." and key.startswith(each)) for each in STACKABLE)
     )

@@ -156,6 +156,19 @@ def moe_layers(config: ExperimentConfig) -> int:
     return config.model.num_layers - config.model.dense_layers if config.model.moe else 0
 
 
+def map_layers(config: ExperimentConfig) -> int:
+    """How many layers have a prescribed router, the first ones with a router."""
+    if config.router.map == "none":
+        return 0
+    layers = moe_layers(config)
+    return min(layers, config.router.hash_layers or layers)
+
+
+def routed_len(config: ExperimentConfig) -> int:
+    """Tokens of a sequence that are routed: those of its text, and one that names its domain."""
+    return config.seq_len + config.data.domain_token
+
+
 def router_bsz(config: ExperimentConfig) -> int | None:
     """Sequences in a logical group of the router; None where it looks at single tokens."""
     assigns = methods.declared(config.method.name).assigns

@@ -14,6 +14,7 @@ from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import Meaning, Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
+from moebench.data.maps import check_map
 from moebench.errors import MoebenchError, RecordError, Stopped, TrainingError
 from moebench.experiment.execution import check_ranks, device_kind
 from moebench.experiment.session import Session
@@ -146,6 +147,7 @@ def run_stack(
 def _check(treatment: Treatment, corpus: Corpus) -> None:
     """Raise the errors of a config that only its data can show, before anything is written."""
     check_epochs(corpus, treatment.config)
+    check_map(treatment.config, corpus)
     make_objective(treatment, corpus.domains)
 
 
@@ -175,7 +177,7 @@ def _follow(treatment: Treatment, corpus: Corpus, record: Record, ranks: Ranks) 
     config, device = replace(treatment.config, run=run), ranks.device(run.device)
     treatment = replace(treatment, config=config)
     torch.set_num_threads(run.threads)
-    state = make_state(treatment, corpus.vocab_size, device)
+    state = make_state(treatment, corpus.vocab_size, device, len(corpus.domains))
     try:
         if step:
             objective = make_objective(treatment, corpus.domains)

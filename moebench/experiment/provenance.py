@@ -18,9 +18,10 @@ from moebench.config.identity import (
     run_name,
     science,
 )
-from moebench.config.treatment import Treatment
+from moebench.config.treatment import Treatment, routed_len
 from moebench.data.batches import make_batches, sequences_hash
 from moebench.data.corpus import Corpus
+from moebench.data.maps import make_map
 from moebench.errors import ConfigError
 from moebench.experiment.summary import random_baselines
 from moebench.train.build import blank_model
@@ -45,7 +46,7 @@ def describe(
         command: the command line.
     """
     config = treatment.config
-    size = treatment.group_bsz
+    size, routing_map = treatment.group_bsz, make_map(config, corpus)
     return {
         "run": run_name(treatment, corpus.content_hash),
         "hash": run_hash(treatment, corpus.content_hash),
@@ -64,7 +65,8 @@ def describe(
             "trigram_bits": corpus.trigram_bits,
         },
         "first_sequences": sequences_hash(make_batches(corpus, config).batch(1))[:16],
-        "group": {"sequences": size, "tokens": size and size * config.seq_len},
+        "group": {"sequences": size, "tokens": size and size * routed_len(config)},
+        **({"map": routing_map.hash} if routing_map else {}),
         "coefficient_per_router": coefficients(treatment),
         **random_baselines(treatment, corpus),
         "moebench": moebench.__version__,
@@ -82,15 +84,15 @@ def describe(
 
 
 def shape_dependent_products(
-    treatment: Treatment, vocab_size: int, device: torch.device
+    treatment: Treatment, corpus: Corpus, device: torch.device
 ) -> list[str] | None:
     """Kinds of the run's products whose bits depend on their shape; None if they do not work."""
     with torch.device("meta"):
-        model = blank_model(treatment, vocab_size)
+        model = blank_model(treatment, corpus.vocab_size, len(corpus.domains))
     config = treatment.config
     sequences = config.run.device_bsz or config.global_bsz
     try:
-        return _known(shapes_of(model, sequences, config.seq_len), str(device))
+        return _known(shapes_of(model, sequences, routed_len(config)), str(device))
     except (ConfigError, RuntimeError):
         return None  # training fails likewise, and says why
 

@@ -122,12 +122,12 @@ class Session:
                 config, corpus.vocab_size, runs_dir, device, self.ranks.size
             )
         manifest["kernels"] = asdict(kernels)
-        manifest["shape_dependent"] = shape_dependent_products(
-            self.treatment, corpus.vocab_size, device
-        )
+        manifest["shape_dependent"] = shape_dependent_products(self.treatment, corpus, device)
         if not resumed:
             record.begin(to_yaml(config), manifest)
-        self.state = state = make_state(self.treatment, corpus.vocab_size, device)
+        self.state = state = make_state(
+            self.treatment, corpus.vocab_size, device, len(corpus.domains)
+        )
         kernels_of.apply(kernels, state.model)
         self.mfu_of_rate = training_flops(config, corpus.vocab_size) / kernels.peak_flops
         kept = steps_kept(record.path / CHECKPOINTS)
@@ -140,6 +140,8 @@ class Session:
         self._set_status("running")
         self.ranks.broadcast((config.run, state.step))
         run = TrainingRun(self.treatment, corpus, state, device, self.ranks)
+        if run.prescription is not None:
+            record.save_map(run.prescription.map.to_bytes())
         return run, kernels_of.wrapper(kernels)
 
     def _train(self, run: TrainingRun, wrap: Wrap | None, view: View) -> GradientRequests:

@@ -6,7 +6,7 @@ from typing import Any
 from moebench.catalogue import METRICS, is_settled, taken
 from moebench.config.identity import label
 from moebench.config.schema import ExperimentConfig
-from moebench.config.treatment import Treatment
+from moebench.config.treatment import Treatment, routed_len
 from moebench.data.corpus import Corpus
 from moebench.errors import RecordError
 from moebench.metrics.change import changed_tokens, saturation
@@ -81,17 +81,17 @@ def routing_change(record: Record, event: Event) -> dict[str, float]:
 def random_baselines(treatment: Treatment, corpus: Corpus) -> dict[str, Any]:
     """The loads that random routing would give, over the windows of the load metrics."""
     config, model = treatment.config, treatment.config.model
-    experts, top_k = model.num_experts, model.top_k
+    experts, top_k, length = model.num_experts, model.top_k, routed_len(config)
     ranks = main_ranks(rank_numbers(experts, config.global_bsz // config.micro_bsz))
     windows = {
-        "micro": config.micro_bsz * config.seq_len,
-        "batch": config.global_bsz * config.seq_len,
-        "global": len(corpus.domains) * config.data.valid_sequences * config.seq_len,
+        "micro": config.micro_bsz * length,
+        "batch": config.global_bsz * length,
+        "global": len(corpus.domains) * config.data.valid_sequences * length,
     }
     loads = {window: random_load(experts, top_k, tokens) for window, tokens in windows.items()}
     factor, group_bsz = config.router.capacity_factor, treatment.router_bsz
     if factor is not None and group_bsz is not None:  # tokens are dropped by group
-        dropped = random_load(experts, top_k, group_bsz * config.seq_len, factor)["drop_rate"]
+        dropped = random_load(experts, top_k, group_bsz * length, factor)["drop_rate"]
         loads["micro"]["drop_rate"] = dropped
     return {
         "random_max_vio": {

@@ -14,9 +14,11 @@ from moebench.metrics.specialization import (
     domain_counts,
     domain_frequency,
     domain_specialization,
+    domain_specialization_given_position,
     domain_specialization_given_token,
     largest_partner_share,
     mutual_information,
+    purity,
     vocabulary_specialization,
 )
 
@@ -55,10 +57,16 @@ def routing_metrics(
     row: dict[str, Any] = {
         "load/max_vio_global": load.max_violation(mixed).mean().item(),
         "load/dead_experts_global": load.dead_experts(mixed).mean().item(),
+        "load/normalized_entropy": load.normalized_entropy(mixed).mean().item(),
+        "load/within_even_share": load.within_even_share(mixed).mean().item(),
+        "specialization/purity": purity(by_domain).mean().item(),
         "specialization/domain": domain_specialization(counts, domain, num_domains),
         "specialization/domain_uncorrected": mutual_information(by_domain).mean().item(),
         "specialization/domain_given_token": domain_specialization_given_token(
             index, token, domain, num_experts
+        ),
+        "specialization/domain_given_position": domain_specialization_given_position(
+            index, domain, num_experts
         ),
         "specialization/largest_share": domain_frequency(by_domain, top_k)
         .amax((1, 2))

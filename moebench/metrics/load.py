@@ -4,6 +4,8 @@ Functions take counts, [..., experts] assignments to each expert in a window of 
 leading axes. Take means over layers last: pooling the counts of layers hides uneven loads.
 """
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -32,6 +34,21 @@ def load_entropy(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*ba
     """exp(H(f)) / E: 1 under even load, 1 / E when one expert takes all."""
     share = counts.double() / counts.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1).exp() / counts.shape[-1]
+
+
+def normalized_entropy(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch"]:
+    """H(f) / log E: 1 under even load, 0 when one expert takes all."""
+    share = counts.double() / counts.sum(-1, keepdim=True)
+    return torch.special.entr(share).sum(-1) / math.log(counts.shape[-1])
+
+
+def within_even_share(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch"]:
+    """sum_i min(f_i, 1 / E): 1 under even load, 1 / E when one expert takes all.
+
+    The utilisation of the MoE Routing Testbed (arXiv 2604.07030).
+    """
+    share = counts.double() / counts.sum(-1, keepdim=True)
+    return share.clamp(max=1 / counts.shape[-1]).sum(-1)
 
 
 def dead_experts(counts: Shaped[Tensor, "*batch experts"]) -> Float[Tensor, "*batch"]:

@@ -31,8 +31,8 @@ def uniform(
         purpose: a number; each purpose has draws of its own.
     """
     place = torch.arange(tokens * width, device=key.device).view(tokens, width)
-    z = _mixed(key + purpose)[:, None, None] + place * GOLDEN
-    return ((_mixed(z) >> (64 - BITS)) & (2**BITS - 1)).float() * 2.0**-BITS + 2.0 ** -(BITS + 1)
+    z = mixed(key + purpose)[:, None, None] + place * GOLDEN
+    return ((mixed(z) >> (64 - BITS)) & (2**BITS - 1)).float() * 2.0**-BITS + 2.0 ** -(BITS + 1)
 
 
 def normal(
@@ -42,7 +42,8 @@ def normal(
     return torch.erfinv(2 * uniform(key, purpose, tokens, width) - 1) * 2**0.5
 
 
-def _mixed(z: Tensor) -> Tensor:
+def mixed(z: Tensor) -> Tensor:
+    """A hash of each whole number."""
     z = (z ^ _shifted(z, 30)) * FIRST
     z = (z ^ _shifted(z, 27)) * SECOND
     return z ^ _shifted(z, 31)

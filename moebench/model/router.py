@@ -158,6 +158,8 @@ class Router(nn.Module):
         gate = gated(gating.gate, logits, steering.mask, by_logits=gating.by_logits)
         if training and gating.method is not None:
             return self._assigned(gating.method, logits, gate)
+        if steering.forced is not None:
+            return self._weighted(logits, gate, steering.forced.long(), steering)
         scores = self._drawn(x, steering.noise) if gating.random else gate.scores
         slots = logits.shape[-1] if gating.gate == "relu" else self.top_k
         expert_index = self._top(steered(scores, steering), steering, slots)

@@ -219,6 +219,7 @@ class MoETransformer(nn.Module):
 
     Args:
         vocab_size: number of tokens.
+        domains: further tokens, from `vocab_size` on, which name a domain and are never predicted.
         d_model, num_layers, num_heads, num_experts, top_k, expert_dim, num_shared_experts: shape.
         gating: how its routers select experts.
         dense_layers: number of first layers without experts.
@@ -243,6 +244,7 @@ class MoETransformer(nn.Module):
         dense_layers: int = 0,
         compute: torch.dtype = torch.float32,
         document_end: int | None = None,
+        domains: int = 0,
     ) -> None:
         super().__init__()
         self.gating = gating = gating or Gating()
@@ -250,6 +252,8 @@ class MoETransformer(nn.Module):
         self.compute = compute
         self.document_end = document_end
         self.embedding = nn.Parameter(torch.empty(vocab_size, d_model))
+        # apart, so that the weights of text are those of a model without them
+        self.domains = nn.Parameter(torch.empty(domains, d_model)) if domains else None
         self.blocks = nn.ModuleList(
             Block(
                 d_model,
@@ -291,7 +295,10 @@ class MoETransformer(nn.Module):
             training: whether jitter and noise act, and a method assigns experts; the selection may
                 then depend on later tokens.
         """
-        x = F.embedding(tokens, self.embedding)
+        named = self.domains is not None
+        x = F.embedding(
+            tokens, torch.cat([self.embedding, self.domains]) if named else self.embedding
+        )
         mask = None if self.document_end is None else within_documents(tokens, self.document_end)
         layers: list[Routing] = []
         for block in self.blocks:
@@ -321,7 +328,7 @@ def initialize(model: MoETransformer, seed: int) -> None:
 
     Arms that differ in a gate or method therefore agree bit for bit in every weight they share.
     The standard deviation of a matrix is 1 / sqrt(inputs), times 1 / sqrt(2 * layers) if it writes
-    into the residual stream; that of the embedding is 1, and of the head and the routers 0.02.
+    into the residual stream; that of embeddings is 1, and of the head and the routers 0.02.
     Gains are 3: at 1, the scores of normalised queries and keys differ too little for attention to
     select. A cosine router's temperature starts at log 2 (Tutel), a router's bias at 0.
     """
@@ -334,7 +341,7 @@ def initialize(model: MoETransformer, seed: int) -> None:
         # a matrix [outputs, inputs], but stacked experts are [experts, inputs, outputs]
         inputs = parameter.shape[1]
         deviation = inputs**-0.5
-        if name == "embedding":
+        if name in ("embedding", "domains"):
             deviation = 1.0
         elif name == "head" or name.endswith(("router.weight", "router.spread")):
             deviation = 0.02

@@ -17,6 +17,7 @@ from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
 from moebench.config.treatment import Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
+from moebench.data.maps import check_map
 from moebench.errors import ConfigError, apply_to_all
 from moebench.plans import PRIMARY, Job, Plan
 
@@ -45,7 +46,7 @@ def make_plan(
     configs = list(zip(cells, apply_to_all(composer.compose, cells), strict=True))
     configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
     corpora = _corpora([config for _, config in configs], progress)
-    apply_to_all(lambda pair: check_epochs(corpora[_data_key(pair[1].data)], pair[1]), configs)
+    apply_to_all(lambda pair: _check_data(pair[1], corpora[_data_key(pair[1].data)]), configs)
     jobs: dict[str, Job] = {}
     for cell, config in configs:
         job = _job(cell, config, corpora[_data_key(config.data)])
@@ -117,6 +118,12 @@ def _check_varied(
                 f"{word}: study={study.name} varies {key} itself; leave it out, or sweep over it "
                 "without study="
             )
+
+
+def _check_data(config: ExperimentConfig, corpus: Corpus) -> None:
+    """Raise the errors of a config that only its data can show."""
+    check_epochs(corpus, config)
+    check_map(config, corpus)
 
 
 def _job(cell: Sequence[str], config: ExperimentConfig, corpus: Corpus) -> Job:

@@ -36,20 +36,29 @@ class State:
     load: Tensor | None = None
 
 
-def make_model(config: Meaning, vocab_size: int) -> MoETransformer:
-    """The model of a config, with its initial weights."""
+def make_model(config: Meaning, vocab_size: int, domains: int = 0) -> MoETransformer:
+    """The model of a config, with its initial weights.
+
+    Args: as for `blank_model`.
+    """
     treatment = Treatment.of(config)
-    config, model = treatment.config, blank_model(treatment, vocab_size)
+    config, model = treatment.config, blank_model(treatment, vocab_size, domains)
     initialize(model, config.seed)
     if config.router.perturb:
         perturb_routers(model, config.seed, config.router.perturb)
     return model
 
 
-def blank_model(config: Meaning, vocab_size: int) -> MoETransformer:
-    """The model of a config, with weights of any value."""
+def blank_model(config: Meaning, vocab_size: int, domains: int = 0) -> MoETransformer:
+    """The model of a config, with weights of any value.
+
+    Args:
+        vocab_size: tokens of text.
+        domains: of the data, which have a token each under `data.domain_token`.
+    """
     treatment = Treatment.of(config)
     config = treatment.config
+    assert domains or not config.data.domain_token, "domain tokens need the number of domains"
     shape = config.model
     return MoETransformer(
         vocab_size=vocab_size,
@@ -64,6 +73,7 @@ def blank_model(config: Meaning, vocab_size: int) -> MoETransformer:
         dense_layers=shape.dense_layers if shape.moe else shape.num_layers,
         compute=COMPUTE[config.train.precision],
         document_end=vocab_size - 1 if config.data.mask_documents else None,
+        domains=domains if config.data.domain_token else 0,
     )
 
 
@@ -176,8 +186,11 @@ def _check_plugin(name: str, plugin: str, scope: Scope, sequences: int) -> None:
         raise refuse(f"its labels must be whole numbers from 0 to {number - 1}")
 
 
-def make_state(config: Meaning, vocab_size: int, device: torch.device) -> State:
-    """The state before the first step."""
+def make_state(config: Meaning, vocab_size: int, device: torch.device, domains: int = 0) -> State:
+    """The state before the first step.
+
+    Args: as for `blank_model`.
+    """
     treatment = Treatment.of(config)
-    model = make_model(treatment, vocab_size).to(device)
+    model = make_model(treatment, vocab_size, domains).to(device)
     return State(model, make_optimizer(model, treatment.config.optim))

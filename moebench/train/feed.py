@@ -7,6 +7,7 @@ before.
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from moebench.data.batches import Batches, Places
@@ -21,11 +22,19 @@ class Feed:
     Args:
         batches: the source; the result does not depend on where the tokens are.
         device: of the result.
+        named: whether one more token comes first, which names the domain.
         resident: whether all tokens are kept on the device; None: if they fit.
     """
 
-    def __init__(self, batches: Batches, device: torch.device, *, resident: bool | None = None):
-        self.batches, self.device = batches, device
+    def __init__(
+        self,
+        batches: Batches,
+        device: torch.device,
+        *,
+        named: bool = False,
+        resident: bool | None = None,
+    ):
+        self.batches, self.device, self.named = batches, device, named
         streams = [batches.corpus.train(domain) for domain in batches.corpus.domains]
         if resident is None:
             resident = device.type == "cuda" and _fits(
@@ -44,9 +53,14 @@ class Feed:
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         places = self.batches.places(step)
         domain = torch.from_numpy(places.domain)
-        if not self.resident:
-            return self._to_device(self.batches.read(places)), domain
-        return self._gather(places), domain
+        if self.resident:
+            tokens = self._gather(places)
+        else:
+            tokens = self._to_device(self.batches.read(places))
+        if self.named:
+            own = self._to_device(places.domain)
+            tokens = with_domain(tokens, own, self.batches.corpus.vocab_size)
+        return tokens, domain
 
     def _gather(self, places: Places) -> Tensor:
         start = self._to_device(places.start + self._base[places.domain])
@@ -57,6 +71,17 @@ class Feed:
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()  # without pinning, the copy waits for the GPU
         return tensor.to(self.device, non_blocking=True)
+
+
+def with_domain(
+    tokens: Int[Tensor, "sequences tokens"], domain: Int[Tensor, " sequences"], vocab_size: int
+) -> Int[Tensor, "sequences tokens+1"]:
+    """The sequences behind one more token each, which names the domain.
+
+    Args:
+        vocab_size: tokens of text; those of the domains follow them.
+    """
+    return torch.cat([vocab_size + domain[:, None], tokens], 1)
 
 
 def _fits(size: int, device: torch.device) -> bool:

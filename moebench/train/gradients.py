@@ -39,7 +39,8 @@ def forward_of(model: MoETransformer, wrap: Wrap | None = None) -> Forward:
 
 
 def summed_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """The cross-entropy of all target tokens, summed."""
+    """The cross-entropy of all target tokens, which follow the last inputs, summed."""
+    logits = logits[:, logits.shape[1] - targets.shape[1] :]
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 

@@ -21,6 +21,7 @@ from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import Meaning, Treatment
 from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
+from moebench.data.maps import make_map
 from moebench.train.build import COMPUTE, State, make_objective
 from moebench.train.feed import Feed
 from moebench.train.finite import FiniteCheck
@@ -28,6 +29,7 @@ from moebench.train.forces import forces
 from moebench.train.gradients import accumulate_gradients, estimator_error
 from moebench.train.measure import evaluate, fetched, recent_load, step_metrics
 from moebench.train.optimizer import learning_rate
+from moebench.train.prescribed import Prescription
 from moebench.train.ranks import Ranks
 from moebench.train.step import Outcome, Step, initial_states, steering_after
 
@@ -134,7 +136,9 @@ class TrainingRun:
         self.device_bsz = config.run.device_bsz or config.global_bsz // self.ranks.size
         self.clock = Clock()
         self.finite = FiniteCheck(state, self.objective, device)
-        self._feed = Feed(make_batches(corpus, config), device)
+        self.prescription = Prescription.on(make_map(config, corpus), device)
+        named = config.data.domain_token
+        self._feed = Feed(make_batches(corpus, config), device, named=named)
         self._estimator_error: dict[str, float] = {}
 
     @property
@@ -161,6 +165,8 @@ class TrainingRun:
             seed=_draw_seed(config.seed, number),
             draws=state.model.gating.draws,
             ranks=self.ranks,
+            forced=self.prescription and self.prescription(tokens[:, :-1], domain),
+            uncounted=int(config.data.domain_token),
         )
         if state.balance is None:
             state.balance = initial_states(self.objective, state.model, step)
@@ -208,7 +214,7 @@ class TrainingRun:
         if evaluates:
             self.finite.check()
             with self.clock.paused():
-                row, event.routing = self._evaluate(tune=number == steps)
+                row, event.routing = self._evaluate(last=number == steps)
                 pulls = forces(state.model, self.objective, step, state.balance or ())
             event.row = {"step": number, **(event.row or {}), **row, **pulls}
         return event
@@ -246,7 +252,7 @@ class TrainingRun:
         return row
 
     def _evaluate(
-        self, *, tune: bool = False
+        self, *, last: bool = False
     ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
         model = self.state.model
         row, routing = evaluate(
@@ -255,8 +261,9 @@ class TrainingRun:
             model,
             self.device,
             steering_after(self.objective, model, self.state.balance),
+            self.prescription,
             device_bsz=self.device_bsz,
-            tune=tune,
+            last=last,
         )
         return row, routing or None  # a dense model has none
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from moebench.metrics.evaluation import routing_metrics
 from moebench.metrics.quality import Documents, quality, standard_errors
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
+from moebench.train.feed import with_domain
+from moebench.train.prescribed import Prescription
+from moebench.train.replay import replay_cost
 from moebench.train.step import Objective, Outcome, method_states
 
 RECENT = 0.9  # decay, a step, of the loads by which experts are placed on ranks
@@ -112,16 +115,19 @@ def evaluate(
     model: MoETransformer,
     device: torch.device,
     steering: Steering | None = None,
+    prescription: Prescription | None = None,
     *,
     device_bsz: int,
-    tune: bool = False,
+    last: bool = False,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Evaluate a model on the `test` half of the validation set.
 
     Args:
         steering: of the selection of experts, as training left it; it does not change here.
+        prescription: of a prescribed router.
         device_bsz: sequences in a forward pass.
-        tune: whether to add the quality on the other half.
+        last: whether to add what only the last evaluation measures: the quality on the other half,
+            and `router/replay_cost`, which takes two forward passes more.
 
     Returns:
         A row of `valid/*` (and `heldout/*`, `tune/*`), `assigned/nats` of a method that assigns
@@ -130,16 +136,20 @@ def evaluate(
     """
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    for prefix, half, domains in _halves(corpus, tune=tune):
+    for prefix, half, domains in _halves(corpus, tune=last):
         size: dict[str, Any] = {
             "sequences": config.data.valid_sequences,
             "seq_len": config.seq_len,
             "domains": domains,
         }
         batch = validation(corpus, half, **size)
+        text = Text.of(batch, config, corpus, device, prescription)
         if model.gating.random:  # the same keys in every evaluation
-            steering = (steering or Steering())._replace(noise=keys(0, len(batch.tokens), device))
-        nats, routing = _forward_all(model, batch, device_bsz, device, steering)
+            noise = keys(0, len(batch.tokens), device)
+            steering = (steering or Steering())._replace(noise=noise)
+        if text.forced is not None:
+            steering = (steering or Steering())._replace(forced=text.forced)
+        nats, routing = _forward_all(model, text, device_bsz, steering)
         row |= quality(
             prefix,
             torch.cat([part.sum(1) for part in nats]).double().cpu().numpy(),
@@ -154,15 +164,17 @@ def evaluate(
         if prefix != "valid":
             continue
         if model.gating.method is not None:
-            row["assigned/nats"] = _assigned_nats(model, batch, device_bsz, device, steering)
+            row["assigned/nats"] = _assigned_nats(model, text, device_bsz, steering)
         if model.router_weights:
             of_routing, arrays = routing_metrics(
                 routing,
-                torch.from_numpy(batch.tokens[:, :-1]),
+                text.tokens[:, :-1],
                 torch.from_numpy(batch.domain),
                 torch.tensor(shares(corpus, config.data), dtype=torch.float64),
             )
             row |= of_routing
+            if last:
+                row |= _replayed(model, text, batch.domain, routing, device_bsz, steering)
             if steering is not None and steering.mask is not None:
                 arrays["active"] = steering.mask.cpu().numpy()
     return row, arrays
@@ -177,30 +189,74 @@ def _halves(corpus: Corpus, *, tune: bool) -> Iterator[tuple[str, Half, Sequence
         yield "tune", "tune", corpus.domains
 
 
+class Text(NamedTuple):
+    """Validation sequences on the device of the model.
+
+    Attributes:
+        tokens: [sequences, tokens + 1]; the first may name the domain.
+        uncounted: first inputs of each sequence whose next token is no target.
+        forced: the experts of a prescribed router, as `Steering.forced`.
+    """
+
+    tokens: Tensor
+    uncounted: int
+    forced: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        batch: Batch,
+        config: ExperimentConfig,
+        corpus: Corpus,
+        device: torch.device,
+        prescription: Prescription | None,
+    ) -> "Text":
+        tokens, domain = (torch.from_numpy(each).to(device) for each in batch)
+        if named := config.data.domain_token:
+            tokens = with_domain(tokens, domain, corpus.vocab_size)
+        forced = prescription and prescription(tokens[:, :-1], domain)
+        return cls(tokens, int(named), forced)
+
+    def nats(self, logits: Tensor, span: slice) -> Tensor:
+        """[sequences, targets] the cross-entropy of each target token."""
+        targets = self.tokens[span, 1 + self.uncounted :]
+        logits = logits[:, self.uncounted :].transpose(1, 2)
+        return F.cross_entropy(logits, targets, reduction="none")
+
+
 def _forward_all(
-    model: MoETransformer,
-    batch: Batch,
-    device_bsz: int,
-    device: torch.device,
-    steering: Steering | None,
+    model: MoETransformer, text: Text, device_bsz: int, steering: Steering | None
 ) -> tuple[list[Tensor], Routing]:
-    """The nats [sequences, tokens] of each pass over a batch, and the routing of all of it."""
+    """The nats [sequences, targets] of each pass over a text, and the routing of all of it."""
     nats, routings = [], []
-    for start in range(0, len(batch.tokens), device_bsz):
+    for start in range(0, len(text.tokens), device_bsz):
         span = slice(start, start + device_bsz)
-        tokens = torch.from_numpy(batch.tokens[span]).to(device)
-        logits, routing = model(tokens[:, :-1], None if steering is None else steering.of(span))
-        nats.append(F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none"))
+        inputs = text.tokens[span, :-1], None if steering is None else steering.of(span)
+        logits, routing = model(*inputs)
+        nats.append(text.nats(logits, span))
         routings.append(routing)
     return nats, join(routings, along="sequences")
 
 
-def _assigned_nats(
+def _replayed(
     model: MoETransformer,
-    batch: Batch,
+    text: Text,
+    domain: np.ndarray,
+    routing: Routing,
     device_bsz: int,
-    device: torch.device,
     steering: Steering | None,
+) -> dict[str, float]:
+    def forward(forced: Tensor) -> Tensor:
+        with_forced = (steering or Steering())._replace(forced=forced)
+        return torch.cat(_forward_all(model, text, device_bsz, with_forced)[0])
+
+    inputs = text.tokens[:, :-1]
+    cost = replay_cost(routing.expert_index, inputs, torch.from_numpy(domain), forward)
+    return {} if cost is None else {"router/replay_cost": cost}
+
+
+def _assigned_nats(
+    model: MoETransformer, text: Text, device_bsz: int, steering: Steering | None
 ) -> float:
     """Nats a token where the method assigns experts as in training, over whole logical groups.
 
@@ -209,16 +265,14 @@ def _assigned_nats(
     """
     group = model.gating.group_bsz
     size = max(group, device_bsz // group * group)
-    whole = len(batch.tokens) // group * group
+    whole = len(text.tokens) // group * group
     total, count = 0.0, 0
     for start in range(0, whole, size):
         span = slice(start, min(start + size, whole))
-        tokens = torch.from_numpy(batch.tokens[span]).to(device)
-        inputs = tokens[:, :-1], None if steering is None else steering.of(span)
+        inputs = text.tokens[span, :-1], None if steering is None else steering.of(span)
         logits, _ = model(*inputs, training=True)
-        targets = tokens[:, 1:]
-        nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-        total, count = total + float(nats.double().sum()), count + targets.numel()
+        nats = text.nats(logits, span)
+        total, count = total + float(nats.double().sum()), count + nats.numel()
     return total / count if count else math.nan
 
 

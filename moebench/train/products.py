@@ -57,7 +57,7 @@ def shapes_of(model: MoETransformer, sequences: int, length: int) -> Shapes:
             wide if ".router." in name else model.compute,
         )
         for name, matrix in model.named_parameters()
-        if matrix.ndim > 1 and name != "embedding"
+        if matrix.ndim > 1 and name not in ("embedding", "domains")
     }
     attention = (module for module in model.modules() if isinstance(module, Attention))
     heads = {(module.num_heads, module.gain.shape[0]) for module in attention}

@@ -60,7 +60,7 @@ class ActiveTerm(NamedTuple):
             tally: of the groups, complete for the sequences of the pass.
             routing: of the pass.
             span: its sequences.
-            total: target tokens of the whole step.
+            total: routed tokens of the whole step.
         """
         frequency = objective.estimator.frequency(self.groups, tally, self.state)
         return balance_loss(
@@ -154,7 +154,7 @@ class ArmStep:
         """The part of the objective that a pass adds, with its gradient."""
         objective, total = self.objective, self.step.total
         assert nats is not None
-        nats = nats / total
+        nats = nats / self.step.targets
         loss = nats + objective.z * z_loss(routing, total=total) if objective.z else nats
         if not self.counting:
             new = tallies_of(self.terms, routing, span)

@@ -61,7 +61,7 @@ class Inputs(NamedTuple):
     Attributes:
         tokens: [sequences, seq_len].
         steering: of the selection of experts; None: nothing steers.
-        targets: [sequences, seq_len], the next tokens; None in a counting pass.
+        targets: [sequences, tokens], the next tokens of the last inputs; None in a counting pass.
     """
 
     tokens: Tensor
@@ -93,7 +93,7 @@ class Step:
     """The sequences of one optimizer step, and how they are split into passes.
 
     Attributes:
-        tokens: [sequences, seq_len + 1] of the whole step; inputs and targets overlap.
+        tokens: [sequences, tokens + 1] of the whole step; inputs and targets overlap.
         device_bsz: sequences in a physical pass of a rank.
         number: of the step, counted from 1; the weights of terms depend on it.
         domain: [sequences] of the whole step, on the CPU, for terms that need it.
@@ -102,6 +102,9 @@ class Step:
         ranks: the processes that share the step. They divide each round of consecutive sequences
             among them: a round on all ranks is what a pass is on one.
         order: of the rounds; None: the order of the data.
+        forced: the experts of a prescribed router, as `Steering.forced`, for the whole step.
+        uncounted: first inputs of each sequence whose next token is no target, as it is with a
+            token that names the domain.
     """
 
     tokens: Tensor
@@ -112,6 +115,8 @@ class Step:
     draws: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     order: Sequence[int] | None = None
+    forced: Tensor | None = None
+    uncounted: int = 0
 
     @property
     def sequences(self) -> int:
@@ -119,8 +124,13 @@ class Step:
 
     @property
     def total(self) -> int:
-        """Target tokens of the whole step."""
+        """Routed tokens of the whole step."""
         return self.sequences * (self.tokens.shape[1] - 1)
+
+    @property
+    def targets(self) -> int:
+        """Target tokens of the whole step."""
+        return self.total - self.sequences * self.uncounted
 
     def rounds(self, ranks: Ranks) -> list[tuple[slice, slice]]:
         """The sequences of each round, in order: those of one rank, and those of all ranks."""
@@ -137,7 +147,9 @@ class Step:
         """The inputs of the pass over some of the sequences."""
         tokens = self.tokens[span]
         return Inputs(
-            tokens[:, :-1], None if steering is None else steering.of(span), tokens[:, 1:]
+            tokens[:, :-1],
+            None if steering is None else steering.of(span),
+            tokens[:, 1 + self.uncounted :],
         )
 
     def groups(self, scope: Scope, pass_bsz: int | None = None) -> Groups:
@@ -185,13 +197,13 @@ def method_states(objective: Objective, states: Sequence[Any]) -> list[tuple[Met
 def steering_in(step: Step, objective: Objective, states: Sequence[Any]) -> Steering | None:
     """What steers the forward passes of a step; None: nothing does."""
     pairs = method_states(objective, states)
-    if not pairs and not step.draws:
+    if not pairs and not step.draws and step.forced is None:
         return None
     steering = merged([method.steering(state) for method, state in pairs])
     if step.draws:
         noise = keys(step.seed, step.sequences, step.tokens.device)
         steering = steering._replace(noise=noise)
-    return steering
+    return steering._replace(forced=step.forced)
 
 
 def steering_after(

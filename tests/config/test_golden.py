@@ -70,7 +70,8 @@ def composed(words: str) -> dict[str, str]:
 
 def planned(words: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(plan, "prepare", lambda *_, **__: SimpleNamespace(content_hash=CONTENT))
-    monkeypatch.setattr(plan, "check_epochs", lambda *_: None)
+    for check in ("check_epochs", "check_map"):
+        monkeypatch.setattr(plan, check, lambda *_: None)
     made, _ = make_plan(COMPOSER, [*words.split(), *DATA])
     arms = {job.arm_hash: job.arm for job in made.jobs}
     return {"plan": made.slug, "baseline": made.baseline, "runs": len(made.jobs), "arms": arms}

@@ -120,6 +120,9 @@ def test_an_evaluation_equals_loops_over_tokens() -> None:
         for key, value in {
             "load/max_vio_global": violation(mixed),
             "load/dead_experts_global": mixed.count(0) / 6,
+            "load/within_even_share": sum(min(f, 1 / 6) for f in mixed),
+            "load/normalized_entropy": -sum(f * math.log(f, 6) for f in mixed if f),
+            "specialization/purity": sum(max(p[e] for p in given) for e in range(6)) / 3,
             "specialization/domain_uncorrected": sum(bits),
             "specialization/largest_share": max(2 * each for p in given for each in p),
             "specialization/coactivation": mean(commonest),
@@ -135,7 +138,9 @@ def test_perfectly_balanced() -> None:
     for key in ("max_vio_micro", "max_vio_batch", "max_vio_global", "cv", "gini", "drop_rate"):
         assert found[f"load/{key}"] == pytest.approx(0), key
     assert found["load/dead_experts"] == found["load/dead_experts_global"] == 0
-    assert found["load/entropy"] == pytest.approx(1)
+    for key in ("entropy", "normalized_entropy", "within_even_share"):
+        assert found[f"load/{key}"] == pytest.approx(1), key
+    assert found["specialization/purity"] == pytest.approx(1 / 2)
     assert found["train/balance_loss_micro"] == pytest.approx(1)
     assert found["train/balance_loss_global"] == pytest.approx(1)
     assert found["specialization/domain"] == pytest.approx(0)
@@ -150,11 +155,13 @@ def test_collapsed_to_one_expert() -> None:
     assert found["load/cv"] == pytest.approx(math.sqrt(7))
     assert found["load/gini"] == pytest.approx(7 / 8)
     assert found["load/entropy"] == pytest.approx(1 / 8)
+    assert found["load/within_even_share"] == pytest.approx(1 / 8)
+    assert found["load/normalized_entropy"] == pytest.approx(0)
     assert found["load/dead_experts"] == found["load/dead_experts_global"] == 7 / 8
     assert found["load/drop_rate"] == pytest.approx(1 - 2 / 8), "2 of the 8 in a micro-batch stay"
     assert found["train/balance_loss_micro"] == pytest.approx(8)
     assert found["train/balance_loss_global"] == pytest.approx(8)
-    for key in ("domain", "domain_uncorrected", "domain_given_token"):
+    for key in ("domain", "domain_uncorrected", "domain_given_token", "domain_given_position"):
         assert found[f"specialization/{key}"] == pytest.approx(0, abs=1e-9), key
     assert found["specialization/largest_share"] == found["specialization/vocabulary"] == 1
 
@@ -172,6 +179,8 @@ def test_one_expert_a_domain() -> None:
     assert found["specialization/domain_uncorrected"] == pytest.approx(2)
     assert found["specialization/domain"] == pytest.approx(2, abs=0.05)
     assert found["specialization/domain_given_token"] == pytest.approx(2, abs=0.05)
+    assert found["specialization/domain_given_position"] == pytest.approx(2, abs=0.05)
+    assert found["specialization/purity"] == 1
     assert found["specialization/largest_share"] == 1
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from moebench.metrics.specialization import (
+    PERMUTATIONS,
     _given_token,
     coactivation,
     domain_counts,
     domain_frequency,
     domain_specialization,
+    domain_specialization_given_position,
     domain_specialization_given_token,
     largest_partner_share,
     mutual_information,
@@ -147,6 +149,29 @@ def test_given_the_token_equals_a_loop_before_its_chance_value() -> None:
     np.add.at(counts, (numbers.ravel()[:, None], index[0].reshape(100, 2).numpy()), 1)
     label = domain.numpy()[cells[1]]
     assert _given_token([counts], cells[0], label, np.array([2.0, 3.0])) == pytest.approx(bits)
+
+
+def test_given_the_position_equals_a_loop() -> None:
+    draw = np.random.default_rng(0)
+    index, domain = draw.integers(0, 3, (1, 9, 4, 2)), np.array([0, 0, 0, 1, 1, 1, 1, 1, 2])
+
+    def bits(label: np.ndarray) -> float:
+        total = 0.0
+        for place in range(4):
+            share = np.zeros((3, 3))
+            for sequence, own in enumerate(label):
+                for expert in index[0, sequence, place]:
+                    share[own, expert] += 1 / (2 * 3 * (label == own).sum())
+            for own, expert in np.ndindex(3, 3):
+                if p := share[own, expert]:
+                    total += p * math.log2(p / share[own].sum() / share[:, expert].sum()) / 4
+        return total
+
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(9, generator=generator).numpy() for _ in range(PERMUTATIONS)]
+    chance = np.mean([bits(domain[order]) for order in orders])
+    found = domain_specialization_given_position(torch.from_numpy(index), torch.tensor(domain), 3)
+    assert found == pytest.approx(bits(domain) - chance, abs=1e-6)
 
 
 def test_domain_frequency_sums_to_top_k_and_is_k_of_e_when_even() -> None:

@@ -31,11 +31,12 @@ METRIC_BOUND = 1e-6  # of a metric, whose f is in fp32
 
 
 class Case(NamedTuple):
-    """A router, the methods, and the estimator."""
+    """A router, the methods, the estimator, and whether a map by token prescribes the experts."""
 
     gating: Gating = Gating()
     methods: tuple[Method, ...] = ()
     estimator: Estimator = Estimator()
+    prescribed: bool = False
 
 
 CASES = {
@@ -45,6 +46,7 @@ CASES = {
     "noise": Case(Gating(noise=1.0)),
     "random": Case(Gating(random=True)),
     "capacity": Case(Gating(capacity_factor=1.0, group_bsz=MICRO)),
+    "prescribed": Case(prescribed=True),
     "bias": Case(Gating("sigmoid"), (Bias(0.05),)),
     "bias over micro-batches": Case(methods=(Bias(0.05, MICRO),)),
     "multiplicative bias": Case(methods=(Bias(0.05, multiplicative=1, centred=1),)),
@@ -94,17 +96,22 @@ def run(
     what = Objective(terms, MICRO, z=0.1, estimator=case.estimator, methods=case.methods)
     draw, states = torch.Generator().manual_seed(0), None
     losses, load, row = torch.zeros(()), None, {}
+    expert = torch.arange(2 * 16).view(2, 16) % 7
+    experts = torch.stack([expert, expert + 1], -1)  # [layers, tokens, slots]
     for number in range(1, STEPS + 1):
         low = torch.arange(4).roll(number).repeat_interleave(MICRO)[:, None] * 4
         passes = SEQUENCES // (device_bsz * ranks.size)
+        tokens = low + torch.randint(0, 4, (SEQUENCES, LENGTH + 1), generator=draw)
         step = Step(
-            low + torch.randint(0, 4, (SEQUENCES, LENGTH + 1), generator=draw),
+            tokens,
             device_bsz,
             number=number,
             seed=7 + number,
             draws=case.gating.draws,
             ranks=ranks,
             order=range(passes)[::-1] if reverse else None,
+            forced=experts[:, tokens[:, :-1]] if case.prescribed else None,
+            uncounted=int(case.prescribed),
         )
         model.zero_grad()
         outcome = accumulate_gradients(model, what, step, states)
