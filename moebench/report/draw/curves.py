@@ -17,16 +17,16 @@ SMOOTHED = 12  # points of a loss curve
 
 def curves(table: Table, frame: Frame) -> Plot | None:
     """Validation nats over the steps, and their difference to the baseline's of the same seed."""
-    rows = _curves(table, frame, [PRIMARY, "train/loss"])
+    rows = rows_of(table, frame, [PRIMARY, "train/loss"])
     if rows is None:
         return None
     with drawing(1, 2, (9.6, 3.6)) as (figure, axes):
         left, right = axes[0]
         for arm in table.arms:
-            nats = _by_seed(rows, arm, PRIMARY)
-            _band(left, table, arm, nats)
+            nats = by_seed(rows, arm, PRIMARY)
+            band(left, table, arm, nats)
             if arm.name != table.baseline:
-                base = _by_seed(rows, table.arm(table.baseline), PRIMARY)
+                base = by_seed(rows, table.arm(table.baseline), PRIMARY)
                 _bars(right, table, arm, nats - base)
         left.set_title(NATS)
         right.set_title(f"the same, less {short(table.baseline)} of the same seed")
@@ -54,13 +54,13 @@ def switches(table: Table, frame: Frame) -> Plot | None:
         ("balance loss in a micro-batch", "train/balance_loss_micro"),
         ("domain bits", "specialization/domain"),
     ]
-    rows = _curves(table, frame, [metric for _, metric in panels])
+    rows = rows_of(table, frame, [metric for _, metric in panels])
     if rows is None:
         return None
     with drawing(1, 2, (9.6, 3.6)) as (figure, axes):
         for axis, (label, metric) in zip(axes[0], panels, strict=True):
             for arm in arms:
-                _band(axis, table, arm, _thinned(_by_seed(rows, arm, metric)))
+                band(axis, table, arm, _thinned(by_seed(rows, arm, metric)))
             axis.set_title(label)
             axis.set_xlabel("step")
         for arm in arms:
@@ -83,7 +83,7 @@ def switches(table: Table, frame: Frame) -> Plot | None:
         )
 
 
-def _curves(table: Table, frame: Frame, metrics: Sequence[str]) -> Any:
+def rows_of(table: Table, frame: Frame, metrics: Sequence[str]) -> Any:
     """The rows of a table's runs; None where a metric or a third step is missing."""
     rows: Any = frame.curves(metrics)
     if "table" not in rows or any(name not in rows for name in metrics):
@@ -92,7 +92,7 @@ def _curves(table: Table, frame: Frame, metrics: Sequence[str]) -> Any:
     return rows if rows["step"].nunique() > 2 else None
 
 
-def _by_seed(rows: Any, arm: Arm, metric: str) -> Any:
+def by_seed(rows: Any, arm: Arm, metric: str) -> Any:
     """A metric of an arm as a data frame with a row a step and a column a seed."""
     known = rows.loc[(rows["arm"] == arm.name) & rows[metric].notna(), ["step", "seed", metric]]
     return known.pivot_table(index="step", columns="seed", values=metric)
@@ -115,7 +115,7 @@ def _means(by_seed: Any) -> list[tuple[float, Estimate]]:
     return [(step, mean_interval(row)) for step, row in rows if len(row)]
 
 
-def _band(axis: Any, table: Table, arm: Arm, by_seed: Any) -> None:
+def band(axis: Any, table: Table, arm: Arm, by_seed: Any) -> None:
     """A curve of means, with a band for the interval where few arms share the plot."""
     style, means = style_of(table, arm), _means(by_seed)
     if not means:

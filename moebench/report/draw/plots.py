@@ -11,6 +11,7 @@ from typing import Any
 from moebench.catalogue import find
 from moebench.plans import PRIMARY
 from moebench.report.draw.curves import curves, switches
+from moebench.report.draw.headroom import over_training
 from moebench.report.draw.heatmaps import domains
 from moebench.report.draw.style import (
     NATS,
@@ -255,6 +256,7 @@ _PLOTS: tuple[Callable[[Table, Frame], Plot | None], ...] = (
     domains,
     cost,
     switches,
+    over_training,
     curves,
 )
 

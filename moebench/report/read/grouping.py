@@ -18,7 +18,7 @@ COMPARABLE = (
     "train.steps",
     "train.precision",
     "data.valid_sequences",
-)  # and every model.* key
+)  # and every model.* key but model.moe
 ABSENT = "absent"  # stands for the value of a key that an arm leaves at its neutral value
 
 
@@ -35,7 +35,11 @@ def number_tables(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> tuple[di
     for row in rows:
         science = row["science"]
         keys = {key: science.get(key) for key in COMPARABLE}
-        keys |= {key: value for key, value in science.items() if key.startswith("model.")}
+        keys |= {
+            key: value
+            for key, value in science.items()
+            if key.startswith("model.") and key != "model.moe"  # dense is an arm among others
+        }
         keys |= {"device": row["device"], "moebench": row["made_with"].get("moebench", "?")}
         keys |= {key: value_of(row, key) for key in by}
         groups.setdefault(json.dumps(keys, sort_keys=True), (keys, []))[1].append(row)

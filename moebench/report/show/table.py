@@ -11,7 +11,7 @@ from moebench.plans import PRIMARY
 from moebench.records import printable
 from moebench.report.infer.arms import Table
 from moebench.report.paper.verdicts import Verdict
-from moebench.report.show import grids, sentences
+from moebench.report.show import grids, headroom, sentences
 from moebench.report.show.blocks import Block, Grid, Heading, Sentences
 
 
@@ -49,7 +49,8 @@ def blocks(table: Table, verdicts: Sequence[Verdict] = (), shown: Shown = Shown(
             content.append(grids.primary_endpoint(table))
     if shown.per_domain:
         content.append(grids.domains(table))
-    content += [*grids.cost(table), *grids.scopes(table), *grids.findings(verdicts)]
+    content += [*grids.cost(table), *grids.scopes(table), *headroom.blocks(table)]
+    content += grids.findings(verdicts)
     content += [
         Sentences("What the numbers can and cannot tell", sentences.verdicts(table)),
         Sentences("How far these runs reach", sentences.limits(table)),
