@@ -127,6 +127,7 @@ def another(value: Any, known: Mapping[str, Any]) -> Any:
 OF_OTHERS = (
     "gate",
     *("top_groups", "drop", "group_bsz", "start_experts", "full_at", "prune_every"),
+    "hash_layers",
 )
 SCIENCE = [
     (key, another(value, each.metadata))
