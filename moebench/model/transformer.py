@@ -295,10 +295,10 @@ class MoETransformer(nn.Module):
             training: whether jitter and noise act, and a method assigns experts; the selection may
                 then depend on later tokens.
         """
-        named = self.domains is not None
-        x = F.embedding(
-            tokens, torch.cat([self.embedding, self.domains]) if named else self.embedding
-        )
+        table = self.embedding
+        if self.domains is not None:
+            table = torch.cat([table, self.domains])
+        x = F.embedding(tokens, table)
         mask = None if self.document_end is None else within_documents(tokens, self.document_end)
         layers: list[Routing] = []
         for block in self.blocks:

@@ -165,7 +165,7 @@ def test_given_the_position_equals_a_loop() -> None:
             for own, expert in np.ndindex(3, 3):
                 if p := share[own, expert]:
                     total += p * math.log2(p / share[own].sum() / share[:, expert].sum()) / 4
-        return total
+        return float(total)
 
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(9, generator=generator).numpy() for _ in range(PERMUTATIONS)]

@@ -90,11 +90,11 @@ def headroom(table: Table) -> Headroom | None:
 
     places = []
     for number, (arm, role) in enumerate(zip(arms, roles, strict=True)):
-        distances = [less(number, found.get(other)) for other in ("T", "TD")]
+        to_t, to_td = (less(number, found.get(other)) for other in ("T", "TD"))
         above = values[:, number] - values[:, found["T"]] if "T" in found else np.array([])
         known = above[~np.isnan(above)]
         behind = role != "T" and len(known) > 0 and bool((known > 0).all())
-        places.append(Place(arm, role, float(np.nanmean(values[:, number])), *distances, behind))
+        places.append(Place(arm, role, float(np.nanmean(values[:, number])), to_t, to_td, behind))
     return Headroom(
         less(found.get("T"), found.get("TD")),
         less(found.get("S"), found.get("D")),
