@@ -140,7 +140,7 @@ def test_make_scope_knows_every_name() -> None:
     assert made("global", 16) == Global(16)
     assert made("shuffled", 16) == Shuffled(4, 16)
     assert made("domain") == Domain()
-    with pytest.raises(ConfigError, match="scope=local: no such scope; there are none, sequence"):
+    with pytest.raises(ConfigError, match=r"scope=local: no such scope; .*here are none, sequence"):
         made("local")
     for name in ("none", "sequence", "micro", "domain"):
         with pytest.raises(ConfigError, match=f"balance_bsz=8: the groups of the scope {name} "):
