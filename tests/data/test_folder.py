@@ -113,8 +113,8 @@ def test_only_regular_files_are_read(tmp_path: Path):
     with pytest.raises(Several) as caught:
         source.fingerprint(None)
     assert caught.value.lines == tuple(
-        f"{tmp_path}/{name}/train.txt: cannot be read (is not a regular file); allow it or remove "
-        "it"
+        f"{tmp_path}/{name}/train.txt: cannot be read (is not a regular file); make it a file that "
+        "you may read, or remove it"
         for name in ("a", "b")
     )
     with pytest.raises(Several):
@@ -136,8 +136,9 @@ def test_folders_in_a_domain_are_read_and_what_is_left_out_is_named(tmp_path: Pa
         "valid": ["law/valid/v.txt"],
     }
     assert Folder(str(tmp_path)).notes == (
-        f"data.path={tmp_path}: leaves out files: 1 beside the domains, in Markdown (NOTES.md), "
-        "1 called README (law/README.md), 1 links to folders that are read already (law/loop), "
+        f"data.path={tmp_path}: leaves out files: "
+        "1 behind a link to a folder that is read already (law/loop), "
+        "1 beside the domains, in Markdown (NOTES.md), 1 called README (law/README.md), "
         "1 with the ending .py (law/x.py), 1 without an ending (Makefile)",
     )
 

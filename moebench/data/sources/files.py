@@ -80,7 +80,8 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be read ({reason(error)}); allow it or remove it"
+            f"{path}: cannot be read ({reason(error)}); make it a file that you may read, or "
+            "remove it"
         ) from None
     except ValueError as error:
         raise DataError(f"{path}: {error}; copy or compress it again") from None

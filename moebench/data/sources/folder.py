@@ -185,7 +185,7 @@ def _files(
         with reading(path):
             status = path.stat()
         if (status.st_dev, status.st_ino) in seen:
-            yield path, "links to folders that are read already"
+            yield path, "behind a link to a folder that is read already"
             return
         seen.add((status.st_dev, status.st_ino))
         for below in _visible(path):
