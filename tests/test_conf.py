@@ -25,7 +25,10 @@ STUDIES = [
     for study in COMPOSER.choices("study")
     for size in COMPOSER.study(study).sizes or [StudyConfig.size]
 ]
-PARTNERS = {"method=remoe": ("router.gate=relu", "router.renormalize=false")}
+PARTNERS = {
+    "method=remoe": ("router.gate=relu", "router.renormalize=false"),
+    "router=domain_token": ("model.num_experts=12",),  # three domains, top-2
+}
 FILES = sorted(shipped_conf().glob("*/*.yaml"))
 
 
