@@ -28,7 +28,11 @@ def test_every_split_in_every_order_gives_the_same(scope: str, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize(
-    ("size", "estimators"), [(2, tuple(ESTIMATORS)), (4, ("exact", "buffer of 2", "stale"))]
+    ("size", "estimators"),
+    [
+        (2, ("exact", "buffer of 2", "stale", "ema", "window of 3")),
+        (4, ("exact", "buffer of 2")),
+    ],
 )
 def test_every_number_of_ranks_gives_the_same(size: int, estimators: tuple[str, ...]) -> None:
     for case, off in invariance.measure_on_ranks(FP64, size, estimators).items():
