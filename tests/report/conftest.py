@@ -27,6 +27,16 @@ SCIENCE = {
     "train.steps": 400,
 }
 
+DATA = {"source": "installed", "tokenizer": "bytes", "trigram_bits": 100.0}
+ABOUT = {
+    "device": "cpu",
+    "device_name": "a CPU",
+    "moebench": "0.1.0",
+    "precision": "fp32",
+    "random_max_vio": {"micro": 0.22, "batch": 0.04, "global": 0.02},
+    "torch": "2.11.0",
+}
+
 
 def make_run(
     root: Path,
@@ -50,25 +60,14 @@ def make_run(
     about = {
         "arm": arm,
         "arm_hash": arm_hash,
-        "data": {
-            "content_hash": keys["data"],
-            "source": "installed",
-            "tokenizer": "bytes",
-            "trigram_bits": 100.0,
-        },
-        "device": "cpu",
-        "device_name": "a CPU",
+        "data": DATA | {"content_hash": keys["data"]},
         "group": {"sequences": sequences, "tokens": sequences and 128 * sequences},
         "hash": f"{arm_hash}{seed}",
-        "moebench": "0.1.0",
-        "precision": "fp32",
-        "random_max_vio": {"micro": 0.22, "batch": 0.04, "global": 0.02},
         "run": record.name,
         "science": keys | {"seed": seed},
         "seed": seed,
-        "torch": "2.11.0",
     }
-    record.begin(f"seed: {seed}\n", about | manifest)
+    record.begin(f"seed: {seed}\n", ABOUT | about | manifest)
     for row in rows:
         record.append(row)
     if counts is not None:
