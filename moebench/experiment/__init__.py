@@ -75,15 +75,8 @@ def run_experiment(
                     return record
                 _clear(record, resume=resume, force=force)
                 with stop_signals() as signals:
-                    session = Session(
-                        treatment,
-                        corpus,
-                        record,
-                        ranks,
-                        signals,
-                        command=command,
-                        on_event=on_event,
-                    )
+                    of_run = treatment, corpus, record, ranks, signals
+                    session = Session(*of_run, command=command, on_event=on_event)
                     [error] = train_in_lockstep([session.run()])
                 if error is not None:
                     raise error

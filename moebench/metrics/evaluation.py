@@ -85,8 +85,11 @@ def routing_metrics(
         "probe_index": probe.short().numpy(),
     }
     if routing.weights is not None:
-        likeliest = routing.weights.detach().amax(-1).flatten(1).cpu().double()
-        arrays["probability"] = np.stack(
-            [np.histogram(layer, BINS, (0.0, 1.0))[0] for layer in likeliest.numpy()]
-        )
+        arrays["probability"] = _likeliest(routing.weights)
     return row, arrays
+
+
+def _likeliest(weights: Tensor) -> np.ndarray:
+    """[layers, bins] how many tokens give their likeliest expert a probability in each bin."""
+    likeliest = weights.detach().amax(-1).flatten(1).cpu().double().numpy()
+    return np.stack([np.histogram(layer, BINS, (0.0, 1.0))[0] for layer in likeliest])

@@ -144,11 +144,7 @@ def evaluate(
         }
         batch = validation(corpus, half, **size)
         text = Text.of(batch, config, corpus, device, prescription)
-        if model.gating.random:  # the same keys in every evaluation
-            noise = keys(0, len(batch.tokens), device)
-            steering = (steering or Steering())._replace(noise=noise)
-        if text.forced is not None:
-            steering = (steering or Steering())._replace(forced=text.forced)
+        steering = _steered(model, text, steering)
         nats, routing = _forward_all(model, text, device_bsz, steering)
         row |= quality(
             prefix,
@@ -178,6 +174,16 @@ def evaluate(
             if steering is not None and steering.mask is not None:
                 arrays["active"] = steering.mask.cpu().numpy()
     return row, arrays
+
+
+def _steered(model: MoETransformer, text: "Text", steering: Steering | None) -> Steering | None:
+    """What steers the evaluation of a text, with the same random keys in every evaluation."""
+    if model.gating.random:
+        noise = keys(0, len(text.tokens), text.tokens.device)
+        steering = (steering or Steering())._replace(noise=noise)
+    if text.forced is not None:
+        steering = (steering or Steering())._replace(forced=text.forced)
+    return steering
 
 
 def _halves(corpus: Corpus, *, tune: bool) -> Iterator[tuple[str, Half, Sequence[str]]]:

@@ -194,17 +194,18 @@ def compare(
         arms[i]: Comparison(
             adjusted=estimates.get(i, Estimate(alone.value)),
             paired=alone if shared[i] >= FEWEST_SEEDS else None,
-            per_seed={
-                seed: float(value)
-                for seed, value in zip(seeds, difference[:, i], strict=True)
-                if not np.isnan(value)
-            },
+            per_seed=_by_seed(seeds, difference[:, i]),
             left_pool=odd.get(i),
         )
         for i, alone in paired.items()
     }
     left = {arms[i]: way for i, way in odd.items()}
     return Comparisons(compared, left, sd, df, family, resolved)
+
+
+def _by_seed(seeds: Sequence[int], values: np.ndarray) -> dict[int, float]:
+    pairs = zip(seeds, values, strict=True)
+    return {seed: float(value) for seed, value in pairs if not np.isnan(value)}
 
 
 def _dunnett(
