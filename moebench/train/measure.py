@@ -137,11 +137,8 @@ def evaluate(
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     for prefix, half, domains in _halves(corpus, tune=last):
-        size: dict[str, Any] = {
-            "sequences": config.data.valid_sequences,
-            "seq_len": config.seq_len,
-            "domains": domains,
-        }
+        sizes = {"sequences": config.data.valid_sequences, "seq_len": config.seq_len}
+        size: dict[str, Any] = {**sizes, "domains": domains}
         batch = validation(corpus, half, **size)
         text = Text.of(batch, config, corpus, device, prescription)
         steering = _steered(model, text, steering)
@@ -162,12 +159,9 @@ def evaluate(
         if model.gating.method is not None:
             row["assigned/nats"] = _assigned_nats(model, text, device_bsz, steering)
         if model.router_weights:
-            of_routing, arrays = routing_metrics(
-                routing,
-                text.tokens[:, :-1],
-                torch.from_numpy(batch.domain),
-                torch.tensor(shares(corpus, config.data), dtype=torch.float64),
-            )
+            domain = torch.from_numpy(batch.domain)
+            mixture = torch.tensor(shares(corpus, config.data), dtype=torch.float64)
+            of_routing, arrays = routing_metrics(routing, text.tokens[:, :-1], domain, mixture)
             row |= of_routing
             if last:
                 row |= _replayed(model, text, batch.domain, routing, device_bsz, steering)
