@@ -131,6 +131,18 @@ class Composer(OverrideParser):
         apply_to_all(check, [study.overrides, *study.sizes.values(), *map(shlex.split, study.arms)])
         return study
 
+    def set_by(self, pick: str) -> set[str]:
+        """The keys of its own group that an override sets if it names a preset, or several."""
+        picks = [word for words in self.expand([pick]) for word in words]
+        chosen = [self.checked([word])[0] for word in picks]
+        return {
+            key
+            for override in chosen
+            if self.is_group(override)
+            for key in self._preset(f"{override.key_or_group}/{word_of(override)}")
+            if key.startswith(f"{override.key_or_group}.")
+        }
+
     def _preset(self, name: str, *picks: str) -> Values:
         """The values of a file under `conf/` with some presets; keys and types are checked."""
         if (name, *picks) in self._composed:

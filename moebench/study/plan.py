@@ -6,7 +6,7 @@ and its id, so any launcher can start it. Planning imports no torch.
 
 import json
 import shlex
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -92,7 +92,7 @@ def _cells(
     arms = [cell for cells in of_arm for cell in cells]
     _check_varied(study, of_runs, arms, named=bool(names))
     composer.expand(of_runs)  # so that an error names what was typed
-    merged = [_merge(composer.groups, shared, of_runs, arm) for arm in arms]
+    merged = [_merge(composer, shared, of_runs, arm) for arm in arms]
     return study, [cell for words in merged for cell in composer.expand(words)]
 
 
@@ -159,12 +159,12 @@ def _key(override: str) -> str:
     return override.split("=", 1)[0]
 
 
-def _merge(groups: Collection[str], *layers: Iterable[str]) -> list[str]:
-    """Merge layers of overrides: a later layer wins, its presets over earlier keys of the group."""
+def _merge(composer: Composer, *layers: Iterable[str]) -> list[str]:
+    """Merge layers of overrides: a later layer wins, its presets over the keys that they set."""
     kept: dict[str, str] = {}
     for layer in layers:
         new = {_key(word): word for word in layer}
-        chosen = {*new} & {*groups}
-        kept = {key: word for key, word in kept.items() if key.split(".")[0] not in chosen}
+        replaced = {f"{key}." for word in new.values() for key in composer.set_by(word)}
+        kept = {key: word for key, word in kept.items() if not f"{key}.".startswith((*replaced,))}
         kept |= new
     return list(kept.values())

@@ -14,7 +14,7 @@ from moebench.study import Plan, make_plan, read_plan
 Small = Callable[..., list[str]]
 STUDY = """\
 question: Which?
-overrides: [loss.balance=0.5, optim=adamw, optim.lr=0.25, 'seed=0,1']
+overrides: [loss.balance=0.5, optim=adamw, optim.lr=0.25, data.max_epochs=7, 'seed=0,1']
 arms: [scope=micro, scope=global balance_bsz=8, scope=global, "scope=none loss.z=0.1,0.2"]
 baseline: micro
 size: short
@@ -85,6 +85,7 @@ def test_what_is_typed_wins_over_a_study(composer: Composer, small: Small) -> No
     assert {job.seed for job in plan.jobs} == {7}
     assert {job.config["train"]["steps"] for job in plan.jobs} == {9}
     assert {job.config["optim"]["lr"] for job in plan.jobs} == {0.001}, "a preset over its keys"
+    assert {job.config["data"]["max_epochs"] for job in plan.jobs} == {7}, "and over no other"
 
 
 def test_a_sweep_is_crossed_with_a_study(composer: Composer, small: Small) -> None:
