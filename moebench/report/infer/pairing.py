@@ -7,6 +7,8 @@ from moebench.records import printable
 
 BATCHES = ("micro_bsz", "data.sampling", "data.temperature", "data.weights", "data.heldout")
 """Keys that decide which sequences a step sees, beside those in which all runs of a table agree."""
+KIND = ("router.", "method", "model.")
+"""Starts of the keys that make another model of the same weights, or other weights."""
 START_TOLERANCE = 1e-3  # nats; rounding gives 1e-6, other initial weights 1e-2
 
 
@@ -49,7 +51,8 @@ def other_starts(runs: Sequence[Mapping[str, Any]], starts: Mapping[str, float])
     """Runs of one seed whose nats before the first step differ without a key that explains it.
 
     Arms of a seed share initial weights, so before training they are one model, unless a router
-    is perturbed or of another kind. Rounding moves the nats by far less than START_TOLERANCE.
+    is perturbed, or the model or its router is of another kind. Rounding moves the nats by far
+    less than START_TOLERANCE.
 
     Args:
         runs: rows of the frame.
@@ -57,7 +60,7 @@ def other_starts(runs: Sequence[Mapping[str, Any]], starts: Mapping[str, float])
     """
     first: dict[str, Mapping[str, Any]] = {}
     for run in runs:
-        acting = {k: v for k, v in run["science"].items() if k.startswith(("router.", "method"))}
+        acting = {k: v for k, v in run["science"].items() if k.startswith(KIND)}
         if run["run"] not in starts or "router.perturb" in acting:
             continue
         partner = first.setdefault(repr((run["seed"], sorted(acting.items(), key=str))), run)

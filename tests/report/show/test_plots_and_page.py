@@ -254,7 +254,8 @@ def test_broken_pairing_is_named(runs: Path, run: Make) -> None:
     rows = [{"step": 0, "valid/nats": 5.6}]
     for arm in ("micro", "global"):
         run(runs, arm, 0, rows=rows)
-    run(runs, "twin", 0, rows=[{"step": 0, "valid/nats": 5.7}], science={"router.perturb": 1e-6})
+    for arm, science in (("twin", {"router.perturb": 1e-6}), ("dense", {"model.moe": False})):
+        run(runs, arm, 0, rows=[{"step": 0, "valid/nats": 5.7}], science=science)
     assert "are no pair" not in make_report([runs]).render()
     broken = run(runs, "shuffled", 0, rows=[{"step": 0, "valid/nats": 5.63}])
     text = " ".join(make_report([runs]).render().split())
