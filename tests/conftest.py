@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -26,8 +27,15 @@ for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
 
 
+# Tests that check the shapes in signatures, which doubles the time of a small step: those of the
+# packages themselves, and those in which every preset takes a step and a whole run is made.
+SHAPES_CHECKED = ("balance", "metrics", "model", "test_conf.py", "test_experiment.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked `gpu` are skipped where there is none."""
+    """Check shapes where that is wanted; skip tests marked `gpu` where there is none."""
+    first = item.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping.config.update("jaxtyping_disable", first not in SHAPES_CHECKED)
     if item.get_closest_marker("gpu"):
         import torch
 
