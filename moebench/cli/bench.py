@@ -58,13 +58,14 @@ def bench(
     Examples: `moebench bench`, `moebench bench scope=micro model=small`,
     `moebench bench --study demo`
     """
+    from moebench import device
     from moebench.config.compose import Composer
     from moebench.config.identity import label
     from moebench.study import find_plan
 
     load_plugins(plugin)
     if study is None:
-        config = Composer(config_dir).compose(overrides or [])
+        config = Composer(config_dir, device.suited_precision).compose(overrides or [])
         plan, configs = None, {label(config): config}
     elif overrides:
         raise ConfigError(f"{overrides[0]}: --study times its arms as they are; leave it out")

@@ -110,12 +110,14 @@ def sweep(
 
 def _plan(words: list[str], config_dir: Path | None, runs_dir: Path, known: bool) -> "Plan":
     """The plan that the words describe, or with `known` also that of an earlier sweep, by name."""
+    from moebench import device
     from moebench.config.compose import Composer
     from moebench.study import find_plan, make_plan
 
     if known and len(words) < 2 and "=" not in "".join(words):
         return find_plan(runs_dir, *words)
-    plan, _ = make_plan(Composer(config_dir), words, progress=print_message)
+    composer = Composer(config_dir, device.suited_precision)  # the sweep trains on this machine
+    plan, _ = make_plan(composer, words, progress=print_message)
     return plan
 
 
@@ -187,11 +189,25 @@ def _print_plan(launcher: "LocalLauncher", console: "Console") -> None:
         word for word in plan.jobs[0].overrides if all(word in job.overrides for job in plan.jobs)
     ]
     size = f", size {plan.size}" if plan.size else ""
-    title = f"{plan.slug}{size}: {len(plan.jobs)} runs. {plan.question}"
+    title = f"{plan.slug}{size}: {len(plan.jobs)} runs{_on_gpu(launcher)}. {plan.question}"
     print_message(title.strip(), console)
     if shared:
         print_message(f"all runs: {' '.join(shared)}", console)
     console.print(_arms_table(launcher, shared))
+
+
+def _on_gpu(launcher: "LocalLauncher") -> str:
+    """The precision of runs and how many one process stacks; nothing for fp32 one by one."""
+    from moebench.config.compose import from_dict
+
+    words, jobs = [], launcher.plan.jobs
+    precisions = sorted({job.config["train"]["precision"] for job in jobs})
+    if precisions != ["fp32"]:
+        words.append(f" in {' and '.join(precisions)}")
+    stacked = launcher.stack_size(from_dict(jobs[0].config)) if launcher.stack_size else 1
+    if stacked > 1 and len(jobs) > 1:
+        words.append(f", up to {min(stacked, len(jobs))} of them stacked in one process")
+    return "".join(words)
 
 
 def _arms_table(launcher: "LocalLauncher", shared: list[str]) -> Any:

@@ -51,12 +51,13 @@ def train(
 
     Example: `moebench train scope=global balance_bsz=128`
     """
+    from moebench import device
     from moebench.config.compose import Composer
 
     if resume and force:
         raise ConfigError("--resume --force: one continues a run, one starts over; use only one")
     load_plugins(plugin)
-    made = Composer(config_dir).compose(overrides or [], base=config)
+    made = Composer(config_dir, device.suited_precision).compose(overrides or [], base=config)
     if print_config:
         _print_config(made, as_json)
         return
@@ -106,7 +107,13 @@ def _print_plan(
         print_json({"run": str(record.path), "steps": steps, "done": done})
     else:
         already = " (already done)" if done else ""
-        print(f"{record.path}: {steps} steps of {config.global_bsz} sequences{already}")
+        words = f"{steps} steps of {config.global_bsz} sequences{_in_precision(config, ' in ')}"
+        print(f"{record.path}: {words}{already}")
+
+
+def _in_precision(config: "ExperimentConfig", before: str) -> str:
+    """The precision in words; nothing for fp32, the default on a CPU."""
+    return "" if config.train.precision == "fp32" else before + config.train.precision
 
 
 def _check_exists(record: "Record", runs_dir: Path) -> None:
@@ -152,9 +159,8 @@ def _train(
     weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(treatment).items())
     run = resolved(config.run, record if resume else None, Ranks(size=world_size()))
     threads = f"{run.threads} thread{'s' if run.threads != 1 else ''}"
-    print_message(
-        f"{record.path}  {run.device}, {threads}; balance loss per router: {weights or 'none'}"
-    )
+    where = f"{run.device}{_in_precision(config, ', ')}, {threads}"
+    print_message(f"{record.path}  {where}; balance loss per router: {weights or 'none'}")
     with TrainDisplay(record.name, config.train.steps) as display:
         start(on_event=lambda event: display.update(event.step, event.row))
 

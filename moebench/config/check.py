@@ -51,9 +51,10 @@ def _check_model(config: ExperimentConfig) -> None:
     multiple = {"fp32": 4, "bf16": 8}.get(precision, 1)
     for key, width in (("d_model", model.d_model), ("expert_dim", model.expert_dim)):
         if width % multiple:
+            other = " or train.precision=fp32" if precision == "bf16" and width % 4 == 0 else ""
             raise ConfigError(
                 f"model.{key}={width}: must be a multiple of {multiple} for grouped products in "
-                f"{precision}; try model.{key}={width - width % multiple + multiple}"
+                f"{precision}; try model.{key}={width - width % multiple + multiple}{other}"
             )
     check_divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
     if (model.d_model // model.num_heads) % 2:

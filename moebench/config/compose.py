@@ -6,9 +6,9 @@ by dotted key. Every error therefore names one override or file, and a grid read
 
 import shlex
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, cast, get_origin
 
@@ -57,10 +57,19 @@ COMPOSED: dict[Path, Composed] = {}  # by the shipped `conf/`; Hydra takes half 
 
 
 class Composer(OverrideParser):
-    """Composes configs from presets and overrides; see `Presets` for what an overlay may be."""
+    """Composes configs from presets and overrides; see `Presets` for what an overlay may be.
 
-    def __init__(self, overlay: Path | None = None) -> None:
+    Args:
+        suited: the precision that `train.precision=auto` means for a `run.device`, on the machines
+            that will train: `moebench.device.suited_precision` for this one. It is asked once for
+            each `run.device`. Without it, auto means fp32.
+    """
+
+    def __init__(
+        self, overlay: Path | None = None, suited: Callable[[str], str] | None = None
+    ) -> None:
         super().__init__(overlay)
+        self._suited = cache(suited) if suited else None
         # An overlay may change; the shipped presets do not.
         self._composed: Composed = COMPOSED.setdefault(self.conf, {}) if overlay is None else {}
 
@@ -107,7 +116,7 @@ class Composer(OverrideParser):
         for override in entries:
             table, _, name = override.key_or_group.rpartition(".")
             values[table] = {**values.get(table, {}), name: value_of(override, KNOBS)}
-        return _complete(values)
+        return _complete(values, self._suited)
 
     def study(self, name: str, overrides: Iterable[str] = ()) -> StudyConfig:
         """A study preset, with `study.size` and other `study.*` values set."""
@@ -279,11 +288,13 @@ def _store_scopes() -> None:
         ConfigStore.instance().store(group="scope", name=name, node=node, package="_global_")
 
 
-def _complete(values: Values) -> ExperimentConfig:
+def _complete(values: Values, suited: Callable[[str], str] | None = None) -> ExperimentConfig:
     config = ExperimentConfig()
     for key, value in values.items():
         *path, name = key.split(".")
         setattr(reduce(getattr, path, config), name, value)
+    if config.train.precision == "auto":
+        config.train.precision = suited(config.run.device) if suited else "fp32"
     check_experiment(config)
     # Batches take the domains in turn. Sorted, runs of one identity see the same batches.
     config.data.domains = config.data.domains and sorted(config.data.domains)

@@ -13,7 +13,7 @@ from moebench.config.knob import NOT_HASHED, knob
 from moebench.ranges import LARGEST
 from moebench.scopes import SCOPES
 
-PRECISIONS = ("fp32", "bf16", "fp64")
+PRECISIONS = ("auto", "fp32", "bf16", "fp64")
 GATES = ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax", "relu")
 MAPS = ("none", "hash", "sequence_hash", "domain", "domain_token")
 SOURCES = ("installed", "folder", "huggingface", "synthetic", "mixture")
@@ -308,7 +308,10 @@ class OptimConfig:
 class TrainConfig:
     steps: int = knob(400, "optimizer steps", unit="steps", low=1)
     precision: str = knob(
-        "fp32", "precision of matrix products; fp64 is for tests", choices=PRECISIONS
+        "auto",
+        "precision of matrix products; auto means bf16 on a GPU that computes in it, else fp32; "
+        "fp64 is for tests",
+        choices=PRECISIONS,
     )
     eval_every: int = knob(
         100,

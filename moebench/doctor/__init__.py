@@ -43,9 +43,10 @@ def examine(runs_dir: Path) -> list[Finding]:
         fp32, bf16 = (partial(device.experts, precision) for precision in ("fp32", "bf16"))
         findings += gather(
             Check("device", device.device, "problem", device.WITHOUT_GPU),
+            Check("precision", device.precision),
             Check("threads", device.threads),
             Check("experts in fp32", fp32, "problem", device.WITHOUT_GPU),
-            Check("experts in bf16", bf16, "note", device.STAY_FP32),
+            Check("experts in bf16", bf16, "note", device.TAKE_FP32),
             Check("products", device.products),
             Check("bf16 on the CPU", device.bf16_on_cpu, "note", device.STAY_FP32),
         )

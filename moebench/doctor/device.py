@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moebench.device import capability, suited_precision
 from moebench.doctor.finding import GIB, PIP, Finding, brief
 from moebench.machine import lines, usable_cores
 
@@ -26,7 +27,8 @@ GAIN = 1.1  # times the speed of fp32; less is no gain, since timings vary
 
 TORCH_AGAIN = f"install torch again: {PIP} --force-reinstall torch"
 WITHOUT_GPU = f"on a GPU, try run.device=cpu; else {TORCH_AGAIN}"
-STAY_FP32 = "leave train.precision at fp32, its default"
+TAKE_FP32 = "add train.precision=fp32"
+STAY_FP32 = "leave train.precision=auto, which means fp32 on a CPU"
 
 
 def import_torch() -> Iterator[Finding]:
@@ -109,6 +111,13 @@ def experts(precision: str) -> Iterator[Finding]:
         yield Finding(name, value, "problem", WITHOUT_GPU)
 
 
+def precision() -> Iterator[Finding]:
+    """What `train.precision=auto` means here."""
+    found = capability("auto")
+    where = "no GPU" if found is None else "compute capability {}.{}".format(*found)
+    yield Finding("precision", f"train.precision=auto means {suited_precision('auto')} ({where})")
+
+
 def products() -> Iterator[Finding]:
     """Whether the bits of the default model's products depend on the shape of the product."""
     import torch
@@ -118,6 +127,7 @@ def products() -> Iterator[Finding]:
     from moebench.train.products import KINDS, shape_dependent, shapes_of
 
     device, config = "cuda" if torch.cuda.is_available() else "cpu", ExperimentConfig()
+    config.train.precision = suited_precision(config.run.device)
     with torch.device("meta"):
         model = blank_model(config, VOCABULARY)
     kinds = shape_dependent(shapes_of(model, config.global_bsz, config.seq_len), device)

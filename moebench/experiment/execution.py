@@ -1,5 +1,6 @@
 """How a run is executed: its device, its threads, and its ranks."""
 
+import warnings
 from dataclasses import fields, replace
 
 import torch
@@ -35,9 +36,15 @@ def resolved(wanted: RunConfig, record: Record | None, ranks: Ranks) -> RunConfi
 
 def device_kind(wanted: RunConfig) -> str:
     """`cuda` or `cpu`. Raises ConfigError if the config asks for a device that is not there."""
-    available = torch.cuda.is_available()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
     if wanted.device == "cuda" and not available:
-        raise ConfigError("run.device=cuda: torch finds no CUDA device; use run.device=cpu")
+        why = f" ({str(warned[0].message).split('. ')[0]})" if warned else ""
+        raise ConfigError(
+            f"run.device=cuda: torch finds no CUDA device{why}; moebench doctor says what to do "
+            "about it, and run.device=cpu does without"
+        )
     return "cuda" if available and wanted.device != "cpu" else "cpu"
 
 

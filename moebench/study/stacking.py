@@ -1,7 +1,6 @@
 """How many runs of a sweep one process trains at once, and on which device."""
 
-from pathlib import Path
-
+from moebench import device
 from moebench.config.cost import memory_bytes
 from moebench.config.schema import ExperimentConfig
 
@@ -9,7 +8,6 @@ MEMORY_SHARE = 0.7  # of the free memory of a GPU, for an automatic stack
 MOST = 64  # runs in an automatic stack: larger stacks are not faster, for any model
 CUDA_GROUPS = 1023  # maximum number of groups of a grouped product on a GPU
 BYTE_VOCABULARY = 257
-DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # Linux, and Linux under Windows
 
 
 def stack_size(config: ExperimentConfig) -> int:
@@ -22,12 +20,8 @@ def stack_size(config: ExperimentConfig) -> int:
 
 
 def on_gpu(config: ExperimentConfig) -> bool:
-    """Whether runs of this config use a GPU. Imports torch only if there may be one."""
-    if config.run.device == "cpu" or not any(driver.exists() for driver in DRIVERS):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+    """Whether runs of this config use a GPU."""
+    return device.capability(config.run.device) is not None
 
 
 def _most(config: ExperimentConfig) -> int:
@@ -37,7 +31,10 @@ def _most(config: ExperimentConfig) -> int:
 def _fitting(config: ExperimentConfig) -> int:
     import torch
 
-    free, _ = torch.cuda.mem_get_info()
+    try:
+        free, _ = torch.cuda.mem_get_info()
+    except RuntimeError as error:
+        raise device.unusable(config.run.device, error) from None
     of_bytes = config.data.tokenizer == "bytes"
     vocabulary = BYTE_VOCABULARY if of_bytes else config.data.vocab_size
     return max(1, int(MEMORY_SHARE * free / memory_bytes(config, vocabulary)))

@@ -50,7 +50,7 @@ def offered(call: Call, monkeypatch: pytest.MonkeyPatch) -> Offered:
         ("moebench train scope=mi", ["scope=micro"]),
         ("moebench train model=tiny scope=mi", ["scope=micro"]),
         ("moebench train --resume scope=mi", ["scope=micro"]),
-        ("moebench train train.precision=", ["train.precision=fp32", "train.precision=bf16"]),
+        ("moebench train train.precision=", ["train.precision=auto", "train.precision=fp32"]),
         ("moebench train router.renormalize=", ["router.renormalize=true"]),
         ("moebench train run.threads=", ["run.threads=null"]),
         ("moebench train seed=", ["seed=0"]),
@@ -146,7 +146,7 @@ IN_BASH = {
     "train scope=mi": ["scope=micro"],
     "train model = tiny scope = mi": ["micro"],
     "train seed = 1 train.pr": [f"train.precision={'' if n == 0 else word}" for n, word in
-                                enumerate(("", "fp32", "bf16", "fp64"))],
+                                enumerate(("", "auto", "fp32", "bf16", "fp64"))],
     "sweep scope = micro,g": ["micro,global"],
     "sweep study = demo study.size = ": ["cpu"],
 }  # fmt: skip

@@ -85,7 +85,7 @@ WRONG = {
     "train optim.lr=1e400": "optim.lr=inf: must be a finite number",
     "train optim.lr=0": "optim.lr=0.0: must be above 0",
     "train seed=-1": "seed=-1: must be between 0 and 4294967295",
-    "train train.precision=fp8": "train.precision=fp8: must be one of fp32, bf16, fp64",
+    "train train.precision=fp8": "train.precision=fp8: must be one of auto, fp32, bf16, fp64",
     "train data.path=${oc.env:HOME}": "data.path=${oc.env:HOME}: interpolations are not taken from",
     "train data.path=~/x": "data.path=~/x: does not parse (token recognition error at: '~'); quote "
     """the value, as in 'data.path="~/x"'""",

@@ -113,7 +113,8 @@ def with_knob(key: str, value: Any) -> ExperimentConfig:
 def another(value: Any, known: Mapping[str, Any]) -> Any:
     """Some other value that a knob may have."""
     if known["range"].choices:
-        return next(each for each in known["range"].choices if each != value)
+        choices = known["range"].choices
+        return next(each for each in choices if each not in (value, "auto"))  # which means another
     if isinstance(value, bool):
         return not value
     if isinstance(value, list | dict):
