@@ -1,4 +1,4 @@
-"""docs/architecture.md lists every module with its caption and is up to date."""
+"""The generated parts of docs are up to date: every module with its caption, every method."""
 
 import re
 import runpy
@@ -8,12 +8,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TREE = runpy.run_path(str(ROOT / "docs" / "tree.py"))
+METHODS = runpy.run_path(str(ROOT / "docs" / "methods_table.py"))
 MODULES = sorted(path for path in (ROOT / "moebench").rglob("*.py") if path.stat().st_size)
 
 
 def test_the_page_is_up_to_date() -> None:
     page = TREE["PAGE"].read_text(encoding="utf-8")
     assert page == TREE["updated"](page), "run `python docs/tree.py`"
+
+
+def test_the_table_of_methods_is_up_to_date_and_names_tests_that_exist() -> None:
+    page = METHODS["PAGE"].read_text(encoding="utf-8")
+    assert page == METHODS["updated"](page), "run `python docs/methods_table.py`"
+    tests = re.findall(r"`(test_\w+\.py)`", METHODS["generated"]())
+    assert len(tests) > 10
+    assert all((ROOT / "tests" / "balance" / name).is_file() for name in tests)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())

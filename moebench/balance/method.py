@@ -5,7 +5,8 @@ A method is a frozen dataclass whose fields are its options. It can act in four 
     selection   `steering`: a bias, a factor and a mask for the scores that experts are selected by;
                 `assign`: the selection itself, for a whole logical group of tokens
     objective   `penalty`: a term of the loss from what routers did in a pass;
-                `weight_penalty`: a term from the routers' weights alone
+                `weight_penalty`: a term from the routers' weights alone;
+                `expert_penalty`: a term from the weights of routers and experts
     after       `update`: the state for the next step, from the routing of the whole step
 
 The state of a method is a NamedTuple of tensors. The training loop owns it: it calls `begin` once
@@ -84,8 +85,8 @@ class Method:
 
     Class attributes:
         State: the NamedTuple of its state; None: it has none.
-        observes: the optional fields of `Routing` that it reads, of `logits`, `scores` and
-            `outputs`.
+        observes: the optional fields of `Routing` that it reads, of `logits`, `scores`, `outputs`
+            and `soft_counts`.
     """
 
     State: ClassVar[type | None] = None
@@ -148,12 +149,30 @@ class Method:
     def penalizes(self) -> bool:
         """Whether the method adds anything to the objective."""
         own = type(self)
-        return (own.penalty, own.weight_penalty) != (Method.penalty, Method.weight_penalty)
+        hooks = "penalty", "weight_penalty", "expert_penalty"
+        return any(getattr(own, hook) is not getattr(Method, hook) for hook in hooks)
 
     def weight_penalty(
         self, state: Any, routers: Sequence[Float[Tensor, "experts d_model"]]
     ) -> Tensor | None:
         """The weighted term that the routers' weights add to a step's objective; None: nothing."""
+        return None
+
+    def expert_penalty(
+        self,
+        state: Any,
+        routers: Sequence[Float[Tensor, "experts d_model"]],
+        experts: Sequence[Float[Tensor, "experts d_model width"]],
+        generator: torch.Generator,
+    ) -> Tensor | None:
+        """The weighted term of the weights of routers and experts in a step; None: nothing.
+
+        Args:
+            routers: the weights of each router.
+            experts: of the same layers, the first matrix of each expert; its first half is the
+                gate of the SwiGLU.
+            generator: of the step's random draws, on the CPU.
+        """
         return None
 
     def update(

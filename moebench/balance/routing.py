@@ -30,7 +30,8 @@ class Routing(NamedTuple):
             gradient and 0 for padding; None where a model does not say it.
         tokens: [sequences] tokens that are no padding; None where none is.
         own_index, own_counts: as `expert_index` and `counts`, of the selection that f counts, where
-            a bias, a factor or groups of experts make it another than the actual one; else None.
+            that is another than the actual one (a bias, a factor, groups of experts, or first
+            choices alone); else None.
         moved: [layers, sequences] assignments to experts that are not among those of the token's
             highest scores; None where nothing but the scores selects.
         dropped: [layers, sequences] assignments over an expert's capacity, which are in `counts`
@@ -39,6 +40,9 @@ class Routing(NamedTuple):
             of them, before any bias; with the gradient. None unless a method reads it.
         outputs: [layers, sequences, tokens, top_k, d_model] of each selected expert, not weighted;
             with the gradient. None unless a method reads it.
+        soft_counts: [layers, sequences, experts] sum over tokens of the probability that an expert
+            is selected, if its noise is drawn again; with the gradient. None unless a method reads
+            it.
     """
 
     expert_index: Int[Tensor, "layers sequences tokens top_k"]
@@ -48,13 +52,14 @@ class Routing(NamedTuple):
     topk_mass: Float[Tensor, "layers sequences"] | None = None
     weights: Float[Tensor, "layers sequences tokens top_k"] | None = None
     tokens: Int[Tensor, " sequences"] | None = None
-    own_index: Int[Tensor, "layers sequences tokens top_k"] | None = None
+    own_index: Int[Tensor, "layers sequences tokens own"] | None = None
     own_counts: Tensor | None = None
     moved: Int[Tensor, "layers sequences"] | None = None
     dropped: Int[Tensor, "layers sequences"] | None = None
     logits: Float[Tensor, "layers sequences tokens experts"] | None = None
     scores: Float[Tensor, "layers sequences tokens experts"] | None = None
     outputs: Float[Tensor, "layers sequences tokens top_k d_model"] | None = None
+    soft_counts: Float[Tensor, "layers sequences experts"] | None = None
 
 
 def observe(

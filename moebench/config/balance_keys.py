@@ -6,7 +6,7 @@ from typing import ClassVar
 from moebench.config.knob import NOT_HASHED, knob
 from moebench.scopes import SCOPES
 
-COUNTS = ("scores", "grouped", "biased")
+COUNTS = ("scores", "grouped", "biased", "first")
 ESTIMATORS = ("exact", "buffer", "stale", "ema")
 
 
@@ -104,10 +104,11 @@ class BalanceConfig:
     )
     counts: str = knob(
         "scores",
-        "which selection f counts under router.expert_groups or a bias: the top-k of all scores; "
-        "grouped, the top-k within the best groups; or biased, the actual one",
+        "which selection f counts: the top-k of all scores; under router.expert_groups, grouped, "
+        "the top-k within the best groups; under a bias, biased, the actual one; or first, each "
+        "token's first choice alone",
         choices=COUNTS,
-        source="scores: DeepSeek-V3, Megatron-LM; biased: OLMo-core, MaxText",
+        source="scores: DeepSeek-V3, Megatron-LM; biased: OLMo-core, MaxText; first: GShard",
     )
     terms: list[TermConfig] = knob(
         [],

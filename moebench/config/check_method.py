@@ -6,7 +6,7 @@ from dataclasses import replace
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import default_option, lookup, moe_layers, router_bsz
 from moebench.errors import ConfigError, remedy
-from moebench.methods import LOSS, Declaration, declared
+from moebench.methods import LOSS, Declaration, Option, declared
 from moebench.ranges import check_divides
 from moebench.registry import content_of
 
@@ -39,10 +39,14 @@ def _method_contradictions(config: ExperimentConfig) -> Contradictions:
         f"model.dense_layers={model.dense_layers}: must be below model.num_layers="
         f"{model.num_layers}; model.moe=false makes all dense",
     )
-    yield (
-        bool(method.gates) and router.gate not in method.gates,
-        f"method={name}: is for router.gate={' or '.join(method.gates)}, and not for {router.gate}",
-    )
+    for key, value, fit in (
+        ("gate", router.gate, method.gates),
+        ("form", router.form, method.forms),
+    ):
+        yield (
+            bool(fit) and value not in fit,
+            f"method={name}: is for router.{key}={' or '.join(fit)}, and not for {value}",
+        )
     if method.offsets or method.assigns:
         why = "moves scores" if method.offsets else "assigns experts"
         yield (
@@ -120,6 +124,11 @@ def _map_contradictions(config: ExperimentConfig) -> Contradictions:
         router.map in ("domain", "domain_token") and bool(data.heldout),
         f"router.map={router.map}: a held-out domain ({', '.join(data.heldout)}) has no experts; "
         "leave out data.heldout, or use router=hash",
+    )
+    yield (
+        config.balance.counts == "first",
+        f"balance.counts=first: router.map={router.map} prescribes experts in no order; leave one "
+        "of them out",
     )
     for key, wrong in (
         ("router.gate", router.gate in ("relu", "sparsemax")),
@@ -203,6 +212,8 @@ def check_method(config: ExperimentConfig) -> None:
         )
     for key, value in options.items():
         _check_option(config, method, key, value)
+    for key, option in method.options.items():
+        _check_needs(config, key, option, options.get(key, default_option(config, option)))
 
 
 def _check_option(config: ExperimentConfig, method: Declaration, key: str, value: float) -> None:
@@ -216,6 +227,20 @@ def _check_option(config: ExperimentConfig, method: Declaration, key: str, value
     if option.divides:
         total = lookup(config, option.divides)
         check_divides(f"method.options.{key}", int(value), option.divides, total)
+
+
+def _check_needs(config: ExperimentConfig, key: str, option: Option, value: float) -> None:
+    """Refuse a value that another key does not allow."""
+    subject, passes = f"method.options.{key}={value:g}", config.run.device_bsz
+    if option.whole_groups and passes is not None and passes % int(value):
+        raise ConfigError(
+            f"run.device_bsz={passes}: would split the groups of {subject}; use a multiple"
+        )
+    if option.needs and value and not lookup(config, option.needs):
+        raise ConfigError(
+            f"{subject}: needs {option.needs}, which is {lookup(config, option.needs):g}; set it, "
+            f"or method.options.{key}=0"
+        )
 
 
 def complete_method(config: ExperimentConfig) -> ExperimentConfig:

@@ -281,6 +281,8 @@ def _by_logits(config: ExperimentConfig) -> bool:
 def _counts(config: ExperimentConfig) -> str:
     """`balance.counts` in canonical form: of equal selections the first that it may name."""
     router, counts = config.router, config.balance.counts
+    if counts == "first" and config.model.top_k == 1 and router.gate != "relu":
+        counts = "scores"
     if counts == "biased" and not methods.declared(config.method.name).offsets:
         counts = "grouped"
     if counts == "grouped" and router.top_groups == router.expert_groups:

@@ -15,11 +15,11 @@ from moebench.balance.routing import PADDING
 from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.gate import Gated, Name, gated
-from moebench.model.selection import of_mask, within_capacity, within_top_groups
+from moebench.model.selection import odds, of_mask, within_capacity, within_top_groups
 
 Form = Literal["linear", "cosine", "mlp"]
 Drop = Literal["probability", "weight", "position"]
-Counts = Literal["scores", "grouped", "biased"]
+Counts = Literal["scores", "grouped", "biased", "first"]
 
 MAX_TEMPERATURE = math.log(100)  # of a cosine router, as in Tutel
 
@@ -48,7 +48,8 @@ class Gating:
         method: assigns the experts in training; None: top-k.
         by_logits: whether experts are selected by logits in place of the gate's scores.
         counts: the selection that f counts: the top-k of all `scores`, that within the best groups
-            (`grouped`), or the actual one, with the bias in it (`biased`).
+            (`grouped`), the actual one, with the bias in it (`biased`), or each token's `first`
+            choice alone (GShard).
         observes: optional fields of `Routing` to fill in.
     """
 
@@ -154,7 +155,23 @@ class Router(nn.Module):
                 f"{gating.group_bsz}; make run.device_bsz, on each rank, a multiple of that"
             )
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        logits = self._logits(x, steering.noise if training else None)
+        key = steering.noise if training else None
+        x = self._jittered(x, key)
+        clean = self._logits(x)
+        spread = self._spread(x) if key is not None and gating.noise else None
+        if spread is None:
+            return self._selected(x, clean, steering, training=training)
+        logits = clean + gating.noise * self._normal(x, key) * spread
+        selection = self._selected(x, logits, steering, training=training)
+        if "soft_counts" not in gating.observes:
+            return selection
+        sums = odds(clean, logits, gating.noise * spread, self.top_k).sum(1)[None]
+        return selection._replace(routing=selection.routing._replace(soft_counts=sums))
+
+    def _selected(
+        self, x: Tensor, logits: Tensor, steering: Steering, *, training: bool
+    ) -> Selection:
+        gating = self.gating
         gate = gated(gating.gate, logits, steering.mask, by_logits=gating.by_logits)
         if training and gating.method is not None:
             return self._assigned(gating.method, logits, gate)
@@ -167,11 +184,15 @@ class Router(nn.Module):
         routing = self._compared(selection.routing, scores.detach(), gate, steering, slots)
         return selection._replace(routing=routing)
 
-    def _logits(self, x: Tensor, key: Tensor | None) -> Tensor:
+    def _jittered(self, x: Tensor, key: Tensor | None) -> Tensor:
+        jitter = self.gating.jitter
+        if key is None or not jitter:
+            return x
+        drawn = noise.uniform(key, 3 * self.layer, x.shape[1], x.shape[2]).to(x.dtype)
+        return x * (1 - jitter + 2 * jitter * drawn)
+
+    def _logits(self, x: Tensor) -> Tensor:
         gating, weight = self.gating, self.weight.to(x.dtype)
-        if key is not None and gating.jitter:
-            drawn = noise.uniform(key, 3 * self.layer, x.shape[1], x.shape[2]).to(x.dtype)
-            x = x * (1 - gating.jitter + 2 * gating.jitter * drawn)
         bias = self.bias.to(x.dtype) if gating.bias else None
         if gating.form == "linear":
             logits = F.linear(x, weight, bias)
@@ -182,13 +203,16 @@ class Router(nn.Module):
             scale = self.temperature.to(x.dtype).clamp(max=MAX_TEMPERATURE).exp()
             logits = scale * F.linear(low, F.normalize(weight, dim=-1))
             logits = logits if bias is None else logits + bias
-        if key is not None and gating.noise:
-            drawn = noise.normal(key, 3 * self.layer + 1, logits.shape[1], logits.shape[2]).to(
-                x.dtype
-            )
-            spread = F.softplus(F.linear(x, self.spread.to(x.dtype)))
-            logits = logits + gating.noise * drawn * spread
         return logits
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """The deviation of each logit's noise, but for the factor `noise`."""
+        return F.softplus(F.linear(x, self.spread.to(x.dtype)))
+
+    def _normal(self, x: Tensor, key: Tensor | None) -> Tensor:
+        assert key is not None
+        experts = self.weight.shape[0]
+        return noise.normal(key, 3 * self.layer + 1, x.shape[1], experts).to(x.dtype)
 
     def _drawn(self, x: Tensor, key: Tensor | None) -> Tensor:
         assert key is not None, "a random router needs the keys of its draws"
@@ -221,10 +245,12 @@ class Router(nn.Module):
         )
         selection = self._weighted(logits, gate, expert_index, Steering(), selected)
         own_index = gate.scores.detach().topk(self.top_k, dim=-1).indices
+        moved = moved_from(own_index, selection.routing.expert_index[0])
+        own_index = own_index[..., :1] if self.gating.counts == "first" else own_index
         routing = selection.routing._replace(
             own_index=own_index[None],
             own_counts=counted(own_index, experts)[None],
-            moved=moved_from(own_index, selection.routing.expert_index[0])[None],
+            moved=moved[None],
         )
         return selection._replace(routing=routing, assignments=number)
 
@@ -243,6 +269,8 @@ class Router(nn.Module):
             own_index = None if gating.counts == "biased" else unbiased
         if gating.counts == "scores" and gating.top_groups < gating.expert_groups:
             own_index = self._top(scores, steering, slots, grouped=False)
+        if gating.counts == "first":
+            own_index = self._top(scores, steering, 1, grouped=False)
         if own_index is None:
             return routing
         there = _with_a_share(gating, gate, own_index)

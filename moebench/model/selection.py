@@ -1,4 +1,4 @@
-"""The selection of experts: within the best groups, from a mask, and up to a capacity."""
+"""The selection of experts: within groups, from a mask, up to a capacity, and its odds."""
 
 import math
 
@@ -20,6 +20,31 @@ def within_top_groups(
     best = rank.topk(top_groups, dim=-1).indices
     inside = torch.zeros_like(rank, dtype=torch.bool).scatter(-1, best, True)
     return grouped.masked_fill(~inside.unsqueeze(-1), -math.inf).flatten(-2)
+
+
+def odds(
+    clean: Float[Tensor, "*batch experts"],
+    noisy: Float[Tensor, "*batch experts"],
+    spread: Float[Tensor, "*batch experts"],
+    top_k: int,
+) -> Float[Tensor, "*batch experts"]:
+    """The probability that an expert is among a token's top-k if its noise alone is drawn again.
+
+        P_i = Phi((clean_i - t_i) / spread_i),  t_i the k-th largest noisy logit of the others
+                                                                    (arXiv 1701.06538, Eq. 8-9)
+
+    It is 1 where all experts are selected. Its sum over tokens is a load with a gradient.
+
+    Args:
+        clean, noisy: logits before and after the noise.
+        spread: the deviation of the noise.
+    """
+    if top_k >= clean.shape[-1]:
+        return torch.ones_like(clean)
+    best = noisy.topk(top_k + 1, dim=-1).values
+    last, next_one = best[..., -2:-1], best[..., -1:]
+    threshold = torch.where(noisy >= last, next_one, last)  # without the expert's own logit
+    return torch.special.ndtr((clean - threshold) / spread)
 
 
 def of_mask(

@@ -281,6 +281,11 @@ class MoETransformer(nn.Module):
         """The weight matrix of each router."""
         return [p for name, p in self.named_parameters() if name.endswith("router.weight")]
 
+    @property
+    def expert_weights(self) -> list[nn.Parameter]:
+        """The first matrix of the routed experts, of each layer that has a router."""
+        return [p for name, p in self.named_parameters() if name.endswith("experts.up")]
+
     def forward(
         self,
         tokens: Int[Tensor, "sequences tokens"],

@@ -133,13 +133,18 @@ class ArmStep:
         return self.step.inputs(span, self.steering)
 
     def penalize(self, model: MoETransformer) -> None:
-        """Add the gradients of the penalties on the routers' weights, which belong to no pass."""
+        """Add the gradients of the penalties on weights, which belong to no pass."""
         for method, state in self.methods:
-            value = method.weight_penalty(state, model.router_weights)
-            if value is not None:
-                value = value / self.step.ranks.size  # the ranks sum their values
-                value.backward()
-                self.penalty = self.penalty + value.detach()
+            draws = torch.Generator().manual_seed(self.step.seed)
+            routers, experts = model.router_weights, model.expert_weights
+            for value in (
+                method.weight_penalty(state, routers),
+                method.expert_penalty(state, routers, experts, draws),
+            ):
+                if value is not None:
+                    value = value / self.step.ranks.size  # the ranks sum their values
+                    value.backward()
+                    self.penalty = self.penalty + value.detach()
 
     def count(self, routing: Routing, span: slice) -> None:
         """Add the counts of a counting pass."""

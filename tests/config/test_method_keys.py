@@ -58,7 +58,12 @@ WRONG = {
     "router=topk_softmax model.top_k=1": "model.top_k=1: with router.gate=topk_softmax every "
     "weight is 1, and routers get no gradient of the cross-entropy; use router.gate=softmax",
     "method=quantile method.options.logits=2": "method.options.logits=2: must be between 0 and 1",
-    "balance.counts=bias": "balance.counts=bias: must be one of scores, grouped, biased",
+    "balance.counts=bias": "balance.counts=bias: must be one of scores, grouped, biased, first",
+    "balance.counts=first router=hash": "balance.counts=first: router.map=hash prescribes experts",
+    "method=importance run.device_bsz=2": "run.device_bsz=2: would split the groups of "
+    "method.options.balance_bsz=4; use a multiple",
+    "method=importance method.options.load=1": "method.options.load=1: needs router.noise, which ",
+    "method=erc router=cosine": "method=erc: is for router.form=linear, and not for cosine",
     "router.group_bsz=4": "router.group_bsz=4: is for router.capacity_factor and for methods that ",
     "router=capacity router.group_bsz=3": "router.group_bsz=3: must divide global_bsz=128",
     "router=capacity run.device_bsz=2": "run.device_bsz=2: would split the router's groups of "

@@ -15,6 +15,8 @@ from torch import Tensor
 from moebench.balance import Estimator, Global, Method, Micro, Schedule, Term
 from moebench.balance.assignment import ExpertChoice
 from moebench.balance.bias import Bias
+from moebench.balance.coupling import Coupling
+from moebench.balance.importance import Importance
 from moebench.balance.penalized import LoadErrorInjection
 from moebench.balance.quantile import Quantile
 from moebench.model.router import Gating
@@ -53,6 +55,12 @@ CASES = {
     "bias and stale f": Case(Gating(noise=0.5), (Bias(0.05),), Estimator("stale")),
     "quantile": Case(Gating(observes=Quantile.observes), (Quantile(),)),
     "load error": Case(Gating(observes=frozenset({"logits"})), (LoadErrorInjection(1.0),)),
+    "first choices": Case(Gating(counts="first")),
+    "importance and load": Case(
+        Gating(noise=1.0, observes=frozenset({"soft_counts"})),
+        (Importance(load=0.1, balance_bsz=MICRO),),
+    ),
+    "coupling": Case(methods=(Coupling(),)),
     "expert choice": Case(Gating(method=ExpertChoice(), group_bsz=MICRO)),
     "growth and pruning": Case(
         methods=(Schedule(2, start=3, full_at=2, prune_below=0.9, prune_every=2),)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebench.balance import balance_loss, join, observe, selected_mass
+from moebench.balance import balance_loss, counted, join, observe, selected_mass
 from moebench.config.compose import Composer
 from moebench.train.build import make_model, make_objective
 from tests.routings import random_routing, route
@@ -118,6 +118,18 @@ def olmo_core(probs: Probs) -> float:
     return total
 
 
+def gshard(probs: Probs) -> float:
+    """Tutel's `gshard_loss`: sums of scores times counts of first choices times E / T, over T."""
+    total = 0.0
+    for layer in probs:
+        for each in micro_batches(layer):
+            tokens = MICRO * TOKENS
+            first = torch.bincount(each.argmax(-1), minlength=EXPERTS) * EXPERTS / tokens
+            loss = (each.sum(0) * first).sum().item() / tokens
+            total += 0.01 * loss / (SEQUENCES / MICRO)
+    return total
+
+
 def huggingface(probs: Probs) -> float:
     """The function of `transformers`, called with each micro-batch."""
     transformers = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
@@ -154,6 +166,7 @@ LITERAL: dict[str, Callable[[Probs], float]] = {
     "megatron-sequence": megatron_sequence,
     "megatron-global": megatron_global,
     "olmo-core": olmo_core,
+    "gshard": gshard,
     "huggingface": huggingface,
     "qwen-micro": lambda probs: qwen(probs, lambda number: range(number, number + 1)),
     "qwen-sync": lambda probs: qwen(probs, lambda number: EVERY),
@@ -176,6 +189,10 @@ def balance_part(
     if logits is None:
         logits = random_routing(LAYERS, SEQUENCES, TOKENS, EXPERTS, K)[0].detach()
     routing = route(logits, K)
+    if config.balance.counts == "first":
+        first = routing.expert_index[..., :1]
+        counts = torch.stack([counted(each, EXPERTS) for each in first])
+        routing = routing._replace(expert_index=first, counts=counts)
     routing = routing._replace(counts=routing.counts.double())
     mass = routing.prob_mass if objective.probs == "full" else selected_mass(routing)
     total = 0.0

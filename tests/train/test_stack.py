@@ -163,6 +163,7 @@ ROUTED = [
     *("router=capacity", "router=growing router.prune_below=0.5 router.prune_every=1"),
     *("router=relu method=remoe", "method=quantile", "method=expert_choice", "method=load_error"),
     *("method=simbal", "method=orthogonality", "method=specialize", "method=snippet"),
+    *("method=importance_load", "method=erc", "balance.counts=first"),
     *("model.moe=false", "model.dense_layers=1"),
 ]
 

@@ -1,0 +1,94 @@
+"""Methods that act on the selection of experts: by a bias, or in place of top-k."""
+
+from moebench.methods.declaration import Declaration, Option, flag
+
+SELECTING = (
+    Declaration(
+        "bias",
+        "select by scores plus a bias that follows the load, step by step (arXiv 2408.15664)",
+        "moebench.balance.bias:Bias",
+        {
+            "rate": Option(
+                1e-3, "u: by how much the bias moves in a step", above=0, source="arXiv 2408.15664"
+            ),
+            "balance_bsz": Option(
+                "global_bsz",
+                "sequences in a group: the step is the mean over groups of that of each",
+                unit="sequences",
+                low=1,
+                whole=True,
+                divides="global_bsz",
+            ),
+            "proportional": flag("move by u * e_i in place of u * sign(e_i)"),
+            "multiplicative": flag("multiply scores by the bias, which begins at 1"),
+            "centred": flag("take the mean over experts from each move", source="torchtitan"),
+        },
+        offsets=True,
+        source="arXiv 2408.15664",
+        equation="select by s + b, b ← b + u sign(mean c − c)",
+        tested="`test_bias.py`: [10, 0], u 0.1 → [−0.1, 0.1]",
+    ),
+    Declaration(
+        "quantile",
+        "select by scores plus the bias that would have evened the last step (kexue.fm 11619)",
+        "moebench.balance.quantile:Quantile",
+        {
+            "decay": Option(0, "of a moving average of the bias", low=0, below=1, source="0"),
+            "logits": flag("read and select by raw logits, and not by the gate's scores"),
+        },
+        offsets=True,
+        by_logits="logits",
+        source="Su, kexue.fm 11619; Megatron-LM `qb_dual_update`",
+        equation=(
+            "α = the (k+1)-th of s + b in a row; b = −(the (⌊Tk/E⌋+1)-th of s − α in a "
+            "column), centred"
+        ),
+        tested=(
+            "`test_quantile.py`: loads (4, 4, 0, 0) → (2, 2, 2, 2); 1.5 of the union, 1.0 of "
+            "two means"
+        ),
+    ),
+    Declaration(
+        "expert_choice",
+        "each expert takes the tokens it scores highest, in training (arXiv 2202.09368)",
+        "moebench.balance.assignment:ExpertChoice",
+        {
+            "capacity_factor": Option(
+                1, "tokens an expert takes, as a multiple of its even share", above=0
+            )
+        },
+        assigns=True,
+        source="arXiv 2202.09368",
+        equation="each expert takes its c = ⌈factor · T k / E⌉ highest tokens",
+        tested="`test_assignment.py`: a loop; 50.5 bits",
+    ),
+    Declaration(
+        "base",
+        "the even assignment of the largest total score, in training (arXiv 2103.16716)",
+        "moebench.balance.assignment:Base",
+        stackable=False,
+        assigns=True,
+        source="arXiv 2103.16716",
+        equation="the even assignment of the largest Σ z",
+        tested="`test_assignment.py`: all permutations",
+    ),
+    Declaration(
+        "sinkhorn",
+        "top-k of scores evened out within a group, in training (arXiv 2202.01169)",
+        "moebench.balance.assignment:Sinkhorn",
+        {
+            "tolerance": Option(
+                1e-4,
+                "when evening-out is done: no dual moves by more",
+                above=0,
+                source="Megatron-LM",
+            ),
+            "max_iterations": Option(100, "after which it is done anyway", low=1, whole=True),
+        },
+        stackable=False,
+        assigns=True,
+        source="arXiv 2202.01169, tolerance of Megatron-LM",
+        equation="top-k of z + u + v with even marginals",
+        tested="`test_assignment.py`: rows and columns scaled in turn",
+    ),
+)
