@@ -124,7 +124,7 @@ def gshard(probs: Probs) -> float:
     for layer in probs:
         for each in micro_batches(layer):
             tokens = MICRO * TOKENS
-            first = torch.bincount(each.argmax(-1), minlength=EXPERTS) * EXPERTS / tokens
+            first = torch.bincount(each.argmax(-1), minlength=EXPERTS).double() * EXPERTS / tokens
             loss = (each.sum(0) * first).sum().item() / tokens
             total += 0.01 * loss / (SEQUENCES / MICRO)
     return total
