@@ -59,7 +59,8 @@ def test_broken_gzip(tmp_path: Path, broken: str):
         ('{"text": "a"', "is not JSON (Expecting ',' delimiter); "),
         ("[" * 100_000, "is not JSON ("),
         ('{"txt": "a"}', 'has no key "text"; write one object with the key "text" a line'),
-        ('"text"', 'has no key "text"; write one object with the key "text" a line'),
+        ('"text"', 'is of type str, and no object; write one object with the key "text" a line'),
+        ("[1, 2, 3]", "is of type list, and no object; "),
         ('{"text": ["a"]}', '"text" is of type list; make it a string'),
         (
             '{"text": "\\ud800"}',
@@ -118,6 +119,13 @@ def test_every_ending_compressed_or_not(
         path.unlink()
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_a_number_beside_the_text_may_be_of_any_length(tmp_path: Path, name: str):
+    row = '{"text": "one", "number": 1%s, "about": "text"}' % ("0" * 10_000)
+    (tmp_path / name).write_text(f"[{row}]" if name == "x.json" else row)
+    assert read(tmp_path, "x")[None] == ["one"]
+
+
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
 def test_an_array_is_read_object_by_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
@@ -134,7 +142,7 @@ def test_an_array_is_read_object_by_object(
         (b'[{"text": "a"},]', "item 2: is not JSON (Expecting value)"),
         (b'[{"text": "a"}', "has no , where one must be"),
         (b'[{"text": "a"}] 5', "has more after its array"),
-        (b'[{"text": "a"}, 5]', 'item 2: has no key "text"'),
+        (b'[{"text": "a"}, 5]', "item 2: is of type float, and no object"),
         (b'[{"text": "\xff"}]', "byte 11 (0xff) is not UTF-8"),
         (b'[{"text": "a", "text": "b"}]', 'item 1: has the key "text" twice; leave one'),
     ],

@@ -40,6 +40,7 @@ MAX_DOCUMENT_BYTES = 1 << 30  # of plain text without a line end
 MAX_BATCH_BYTES = 1 << 30  # of rows of a Parquet file that are in memory at a time
 ARRAY = "write one array of objects, or one object a line"
 SPACE = re.compile(r"[ \t\r\n]*")
+JSON = json.JSONDecoder(parse_int=float)  # `int` refuses more than 4300 digits
 ROWS = 256  # of a Parquet file that are in memory at a time, at most
 
 
@@ -248,7 +249,7 @@ def _objects(path: Path, file: IO[bytes], offset: int, columns: Columns) -> Iter
 
 def _parsed(line: bytes, path: Path, where: str, offset: int, remedy: str) -> Any:
     try:
-        return json.loads(line.decode())
+        return JSON.decode(line.decode())
     except UnicodeDecodeError as error:
         raise _not_utf8(path, offset + error.start, error) from None
     except (ValueError, RecursionError) as error:
@@ -257,12 +258,14 @@ def _parsed(line: bytes, path: Path, where: str, offset: int, remedy: str) -> An
 
 def _row(values: Any, text: bytes | str, columns: Columns, where: str, remedy: str) -> Row:
     """The row of a JSON value that was parsed from `text`; DataError if it is not one object."""
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: is of type {type(values).__name__}, and no object; {remedy}")
     for name in filter(None, columns):
-        if not isinstance(values, dict) or name not in values:
+        if name not in values:
             raise DataError(f'{where}: has no key "{name}"; {remedy}')
         quoted = json.dumps(name, ensure_ascii=False)
         if text.count(quoted.encode() if isinstance(text, bytes) else quoted) > 1:  # pyright: ignore
-            json.loads(text, object_pairs_hook=partial(_check_once, name, where))
+            json.loads(text, parse_int=float, object_pairs_hook=partial(_check_once, name, where))
     return make_row(values, columns, where)
 
 
@@ -305,7 +308,6 @@ class _JsonText:
 
     def __init__(self, path: Path, file: IO[bytes], offset: int):
         self.path, self.file, self.offset = path, file, offset
-        self.parser = json.JSONDecoder()
         self.decoder = codecs.getincrementaldecoder("utf-8")()
         self.text = ""  # a part of the content
         self.at = 0  # of the next character in it
@@ -330,7 +332,7 @@ class _JsonText:
         self.next()
         while True:
             try:
-                value, end = self.parser.raw_decode(self.text, self.at)
+                value, end = JSON.raw_decode(self.text, self.at)
             except (ValueError, RecursionError) as error:
                 if len(self.text) - self.at > MAX_LINE_BYTES:
                     raise _too_long(where) from None
