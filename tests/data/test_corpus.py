@@ -268,13 +268,14 @@ def test_too_little_text(tmp_path: Path):
     with pytest.raises(DataError) as caught:
         prepare(config)
     assert str(caught.value) == (
-        f"{where} to train on, 2 documents that all went to validation; add text to it"
+        f"{where} to train on: all its documents (2) went to validation; add text to it"
     )
     write("valid", "three")
     with pytest.raises(DataError) as caught:
         prepare(config)
     assert str(caught.value) == (
-        f"{where} for validation, 1 document where the halves tune and test need one each; add some"
+        f"{where} for validation: the halves tune and test need a document each, and it has 1; "
+        "add some"
     )
     write("valid", "three", "four")
     prepare(config)

@@ -4,6 +4,7 @@ import gzip
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from moebench.config.schema import DataConfig
 from moebench.data.corpus import prepare
 from moebench.data.sources import Document, choose_domains, choose_heldout
 from moebench.data.sources.document import Unit
-from moebench.data.sources.files import ENDINGS_IN_WORDS
+from moebench.data.sources.files import ENDINGS_IN_WORDS, Columns
 from moebench.data.sources.folder import Folder
 from moebench.errors import DataError, Several
 from tests.data.reading import TEXT, documents, lines, read, refused
@@ -141,6 +142,47 @@ def test_folders_in_a_domain_are_read_and_what_is_left_out_is_named(tmp_path: Pa
         "1 beside the domains, in Markdown (NOTES.md), 1 called README (law/README.md), "
         "1 with the ending .py (law/x.py), 1 without an ending (Makefile)",
     )
+
+
+def test_a_licence_is_no_domain_and_no_text(tmp_path: Path):
+    for name in ("LICENSE.txt", "law/Licence-MIT.md", "law/x.txt", "license_texts.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    source = Folder(str(tmp_path))
+    assert source.domains == ("law", "license_texts")
+    assert read(tmp_path, "law")[None] == ["law/x.txt"]
+    licences = {"law": "law/Licence-MIT.md", "license_texts": "LICENSE.txt"}
+    assert source.licences(source.domains) == licences
+    note = "leaves out files: 2 with a licence (LICENSE.txt)"
+    assert source.notes == (f"data.path={tmp_path}: {note}",)
+
+
+def test_training_text_that_is_called_test_is_named(tmp_path: Path):
+    names = ("a/train", "a/valid", "a/test", "a/dev", "a/valid/test", "b/test/x", "b/val", "test")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text(lines(name))
+    [note] = Folder(str(tmp_path)).notes
+    assert note == (
+        f"data.path={tmp_path}: trains on a/dev.jsonl, a/test.jsonl, b/test/x.jsonl and 1 more; "
+        'call a file or folder for validation "valid", and move away what is not to be read'
+    )
+    assert read(tmp_path, "a")[None] == ["a/dev", "a/test", "a/train"]
+    [note] = Folder(str(tmp_path), Columns("text", "of")).notes
+    assert "b/test/x.jsonl and 2 more;" in note
+
+
+def test_the_cache_is_no_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "x" / "cache").mkdir(parents=True)
+    for folder in ("cache", "x/cache"):
+        monkeypatch.setenv("MOEBENCH_CACHE", str(tmp_path / folder))
+        (tmp_path / "x" / "x.txt").write_text(TEXT)
+        (tmp_path / folder / "kept").mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "kept" / "tokenizer.json").write_text("[]")
+        source = Folder(str(tmp_path))
+        assert set(source.fingerprint(["x"])["files"]) == {"x/x.txt"}
+        assert (source.domains, source.notes) == (("x",), ())
+        shutil.rmtree(tmp_path / folder)
 
 
 @pytest.mark.parametrize(

@@ -214,13 +214,13 @@ def write_domain(
         )
     if not len(order.train):
         raise DataError(
-            f"{label}: domain {domain!r} has too little text to train on, {len(order.valid)} "
-            f"documents that all went to validation{_dropped(counts)}; add text to it"
+            f"{label}: domain {domain!r} has too little text to train on: all its documents "
+            f"({len(order.valid)}) went to validation{_dropped(counts)}; add text to it"
         )
     if len(order.valid) < 2:
         raise DataError(
-            f"{label}: domain {domain!r} has too little text for validation, {len(order.valid)} "
-            f"document where the halves tune and test need one each{_dropped(counts)}; add some"
+            f"{label}: domain {domain!r} has too little text for validation: the halves tune and "
+            f"test need a document each, and it has {len(order.valid)}{_dropped(counts)}; add some"
         )
     train, valid = (folder / f"{stem(domain)}.{split}" for split in ("train", "valid"))
     counts["train"] = texts.write(train, order.train)

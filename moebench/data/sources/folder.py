@@ -6,25 +6,29 @@
 `moebench.data.sources.files` lists the endings. The folders in a sub-folder are read, too. A file
 or folder called `valid` there is for validation, and everything else is for training. If a domain
 has no valid file, the content of its documents decides the split (`moebench.data.making.shards`).
-Hidden files are ignored. READMEs, .md files beside the domains and files with another ending are
-left out, and named. With `data.domain_column`, the rows of JSON and Parquet files name their
-domain.
+Hidden files and moebench's cache are ignored. READMEs, licences, .md files beside the domains and
+files with another ending are left out, and named. With `data.domain_column`, the rows of JSON and
+Parquet files name their domain.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moebench.data.sources.document import Document, Unit, check_name
+from moebench.data.sources.document import Document, Split, Unit, check_name
 from moebench.data.sources.files import ENDINGS_IN_WORDS, Columns, ending, reading, rows
-from moebench.disk import expanded, open_regular, regular_status
+from moebench.disk import cache_root, expanded, open_regular, regular_status
 from moebench.errors import DataError, MoebenchError, apply_to_all, combine
 
 READER = 2  # raised when the same files would make other documents
 LICENCE_BYTES = 10_000  # of a licence file that are read
 UNIT_BYTES = 32_000_000  # of small files that are read as one unit
-LICENCES = ("licence", "license", "copying")  # beginnings of the names of licence files
+LICENCE = re.compile(r"(licen[cs]e|copying)\b.*", re.IGNORECASE)  # LICENSE.txt, COPYING-MIT
+TABLES = (".jsonl", ".json", ".parquet")  # never a licence
+HELD_BACK = ("val", "validation", "dev", "test")  # names for text that many keep from training
+NAMED = 3  # files that a note names
 
 
 class Folder:
@@ -55,7 +59,7 @@ class Folder:
                     self._files.setdefault(domain, []).append(file)
             if entry.is_dir():
                 self._files.setdefault(domain, [])
-        self.notes = _notes(self.label, self.root, left_out)
+        self.notes = (*_notes(self.label, self.root, left_out), *self._trained_on())
         self._check_domains()
 
     def _check_domains(self) -> None:
@@ -75,6 +79,24 @@ class Folder:
         apply_to_all(
             lambda name: check_name(name, str(self.root), "rename that file or folder"),
             self._files,
+        )
+
+    def _trained_on(self) -> tuple[str, ...]:
+        """One line on training text whose name says that it is held back."""
+        paths = (path.relative_to(self.root) for paths in self._files.values() for path in paths)
+        if self.columns.domain is None:
+            paths = (path for path in paths if len(path.parts) > 1)  # else a domain's name
+        names = [
+            str(path)
+            for path in sorted(paths)
+            if {*path.parts[1:-1], _stem(path)} & {*HELD_BACK} and _split(path) is None
+        ]
+        if not names:
+            return ()
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return (
+            f"{self.label}: trains on {', '.join(names[:NAMED])}{more}; call a file or folder for "
+            'validation "valid", and move away what is not to be read',
         )
 
     @property
@@ -120,7 +142,7 @@ class Folder:
     def _documents(self, path: Path) -> Iterator[Document]:
         place = path.relative_to(self.root)
         default = place.parts[0] if len(place.parts) > 1 else _stem(path)
-        split = "valid" if "valid" in (*place.parts[1:-1], _stem(path)) else None
+        split = _split(place)
         for name, text, domain in rows(path, self.columns):
             yield Document(name, text, domain or default, split)
 
@@ -167,8 +189,22 @@ def _check_utf8(path: Path, where: str) -> None:
 
 
 def _visible(folder: Path) -> list[Path]:
+    cache = _cache()
     with reading(folder):
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if not path.name.startswith(".")
+            and (cache is None or path.name != cache.name or path.resolve() != cache)
+        )
+
+
+def _cache() -> Path | None:
+    """moebench's cache, which is no text of the user."""
+    try:
+        return cache_root().resolve()
+    except FileNotFoundError:
+        return None
 
 
 def _files(
@@ -191,8 +227,10 @@ def _files(
         for below in _visible(path):
             yield from _files(below, root, seen)
     elif not (kind := ending(path.name)):
-        if not path.name.lower().startswith(LICENCES):
+        if not _is_licence(path):
             yield path, f"with the ending {path.suffix}" if path.suffix else "without an ending"
+    elif _is_licence(path):
+        yield path, "with a licence"
     elif _stem(path).lower() == "readme":
         yield path, "called README"
     elif kind.startswith(".md") and path.parent == root:
@@ -210,13 +248,22 @@ def _notes(label: str, root: Path, left_out: Mapping[str, Sequence[Path]]) -> tu
     return (f"{label}: leaves out files: {', '.join(parts)}",) if parts else ()
 
 
+def _split(place: Path) -> Split | None:
+    """The split of a file, by its path in the folder of domains; None lets its content decide."""
+    return "valid" if "valid" in (*place.parts[1:-1], _stem(place)) else None
+
+
+def _is_licence(path: Path) -> bool:
+    return bool(LICENCE.fullmatch(path.name)) and not ending(path.name).startswith(TABLES)
+
+
 def _stem(path: Path) -> str:
     return path.name[: len(path.name) - len(ending(path.name))]
 
 
 def _licence(folder: Path) -> str:
     for path in _visible(folder):
-        if path.is_file() and path.name.lower().startswith(LICENCES):
+        if path.is_file() and _is_licence(path):
             with reading(path), open_regular(path) as file:
                 lines = file.read(LICENCE_BYTES).decode(errors="replace").split("\n")
             return next((line.strip() for line in lines if line.strip()), "")
