@@ -69,10 +69,15 @@ def inspect(
             raise ConfigError(
                 "--hf: needs --data with a directory of text, and no --text or --step"
             )
+        if sequences % micro_bsz:
+            raise ConfigError(f"--micro-bsz={micro_bsz}: must divide --sequences={sequences}")
+        from moebench.inspect.hf_loading import Checkpoint
+
+        checkpoint = Checkpoint.open(hf)  # before torch is imported, which takes seconds
         from moebench.inspect.hf_checkpoint import inspect_checkpoint
 
         inspection = inspect_checkpoint(
-            hf, data, sequences=sequences, seq_len=seq_len, micro_bsz=micro_bsz
+            checkpoint, data, sequences=sequences, seq_len=seq_len, micro_bsz=micro_bsz
         )
     else:
         assert run is not None

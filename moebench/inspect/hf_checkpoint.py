@@ -6,11 +6,7 @@ metrics are those of moebench's own models. They include the two balance losses 
 compares: over micro-batches of one domain, and over all text.
 """
 
-import importlib
-import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, DataError
 from moebench.inspect import Inspection
+from moebench.inspect.hf_loading import Checkpoint, first_line
 from moebench.inspect.hf_routing import RoutingUnknownError, Watch
 from moebench.metrics.batch import batch_metrics
 from moebench.metrics.evaluation import routing_metrics
@@ -33,8 +30,6 @@ from moebench.metrics.quality import quality
 
 BATCH_TOKENS = 4096
 BYTES_PER_TOKEN = 8  # of text to read, more than most texts need
-# of the library, the first that knows the family; a model of text and images is given text alone
-MODELS = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 NO_GATE = (
     "its weights fit no known gate (softmax, sigmoid, sqrt_softplus): its routers' probabilities "
     "are not known, nor the losses made of them"
@@ -44,37 +39,32 @@ SKIPPED = "of the assignments have weight 0 (the model skips an expert) and coun
 
 
 def inspect_checkpoint(
-    directory: Path, data: Path, *, sequences: int, seq_len: int, micro_bsz: int
+    checkpoint: Checkpoint, data: Path, *, sequences: int, seq_len: int, micro_bsz: int
 ) -> Inspection:
     """Measure the routers of a checkpoint on a folder of text.
 
     Args:
-        directory: with config.json, weights and a tokenizer. Nothing is downloaded.
+        checkpoint: its weights are loaded here.
         data: a folder as `data=folder` reads it; the test half of its validation text is used.
-        sequences: per domain.
+        sequences: per domain; a multiple of `micro_bsz`.
         seq_len: in tokens of the checkpoint's tokenizer.
         micro_bsz: sequences in a logical micro-batch, all of one domain.
 
     Raises:
-        ConfigError: if the sizes do not fit, or the checkpoint cannot be used.
+        ConfigError: if the checkpoint cannot be used.
         DataError: if the folder cannot be read, or has too little text.
     """
-    if sequences % micro_bsz:
-        raise ConfigError(f"--micro-bsz={micro_bsz}: must divide --sequences={sequences}")
-    library = _transformers()
-    family = _family(directory, library)
     try:
         corpus = prepare(DataConfig(source="folder", path=str(data)))
     except DataError as error:
         raise DataError(str(error).replace("data.path=", "--data=", 1)) from None
-    with _quiet(library):
-        model, tokenizer = load(directory, library)
-    made = [_tokens(corpus, name, tokenizer, sequences, seq_len) for name in corpus.domains]
+    made = [_tokens(corpus, name, checkpoint, sequences, seq_len) for name in corpus.domains]
+    model, family = checkpoint.model(), checkpoint.family
     tokens = torch.from_numpy(np.concatenate([tokens for tokens, _ in made]))
     text_bytes = np.concatenate([size for _, size in made])
     domain = torch.arange(len(made)).repeat_interleave(sequences)
     batches = tokens.split(max(1, BATCH_TOKENS // seq_len))
-    routed = [route(model, batch, f"--hf={directory}: {family}") for batch in batches]
+    routed = [route(model, batch, f"--hf={checkpoint.directory}: {family}") for batch in batches]
     nats, parts, layers = zip(*routed, strict=True)
     routing, notes = without_unknown(join(parts, along="sequences"))
     row, arrays = routing_metrics(
@@ -87,7 +77,7 @@ def inspect_checkpoint(
     )
     top_k, experts = routing.expert_index.shape[-1], routing.counts.shape[-1]
     return Inspection(
-        name=str(directory),
+        name=str(checkpoint.directory),
         about=[
             f"{family}: {len(routing.counts)} MoE layers, {experts} experts, "
             f"top-{top_k}; {sequences} sequences of {seq_len} tokens of each domain ({len(made)})",
@@ -110,124 +100,27 @@ def _random(experts: int, top_k: int, micro_tokens: int, tokens: int) -> dict[st
     return random_values({"random_load": loads}, experts, top_k)
 
 
-def _transformers() -> Any:
-    try:
-        # by name, because a type checker needs half a minute for its package of all models
-        return importlib.import_module("transformers")
-    except ImportError:
-        raise ConfigError(
-            "--hf: needs the transformers library; run pip install 'moebench[huggingface]'"
-        ) from None
-
-
-def _family(directory: Path, library: Any) -> str:
-    """The checkpoint's `model_type`, which the library must know, since no code of it is run."""
-    try:
-        config = json.loads((directory / "config.json").read_text())
-    except FileNotFoundError:
-        raise ConfigError(
-            f"--hf={directory}: has no config.json; name the folder of a checkpoint"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--hf={directory}/config.json: cannot be read ({error})") from None
-    family = config.get("model_type") if isinstance(config, dict) else None
-    if isinstance(family, str) and family in library.CONFIG_MAPPING:
-        return family
-    own = isinstance(config, dict) and "auto_map" in config
-    why = "needs code of the checkpoint, which is never run" if own else "is not known"
-    raise ConfigError(
-        f"--hf={directory}: model_type={family}: {why}; name a checkpoint of a family that "
-        f"transformers {library.__version__} has"
-    )
-
-
-@contextmanager
-def _quiet(library: Any) -> Iterator[None]:
-    """Without the library's own warnings: what matters of them becomes one line."""
-    logs = library.logging
-    level, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logs.set_verbosity(level)
-        if bars:
-            logs.enable_progress_bar()
-
-
-def language_model(config: type, library: Any) -> Any:
-    """The library's class of language models for a class of configs; None if it has none."""
-    known = (getattr(library, name) for name in MODELS)
-    return next((each for each in known if config in each._model_mapping), None)
-
-
-def load(directory: Path, library: Any) -> tuple[Any, Any]:
-    """The model and the tokenizer in a folder.
-
-    Raises:
-        ConfigError: if they cannot be loaded without code from the folder, or a weight is missing
-            or not finite.
-    """
-    local = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = library.AutoConfig.from_pretrained(directory, **local)
-        auto = language_model(type(config), library)
-        if auto is None:
-            raise ConfigError(
-                f"--hf={directory}: {config.model_type} predicts no next token; name a causal MoE"
-            )
-        model, loaded = auto.from_pretrained(directory, output_loading_info=True, **local)
-        tokenizer = library.AutoTokenizer.from_pretrained(directory, **local)
-    except ConfigError:
-        raise
-    except Exception as error:  # the library raises errors of many types
-        raise ConfigError(f"--hf={directory}: cannot be loaded ({_first_line(error)})") from None
-    missing = sorted(loaded["missing_keys"])
-    if missing:
-        raise ConfigError(
-            f"--hf={directory}: lacks {len(missing)} weights, {_routers_first(missing)} among "
-            "them, which would be random; save the whole model"
-        )
-    # infinite buffers may be meant: bounds that clip nothing, a bias against an expert
-    broken = [name for name, each in model.named_parameters() if _has(torch.isinf, each)]
-    named = [*model.named_parameters(), *model.named_buffers()]
-    broken += [name for name, each in named if _has(torch.isnan, each)]
-    if broken:
-        raise ConfigError(
-            f"--hf={directory}: has NaN or infinity in {len(broken)} weights, "
-            f"{_routers_first(broken)} among them; name a checkpoint from before it diverged"
-        )
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"--hf={directory}: has a slow tokenizer, which gives no offsets; save a fast tokenizer"
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
-
-
-def _routers_first(names: list[str]) -> str:
-    """The name of a router's weight, if there is one."""
-    return next((name for name in names if "gate." in name or "router" in name), names[0])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _has(kind: Callable[[Tensor], Tensor], values: Tensor) -> bool:
-    """Whether a value is of this kind; numbers of one byte have no such test."""
-    return values.is_floating_point() and values.element_size() > 1 and bool(kind(values).any())
-
-
 def _tokens(
-    corpus: Corpus, domain: str, tokenizer: Any, sequences: int, seq_len: int
+    corpus: Corpus, domain: str, checkpoint: Checkpoint, sequences: int, seq_len: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """[sequences, seq_len + 1] tokens of a domain, and [sequences] bytes of their targets."""
-    wanted = sequences * (seq_len + 1)
+    wanted, where = sequences * (seq_len + 1), f"--hf={checkpoint.directory}"
     text = corpus.tokenizer.decode(corpus.valid(domain, "test")[: wanted * BYTES_PER_TOKEN])
-    made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    made = checkpoint.tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+    )
     ids, ends = made["input_ids"], made["offset_mapping"]
+    if len({*ids}) < 2 < len({*text}):
+        raise ConfigError(
+            f"{where}: its tokenizer knows no token of the text; copy the tokenizer's files from "
+            "where the checkpoint comes from"
+        )
+    known = checkpoint.vocab_size
+    if known is not None and max(ids) >= known:
+        raise ConfigError(
+            f"{where}: the tokenizer makes token {max(ids)}, and config.json has vocab_size="
+            f"{known}; copy the tokenizer that the model was trained with"
+        )
     if len(ids) < wanted:
         room = len(ids) // (seq_len + 1)
         remedy = f"lower --sequences to {room}" if room else "lower --seq-len"
@@ -261,7 +154,8 @@ def route(model: Any, tokens: Tensor, name: str) -> tuple[Tensor, Routing, list[
         raise ConfigError(f"{name}: has no routing to show ({error}); {REMEDY}") from None
     except Exception as error:  # a model that needs more than text, for example
         raise ConfigError(
-            f"{name}: cannot read text alone ({_first_line(error)}); name a causal MoE"
+            f"{name}: cannot read text alone ({first_line(error)}); name a causal MoE, or restore "
+            "its config.json"
         ) from None
     layers, missed = watch.layers, watch.missed()
     if logits.shape[:2] != inputs.shape:

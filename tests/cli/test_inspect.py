@@ -83,7 +83,7 @@ def test_a_text_is_shown_with_the_experts_of_the_model(record: Record, call: Cal
 
 
 def test_what_is_wrong_is_one_line(
-    call: Call, record: Record, tmp_path: Path, text_folder: Path
+    call: Call, record: Record, checkpoint: Path, tmp_path: Path, text_folder: Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mixtral"}')
     for words, wanted in {
@@ -97,7 +97,7 @@ def test_what_is_wrong_is_one_line(
         (record.path, "--text", "a", "--layer", "9"): "--layer=9: must be between 0 and",
         ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
         ("--hf", tmp_path): "needs --data",
-        ("--hf", tmp_path, "--data", tmp_path): f"{tmp_path}/place: holds no text",
+        ("--hf", checkpoint, "--data", tmp_path): f"{tmp_path}/place: holds no text",
         ("--hf", tmp_path, "--data", text_folder): "cannot be loaded",
         ("--hf", tmp_path, "--data", tmp_path, "--micro-bsz", "5"): "must divide --sequences=32",
     }.items():
@@ -111,6 +111,7 @@ def test_without_transformers_the_error_names_the_remedy(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    (tmp_path / "config.json").write_text("{}")
     result = call("inspect", "--hf", tmp_path, "--data", tmp_path)
     assert result.code == 2
     assert "pip install 'moebench[huggingface]'" in result.err

@@ -62,6 +62,14 @@ def change(folder: Path, edit: Callable[[str, torch.Tensor], torch.Tensor | None
     save_file(kept, path, metadata={"format": "pt"})
 
 
+def refused(call: Call, folder: Path, text_folder: Path) -> str:
+    """The one line about a checkpoint that cannot be used."""
+    result = call("inspect", "--hf", folder, "--data", text_folder, *SIZE, "--json")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    return result.err.removeprefix(f"error: --hf={folder}").rstrip()
+
+
 def test_weights_that_are_missing_or_not_finite_are_named(
     call: Call, text_folder: Path, tmp_path: Path
 ) -> None:
@@ -69,8 +77,13 @@ def test_weights_that_are_missing_or_not_finite_are_named(
     model = build("mixtral", vocab_size=WORDS)
     for number, (new, wanted) in enumerate(
         (
-            (lambda each: each * torch.nan, "has NaN or infinity in 1 weights, "),
-            (lambda each: None, "lacks 1 weights, "),
+            (lambda each: each * torch.nan, f": has NaN or infinity in {gate}; name a checkpoint "),
+            (lambda each: None, f": lacks {gate}, which would be random; save the whole model"),
+            (
+                lambda each: each[:, :5].contiguous(),
+                ": the shapes of config.json are not those of the weights: "
+                f"{gate} is [8, 5] in place of [8, 32]; restore the config",
+            ),
         )
     ):
         folder = save(model, tmp_path / str(number))
@@ -78,10 +91,29 @@ def test_weights_that_are_missing_or_not_finite_are_named(
             folder,
             lambda name, each, new=new: new(each) if "0" in name and "gate." in name else each,
         )
-        result = call("inspect", "--hf", folder, "--data", text_folder, *SIZE, "--json")
-        assert (result.code, result.out) == (2, "")
-        assert wanted + gate in result.err
-        assert result.err.count("\n") == 1
+        assert refused(call, folder, text_folder).startswith(wanted)
+
+
+def test_a_config_or_tokenizer_that_does_not_fit_is_said_before_weights_are_loaded(
+    call: Call, text_folder: Path, tmp_path: Path
+) -> None:
+    folder = save(build("mixtral", vocab_size=WORDS), tmp_path)
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    for key, value, wanted in (
+        ("num_experts_per_tok", 9, "num_experts_per_tok=9: must be between 1 and num_"),
+        ("num_experts_per_tok", "two", "Field 'num_experts_per_tok' expected int"),
+        ("vocab_size", 9, ", and config.json has vocab_size=9; copy the tokenizer that"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+        assert wanted in refused(call, folder, text_folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "no file named model.safetensors" in refused(call, folder, text_folder)
+    (folder / "tokenizer.json").write_text("{}")
+    assert "copy the tokenizer's files" in refused(call, folder, text_folder)
+    for content in ("{", "[]"):
+        (folder / "config.json").write_text(content)
+        assert refused(call, folder, text_folder).startswith("/config.json: cannot be read (")
 
 
 def test_no_code_of_a_checkpoint_is_run(
@@ -99,10 +131,8 @@ def test_no_code_of_a_checkpoint_is_run(
     (folder / "config.json").write_text(
         json.dumps({**config, "auto_map": own, "model_type": "mine"})
     )
-    result = call("inspect", "--hf", folder, "--data", text_folder, *SIZE)
-    assert (result.code, result.out) == (2, "")
-    assert "model_type=mine: needs code of the checkpoint, which is never run" in result.err
-    assert result.err.count("\n") == 1
+    line = refused(call, folder, text_folder)
+    assert "model_type=mine: needs code of the checkpoint, which is never run" in line
     assert not ran.exists()
 
 

@@ -141,7 +141,7 @@ def build(family: str, **more: Any) -> nn.Module:
     """A model of the family, with random weights and random biases of its routers, not zero."""
     import transformers
 
-    from moebench.inspect.hf_checkpoint import language_model
+    from moebench.inspect.hf_loading import language_model
 
     kind = transformers.CONFIG_MAPPING[family]
     config = kind(**_tiny(kind, {**MORE.get(family, {}), **more}))

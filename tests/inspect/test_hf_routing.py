@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moebench.errors import ConfigError
-from moebench.inspect.hf_checkpoint import language_model, load, route, without_unknown
+from moebench.inspect.hf_checkpoint import route, without_unknown
+from moebench.inspect.hf_loading import Checkpoint, language_model
 from moebench.inspect.hf_routing import Watch
 from tests.inspect.families import Computed, build, families, save
 
@@ -66,9 +67,8 @@ def check(family: str) -> None:
 
 def check_loaded(family: str, folder: Path) -> None:
     """Assert that a saved checkpoint is loaded, with the routing of the model."""
-    transformers = pytest.importorskip("transformers")
     model, tokens = build(family), torch.randint(3, 60, (2, 13))
-    loaded, _ = load(save(model, folder), transformers)
+    loaded = Checkpoint.open(save(model, folder)).model()
     names = [name for name, _ in loaded.named_buffers() if name.endswith("balancing_biases")]
     for name in names:  # transformers 5.23 sets the bias against skipping when it loads Zaya
         loaded.get_buffer(name).copy_(model.get_buffer(name))
@@ -92,7 +92,7 @@ def test_every_family_that_transformers_has(tmp_path: Path) -> None:
             if language_model(transformers.CONFIG_MAPPING[family], transformers) is None:
                 (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
                 with pytest.raises(ConfigError, match="predicts no next token"):
-                    load(tmp_path, transformers)
+                    Checkpoint.open(tmp_path)
             elif family in REFUSED:
                 with pytest.raises(ConfigError, match=REFUSED[family]):
                     route(build(family), torch.randint(3, 60, (2, 13)), family)
