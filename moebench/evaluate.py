@@ -27,10 +27,10 @@ from moebench.config.compose import Composer
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import map_layers
 from moebench.data.corpus import Corpus, prepare
-from moebench.data.maps import from_bytes
+from moebench.data.maps import BY_DOMAIN, from_bytes
 from moebench.data.tokenizer import BYTES, ByteTokenizer, Tokenizer
 from moebench.disk import read_bytes, read_unpacked, reason, sha256
-from moebench.errors import ConfigError, DataError, RecordError
+from moebench.errors import ConfigError, DataError, RecordError, remedy
 from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
@@ -70,18 +70,13 @@ class Checkpoint:
         """Logits and routing. Experts are selected as at the end of training.
 
         Args:
-            domain: of each sequence, among the run's. Under `data.domain_token`, the model reads a
-                token that names it first; the routing holds that token, the logits do not.
-
-        Raises ConfigError for texts without a domain where the run needs one.
+            domain: of each sequence, among the run's; needed if the run `reads_domains`. Under
+                `data.domain_token`, the model reads a token that names it first; the routing holds
+                that token, the logits do not.
         """
         named = self.config.data.domain_token
         if named:
-            if domain is None:
-                raise ConfigError(
-                    "data.domain_token=true: the run reads a token that names a text's domain, and "
-                    "this text has none; use a run without such tokens"
-                )
+            assert domain is not None, "see domain_number"
             size = self.record.manifest()["data"]["vocab_size"]
             tokens = with_domain(tokens, domain.to(tokens.device), size)
         steering = self.steering
@@ -93,6 +88,27 @@ class Checkpoint:
             steering = (steering or Steering())._replace(noise=noise)
         logits, routing = self.model(tokens, steering)
         return logits[:, int(named) :], routing
+
+    @property
+    def reads_domains(self) -> bool:
+        """Whether the run reads the domain of a text, in a token or in its router's map."""
+        by_map = self.prescription is not None and self.prescription.map.kind in BY_DOMAIN
+        return by_map or self.config.data.domain_token
+
+    def domain_number(self, name: str | None) -> int | None:
+        """The number of the domain that a text without one of its own is taken to be of.
+
+        Raises ConfigError for an unknown name, and for none where the run needs one.
+        """
+        known = list(self.record.manifest()["domains"])
+        if name is None and self.reads_domains:
+            raise ConfigError(
+                f"{self.record.path}: reads the domain of each text, which this text does not say; "
+                f"name one of {', '.join(known)} by --domain"
+            )
+        if name is not None and name not in known:
+            raise ConfigError(f"--domain={name}: the run has no such domain; {remedy(name, known)}")
+        return None if name is None else known.index(name)
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -190,12 +206,24 @@ class Settings:
         limit: pairs of each paradigm; None for all.
         questions: the most cloze questions of a domain.
         seed: of the cloze questions.
+        domain: that BLiMP's sentences are taken to be of, for runs that read domains.
     """
 
     blimp: Path = Path("blimp")
     limit: int | None = None
     questions: int = 100
     seed: int = 0
+    domain: str | None = None
+
+
+def check_domain(checkpoint: Checkpoint, names: Sequence[str], settings: Settings) -> None:
+    """Raise ConfigError for a domain that the tasks need and do not get, or get and do not need."""
+    if "blimp" in names:
+        checkpoint.domain_number(settings.domain)
+    elif settings.domain is not None:
+        raise ConfigError(
+            f"--domain={settings.domain}: is for blimp, whose sentences have none; leave it out"
+        )
 
 
 def run_tasks(
@@ -267,17 +295,20 @@ def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]
 
 def _blimp(checkpoint: Checkpoint, settings: Settings, track: Track) -> dict[str, Any]:
     pairs, digest = read_blimp(settings.blimp, settings.limit)
+    number = checkpoint.domain_number(settings.domain)
     end = [checkpoint.tokenizer.end]  # a sentence starts like a document
     texts = [
         np.concatenate([end, checkpoint.tokenizer.encode(sentence.encode())]).astype(np.int64)
         for pair in pairs
         for sentence in (pair.good, pair.bad)
     ]
-    scores = checkpoint.log_likelihood(texts, [1] * len(texts), track, "blimp")
+    domains = None if number is None else np.full(len(texts), number)
+    scores = checkpoint.log_likelihood(texts, [1] * len(texts), track, "blimp", domains)
     right = won(scores.reshape(-1, 2))
     return {
         "data": digest,
         "limit": settings.limit,
+        "of_domain": settings.domain,
         "all": accuracy(right, 0.5)._asdict(),
         "phenomenon": by_group(right, [pair.phenomenon for pair in pairs], 0.5),
         "paradigm": by_group(right, [pair.paradigm for pair in pairs], 0.5),

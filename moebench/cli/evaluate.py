@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, Plugins, completion, load_plugins
+from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins
 from moebench.cli.output import print_json, stdout_console
+from moebench.errors import apply_to_all
 
 Runs = Annotated[
     list[Path],
@@ -39,6 +40,7 @@ def evaluate(
     questions: Questions = 100,
     seed: Seed = 0,
     step: Step = None,
+    domain: TextDomain = None,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -47,13 +49,14 @@ def evaluate(
     Examples: `moebench evaluate runs/RUN`, `moebench evaluate runs/RUN --tasks blimp,cloze`
     """
     from moebench.cli.progress import track
-    from moebench.evaluate import Settings, check_names, open_checkpoint, run_tasks
+    from moebench.evaluate import Settings, check_domain, check_names, open_checkpoint, run_tasks
     from moebench.inspect.render import show_tasks
     from moebench.records import Record
 
     load_plugins(plugin)
-    names, settings = check_names(tasks), Settings(blimp, limit, questions, seed)
+    names, settings = check_names(tasks), Settings(blimp, limit, questions, seed, domain)
     checkpoints = [open_checkpoint(Record(run), step) for run in runs]
+    apply_to_all(lambda checkpoint: check_domain(checkpoint, names, settings), checkpoints)
     results = {
         str(checkpoint.record.path): run_tasks(
             checkpoint,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, Plugins, completion, load_plugins
+from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins
 from moebench.cli.output import print_json, stdout_console
 from moebench.errors import ConfigError
 
@@ -53,6 +53,7 @@ def inspect(
     micro_bsz: MicroBsz = 4,
     step: Step = None,
     layer: Layer = None,
+    domain: TextDomain = None,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -64,6 +65,8 @@ def inspect(
     load_plugins(plugin)
     if (run is None) == (hf is None):
         raise ConfigError("inspect: name either a run, or a checkpoint directory with --hf")
+    if domain is not None and text is None:
+        raise ConfigError(f"--domain={domain}: says what a text is of; add --text")
     if hf is not None:
         if text is not None or step is not None or data is None:
             raise ConfigError(
@@ -82,7 +85,7 @@ def inspect(
     else:
         assert run is not None
         if text is not None:
-            _print_text(run, text, step, layer, as_json)
+            _print_text(run, text, step, layer, domain, as_json)
             return
         from moebench.inspect import inspect_run
 
@@ -95,12 +98,14 @@ def inspect(
         show(inspection, stdout_console(), layer)
 
 
-def _print_text(run: Path, text: str, step: int | None, layer: int | None, as_json: bool) -> None:
+def _print_text(
+    run: Path, text: str, step: int | None, layer: int | None, domain: str | None, as_json: bool
+) -> None:
     """Print the experts of each token of a text."""
     from moebench.inspect import inspect_text
     from moebench.inspect.render import show_text
 
-    routed = inspect_text(run, text, step)
+    routed = inspect_text(run, text, step, domain)
     if as_json:
         print_json(routed._asdict())
     else:

@@ -61,6 +61,14 @@ Plugins = Annotated[
         help="module or .py file that adds methods or scopes; may be repeated",
     ),
 ]
+TextDomain = Annotated[
+    str | None,
+    typer.Option(
+        "--domain",
+        help="domain of a text that has none of its own, for runs that read the domain "
+        "(data.domain_token=true, router=domain or router=domain_token)",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="print the plan and stop; prepares data, writes no run")
 ]

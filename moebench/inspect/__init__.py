@@ -113,11 +113,17 @@ class Routed(NamedTuple):
     num_experts: int
 
 
-def inspect_text(path: Path, text: str, step: int | None = None) -> Routed:
+def inspect_text(
+    path: Path, text: str, step: int | None = None, domain: str | None = None
+) -> Routed:
     """The experts of each token of a text, in a run's last checkpoint or that of a step.
 
+    Args:
+        domain: that the text is taken to be of, for runs that read domains.
+
     Raises:
-        ConfigError: if the text is empty or not UTF-8.
+        ConfigError: if the text is empty or not UTF-8, for an unknown domain, and for none where
+            the run needs one.
         RecordError: if there is no such checkpoint, or the model is dense.
     """
     import torch
@@ -133,13 +139,14 @@ def inspect_text(path: Path, text: str, step: int | None = None) -> Routed:
     checkpoint = open_checkpoint(Record(path), step)
     if not checkpoint.model.router_weights:
         raise RecordError(f"{path}: {DENSE}")
+    number = checkpoint.domain_number(domain)
     tokens = checkpoint.tokenizer.encode(content)
     with torch.no_grad():
         inputs = torch.tensor(tokens.astype(np.int64), device=checkpoint.device)
-        _, routing = checkpoint(inputs[None])
+        _, routing = checkpoint(inputs[None], None if number is None else torch.tensor([number]))
     return Routed(
         _split(content, [checkpoint.tokenizer.bytes_in(token) for token in tokens]),
-        routing.expert_index[:, 0].tolist(),
+        routing.expert_index[:, 0, -len(tokens) :].tolist(),  # without a token of the domain
         routing.counts.shape[-1],
     )
 

@@ -11,7 +11,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from moebench.data.maps import BY_DOMAIN, BY_TOKEN, PREFIX, RoutingMap
-from moebench.errors import ConfigError
 from moebench.model.noise import GOLDEN, mixed
 
 SPREAD = 2**31  # numbers that the hash of a sequence takes in a layer
@@ -42,8 +41,7 @@ class Prescription:
 
         Args:
             tokens: the inputs of whole sequences, from their first token on.
-            domain: of each sequence, on any device. Raises ConfigError where the map needs it and
-                it is None.
+            domain: of each sequence, on any device; may be None if the map is not of domains.
         """
         kind, layers = self.map.kind, len(self.table)
         if kind in BY_TOKEN:
@@ -52,11 +50,7 @@ class Prescription:
         else:
             row = _remainders(tokens, layers, self.map.rows_of_domain)
         if kind in BY_DOMAIN:
-            if domain is None:
-                raise ConfigError(
-                    f"router.map={kind}: sends a text to the experts of its domain, and this text "
-                    "has none; use a run of another router"
-                )
+            assert domain is not None
             if tokens.is_cuda and not domain.is_cuda:
                 domain = domain.pin_memory()  # without pinning, the copy waits for the GPU
             own = domain.to(tokens.device, non_blocking=True) * self.map.rows_of_domain

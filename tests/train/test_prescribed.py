@@ -1,5 +1,6 @@
 """Prescribed routers in runs: each map against a literal loop, whatever splits or stacks a step."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from moebench.data.batches import make_batches, validation
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.maps import PREFIX, RoutingMap, make_map
 from moebench.errors import ConfigError
-from moebench.evaluate import Settings, open_checkpoint, run_tasks
+from moebench.evaluate import Settings, check_domain, open_checkpoint, run_tasks
 from moebench.experiment import run_experiment, run_stack
 from moebench.inspect import inspect_text
 from moebench.records import Record
@@ -213,17 +214,36 @@ def test_a_resumed_run_and_its_tasks_keep_the_map(text_folder: Path, tmp_path: P
     assert routed.experts == literal(found.map, list(b"0123 4567"), 0)
 
 
-def test_texts_without_a_domain_are_refused_where_one_is_needed(
-    text_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("words", ["router=domain", "data.domain_token=true router=hash"])
+def test_a_text_without_a_domain_needs_one_where_the_run_reads_it(
+    text_folder: Path, tmp_path: Path, words: str
 ) -> None:
-    for words in (("router=domain",), ("data.domain_token=true",)):
-        config, corpus = made(text_folder, *words, "train.steps=1")
-        record = run_experiment(config, corpus, tmp_path)
-        with pytest.raises(ConfigError, match=words[0].replace("router=", "router.map=")):
-            inspect_text(record.path, "0123")
-        checkpoint = open_checkpoint(record)
-        results = run_tasks(checkpoint, ["cloze"], Settings(questions=2), lambda _, x, __: x)
-        assert results["cloze"]["all"]["n"] == 6
+    config, corpus = made(text_folder, *words.split(), "train.steps=1")
+    record = run_experiment(config, corpus, tmp_path)
+    needed = "reads the domain .* name one of digits, letters, shapes by --domain"
+    with pytest.raises(ConfigError, match=needed):
+        inspect_text(record.path, "0123")
+    with pytest.raises(ConfigError, match=r"--domain=letter: .* did you mean letters"):
+        inspect_text(record.path, "0123", domain="letter")
+    found, named = prescribed(config, corpus), config.data.domain_token
+    for number, domain in enumerate(corpus.domains):
+        routed = inspect_text(record.path, "0123", domain=domain)
+        text = [*[256 + number] * named, *b"0123"]
+        expected = literal(found.map, text, number)
+        assert routed.experts == [layer[int(named) :] for layer in expected]
+    checkpoint = open_checkpoint(record)
+    pair = {"sentence_good": "01", "sentence_bad": "10", "UID": "a", "linguistics_term": "b"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(pair))
+    settings = Settings(tmp_path, questions=2)
+    with pytest.raises(ConfigError, match=needed):
+        check_domain(checkpoint, ["blimp"], settings)
+    with pytest.raises(ConfigError, match="--domain=digits: is for blimp"):
+        check_domain(checkpoint, ["cloze"], replace(settings, domain="digits"))
+    settings = replace(settings, domain="digits")
+    results = run_tasks(checkpoint, ["cloze", "blimp"], settings, lambda _, x, __: x)
+    assert results["cloze"]["all"]["n"] == 6
+    assert results["blimp"]["all"]["n"] == 1
+    assert results["blimp"]["of_domain"] == "digits"
 
 
 def test_a_domain_token_changes_neither_targets_nor_shared_weights(
