@@ -41,6 +41,7 @@ class Bias(Method):
         multiplicative: select by s_i * b_i, with b_i beginning at 1.
         centred: subtract the mean over experts from each move (torchtitan), so that the sum of the
             biases stays constant. The selection is the same: a shift of all biases changes nothing.
+        logits: select by logits plus the bias, z_i + b_i, whatever the gate (Kolibri).
     """
 
     rate: float = 1e-3
@@ -48,8 +49,13 @@ class Bias(Method):
     proportional: int = 0
     multiplicative: int = 0
     centred: int = 0
+    logits: int = 0
 
     State: ClassVar[type] = BiasState
+
+    @property
+    def by_logits(self) -> bool:
+        return bool(self.logits)
 
     def begin(self, layers: int, experts: int, device: torch.device | None = None) -> BiasState:
         start = 1.0 if self.multiplicative else 0.0

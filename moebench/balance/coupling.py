@@ -69,10 +69,11 @@ class Coupling(Method):
         self,
         state: None,
         routers: Sequence[Float[Tensor, "experts d_model"]],
-        experts: Sequence[Float[Tensor, "experts d_model width"]],
+        experts: Sequence[Float[Tensor, "computing d_model width"]],
         generator: torch.Generator,
     ) -> Tensor:
-        rows = torch.stack(list(routers))
+        # experts without weights come last, and answer nothing
+        rows = torch.stack([row[: len(own)] for row, own in zip(routers, experts, strict=True)])
         gates = torch.stack([each.chunk(2, dim=-1)[0] for each in experts])
         draws = torch.rand(rows.shape, generator=generator, dtype=rows.dtype).to(rows.device)
         return self.weight * coupling(rows, gates, draws, self.alpha)

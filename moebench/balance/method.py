@@ -162,7 +162,7 @@ class Method:
         self,
         state: Any,
         routers: Sequence[Float[Tensor, "experts d_model"]],
-        experts: Sequence[Float[Tensor, "experts d_model width"]],
+        experts: Sequence[Float[Tensor, "computing d_model width"]],
         generator: torch.Generator,
     ) -> Tensor | None:
         """The weighted term of the weights of routers and experts in a step; None: nothing.

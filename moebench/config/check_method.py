@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from moebench.config.schema import ExperimentConfig
-from moebench.config.treatment import default_option, lookup, moe_layers, router_bsz
+from moebench.config.treatment import (
+    default_option,
+    lookup,
+    map_layers,
+    moe_layers,
+    router_bsz,
+)
 from moebench.errors import ConfigError, remedy
 from moebench.methods import LOSS, Declaration, Option, declared
 from moebench.ranges import check_divides
@@ -47,6 +53,12 @@ def _method_contradictions(config: ExperimentConfig) -> Contradictions:
             bool(fit) and value not in fit,
             f"method={name}: is for router.{key}={' or '.join(fit)}, and not for {value}",
         )
+    both = [each for each in ("multiplicative", "logits") if config.method.options.get(each)]
+    yield (
+        len(both) > 1,
+        "method.options.multiplicative=1: multiplies scores, and method.options.logits=1 selects "
+        "by logits, which may be below 0; leave one of them out",
+    )
     if method.offsets or method.assigns:
         why = "moves scores" if method.offsets else "assigns experts"
         yield (
@@ -88,6 +100,20 @@ def _gate_contradictions(config: ExperimentConfig) -> Contradictions:
         router.group_bsz is not None and router_bsz(config) is None,
         f"router.group_bsz={router.group_bsz}: is for router.capacity_factor and for methods that "
         "assign experts; leave it out",
+    )
+    yield (
+        router.shared_gate and not config.model.num_shared_experts,
+        "router.shared_gate=true: there are no shared experts; set model.num_shared_experts",
+    )
+    yield (
+        router.shared_gate and not router.renormalize,
+        "router.shared_gate=true: shares the sum of renormalised weights; leave out "
+        "router.renormalize=false",
+    )
+    yield (
+        router.shared_gate and router.gate in ("relu", "sparsemax"),
+        f"router.shared_gate=true: is for gates whose scores are above 0, and not for "
+        f"router.gate={router.gate}",
     )
     yield (
         router.gate == "relu" and (router.random or router.expert_groups > 1),
@@ -136,7 +162,7 @@ def _map_contradictions(config: ExperimentConfig) -> Contradictions:
         ("router.expert_groups", router.expert_groups > 1),
         ("router.start_experts", router.start_experts is not None),
         ("router.prune_below", router.prune_below > 0),
-        ("method.name", method.offsets or method.assigns),
+        ("method.name", method.assigns or (method.offsets and map_layers(config) == layers)),
     ):
         yield (
             wrong,
@@ -172,6 +198,15 @@ def _expert_contradictions(config: ExperimentConfig) -> Contradictions:
     yield (
         experts % groups > 0,
         f"router.expert_groups={groups}: must divide model.num_experts={experts}",
+    )
+    yield (
+        router.group_worth != "top_two" and router.top_groups >= groups,
+        f"router.group_worth={router.group_worth}: ranks groups of experts; add "
+        "router.expert_groups and router.top_groups",
+    )
+    yield (
+        model.zero_experts >= experts,
+        f"model.zero_experts={model.zero_experts}: must be below model.num_experts={experts}",
     )
     yield (
         router.top_groups > groups,

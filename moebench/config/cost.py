@@ -40,7 +40,8 @@ def parameters(config: ExperimentConfig, vocab_size: int) -> int:
     attention = 4 * d * d + d // model.num_heads
     feed_forward = 3 * d * model.expert_dim * (model.top_k + model.num_shared_experts)
     routed = _router_weights(config) + 3 * d * model.expert_dim * (model.num_experts - model.top_k)
-    routed += model.num_experts * router.gate_bias + (router.form == "cosine")
+    routed += model.num_experts * (router.gate_bias + router.expert_scale)
+    routed += (router.form == "cosine") - 3 * d * model.expert_dim * model.zero_experts
     return (
         model.num_layers * (attention + feed_forward)
         + moe_layers(config) * routed
@@ -53,7 +54,8 @@ def _router_weights(config: ExperimentConfig) -> int:
     router, experts, d = config.router, config.model.num_experts, config.model.d_model
     width = max(1, experts // 2) if router.form == "cosine" else d
     hidden = 0 if router.form == "linear" else width * d
-    return hidden + width * experts + (d * experts if router.noise else 0)
+    shared = d * config.model.num_shared_experts if router.shared_gate else 0
+    return hidden + width * experts + (d * experts if router.noise else 0) + shared
 
 
 def memory_bytes(config: ExperimentConfig, vocab_size: int) -> int:

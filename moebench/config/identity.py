@@ -37,7 +37,7 @@ CANONICAL = (
     *("balance.pass_bsz", "balance.decay", "balance.terms", "balance.plugins", "balance.counts"),
     *("method.options", "method.plugin"),
     *("router.gate", "router.renormalize", "router.group_bsz", "router.full_at"),
-    *("router.prune_every", "router.drop", "router.hash_layers"),
+    *("router.prune_every", "router.drop", "router.hash_layers", "router.group_worth"),
 )
 
 
@@ -98,6 +98,8 @@ def _router_keys(treatment: Treatment) -> dict[str, Any]:
         keys["router.renormalize"] = False
     if treatment.drop != "probability":
         keys["router.drop"] = treatment.drop
+    if treatment.group_worth != "top_two":
+        keys["router.group_worth"] = treatment.group_worth
     if treatment.router_bsz:
         keys["router.group_bsz"] = treatment.router_bsz
     if 0 < map_layers(treatment.config) < moe_layers(treatment.config):
@@ -231,13 +233,15 @@ def _router_words(treatment: Treatment) -> list[str]:
     if 0 < map_layers(config) < moe_layers(config):
         words.append(f"hash_layers={map_layers(config)}")
     words += [treatment.gate] if treatment.gate != "softmax" else []
-    for key, field, value in knobs(replace(config.router, drop=treatment.drop)):
+    canonical = replace(config.router, drop=treatment.drop, group_worth=treatment.group_worth)
+    for key, field, value in knobs(canonical):
         neutral = field.metadata["neutral"]
         shown = key not in OTHERWISE and value != neutral
         if shown and neutral is not HASHED:
             words.append(key if value is True else f"{key}={value}")
-    if config.model.dense_layers:
-        words.append(f"dense_layers={config.model.dense_layers}")
+    for key in ("dense_layers", "zero_experts"):
+        if value := getattr(config.model, key):
+            words.append(f"{key}={value}")
     return words
 
 

@@ -1,142 +1,21 @@
 """Every key of a config, typed: its meaning, unit, range and neutral value.
 
 A field made by `knob` holds all facts about a key. Range checks, identities (`identity.py`) and
-docs/keys.md read them from there. `balance_keys.py` has the keys of losses and methods. The classes
-are mutable because OmegaConf needs that; nothing in moebench changes a config after `compose`
-returned it.
+docs/keys.md read them from there. `balance_keys.py` has the keys of losses and methods, and
+`router_keys.py` those of routers. The classes are mutable because OmegaConf needs that; nothing in
+moebench changes a config after `compose` returned it.
 """
 
 from dataclasses import dataclass, field
 
 from moebench.config.balance_keys import BalanceConfig, LossConfig, MethodConfig
 from moebench.config.knob import NOT_HASHED, knob
+from moebench.config.router_keys import RouterConfig
 from moebench.ranges import LARGEST
 from moebench.scopes import SCOPES
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp64")
-GATES = ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax", "relu")
-MAPS = ("none", "hash", "sequence_hash", "domain", "domain_token")
 SOURCES = ("installed", "folder", "huggingface", "synthetic", "mixture")
-
-
-@dataclass
-class RouterConfig:
-    gate: str = knob(
-        "softmax",
-        "how router logits become scores; topk_softmax selects by logits, sparsemax and relu leave "
-        "experts without a score unselected, relu selects all that have one",
-        choices=GATES,
-        neutral="softmax",
-        source="sigmoid: DeepSeek-V3; sqrt_softplus: Megatron-LM; relu: arXiv 2412.14711",
-    )
-    form: str = knob(
-        "linear",
-        "how logits are computed: linear; cosine of a projection and a vector an expert; or mlp, "
-        "with a hidden layer of model.d_model",
-        choices=("linear", "cosine", "mlp"),
-        neutral="linear",
-        source="cosine: arXiv 2204.09179",
-    )
-    gate_bias: bool = knob(False, "add a learned bias to the logits", neutral=False)
-    renormalize: bool = knob(
-        True,
-        "scale the weights of the selected experts to sum to 1; not done at model.top_k=1 (but for "
-        "relu), where the weight would always be 1",
-        neutral=True,
-    )
-    jitter: float = knob(
-        0.0,
-        "in training, multiply the router's input by a draw from 1 - jitter to 1 + jitter",
-        low=0,
-        high=1,
-        neutral=0.0,
-        source="Switch, DeepSpeed: 0.01",
-    )
-    noise: float = knob(
-        0.0,
-        "in training, add noise to the logits, of a learned deviation times this factor",
-        low=0,
-        neutral=0.0,
-        source="arXiv 1701.06538, Eq. 4: 1",
-    )
-    random: bool = knob(
-        False, "draw each token's experts evenly; the gate weighs them", neutral=False
-    )
-    map: str = knob(
-        "none",
-        "a fixed map prescribes the experts, and the gate weighs them: by hash of the token, "
-        "sequence_hash, domain and sequence, or domain_token, by domain and token; none: the gate "
-        "selects",
-        choices=MAPS,
-        neutral="none",
-        source="hash: arXiv 2106.04426; domain: arXiv 2604.07030",
-    )
-    hash_layers: int | None = knob(
-        None,
-        "with router.map: the first layers alone have it; null is all",
-        unit="layers",
-        low=1,
-        source="DeepSeek-V4",
-    )
-    expert_groups: int = knob(
-        1, "groups of experts, of which each token takes some", low=1, neutral=1
-    )
-    top_groups: int = knob(
-        1,
-        "groups of a token's experts: those with the largest sum of their two highest scores",
-        low=1,
-        neutral=1,
-        source="DeepSeek-V3: 4 of 8",
-    )
-    capacity_factor: float | None = knob(
-        None,
-        "most assignments of a logical group that an expert takes, as a multiple of its even "
-        "share; the others are dropped; null drops none",
-        above=0,
-        neutral=None,
-        source="Switch: 1.25",
-    )
-    drop: str = knob(
-        "probability",
-        "assignments that a full expert keeps: those of the highest score (probability), of the "
-        "highest final weight, or the first by position",
-        choices=("probability", "weight", "position"),
-        neutral="probability",
-        source="probability: DeepSpeed; weight: Megatron-LM; position: Switch",
-    )
-    group_bsz: int | None = knob(
-        None,
-        "sequences in a logical group, in which capacities hold and experts are assigned; null is "
-        "micro_bsz",
-        unit="sequences",
-        low=1,
-    )
-    start_experts: int | None = knob(
-        None, "active experts at first; null is all", unit="experts", low=1, neutral=None
-    )
-    full_at: float = knob(
-        0.5,
-        "with router.start_experts: steps after which all are active; below 1, a share of "
-        "train.steps; they are added one by one",
-        unit="steps",
-        above=0,
-    )
-    prune_below: float = knob(
-        0.0,
-        "an expert retires for good if its load is below this multiple of its even share",
-        low=0,
-        neutral=0.0,
-    )
-    prune_every: int = knob(
-        50, "with router.prune_below: steps over which the load is taken", unit="steps", low=1
-    )
-    perturb: float = knob(
-        0.0,
-        "deviation of noise added to the initial weights of routers; 1e-6 makes an A/A arm, whose "
-        "difference from its twin is the noise floor",
-        low=0,
-        neutral=0.0,
-    )
 
 
 @dataclass
@@ -158,6 +37,14 @@ class ModelConfig:
     num_layers: int = knob(3, "transformer layers, each with experts", low=1)
     num_heads: int = knob(4, "attention heads; must divide model.d_model", low=1)
     num_experts: int = knob(16, "routed experts in a layer", low=2)
+    zero_experts: int = knob(
+        0,
+        "of the routed experts, the last ones that return their input and have no weights",
+        unit="experts",
+        low=0,
+        neutral=0,
+        source="LongCat-Flash: 256 beside 512 others",
+    )
     top_k: int = knob(2, "experts selected for each token", low=1)
     expert_dim: int = knob(96, "hidden width of one SwiGLU expert", low=8)
     num_shared_experts: int = knob(

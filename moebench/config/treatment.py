@@ -67,6 +67,7 @@ class Treatment:
         renormalize: whether the weights of the selected experts are scaled to sum to 1.
         counts: the selection that f counts.
         drop: what a full expert keeps.
+        group_worth: by what groups of experts are ranked.
         method_options: the options of the method that differ from their defaults.
         router_bsz: sequences in a logical group of the router; None: it looks at single tokens.
         plugins: `module@hash` of each scope among the terms that moebench does not ship.
@@ -79,6 +80,7 @@ class Treatment:
     renormalize: bool
     counts: str
     drop: str
+    group_worth: str
     method_options: Mapping[str, float]
     router_bsz: int | None
     plugins: Mapping[str, str]
@@ -98,6 +100,7 @@ class Treatment:
             renormalize,
             _counts(config),
             _drop(config, renormalize),
+            _group_worth(config),
             _method_options(config, gate),
             router_bsz(config),
             plugins_of(term.scope for term in terms),
@@ -294,6 +297,15 @@ def _drop(config: ExperimentConfig, renormalize: bool) -> str:
     """`router.drop` in canonical form: a weight that is not renormalized is the score."""
     same = not renormalize and not _by_logits(config)
     return "probability" if config.router.drop == "weight" and same else config.router.drop
+
+
+def _group_worth(config: ExperimentConfig) -> str:
+    """`router.group_worth` in canonical form: a share of one or two experts has another name."""
+    router = config.router
+    if router.group_worth != "share":
+        return router.group_worth
+    named = {1: "max", 2: "top_two"}
+    return named.get(max(1, config.model.top_k // router.top_groups), "share")
 
 
 def _method_options(config: ExperimentConfig, gate: str) -> dict[str, float]:

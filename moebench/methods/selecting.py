@@ -2,6 +2,8 @@
 
 from moebench.methods.declaration import Declaration, Option, flag
 
+TRINITY = "arXiv 2602.17004"
+
 SELECTING = (
     Declaration(
         "bias",
@@ -22,11 +24,52 @@ SELECTING = (
             "proportional": flag("move by u * e_i in place of u * sign(e_i)"),
             "multiplicative": flag("multiply scores by the bias, which begins at 1"),
             "centred": flag("take the mean over experts from each move", source="torchtitan"),
+            "logits": flag("select by raw logits, and not by the gate's scores", source="Kolibri"),
         },
         offsets=True,
+        by_logits="logits",
         source="arXiv 2408.15664",
         equation="select by s + b, b ← b + u sign(mean c − c)",
         tested="`test_bias.py`: [10, 0], u 0.1 → [−0.1, 0.1]",
+    ),
+    Declaration(
+        "smebu",
+        "a bias that follows the load by clamped steps with momentum (arXiv 2602.17004)",
+        "moebench.balance.controlled:Smebu",
+        {
+            "rate": Option(5e-4, "lambda: the largest step of the bias", above=0, source=TRINITY),
+            "momentum": Option(
+                0.5, "beta: decay of the average of steps", low=0, below=1, source=TRINITY
+            ),
+            "sharpness": Option(
+                2, "kappa: factor of the load's error in tanh", above=0, source=TRINITY
+            ),
+        },
+        offsets=True,
+        source="arXiv 2602.17004 (Arcee Trinity)",
+        equation="m ← β m + (1 − β) λ centred(tanh(κ (1 − u))), b ← b + m",
+        tested="`test_controlled.py`: a loop of three steps",
+    ),
+    Declaration(
+        "budget",
+        "a bias that has a share of a token's experts compute, beside zero-computation experts",
+        "moebench.balance.controlled:Budget",
+        {
+            "rate": Option(0.1, "mu: factor of the error of an expert's share", above=0),
+            "share": Option(
+                0.6667,
+                "of a token's experts, those that compute on average",
+                above=0,
+                high=1,
+                needs="model.zero_experts",
+                source="LongCat-Flash: 8 of 12",
+            ),
+            "zero_experts": Option("model.zero_experts", "zero-computation experts", whole=True),
+        },
+        offsets=True,
+        source="LongCat-Flash, arXiv 2509.01322, section 2.1.1",
+        equation="b_i ← b_i + μ (share / N − c_i / Σ c) for the N experts that compute",
+        tested="`test_controlled.py`: (10, 10, 20) gives (0.0083, 0.0083, 0)",
     ),
     Declaration(
         "quantile",

@@ -58,6 +58,15 @@ class SharedExpert(nn.Module):
         self.up = nn.Parameter(torch.empty(2 * width, d_model))
         self.down = nn.Parameter(torch.empty(d_model, width))
 
-    def forward(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    def forward(
+        self,
+        x: Float[Tensor, "*rows d_model"],
+        weights: Float[Tensor, "*rows shared"] | None = None,
+    ) -> Float[Tensor, "*rows d_model"]:
+        """The sum of the experts' outputs, each times its weight; None: 1."""
         gate, value = F.linear(x, self.up.to(x.dtype)).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * value, self.down.to(x.dtype))
+        hidden = F.silu(gate) * value
+        if weights is not None:
+            of_each = hidden.unflatten(-1, (weights.shape[-1], -1))
+            hidden = (of_each * weights.to(x.dtype).unsqueeze(-1)).flatten(-2)
+        return F.linear(hidden, self.down.to(x.dtype))

@@ -25,11 +25,14 @@ class Gated(NamedTuple):
         scores: experts are selected by these.
         values: weights of the selected experts' outputs, before any renormalisation.
         probs: the distribution that is balanced.
+        shared: [sequences, tokens, shared] values of shared experts, before any renormalisation;
+            None: they are not in the gate.
     """
 
     scores: Tensor
     values: Tensor
     probs: Tensor
+    shared: Tensor | None = None
 
 
 def gated(
@@ -65,6 +68,21 @@ def gated(
     scores = function(logits) if mask is None else function(logits) * mask
     total = scores.sum(-1, keepdim=True)
     return Gated(scores, scores, scores / total.where(total > 0, 1))
+
+
+def of_shared(
+    name: Name,
+    shared: Float[Tensor, "sequences tokens shared"],
+    logits: Float[Tensor, "sequences tokens experts"],
+) -> Float[Tensor, "sequences tokens shared"]:
+    """The values of shared experts in the unit of the routed ones', before any renormalisation.
+
+    A softmax is over the routed experts alone, so that renormalised weights are the softmax over
+    the selected and the shared experts.
+    """
+    if name in ("softmax", "topk_softmax"):
+        return (shared - logits.logsumexp(-1, keepdim=True)).exp()
+    return _FUNCTIONS[name](shared)
 
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,8 +1,7 @@
 """Routers: from hidden states to logits, scores, a selection of experts, and its routing."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,71 +13,13 @@ from moebench.balance.assignment import capacity
 from moebench.balance.routing import PADDING
 from moebench.errors import ConfigError
 from moebench.model import noise
-from moebench.model.gate import Gated, Name, gated
+from moebench.model.gate import Gated, gated, of_shared
+from moebench.model.gating import Counts, Drop, Form, Gating
 from moebench.model.selection import odds, of_mask, within_capacity, within_top_groups
 
-Form = Literal["linear", "cosine", "mlp"]
-Drop = Literal["probability", "weight", "position"]
-Counts = Literal["scores", "grouped", "biased", "first"]
+__all__ = ["Counts", "Drop", "Form", "Gating", "Router", "Selection", "steered"]
 
 MAX_TEMPERATURE = math.log(100)  # of a cosine router, as in Tutel
-
-
-@dataclass(frozen=True)
-class Gating:
-    """How routers select experts, the same in all layers.
-
-    Attributes:
-        gate: from logits to scores, see `gated`.
-        form: of the logits: `linear`, W x (arXiv 2501.11873); `cosine`, exp(t) cos(P x, w_i)
-            (X-MoE, arXiv 2204.09179; t as in Tutel); `mlp`, W relu(H x).
-        bias: whether a learned bias is added to the logits; it starts at 0.
-        renormalize: whether the weights of the selected experts are scaled to sum to 1.
-        jitter: in training, the router's input is multiplied by U(1 - jitter, 1 + jitter) (Switch).
-        noise: in training, noise * N(0, 1) * softplus(V x) is added to logits (arXiv 1701.06538,
-            Eq. 4, with noise 1).
-        expert_groups, top_groups: number of groups of experts, and how many of them each token's
-            experts come from (DeepSeek-V3).
-        random: experts are drawn uniformly, and weighted by the gate.
-        capacity_factor: the most assignments of a logical group that an expert takes, as a multiple
-            of its even share; the others are dropped. None: no limit.
-        drop: which assignments are kept: those of the highest score (`probability`) or final
-            `weight`, or the first by `position`.
-        group_bsz: sequences in a logical group, within which experts are assigned and dropped.
-        method: assigns the experts in training; None: top-k.
-        by_logits: whether experts are selected by logits in place of the gate's scores.
-        counts: the selection that f counts: the top-k of all `scores`, that within the best groups
-            (`grouped`), the actual one, with the bias in it (`biased`), or each token's `first`
-            choice alone (GShard).
-        observes: optional fields of `Routing` to fill in.
-    """
-
-    gate: Name = "softmax"
-    form: Form = "linear"
-    bias: bool = False
-    renormalize: bool = True
-    jitter: float = 0.0
-    noise: float = 0.0
-    expert_groups: int = 1
-    top_groups: int = 1
-    random: bool = False
-    capacity_factor: float | None = None
-    drop: Drop = "probability"
-    group_bsz: int = 1
-    method: Method | None = None
-    by_logits: bool = False
-    counts: Counts = "scores"
-    observes: frozenset[str] = frozenset()
-
-    @property
-    def draws(self) -> bool:
-        """Whether random numbers are drawn in training."""
-        return self.random or self.jitter > 0 or self.noise > 0
-
-    @property
-    def groups(self) -> bool:
-        """Whether the selection of a token depends on other tokens of its logical group."""
-        return self.method is not None or self.capacity_factor is not None
 
 
 class Selection(NamedTuple):
@@ -91,6 +32,7 @@ class Selection(NamedTuple):
         routing: of this layer, with a layer axis of length 1.
         selected: [sequences, tokens, slots] False for an empty slot; None: none is empty.
         assignments: an upper bound of the filled slots of all tokens; None: all may be filled.
+        shared: [sequences, tokens, shared] weights of the shared experts' outputs; None: 1.
     """
 
     expert_index: Int[Tensor, "sequences tokens slots"]
@@ -98,6 +40,7 @@ class Selection(NamedTuple):
     routing: Routing
     selected: Bool[Tensor, "sequences tokens slots"] | None = None
     assignments: int | None = None
+    shared: Float[Tensor, "sequences tokens shared"] | None = None
 
 
 class Router(nn.Module):
@@ -132,6 +75,10 @@ class Router(nn.Module):
             self.bias = nn.Parameter(torch.empty(num_experts))
         if gating.noise:
             self.spread = nn.Parameter(torch.empty(num_experts, d_model))
+        if gating.shared_gate:
+            self.shared = nn.Parameter(torch.empty(gating.shared_gate, d_model))
+        if gating.expert_scale:
+            self.scale = nn.Parameter(torch.empty(num_experts))
 
     def forward(
         self,
@@ -173,10 +120,16 @@ class Router(nn.Module):
     ) -> Selection:
         gating = self.gating
         gate = gated(gating.gate, logits, steering.mask, by_logits=gating.by_logits)
+        if gating.shared_gate:
+            shared = F.linear(x, self.shared.to(x.dtype))
+            there = logits
+            if steering.mask is not None:
+                there = logits.masked_fill(~steering.mask, -math.inf)
+            gate = gate._replace(shared=of_shared(gating.gate, self._capped(shared), there))
         if training and gating.method is not None:
             return self._assigned(gating.method, logits, gate)
         if steering.forced is not None:
-            return self._weighted(logits, gate, steering.forced.long(), steering)
+            return self._prescribed(logits, gate, steering)
         scores = self._drawn(x, steering.noise) if gating.random else gate.scores
         slots = logits.shape[-1] if gating.gate == "relu" else self.top_k
         expert_index = self._top(steered(scores, steering), steering, slots)
@@ -203,7 +156,11 @@ class Router(nn.Module):
             scale = self.temperature.to(x.dtype).clamp(max=MAX_TEMPERATURE).exp()
             logits = scale * F.linear(low, F.normalize(weight, dim=-1))
             logits = logits if bias is None else logits + bias
-        return logits
+        return self._capped(logits)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        cap = self.gating.softcap
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     def _spread(self, x: Tensor) -> Tensor:
         """The deviation of each logit's noise, but for the factor `noise`."""
@@ -227,7 +184,7 @@ class Router(nn.Module):
             scores = scores.masked_fill(~steering.mask, -math.inf)
         if grouped and self.gating.expert_groups > 1:
             groups = self.gating.expert_groups, self.gating.top_groups
-            scores = within_top_groups(scores, *groups)
+            scores = within_top_groups(scores, *groups, self.gating.group_worth, self.top_k)
         return scores.topk(slots, dim=-1).indices
 
     def _assigned(self, method: Method, logits: Tensor, gate: Gated) -> Selection:
@@ -253,6 +210,18 @@ class Router(nn.Module):
             moved=moved[None],
         )
         return selection._replace(routing=routing, assignments=number)
+
+    def _prescribed(self, logits: Tensor, gate: Gated, steering: Steering) -> Selection:
+        """The experts of a map. In further layers, a bias may move what f counts; here, nothing."""
+        assert steering.forced is not None
+        selection = self._weighted(logits, gate, steering.forced.long(), steering)
+        if steering.bias is None and steering.factor is None:
+            return selection
+        routing = selection.routing
+        routing = routing._replace(moved=torch.zeros_like(routing.counts[..., 0]))
+        if self.gating.counts != "biased":
+            routing = routing._replace(own_index=routing.expert_index, own_counts=routing.counts)
+        return selection._replace(routing=routing)
 
     def _compared(
         self, routing: Routing, scores: Tensor, gate: Gated, steering: Steering, slots: int
@@ -293,11 +262,7 @@ class Router(nn.Module):
         if steering.mask is not None:
             logits = logits.masked_fill(~steering.mask, -math.inf)
         routing = observe(logits, gate.probs, expert_index, selected=selected)
-        weights = gate.values.gather(-1, expert_index)
-        weights = weights if selected is None else weights * selected
-        if gating.renormalize or gating.gate == "topk_softmax":
-            total = weights.sum(-1, keepdim=True)
-            weights = weights / (total if selected is None else total.where(total > 0, 1))
+        weights, shared = self._weights(gate, expert_index, selected)
         if gating.capacity_factor is not None:
             priority = {
                 "probability": gate.scores.gather(-1, expert_index),
@@ -313,7 +278,27 @@ class Router(nn.Module):
             **{name: value[None] for name, value in observable.items() if name in gating.observes}
         )
         assignments = expert_index.numel() if gating.gate == "relu" else None
-        return Selection(expert_index, weights, routing, selected, assignments)
+        return Selection(expert_index, weights, routing, selected, assignments, shared)
+
+    def _weights(
+        self, gate: Gated, expert_index: Tensor, selected: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The final weights of the selected experts, and those of the shared ones in the gate."""
+        gating, shared = self.gating, gate.shared
+        weights = gate.values.gather(-1, expert_index)
+        weights = weights if selected is None else weights * selected
+        if gating.renormalize or gating.gate == "topk_softmax":
+            total = weights.sum(-1, keepdim=True)
+            total = total if shared is None else total + shared.sum(-1, keepdim=True)
+            total = total if selected is None else total.where(total > 0, 1)
+            weights = weights / total
+            shared = None if shared is None else shared / total
+        if gating.scale != 1:
+            weights = gating.scale * weights
+            shared = None if shared is None else gating.scale * shared
+        if gating.expert_scale:
+            weights = weights * self.scale.to(weights.dtype)[expert_index]
+        return weights, shared
 
     def _kept(
         self, expert_index: Tensor, selected: Tensor | None, priority: Tensor | None, experts: int

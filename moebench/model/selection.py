@@ -1,22 +1,33 @@
 """The selection of experts: within groups, from a mask, up to a capacity, and its odds."""
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Worth = Literal["top_two", "max", "share"]
+
 
 def within_top_groups(
-    scores: Float[Tensor, "*batch experts"], expert_groups: int, top_groups: int
+    scores: Float[Tensor, "*batch experts"],
+    expert_groups: int,
+    top_groups: int,
+    worth: Worth = "top_two",
+    top_k: int = 2,
 ) -> Float[Tensor, "*batch experts"]:
     """The scores, with -inf for experts outside each token's best `top_groups` groups of experts.
 
-    A group is `experts / expert_groups` consecutive experts, and ranks by the sum of its two
-    highest scores (DeepSeek-V3, arXiv 2412.19437, section 2.1.2, where a group is a node).
+    A group is `experts / expert_groups` consecutive experts. Groups rank by the sum of their
+    highest scores: of the `top_two` (DeepSeek-V3, arXiv 2412.19437, section 2.1.2, where a group is
+    a node), of one (`max`, DeepSeek-V2, arXiv 2405.04434, section 2.2.2), or of a token's `share`
+    of experts in each of its groups, top_k // top_groups (Megatron-LM, `group_limited_topk` in
+    `megatron/core/transformer/moe/moe_utils.py`).
     """
     grouped = scores.unflatten(-1, (expert_groups, -1))
-    rank = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(-1)
+    summed = {"top_two": 2, "max": 1, "share": max(1, top_k // top_groups)}[worth]
+    rank = grouped.topk(min(summed, grouped.shape[-1]), dim=-1).values.sum(-1)
     best = rank.topk(top_groups, dim=-1).indices
     inside = torch.zeros_like(rank, dtype=torch.bool).scatter(-1, best, True)
     return grouped.masked_fill(~inside.unsqueeze(-1), -math.inf).flatten(-2)

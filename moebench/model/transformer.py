@@ -120,6 +120,7 @@ class Block(nn.Module):
     """One layer: attention, then experts, each on the normalised residual stream.
 
     Args:
+        zero_experts: how many of the experts, the last ones, return their input.
         number: of the layer.
         gating: how its router selects experts; None: a dense layer without a router, whose SwiGLU
             is as wide as all experts of a token together.
@@ -134,6 +135,7 @@ class Block(nn.Module):
         expert_dim: int,
         num_shared_experts: int,
         *,
+        zero_experts: int = 0,
         number: int = 0,
         gating: Gating | None = None,
     ) -> None:
@@ -144,7 +146,8 @@ class Block(nn.Module):
             self.dense = SharedExpert(d_model, (top_k + num_shared_experts) * expert_dim)
             return
         self.router = Router(d_model, num_experts, top_k, gating, number)
-        self.experts = Experts(num_experts, d_model, expert_dim)
+        self.zero_experts = zero_experts
+        self.experts = Experts(num_experts - zero_experts, d_model, expert_dim)
         self.shared = (
             SharedExpert(d_model, num_shared_experts * expert_dim) if num_shared_experts else None
         )
@@ -173,13 +176,27 @@ class Block(nn.Module):
             counts = routing.counts.sum((0, 1)) if chosen.selected is None else None
             mixed = self._mixed(normed, chosen.expert_index, chosen.weights, counts)
         if self.shared is not None:
-            mixed = mixed + self.shared(normed)
+            mixed = mixed + self.shared(normed, chosen.shared)
         return x + mixed.to(x.dtype), routing
 
     def _mixed(
         self, x: Tensor, expert_index: Tensor, weights: Tensor, counts: Tensor | None = None
     ) -> Tensor:
-        """The weighted sum of each token's experts."""
+        """The weighted sum of each token's experts.
+
+        An expert that returns its input is computed as another expert with a weight of 0, since the
+        number of rows may not depend on the data.
+        """
+        if self.zero_experts:
+            computed = self.experts.up.shape[0]
+            zero = expert_index >= computed
+            own = self._mixed_computed(x, expert_index % computed, weights * ~zero)
+            return own + (weights * zero).sum(-1, keepdim=True).to(x.dtype) * x
+        return self._mixed_computed(x, expert_index, weights, counts)
+
+    def _mixed_computed(
+        self, x: Tensor, expert_index: Tensor, weights: Tensor, counts: Tensor | None = None
+    ) -> Tensor:
         if counts is None:
             flat = expert_index.flatten()
             empty = torch.zeros(self.experts.up.shape[0], dtype=flat.dtype, device=flat.device)
@@ -221,6 +238,7 @@ class MoETransformer(nn.Module):
         vocab_size: number of tokens.
         domains: further tokens, from `vocab_size` on, which name a domain and are never predicted.
         d_model, num_layers, num_heads, num_experts, top_k, expert_dim, num_shared_experts: shape.
+        zero_experts: how many of the experts, the last ones, return their input (LongCat-Flash).
         gating: how its routers select experts.
         dense_layers: number of first layers without experts.
         document_end: the token that ends a document; attention does not cross it. None: attention
@@ -240,6 +258,7 @@ class MoETransformer(nn.Module):
         top_k: int,
         expert_dim: int,
         num_shared_experts: int = 0,
+        zero_experts: int = 0,
         gating: Gating | None = None,
         dense_layers: int = 0,
         compute: torch.dtype = torch.float32,
@@ -262,6 +281,7 @@ class MoETransformer(nn.Module):
                 top_k,
                 expert_dim,
                 num_shared_experts,
+                zero_experts=zero_experts,
                 number=number,
                 gating=gating if number >= dense_layers else None,
             )
@@ -317,7 +337,7 @@ class MoETransformer(nn.Module):
         return logits.to(x.dtype), join(layers, along="layers")
 
 
-CONSTANT = {"gain": 3.0, "router.temperature": math.log(2), "router.bias": 0.0}
+CONSTANT = {"gain": 3.0, "router.temperature": math.log(2), "router.bias": 0.0, "router.scale": 1.0}
 
 
 def keyed_normal(parameter: Tensor, key: str) -> Tensor:
@@ -348,7 +368,7 @@ def initialize(model: MoETransformer, seed: int) -> None:
         deviation = inputs**-0.5
         if name in ("embedding", "domains"):
             deviation = 1.0
-        elif name == "head" or name.endswith(("router.weight", "router.spread")):
+        elif name == "head" or name.endswith(("router.weight", "router.spread", "router.shared")):
             deviation = 0.02
         elif name.endswith((".out", ".down")):
             deviation *= (2 * layers) ** -0.5

@@ -76,6 +76,9 @@ def identity(*overrides: str) -> str:
         ],
         [["model.top_k=1"], ["model.top_k=1", "router=softmax_raw"]],
         [["router=topk_softmax", "method=quantile"], ["method=quantile_logits"]],
+        [["router=topk_softmax", "method=bias"], ["method=bias_logits"]],
+        [["router=grouped_max"], ["router=grouped_max", "router.group_worth=share"]],
+        [["model.top_k=1"], ["model.top_k=1", "balance.counts=first"]],
         [["router=topk_softmax", f"method={each}"] for each in ("quantile", "quantile_logits")],
         [[f"balance.counts={each}"] for each in ("scores", "grouped", "biased")],
         [[*BIASED, "balance.counts=grouped"], BIASED],
@@ -128,7 +131,7 @@ def another(value: Any, known: Mapping[str, Any]) -> Any:
 OF_OTHERS = (
     "gate",
     *("top_groups", "drop", "group_bsz", "start_experts", "full_at", "prune_every"),
-    "hash_layers",
+    *("hash_layers", "shared_gate", "group_worth"),
 )
 SCIENCE = [
     (key, another(value, each.metadata))
@@ -180,6 +183,8 @@ def test_every_science_key_changes_the_identity(key: str, value: Any) -> None:
         [[*BIASED, f"balance.counts={each}"] for each in ("scores", "biased")],
         [["router=grouped", f"balance.counts={each}"] for each in ("scores", "grouped")],
         [[*BIASED, "router=grouped", f"balance.counts={each}"] for each in COUNTS],
+        [["router=grouped_max", f"router.group_worth={each}"] for each in ("max", "top_two")],
+        [["model.num_shared_experts=1"], ["model.num_shared_experts=1", "router.shared_gate=true"]],
         [["router=growing", f"router.{each}"] for each in ("start_experts=2", "full_at=9")],
         [["router.expert_groups=4", f"router.top_groups={n}"] for n in (1, 2)],
         [[f"router={gate}"] for gate in ("softmax", "sigmoid", "sqrt_softplus", "sparsemax")],
@@ -224,13 +229,13 @@ def test_what_f_counts_is_in_the_identity_where_it_is_not_what_it_was_before_the
         composed = [COMPOSER.compose([*words, f"balance.counts={each}"]) for each in COUNTS]
         return [science(each, DATA).get("balance.counts") for each in composed]
 
-    assert told() == [None, None, None]
-    assert told(*BIASED) == [None, None, "biased"]
-    assert told("router=grouped") == ["scores", None, None]
-    assert told("router=grouped", "scope=none") == ["scores", None, None]  # of what is logged
-    assert told(*BIASED, "router=grouped") == ["scores", None, "biased"]
-    assert told(*BIASED, "router=sparsemax") == ["scores", "scores", "biased"]
-    assert told("router=grouped", "model.moe=false") == [None, None, None]
+    assert told() == [None, None, None, "first"]
+    assert told(*BIASED) == [None, None, "biased", "first"]
+    assert told("router=grouped") == ["scores", None, None, "first"]
+    assert told("router=grouped", "scope=none") == ["scores", None, None, "first"]  # as logged
+    assert told(*BIASED, "router=grouped") == ["scores", None, "biased", "first"]
+    assert told(*BIASED, "router=sparsemax") == ["scores", "scores", "biased", "first"]
+    assert told("router=grouped", "model.moe=false") == [None] * 4
 
 
 def test_a_key_at_its_neutral_value_leaves_the_identity_as_it_was_before_the_key_came() -> None:

@@ -17,6 +17,7 @@ def test_options_are_complete_typed_and_survive_a_record() -> None:
         "proportional": 0.0,
         "multiplicative": 0.0,
         "centred": 0.0,
+        "logits": 0.0,
     }
     assert from_dict(to_dict(config)) == config
     again = COMPOSER.compose(["method=loss"])  # composing one run leaves nothing in the next
@@ -63,6 +64,11 @@ WRONG = {
     "method=importance run.device_bsz=2": "run.device_bsz=2: would split the groups of "
     "method.options.balance_bsz=4; use a multiple",
     "method=importance method.options.load=1": "method.options.load=1: needs router.noise, which ",
+    "method=bias method.options={multiplicative:1,logits:1}": "method.options.multiplicative=1: ",
+    "router.shared_gate=true": "router.shared_gate=true: there are no shared experts; set ",
+    "router.shared_gate=true model.num_shared_experts=1 router=softmax_raw": "router.shared_gate=",
+    "router.group_worth=max": "router.group_worth=max: ranks groups of experts; add ",
+    "model.zero_experts=16": "model.zero_experts=16: must be below model.num_experts=16",
     "method=erc router=cosine": "method=erc: is for router.form=linear, and not for cosine",
     "router.group_bsz=4": "router.group_bsz=4: is for router.capacity_factor and for methods that ",
     "router=capacity router.group_bsz=3": "router.group_bsz=3: must divide global_bsz=128",

@@ -12,7 +12,7 @@ from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.gate import gated
 from moebench.model.router import Counts, Drop, Gating, Router
-from moebench.model.selection import within_capacity, within_top_groups
+from moebench.model.selection import Worth, within_capacity, within_top_groups
 from moebench.model.transformer import MoETransformer, initialize
 
 FP64 = torch.float64
@@ -132,14 +132,15 @@ def test_the_cosine_and_mlp_forms_equal_their_formulas() -> None:
         assert torch.allclose(router(x).routing.prob_mass[0, 0], expected)
 
 
-def test_groups_of_experts_equal_a_loop() -> None:
+@pytest.mark.parametrize(("worth", "summed"), [("top_two", 2), ("max", 1), ("share", 3)])
+def test_groups_of_experts_equal_a_loop(worth: Worth, summed: int) -> None:
     scores = (
         torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(0)) - 3
     )  # negative ones too
-    found = within_top_groups(scores, 4, 2)
+    found = within_top_groups(scores, 4, 2, worth, top_k=7)
     for row, kept in zip(scores.flatten(0, 1), found.flatten(0, 1), strict=True):
-        worth = [sum(sorted(row[g * 3 : g * 3 + 3].tolist())[-2:]) for g in range(4)]
-        best = sorted(range(4), key=lambda group: -worth[group])[:2]
+        sums = [sum(sorted(row[g * 3 : g * 3 + 3].tolist())[-summed:]) for g in range(4)]
+        best = sorted(range(4), key=lambda group: -sums[group])[:2]
         for expert in range(12):
             expected = row[expert] if expert // 3 in best else -math.inf
             assert kept[expert] == expected

@@ -15,6 +15,7 @@ from torch import Tensor
 from moebench.balance import Estimator, Global, Method, Micro, Schedule, Term
 from moebench.balance.assignment import ExpertChoice
 from moebench.balance.bias import Bias
+from moebench.balance.controlled import Budget, Smebu
 from moebench.balance.coupling import Coupling
 from moebench.balance.importance import Importance
 from moebench.balance.penalized import LoadErrorInjection
@@ -33,12 +34,13 @@ METRIC_BOUND = 1e-6  # of a metric, whose f is in fp32
 
 
 class Case(NamedTuple):
-    """A router, the methods, the estimator, and whether a map by token prescribes the experts."""
+    """A router, the methods, the estimator, a map by token, and zero-computation experts."""
 
     gating: Gating = Gating()
     methods: tuple[Method, ...] = ()
     estimator: Estimator = Estimator()
     prescribed: bool = False
+    zero_experts: int = 0
 
 
 CASES = {
@@ -55,6 +57,8 @@ CASES = {
     "bias and stale f": Case(Gating(noise=0.5), (Bias(0.05),), Estimator("stale")),
     "quantile": Case(Gating(observes=Quantile.observes), (Quantile(),)),
     "load error": Case(Gating(observes=frozenset({"logits"})), (LoadErrorInjection(1.0),)),
+    "smebu": Case(Gating("sigmoid", softcap=2.0, scale=1.5, expert_scale=True), (Smebu(0.05),)),
+    "budget": Case(methods=(Budget(1.0, zero_experts=2),), zero_experts=2),
     "first choices": Case(Gating(counts="first")),
     "importance and load": Case(
         Gating(noise=1.0, observes=frozenset({"soft_counts"})),
@@ -77,13 +81,14 @@ class Result(NamedTuple):
     row: dict[str, Any]
 
 
-def model_of(gating: Gating) -> MoETransformer:
+def model_of(gating: Gating, zero_experts: int = 0) -> MoETransformer:
     model = MoETransformer(
         vocab_size=16,
         d_model=16,
         num_layers=2,
         num_heads=2,
         num_experts=8,
+        zero_experts=zero_experts,
         top_k=2,
         expert_dim=8,
         compute=torch.float64,
@@ -99,7 +104,7 @@ def model_of(gating: Gating) -> MoETransformer:
 def run(
     case: Case, device_bsz: int = SEQUENCES, ranks: Ranks | None = None, reverse: bool = False
 ) -> Result:
-    model, ranks = model_of(case.gating), ranks or Ranks()
+    model, ranks = model_of(case.gating, case.zero_experts), ranks or Ranks()
     terms = (Term(Global(), 5.0), Term(Micro(MICRO), 0.5))
     what = Objective(terms, MICRO, z=0.1, estimator=case.estimator, methods=case.methods)
     draw, states = torch.Generator().manual_seed(0), None

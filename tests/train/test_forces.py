@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from moebench.balance import Estimator, Global, Micro, Term, balance_loss
 from moebench.config.compose import Composer
-from moebench.config.schema import GATES
+from moebench.config.router_keys import GATES
 from moebench.train.build import make_model, make_objective
 from moebench.train.forces import forces
 from moebench.train.gradients import accumulate_gradients

@@ -118,6 +118,18 @@ def olmo_core(probs: Probs) -> float:
     return total
 
 
+def megablocks(probs: Probs) -> float:
+    """`batched_load_balancing_loss`: E weight / (L T k) times counts dot mean scores."""
+    total = 0.0
+    for number in range(SEQUENCES // MICRO):
+        parts = [micro_batches(layer)[number] for layer in probs]
+        counts = torch.cat([one_hot(each).sum((0, 1)) for each in parts])
+        scores = torch.cat([each.mean(0) for each in parts])
+        scale = EXPERTS * 0.1 / (LAYERS * MICRO * TOKENS * K)
+        total += scale * torch.dot(counts, scores).item() / (SEQUENCES / MICRO)
+    return total
+
+
 def gshard(probs: Probs) -> float:
     """Tutel's `gshard_loss`: sums of scores times counts of first choices times E / T, over T."""
     total = 0.0
@@ -130,9 +142,9 @@ def gshard(probs: Probs) -> float:
     return total
 
 
-def huggingface(probs: Probs) -> float:
+def huggingface(probs: Probs, family: str = "qwen3_moe") -> float:
     """The function of `transformers`, called with each micro-batch."""
-    transformers = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
+    transformers = pytest.importorskip(f"transformers.models.{family}.modeling_{family}")
     total = 0.0
     for number in range(SEQUENCES // MICRO):
         part = probs[:, number * MICRO : (number + 1) * MICRO]
@@ -167,7 +179,9 @@ LITERAL: dict[str, Callable[[Probs], float]] = {
     "megatron-global": megatron_global,
     "olmo-core": olmo_core,
     "gshard": gshard,
+    "megablocks": megablocks,
     "huggingface": huggingface,
+    "qwen3-next": lambda probs: huggingface(probs, "qwen3_next"),
     "qwen-micro": lambda probs: qwen(probs, lambda number: range(number, number + 1)),
     "qwen-sync": lambda probs: qwen(probs, lambda number: EVERY),
     "qwen-buffer": lambda probs: qwen(probs, lambda number: range(number + 1)),
@@ -212,7 +226,8 @@ def balance_part(
 @pytest.mark.parametrize("experiment", LITERAL)
 def test_a_preset_computes_what_the_system_does(experiment: str) -> None:
     found, probs = balance_part(experiment)
-    rel = 1e-7 if experiment == "huggingface" else 1e-12  # its softmax is in fp32
+    # Hugging Face's softmax is in fp32
+    rel = 1e-7 if experiment in ("huggingface", "qwen3-next") else 1e-12
     assert found == pytest.approx(LITERAL[experiment](probs), rel=rel)
 
 

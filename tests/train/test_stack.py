@@ -164,6 +164,8 @@ ROUTED = [
     *("router=relu method=remoe", "method=quantile", "method=expert_choice", "method=load_error"),
     *("method=simbal", "method=orthogonality", "method=specialize", "method=snippet"),
     *("method=importance_load", "method=erc", "balance.counts=first"),
+    *("experiment=inkling router.softcap=5 router.expert_scale=true", "experiment=longcat-flash"),
+    *("router=grouped_max method=bias_logits", "router=sigmoid method=smebu"),
     *("model.moe=false", "model.dense_layers=1"),
 ]
 
