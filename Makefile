@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-all check format bench clean
+.PHONY: help demo setup test test-all test-gpu check format bench clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,10 +31,13 @@ $(DEV): $(READY)
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-test: $(DEV) ## run the tests, except the slow ones
+test: $(DEV) test-gpu ## run the tests, except the slow ones
 	$(BIN)/pytest -m "not slow" -n auto --dist worksteal
 
-test-all: $(DEV) ## run all tests
+test-gpu: $(DEV) ## run the tests of a GPU, on a pretended one where there is none
+	$(BIN)/pytest -m gpu -n auto --dist worksteal -p tests.pretended_gpu.plugin
+
+test-all: $(DEV) test-gpu ## run all tests
 	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(DEV) ## lint, formatting, types, layers

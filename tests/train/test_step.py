@@ -242,7 +242,6 @@ def test_an_expert_that_no_token_selects_gets_exactly_no_gradient() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_gpu_agrees_with_the_cpu(scope: str, estimator: str) -> None:

@@ -1,6 +1,8 @@
 """No step waits for the GPU, and an update that is not finite is still refused."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,18 @@ def timed(key: str) -> bool:
     return key == "time" or key.startswith(("speed/", "memory/"))
 
 
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Waiting for the GPU is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says once that this mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "words",
@@ -176,14 +190,11 @@ def test_no_step_waits_for_the_gpu(arm: Made, words: tuple[str, ...]) -> None:
     made = arm("cuda", "train.precision=bf16", "model.d_model=64", *words, log_every=2)
     go(made)
     go(made).wait()  # the first ones allocate
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         go(made)
         event = go(made)
         assert event.pending is not None
         go(made)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     event.wait()
     assert event.row is not None
     assert event.row["step"] == 4
