@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moebench.balance.devices import to_device
 from moebench.balance.groups import Groups
 from moebench.balance.routing import Routing
 from moebench.errors import ConfigError
@@ -105,7 +106,7 @@ class Scope:
         keys, row = key.unique(return_inverse=True)
         group = keys // passes
         first = torch.searchsorted(group, group)
-        row, group, first = (_moved(numbers, device) for numbers in (row, group, first))
+        row, group, first = (to_device(numbers, device) for numbers in (row, group, first))
         return Groups(row, group, number, first=first)
 
     def frequency(
@@ -191,7 +192,7 @@ class Domain(Scope):
             raise ConfigError(
                 f"domain of shape {tuple(domain.shape)}: must be [sequences], here ({sequences},)"
             )
-        domain = _moved(domain, device)
+        domain = to_device(domain, device)
         if self.num_domains is not None:
             return domain, self.num_domains
         # A group is numbered by its first sequence: to count the domains would wait for a GPU.
@@ -251,7 +252,7 @@ class Shuffled(Scope):
             row=torch.arange(sequences, device=device) // size,
             group=torch.arange(rows, device=device),
             num_groups=rows,
-            drawn=_moved(torch.stack(drawn), device),
+            drawn=to_device(torch.stack(drawn), device),
         )
 
 
@@ -298,13 +299,6 @@ def _real_first(place: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
     """The positions, padding last; all after the first `wanted` are -1."""
     place = place[real[place].logical_not().int().argsort(stable=True)]
     return place.where(torch.arange(len(place), device=place.device) < wanted, -1)
-
-
-def _moved(numbers: Tensor, device: torch.device | None) -> Tensor:
-    """The same tensor on a device; the copy to a GPU is asynchronous."""
-    if device is None or device.type != "cuda" or numbers.is_cuda:
-        return numbers.to(device)
-    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def _divisor(what: str, size: int | None, sequences: int) -> int:

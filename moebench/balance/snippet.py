@@ -93,9 +93,9 @@ class Snippet(Method):
 
 def _used_and_mean(routing: Routing) -> tuple[Tensor, Tensor]:
     assert routing.weights is not None
-    share = (routing.weights / routing.weights.sum(-1, keepdim=True)).flatten(1)
-    index = routing.expert_index.flatten(1)
+    share = (routing.weights / routing.weights.sum(-1, keepdim=True)).flatten(1, 2)
     counts = routing.counts.sum(1)
-    total = torch.zeros(counts.shape, dtype=share.dtype, device=share.device)
-    total = total.scatter_add(1, index, share)
+    # a token's experts differ, so this scatter adds nothing, and the sum has an order on a GPU
+    by_token = share.new_zeros(*share.shape[:-1], counts.shape[-1])
+    total = by_token.scatter(-1, routing.expert_index.flatten(1, 2), share).sum(1)
     return (counts > 0).to(total.dtype), total / counts.clamp(min=1)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from moebench.balance.devices import to_device
+
 # The constants of splitmix64 (Steele, Lea and Flood 2014), as signed numbers.
 GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 BITS = 24  # of a number in fp32
@@ -18,7 +20,7 @@ def keys(
 ) -> Int[Tensor, " sequences"]:
     """A key for each sequence of a step, from its seed; drawn on the CPU for every device."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(2**62, (sequences,), generator=generator).to(device)
+    return to_device(torch.randint(2**62, (sequences,), generator=generator), device)
 
 
 def uniform(

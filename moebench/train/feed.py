@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from moebench.balance.devices import to_device
 from moebench.data.batches import Batches, Places
 
 MEMORY_SHARE = 0.25  # of the free memory, which the tokens may take
@@ -67,10 +68,7 @@ class Feed:
         return self._tokens[start.unsqueeze(1) + self._within].long() & self._mask
 
     def _to_device(self, numbers: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(numbers)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()  # without pinning, the copy waits for the GPU
-        return tensor.to(self.device, non_blocking=True)
+        return to_device(torch.from_numpy(numbers), self.device)
 
 
 def with_domain(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from moebench.balance.devices import to_device
 from moebench.data.maps import BY_DOMAIN, BY_TOKEN, PREFIX, RoutingMap
 from moebench.model.noise import GOLDEN, mixed
 
@@ -51,9 +52,7 @@ class Prescription:
             row = _remainders(tokens, layers, self.map.rows_of_domain)
         if kind in BY_DOMAIN:
             assert domain is not None
-            if tokens.is_cuda and not domain.is_cuda:
-                domain = domain.pin_memory()  # without pinning, the copy waits for the GPU
-            own = domain.to(tokens.device, non_blocking=True) * self.map.rows_of_domain
+            own = to_device(domain, tokens.device) * self.map.rows_of_domain
             row = row + own[:, None]
         layer = torch.arange(layers, device=tokens.device)[:, None, None]
         return self.table[layer, row]

@@ -23,6 +23,7 @@ from moebench.balance import (
     selected_mass,
     z_loss,
 )
+from moebench.balance.devices import to_device
 from moebench.model.transformer import MoETransformer
 from moebench.train.ranks import Ranks
 from moebench.train.step import Inputs, Objective, Outcome, Step, method_states, steering_in
@@ -88,10 +89,7 @@ def _sequence_weight(term: Term, step: Step) -> Tensor | None:
     if term.domain_weights is None:
         return None
     assert step.domain is not None
-    weight = torch.tensor(term.domain_weights)[step.domain]
-    if step.tokens.is_cuda:  # without pinning, the copy waits for the GPU
-        weight = weight.pin_memory()
-    return weight.to(step.tokens.device, non_blocking=True)
+    return to_device(torch.tensor(term.domain_weights)[step.domain], step.tokens.device)
 
 
 def tallies_of(terms: Sequence[ActiveTerm], routing: Routing, span: slice) -> list[Tensor]:

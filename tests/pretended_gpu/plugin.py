@@ -15,17 +15,16 @@ REASON = "" if HAS_GPU else guard.why_not()
 
 if not HAS_GPU and not REASON:
     library = guard.load()
-    from torch.optim import optimizer
+    from torch.optim import optimizer  # pyright: ignore
     from torch.utils import _foreach_utils
 
     library.register_device()
 
-    from tests.pretended_gpu.pretend import pretended
     from tests.pretended_gpu.tensor import OnGpu
 
     # else the gradients are clipped one by one
     for module in (optimizer, _foreach_utils):
-        module._foreach_supported_types.append(OnGpu)  # pyright: ignore
+        module._foreach_supported_types.append(OnGpu)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -33,6 +32,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Tests marked `gpu` find the pretended device, where ties are those of a CPU."""
     if HAS_GPU or REASON or not item.get_closest_marker("gpu"):
         return (yield)
+    from tests.pretended_gpu.pretend import pretended
+
     with pretended(ties=False):
         return (yield)
 

@@ -45,7 +45,7 @@ def test_pinned_memory_is_copied_without_waiting_and_arrives_later(gpu: Gpu) -> 
 
 def test_devices_do_not_mix(gpu: Gpu) -> None:
     with pytest.raises(RuntimeError, match="same device"):
-        torch.ones(2, device="cuda") + torch.ones(2)
+        torch.add(torch.ones(2, device="cuda"), torch.ones(2))
 
 
 def test_memory_that_nobody_wrote_is_rubbish(gpu: Gpu) -> None:
