@@ -4,6 +4,7 @@ import os
 import shlex
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,7 +133,7 @@ def _launcher(
     # One process with a stack of runs fills a GPU; several would only compete for it.
     stacked = any(on_gpu(from_dict(job.config)) for job in plan.jobs)
     workers = jobs or (1 if stacked else usable_cores())
-    return LocalLauncher(plan, runs_dir, workers, timeout, stack_size)
+    return LocalLauncher(plan, runs_dir, workers, timeout, partial(stack_size, processes=workers))
 
 
 def _run(launcher: "LocalLauncher") -> None:

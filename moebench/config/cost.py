@@ -69,7 +69,8 @@ def memory_bytes(config: ExperimentConfig, vocab_size: int) -> int:
     attention = 12 * d * narrow + 4 * d * wide
     if config.run.device == "cpu":  # where the scores are kept
         attention += 3 * heads * config.seq_len * narrow
-    routed = model.top_k + model.num_shared_experts
+    computed = model.num_experts if config.router.gate == "relu" else model.top_k
+    routed = computed + model.num_shared_experts
     experts = routed * (3 * d + 6 * model.expert_dim) * narrow + 6 * model.num_experts * wide
     of_token = model.num_layers * (attention + experts) + 4 * vocab_size * wide
     tokens = (config.run.device_bsz or config.global_bsz) * config.seq_len

@@ -233,6 +233,11 @@ class RunConfig:
         "(as many as fit in the memory of a GPU; one on a CPU)",
         unit="runs",
     )
+    deterministic: bool = knob(
+        False,
+        "on a GPU, sum in a fixed order, so that a run of the same card and versions gives equal "
+        "bits; slower where router=relu or a method that chooses tokens leaves slots empty",
+    )
     log_every: int = knob(10, "steps between rows of metrics", unit="steps", low=1)
     checkpoint_every: int = knob(100, "steps between checkpoints", unit="steps", low=1)
 

@@ -1,5 +1,6 @@
 """How a run is executed: its device, its threads, and its ranks."""
 
+import os
 import warnings
 from dataclasses import fields, replace
 
@@ -46,6 +47,17 @@ def device_kind(wanted: RunConfig) -> str:
             "about it, and run.device=cpu does without"
         )
     return "cuda" if available and wanted.device != "cpu" else "cpu"
+
+
+def prepare_device(execution: RunConfig, device: torch.device) -> None:
+    """Set threads, the order of sums on a GPU, and the start of its peak of memory."""
+    torch.set_num_threads(execution.threads or 1)
+    if device.type != "cuda":
+        return
+    if execution.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    torch.use_deterministic_algorithms(execution.deterministic)
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def check_ranks(config: ExperimentConfig) -> None:

@@ -13,7 +13,7 @@ from moebench.config.cost import training_flops
 from moebench.config.treatment import Treatment
 from moebench.data.corpus import Corpus
 from moebench.errors import MoebenchError, Stopped
-from moebench.experiment.execution import resolved
+from moebench.experiment.execution import prepare_device, resolved
 from moebench.experiment.provenance import continued, describe, shape_dependent_products
 from moebench.experiment.summary import routing_change, seal
 from moebench.experiment.trouble import explained
@@ -83,9 +83,7 @@ class Session:
         self.config = replace(self.config, run=execution)
         self.treatment = replace(self.treatment, config=self.config)
         device = self.ranks.device(str(execution.device))
-        torch.set_num_threads(execution.threads or 1)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+        prepare_device(execution, device)
         seconds = self.record.status().get("seconds", 0.0) if resumed else 0.0
         self.start = time.monotonic() - seconds
         manifest = {

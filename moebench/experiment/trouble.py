@@ -58,6 +58,12 @@ def explained(
             + (", a smaller run.stack" if stacked > 1 else "")
             + ", or a smaller model"
         )
+    if config.run.deterministic and "deterministic implementation" in str(error):
+        operation = str(error).split(" does ")[0]
+        return TrainingError(
+            f"run.deterministic=true: {operation} has no fixed order on {device}; use "
+            "run.deterministic=false, or run.device=cpu"
+        )
     if number := _write_errno(error, record):
         remedy = "free some space" if number in FULL else "make it writable"
         return TrainingError(

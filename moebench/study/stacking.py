@@ -10,13 +10,17 @@ CUDA_GROUPS = 1023  # maximum number of groups of a grouped product on a GPU
 BYTE_VOCABULARY = 257
 
 
-def stack_size(config: ExperimentConfig) -> int:
-    """Runs of this shape in a stack: `run.stack`, within the limits of a GPU."""
+def stack_size(config: ExperimentConfig, processes: int = 1) -> int:
+    """Runs of this shape in a stack: `run.stack`, within the limits of a GPU.
+
+    Args:
+        processes: that share the GPU.
+    """
     wanted = config.run.stack
     if wanted != "auto":
         size = int(wanted)
         return min(size, _most(config)) if size > 1 and on_gpu(config) else size
-    return min(_most(config), MOST, _fitting(config)) if on_gpu(config) else 1
+    return min(_most(config), MOST, _fitting(config, processes)) if on_gpu(config) else 1
 
 
 def on_gpu(config: ExperimentConfig) -> bool:
@@ -28,7 +32,7 @@ def _most(config: ExperimentConfig) -> int:
     return max(1, CUDA_GROUPS // config.model.num_experts)
 
 
-def _fitting(config: ExperimentConfig) -> int:
+def _fitting(config: ExperimentConfig, processes: int) -> int:
     import torch
 
     try:
@@ -37,4 +41,4 @@ def _fitting(config: ExperimentConfig) -> int:
         raise device.unusable(config.run.device, error) from None
     of_bytes = config.data.tokenizer == "bytes"
     vocabulary = BYTE_VOCABULARY if of_bytes else config.data.vocab_size
-    return max(1, int(MEMORY_SHARE * free / memory_bytes(config, vocabulary)))
+    return max(1, int(MEMORY_SHARE * free / processes / memory_bytes(config, vocabulary)))

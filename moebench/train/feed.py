@@ -5,6 +5,9 @@ places where its sequences start. Otherwise its tokens are copied while the GPU 
 before.
 """
 
+from collections.abc import Sequence
+from weakref import WeakValueDictionary
+
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -43,11 +46,9 @@ class Feed:
             )
         self.resident = resident
         if resident:
-            tokens = np.concatenate(streams)
             # torch has no arithmetic for unsigned types above uint8: the bits are read as signed
-            self._mask = (1 << (8 * tokens.itemsize)) - 1
-            signed = tokens if tokens.itemsize == 1 else tokens.view(f"<i{tokens.itemsize}")
-            self._tokens = torch.from_numpy(signed).to(device)
+            self._mask = (1 << (8 * streams[0].itemsize)) - 1
+            self._tokens = _on_device(batches.corpus.content_hash, streams, device)
             self._base = np.cumsum([0, *(len(stream) for stream in streams[:-1])])
             self._within = torch.arange(batches.seq_len + 1, device=device)
 
@@ -69,6 +70,19 @@ class Feed:
 
     def _to_device(self, numbers: np.ndarray) -> Tensor:
         return to_device(torch.from_numpy(numbers), self.device)
+
+
+_RESIDENT: WeakValueDictionary[tuple[str, torch.device], Tensor] = WeakValueDictionary()
+
+
+def _on_device(content: str, streams: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """All tokens on a device, one copy for all runs of the same data; wider types as signed."""
+    tokens = _RESIDENT.get((content, device))
+    if tokens is None:
+        joined = np.concatenate(streams)
+        signed = joined if joined.itemsize == 1 else joined.view(f"<i{joined.itemsize}")
+        tokens = _RESIDENT[content, device] = torch.from_numpy(signed).to(device)
+    return tokens
 
 
 def with_domain(

@@ -117,7 +117,8 @@ def estimator_error(
         The distance in the weights of all routers, for all acting terms together. It is nan where
         the exact gradient, with the f of whole groups, is 0.
     """
-    step = replace(step, ranks=replace(step.ranks))  # these all-reduces are not the step's
+    # these all-reduces are not the step's
+    step = replace(step, ranks=replace(step.ranks, on_gpu=[]))
     steering = steering_in(step, objective, states)
     terms = [active for active in active_terms(objective, step, states) if active.weight]
     exact = [active._replace(groups=step.groups(active.term.scope)) for active in terms]

@@ -9,13 +9,14 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from moebench.balance.devices import to_device
 from moebench.errors import ConfigError
 
 
@@ -26,6 +27,7 @@ class Ranks:
     Attributes:
         rank, size: this process, and how many there are.
         bytes, seconds: of the all-reduces of balance counts so far, on this rank.
+        on_gpu: start and end of those whose seconds a GPU has not told yet.
         began: whether anything was broadcast yet.
     """
 
@@ -34,6 +36,7 @@ class Ranks:
     bytes: int = 0
     seconds: float = 0.0
     began: bool = False
+    on_gpu: list[tuple[torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
 
     @property
     def first(self) -> bool:
@@ -51,7 +54,7 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
         self.began = True
         return box[0]
 
@@ -64,6 +67,10 @@ class Ranks:
         """The mean cost a step of the counts' all-reduces since the last call; {} for one rank."""
         if self.size == 1:
             return {}
+        for began, ended in self.on_gpu:
+            ended.synchronize()
+            self.seconds += began.elapsed_time(ended) / 1000
+        self.on_gpu = []
         cost = {
             "balance/allreduce_bytes": self.bytes / steps,
             "balance/allreduce_seconds": self.seconds / steps,
@@ -85,23 +92,29 @@ class Ranks:
         return total
 
     def sum_counts(self, counts: list[Tensor]) -> list[Tensor]:
-        """`sum` of the counts of every balance term in one all-reduce, whose cost is measured.
-
-        On a GPU it waits for the result, to measure the time of the all-reduce itself.
-        """
+        """`sum` of the counts of every balance term in one all-reduce, whose cost is measured."""
         if self.size == 1 or not counts:
             return counts
         flat = torch.cat([count.flatten() for count in counts])
-        if flat.is_cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        flat = self.sum(flat)
-        if flat.is_cuda:
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - start
+        with self._timed(flat):
+            flat = self.sum(flat)
         self.bytes += flat.numel() * flat.element_size()
         parts = flat.split([count.numel() for count in counts])
         return [part.view_as(count) for part, count in zip(parts, counts, strict=True)]
+
+    @contextmanager
+    def _timed(self, tensor: Tensor) -> Iterator[None]:
+        """Add the time of the block to `seconds`; on a GPU, when it is asked for."""
+        if not tensor.is_cuda:
+            start = time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - start
+            return
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began.record()
+        yield
+        ended.record()
+        self.on_gpu.append((began, ended))
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Replace each gradient by its sum over ranks, in one all-reduce."""
@@ -127,7 +140,7 @@ class Ranks:
         shape = list(value.shape)
         shape[axis] = length
         whole = value.new_zeros(shape)
-        return self.sum(whole.index_copy(axis, place.to(value.device), value.detach()))
+        return self.sum(whole.index_copy(axis, to_device(place, value.device), value.detach()))
 
 
 def world_size() -> int:
@@ -151,7 +164,8 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        # objects are broadcast by gloo: NCCL would wait for the GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     except (RuntimeError, ValueError, LookupError) as error:
         raise ConfigError(
             f"WORLD_SIZE={size}: the ranks cannot be joined ({str(error).splitlines()[0]}); start "

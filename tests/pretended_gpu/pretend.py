@@ -64,6 +64,9 @@ def pretended(capability: tuple[int, int] = (9, 0), *, ties: bool = True) -> Ite
         def synchronize(self) -> None:
             gpu.underway.arrive()
 
+        def elapsed_time(self, _: "Event") -> float:
+            return 0.0
+
     def set_sync_debug_mode(mode: str | int) -> None:
         if not gpu.waits_are_errors and mode != "default":  # so does torch, once a process
             warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=2)
