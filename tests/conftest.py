@@ -11,6 +11,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from moebench.device import DRIVERS
+
 if TYPE_CHECKING:
     from tests.processors import Same
 
@@ -23,6 +25,8 @@ SETTINGS = {
     "GOMP_SPINCOUNT": "0",
     "KMP_BLOCKTIME": "0",
 }
+if not any(driver.exists() for driver in DRIVERS):
+    SETTINGS["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the CPU, where there is no GPU
 for name, value in SETTINGS.items():
     os.environ.setdefault(name, value)
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from moebench.model.fused import fused_experts
 from moebench.model.grouped import combine, dispatch, grouped_mm
 
 
@@ -19,6 +20,7 @@ class Experts(nn.Module):
 
     def __init__(self, num_experts: int, d_model: int, expert_dim: int) -> None:
         super().__init__()
+        self.fused = False  # whether the Triton kernels of `fused.py` compute them
         self.up = nn.Parameter(torch.empty(num_experts, d_model, 2 * expert_dim))
         self.down = nn.Parameter(torch.empty(num_experts, expert_dim, d_model))
 
@@ -37,10 +39,13 @@ class Experts(nn.Module):
             counts: assignments to each expert.
         """
         order = expert_index.flatten().argsort(stable=True)
+        ends = counts.cumsum(0).to(torch.int32)
+        if self.fused:
+            up, down = self.up.to(x.dtype), self.down.to(x.dtype)
+            return fused_experts(x, up, down, weights.flatten(), order, ends)
         place = torch.empty_like(order).scatter(
             0, order, torch.arange(order.shape[0], device=order.device)
         )
-        ends = counts.cumsum(0).to(torch.int32)
         sorted_x = dispatch(x, order, place)
         gate, value = grouped_mm(sorted_x, self.up.to(x.dtype), ends).chunk(2, dim=-1)
         # The weight scales the hidden state: then backward does not need the output.

@@ -120,7 +120,7 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-def _mapped(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+def mapped(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
     """Tensors with the arm axis first; a tensor that arms share is expanded."""
     return [
         tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -128,7 +128,7 @@ def _mapped(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[T
     ]
 
 
-def _shifted(places: Tensor, rows: int) -> Tensor:
+def shifted(places: Tensor, rows: int) -> Tensor:
     """[arms, n] positions in the `rows` of each arm, as [arms * n] in the rows of all arms."""
     offset = torch.arange(places.shape[0], dtype=places.dtype, device=places.device) * rows
     return (places + offset[:, None]).flatten()
@@ -136,8 +136,8 @@ def _shifted(places: Tensor, rows: int) -> Tensor:
 
 def _folded(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
     """Tensors whose arm axis is folded into their first axis; the last one is `ends`."""
-    *others, ends = _mapped(info, dims, *tensors)
-    return [*(tensor.flatten(0, 1) for tensor in others), _shifted(ends, others[0].shape[1])]
+    *others, ends = mapped(info, dims, *tensors)
+    return [*(tensor.flatten(0, 1) for tensor in others), shifted(ends, others[0].shape[1])]
 
 
 def _map_mm(
@@ -192,9 +192,9 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor):  # pyright: ignore
-        x, order, place = _mapped(info, in_dims, *inputs)
+        x, order, place = mapped(info, in_dims, *inputs)
         copies = order.shape[1]
-        sorted_x = dispatch(x.flatten(0, 1), _shifted(order, copies), _shifted(place, copies))
+        sorted_x = dispatch(x.flatten(0, 1), shifted(order, copies), shifted(place, copies))
         return sorted_x.unflatten(0, order.shape), 0
 
 
@@ -218,8 +218,8 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any):  # pyright: ignore
-        y, order, place = _mapped(info, in_dims[:3], *inputs[:3])
+        y, order, place = mapped(info, in_dims[:3], *inputs[:3])
         arms, copies, rows = *order.shape, inputs[3]
-        order, place = _shifted(order, copies), _shifted(place, copies)
+        order, place = shifted(order, copies), shifted(place, copies)
         total = combine(y.flatten(0, 1), order, place, arms * rows)
         return total.unflatten(0, (arms, rows)), 0
