@@ -17,7 +17,7 @@ from moebench.doctor import Finding, device, examine, exit_code, render
 from moebench.doctor import host as machine
 from moebench.doctor.finding import Check, gather
 from moebench.model import grouped
-from moebench.train import products
+from moebench.train import expert_kernels, products
 
 Patch = pytest.MonkeyPatch
 Groups = Callable[[str, dict[str, str]], None]
@@ -123,6 +123,19 @@ def test_wrong_experts_are_found_out(monkeypatch: Patch) -> None:
     found = only(Check("experts", lambda: device.experts("fp32")))
     assert found.state == "problem"
     assert found.value.startswith("wrong by 1 of the largest value")
+
+
+def test_the_kernels_of_experts_are_named_and_tried(
+    findings: dict[str, Finding], monkeypatch: Patch
+) -> None:
+    found = findings["expert kernels"]
+    assert found.value.startswith("run.experts=auto means ")
+    assert found.state == "ok" or "run.experts=triton" in found.remedy
+    monkeypatch.setattr(expert_kernels, "trouble", lambda precision, device: "")
+    monkeypatch.setattr(device, "_error_of_triton", lambda device: 0.5)
+    found = only(Check("it", device.expert_kernels))
+    assert found.value.endswith("those in Triton are wrong by 0.5 of the largest value")
+    assert (found.state, found.remedy) == ("problem", "add run.experts=torch")
 
 
 def test_a_look_that_raises_is_a_finding(monkeypatch: Patch) -> None:

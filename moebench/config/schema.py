@@ -227,6 +227,12 @@ class RunConfig:
         "compile forward and backward; auto compiles runs that are long enough to gain time",
         choices=("auto", "true", "false"),
     )
+    experts: str = knob(
+        "auto",
+        "kernels of the experts: torch's grouped product, or moebench's own in Triton; auto takes "
+        "Triton on a GPU where torch has no kernel of its own (fp32, or bf16 off sm_90 and sm_100)",
+        choices=("auto", "torch", "triton"),
+    )
     stack: str = knob(
         "auto",
         "runs of equal shape that one process of a sweep trains together: a whole number, or auto "

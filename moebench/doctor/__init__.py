@@ -47,6 +47,7 @@ def examine(runs_dir: Path) -> list[Finding]:
             Check("threads", device.threads),
             Check("experts in fp32", fp32, "problem", device.WITHOUT_GPU),
             Check("experts in bf16", bf16, "note", device.TAKE_FP32),
+            Check("expert kernels", device.expert_kernels, "note", "add run.experts=torch"),
             Check("products", device.products),
             Check("bf16 on the CPU", device.bf16_on_cpu, "note", device.STAY_FP32),
         )

@@ -19,6 +19,7 @@ from moebench.doctor.finding import GIB, PIP, Finding, brief
 from moebench.machine import lines, usable_cores
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CLOSE = {"fp32": 1e-4, "bf16": 2e-2}  # error of the experts, as a share of the largest value
@@ -109,6 +110,57 @@ def experts(precision: str) -> Iterator[Finding]:
     else:
         value = f"wrong by {error:.1g} of the largest value on {device.type}"
         yield Finding(name, value, "problem", WITHOUT_GPU)
+
+
+def expert_kernels() -> Iterator[Finding]:
+    """What `run.experts=auto` means here, and whether the Triton kernels are right, if they run."""
+    import torch
+
+    from moebench.train.expert_kernels import automatic, trouble
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kernels = ", ".join(f"{automatic(each, device)} in {each}" for each in CLOSE)
+    name, meaning = "expert kernels", f"run.experts=auto means {kernels}"
+    if why := trouble("fp32", device):
+        found = Finding(name, meaning)
+        if device.type == "cuda":  # where torch has no kernel in fp32
+            found = found._replace(state="note", remedy=f"run.experts=triton {why}")
+        yield found
+        return
+    error = _error_of_triton(device)
+    if error < CLOSE["fp32"]:
+        yield Finding(name, f"{meaning}; those in Triton are right, forward and backward")
+    else:
+        value = f"{meaning}; those in Triton are wrong by {error:.1g} of the largest value"
+        yield Finding(name, value, "problem", "add run.experts=torch")
+
+
+def _error_of_triton(device: "torch.device") -> float:
+    """The error of the Triton kernels in fp32, as a share of the largest value."""
+    import torch
+
+    from moebench.model.experts import Experts
+
+    experts = Experts(4, 32, 16).to(device)
+    draw = torch.Generator().manual_seed(0)
+    x, *weights = (
+        torch.randn(*shape, generator=draw) for shape in ((3, 32), (4, 32, 32), (4, 16, 32))
+    )
+    with torch.no_grad():
+        for parameter, weight in zip(experts.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+    index = torch.tensor([[0, 2], [2, 3], [2, 0]], device=device)  # expert 1 has no tokens
+    counts = torch.tensor([2, 0, 3, 1], device=device)
+    results = []
+    for fused, dtype in ((True, torch.float32), (False, torch.float64)):
+        experts.fused = fused
+        experts.to(dtype)
+        out = experts(x.to(device, dtype), index, torch.full_like(index, 0.5, dtype=dtype), counts)
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(experts.parameters()))])
+    return max(
+        float((one.double() - two).abs().max() / two.abs().max())
+        for one, two in zip(*results, strict=True)
+    )
 
 
 def precision() -> Iterator[Finding]:

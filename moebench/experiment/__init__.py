@@ -23,6 +23,8 @@ from moebench.lock import hold
 from moebench.records import Record
 from moebench.train.build import make_objective, make_state
 from moebench.train.checkpoint import checkpoint_path, restore
+from moebench.train.expert_kernels import check_experts
+from moebench.train.kernels import apply
 from moebench.train.loop import Event, train
 from moebench.train.ranks import Ranks, joined, world_size
 from moebench.train.stack import train_in_lockstep
@@ -138,7 +140,8 @@ def run_stack(
 
 
 def _check(treatment: Treatment, corpus: Corpus) -> None:
-    """Raise the errors of a config that only its data can show, before anything is written."""
+    """Raise the errors that only data or machine can show, before anything is written."""
+    check_experts(treatment.config, torch.device(device_kind(treatment.config.run)))
     check_epochs(corpus, treatment.config)
     check_map(treatment.config, corpus)
     make_objective(treatment, corpus.domains)
@@ -166,11 +169,12 @@ def _follow(treatment: Treatment, corpus: Corpus, record: Record, ranks: Ranks) 
         return record
     if begun is None:
         raise TrainingError(f"{record.path}: rank {ranks.rank}: the first rank did not begin")
-    run, step = begun
+    run, step, kernels = begun
     config, device = replace(treatment.config, run=run), ranks.device(run.device)
     treatment = replace(treatment, config=config)
     torch.set_num_threads(run.threads)
     state = make_state(treatment, corpus.vocab_size, device, len(corpus.domains))
+    apply(kernels, state.model)
     try:
         if step:
             objective = make_objective(treatment, corpus.domains)

@@ -113,7 +113,7 @@ class Session:
     ) -> tuple[TrainingRun, Wrap | None]:
         """Begin the record, or cut it to its last checkpoint, and load the state."""
         config, corpus, record = self.config, self.corpus, self.record
-        kernels = kernels_of.resumed(record.manifest()) if resumed else None
+        kernels = kernels_of.resumed(record.manifest(), config, device) if resumed else None
         if kernels is None:
             runs_dir = record.path.parent
             kernels = kernels_of.choose(
@@ -136,7 +136,7 @@ class Session:
             record.begin(to_yaml(config), continued(record.manifest(), manifest, state.step))
             record.cut(state.step if kept else -1)
         self._set_status("running")
-        self.ranks.broadcast((config.run, state.step))
+        self.ranks.broadcast((config.run, state.step, kernels))
         run = TrainingRun(self.treatment, corpus, state, device, self.ranks)
         if run.prescription is not None:
             record.save_map(run.prescription.map.to_bytes())

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,18 @@ from torch import nn
 from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
 from moebench.disk import read_json, write_json
+from moebench.model.experts import Experts
 from moebench.model.transformer import Attention
 from moebench.records import cannot_write
 from moebench.train.build import COMPUTE
+from moebench.train.expert_kernels import TORCH, TRITON, automatic, check_experts
 
 logger = logging.getLogger(__name__)
 
 FOLDER = ".kernels"  # hidden, so that it does not count as a run
 LONG_CPU = 5e14  # FLOPs of a run on a CPU that is worth a compilation, which may take minutes
 LONG_GPU = 2000  # steps of a run on a GPU that is worth one
+NAMES = {"torch": TORCH, "triton": TRITON}  # values of `run.experts` that are typed
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is timed
 
 
@@ -38,7 +41,7 @@ class Kernels:
 
     Attributes:
         attention: `sdpa`, torch's fused attention, or `matmul`, the products written out.
-        experts: the kernel of the grouped products.
+        experts: `grouped_mm`, torch's grouped product, or `triton`, the kernels of `fused.py`.
         compile: whether forward and backward are compiled.
         peak_flops: FLOPs a second of a large product on this device, in the run's precision and
             with its threads.
@@ -59,7 +62,9 @@ def choose(
         config: with `run.threads` resolved.
         ranks: that share the run; with several, it is not compiled.
 
-    Raises RecordError if the file cannot be written.
+    Raises:
+        RecordError: if the file cannot be written.
+        ConfigError: if the experts would be Triton's, and it does not work here.
     """
     slug = re.sub(r"[\W_]+", "-", _name(device)).strip("-").lower()
     path = runs_dir / FOLDER / f"{slug}.json"
@@ -79,9 +84,11 @@ def choose(
             "run.compile=true: cannot be compiled here (%s); the run continues without",
             choice["no_compile"],
         )
+    experts = NAMES.get(config.run.experts) or choice["experts"][config.train.precision]
+    check_experts(config, device, experts)
     return Kernels(
         attention=choice["attention"],
-        experts=choice["experts"],
+        experts=experts,
         compile=wanted and not choice["no_compile"],
         peak_flops=choice["peak_flops"][case],
     )
@@ -96,22 +103,33 @@ def _completed(
 ) -> dict[str, Any]:
     """The content of a file, with all that this run needs and earlier ones did not."""
     by_device = {"attention": "sdpa" if device.type == "cuda" else "matmul"}
-    choice = {**by_device, "experts": "grouped_mm", **known}
+    choice = {**by_device, "experts": {}, **known}
+    precision = config.train.precision
+    if config.run.experts == "auto" and precision not in choice["experts"]:
+        choice["experts"] = {**choice["experts"], precision: automatic(precision, device)}
     if wants_compile and "no_compile" not in choice:
         choice["no_compile"] = _why_not(device)
     peaks: dict[str, float] = choice.get("peak_flops", {})
     if case not in peaks:
-        peak = _measured_peak(COMPUTE[config.train.precision], device)
+        peak = _measured_peak(COMPUTE[precision], device)
         choice["peak_flops"] = {**peaks, case: peak}
     return choice
 
 
-def resumed(manifest: dict[str, Any]) -> Kernels | None:
-    """The kernels that a run started with; None for a record without them."""
+def resumed(
+    manifest: dict[str, Any], config: ExperimentConfig, device: torch.device
+) -> Kernels | None:
+    """The kernels that a run started with, but for what is typed; None for a record without them.
+
+    Raises ConfigError if the experts would be Triton's, and it does not work here.
+    """
     try:
-        return Kernels(**manifest["kernels"])
+        kernels = Kernels(**manifest["kernels"])
     except (KeyError, TypeError):
         return None
+    experts = NAMES.get(config.run.experts) or kernels.experts
+    check_experts(config, device, experts)
+    return replace(kernels, experts=experts)
 
 
 def wrapper(kernels: Kernels) -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
@@ -120,10 +138,12 @@ def wrapper(kernels: Kernels) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def apply(kernels: Kernels, model: nn.Module) -> None:
-    """Set the attention kernel of a model."""
+    """Set the kernels of a model's attention and experts."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.sdpa = kernels.attention == "sdpa"
+        if isinstance(module, Experts):
+            module.fused = kernels.experts == TRITON
 
 
 def _wants_compile(config: ExperimentConfig, vocab_size: int, device: torch.device) -> bool:

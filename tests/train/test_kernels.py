@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moebench.config.compose import Composer
+from moebench.config.schema import ExperimentConfig
 from moebench.errors import ConfigError
 from moebench.train import kernels
 
@@ -27,8 +28,9 @@ def test_all_runs_of_a_directory_use_the_same_kernels(tmp_path: Path) -> None:
     [path] = (tmp_path / ".kernels").glob("*.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "attention": "sdpa"}))
     assert chosen(tmp_path) == replace(first, attention="sdpa")
-    assert kernels.resumed({"kernels": vars(first)}) == first
-    assert kernels.resumed({}) is None
+    config = ExperimentConfig()
+    assert kernels.resumed({"kernels": vars(first)}, config, CPU) == first
+    assert kernels.resumed({}, config, CPU) is None
 
 
 def test_a_run_without_a_compiler_warns_and_continues(
