@@ -55,6 +55,7 @@ bench: $(READY) ## measure speed on this machine and compare with others (benchm
 	$(BIN)/moebench bench
 	$(BIN)/python benchmarks/race.py --compile --memory
 	$(BIN)/python benchmarks/stack.py
+	$(BIN)/python benchmarks/experts.py
 	$(BIN)/python benchmarks/study.py
 	$(BIN)/python benchmarks/balance_loss.py
 	$(BIN)/python benchmarks/loader.py

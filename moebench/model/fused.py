@@ -57,7 +57,7 @@ def fused_experts(
         up, down: weights, in the dtype of `x`.
         scale: the weight of each slot; slot r * top_k + c is copy c of row r.
         order: the slots, sorted by expert.
-        ends: the end of each expert in that order, int32.
+        ends: the end of each expert in that order, int32; the last is the number of copies.
     """
     keep = torch.is_grad_enabled()
     return torch.ops.moebench.experts(x, up, down, scale, order, ends, keep)[0]
