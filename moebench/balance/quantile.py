@@ -18,6 +18,7 @@ the quantile is of:
     here            the gate's scores, or raw logits with `logits`; the step's quantile, exactly
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -71,8 +72,10 @@ class Quantile(Method):
     ) -> QuantileState:
         assert routing.scores is not None
         scores = routing.scores.flatten(1, 2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], -math.inf)
         top_k = routing.expert_index.shape[-1]
-        new = quantile_bias(margins(scores, state.expert_bias[:, None], top_k), top_k)
+        new = quantile_bias(margins(scores, state.expert_bias[:, None], top_k), top_k, mask)
         return QuantileState(self.decay * state.expert_bias + (1 - self.decay) * new.float())
 
     def metrics(self, state: QuantileState) -> dict[str, Tensor]:
@@ -101,14 +104,26 @@ def margins(
 
 @torch.no_grad()
 def quantile_bias(
-    margin: Float[Tensor, "*layers tokens experts"], top_k: int
+    margin: Float[Tensor, "*layers tokens experts"],
+    top_k: int,
+    mask: Bool[Tensor, "*layers experts"] | None = None,
 ) -> Float[Tensor, "*layers experts"]:
     """The next bias, from the margins of all tokens of a step; its mean is 0.
 
-    An expert that is not there has a logit, and so a margin, of minus infinity, and no bias.
+    Args:
+        mask: False for an expert that is not there: it has no share of the tokens, and no bias.
+            Where no expert is left over, no bias moves anything, and all are 0.
     """
     tokens, experts = margin.shape[-2:]
-    rank = tokens * top_k // experts + 1
-    bias = -margin.kthvalue(tokens - rank + 1, dim=-2).values
-    bias = bias.where(bias.isfinite(), 0)
-    return bias - bias.mean(-1, keepdim=True)
+    if mask is None:
+        rank = tokens * top_k // experts + 1
+        bias = -margin.kthvalue(tokens - rank + 1, dim=-2).values
+        return bias - bias.mean(-1, keepdim=True)
+    there = mask.sum(-1, keepdim=True)
+    rank = (
+        (tokens * top_k // there).clamp(max=tokens - 1).expand_as(mask)
+    )  # that of the largest is 0
+    ordered = margin.where(mask[..., None, :], -math.inf).sort(-2, descending=True).values
+    bias = -ordered.gather(-2, rank[..., None, :]).squeeze(-2)
+    bias = bias.where(mask & bias.isfinite(), 0)
+    return (bias - bias.sum(-1, keepdim=True) / there) * mask

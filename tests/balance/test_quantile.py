@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moebench.balance import Steering, join, observe
 from moebench.balance.assignment import top_k_mask
-from moebench.balance.quantile import Quantile, margins, quantile_bias
+from moebench.balance.quantile import Quantile, QuantileState, margins, quantile_bias
 from moebench.errors import ConfigError
 from moebench.model.gate import Name
 from moebench.model.router import Gating, Router
@@ -129,12 +129,24 @@ def test_it_reads_the_scores_of_the_gate_or_raw_logits(
     assert moved.expert_index.flatten().tolist() == [0, 1]
 
 
-def test_an_expert_that_is_not_there_has_no_bias() -> None:
-    method, mask = Quantile(logits=1), torch.tensor([True, True, True, False])
+@pytest.mark.parametrize("logits", [0, 1])
+@pytest.mark.parametrize("experts", [3, 4, 2])
+def test_experts_that_are_not_there_change_nothing(logits: int, experts: int) -> None:
+    """The bias of the others is that of a router without them; 2 experts leave no choice."""
+    method, mask = Quantile(logits=logits), torch.arange(6)[None] < experts
     draw = torch.Generator().manual_seed(3)
-    router = Router(4, 4, 2, Gating(by_logits=True, observes=method.observes))
-    router.weight.data = torch.randn(4, 4, generator=draw)
-    found = router(torch.randn(2, 6, 4, generator=draw), Steering(mask=mask))
-    bias = method.update(method.begin(1, 4), found.routing).expert_bias
-    assert bias.isfinite().all()
-    assert found.routing.counts[..., 3].sum() == 0
+    weight, tokens = (torch.randn(n, 4, generator=draw).double() for n in (6, 12))
+    biases = []
+    for rows, steering in ((6, Steering(mask=mask)), (experts, Steering())):
+        gating = Gating(by_logits=method.by_logits, observes=method.observes)
+        router = Router(4, rows, 2, gating).double()
+        router.weight.data = weight[:rows]
+        bias = torch.tensor([[0.1, -0.1, 0.4, -0.4, 9, 9]])[:, :rows]
+        found = router(tokens.view(2, 6, 4), steering.layer(0)).routing
+        if rows == 2:
+            biases.append(torch.zeros(1, 2))
+        else:
+            biases.append(method.update(QuantileState(bias), found, steering.mask).expert_bias)
+    assert torch.allclose(biases[0][:, :experts], biases[1], atol=1e-6)
+    assert not biases[0][:, experts:].any()
+    assert biases[1].any() == (experts > 2)
