@@ -59,6 +59,31 @@ def adjusted(p: np.ndarray, ordered: bool) -> np.ndarray:
     return result
 
 
+def excludes(
+    value: np.ndarray | float,
+    error: np.ndarray | float,
+    seeds: int,
+    size: float,
+    tests: int,
+) -> np.ndarray | np.bool_:
+    """Whether intervals lie short of a size, as seen from 0 or from its other side.
+
+    They hold for all tests together at 95 %, by Bonferroni: if every true value is as large as its
+    size, any is excluded in at most 5 % of studies.
+
+    Args:
+        value: of a contrast.
+        error: its standard error.
+        seeds: that have it.
+        size: in question; its sign is its direction.
+        tests: that share the level.
+    """
+    from scipy.special import stdtrit
+
+    half = stdtrit(seeds - 1, 1 - LEVEL / (2 * tests)) * error
+    return np.sign(size) * value + half < abs(size)
+
+
 def too_early(
     bits: Mapping[int, list[float]], trigram: float | None, step: float | None, steps: float | None
 ) -> str:

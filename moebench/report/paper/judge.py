@@ -7,7 +7,6 @@ method. A comparison that is both counts once. An A/A arm is never tested.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -43,18 +42,6 @@ BLOCKED = "a finding before it in the study's order is not decided"
 TWIN = "it is the noise floor"
 
 
-class Test(NamedTuple):
-    """What is tested: the difference of two columns, or a finding.
-
-    Attributes:
-        key: the two columns of a difference, in no order; for others the finding and its columns.
-        p: alone; None where too few seeds have its arms.
-    """
-
-    key: Hashable
-    p: float | None
-
-
 def judge(table: Table) -> tuple[Table, tuple[Verdict, ...]]:
     """The table with its decisions, and its verdicts on the findings.
 
@@ -69,15 +56,11 @@ def judge(table: Table) -> tuple[Table, tuple[Verdict, ...]]:
         (effect for effect in found if effect.name in order),
         key=lambda effect: (order[effect.name], 0 not in effect.columns),
     )
-    if named:
-        tests = [Test(_key(effect), _p(effect.contrast, effect.p)) for effect in named]
-    else:
-        tests = [Test(_key(effect), _p(effect.contrast, effect.p)) for effect in found]
-        tests += [
-            Test(frozenset((i, 0)), _p(each, each.estimate().p))
-            for i, each in compared.items()
-            if PERTURB not in table.arms[i].science
-        ]
+    tests = {_key(effect): _p(effect.contrast, effect.p) for effect in named or found}
+    if not named:
+        for i, difference in compared.items():
+            if PERTURB not in table.arms[i].science:
+                tests.setdefault(frozenset((i, 0)), _p(difference, difference.estimate().p))
     settled = {} if table.too_early else _settled(tests, bool(named))
     decisions = {
         table.arms[i].name: _decision(table, i, each, settled) for i, each in compared.items()
@@ -143,20 +126,24 @@ def _p(found: Contrast, p: float | None) -> float | None:
     return p if found.seeds >= VERDICT_SEEDS and found.error is not None else None
 
 
-def _settled(tests: Sequence[Test], ordered: bool) -> dict[Hashable, float | str]:
-    """By the key of a test, its adjusted p, or why it has none."""
-    distinct = list({test.key: test for test in reversed(tests)}.values())[::-1]
-    if not ordered:
-        distinct = [test for test in distinct if test.p is not None]
-    if not distinct:
+def _settled(tests: Mapping[Hashable, float | None], ordered: bool) -> dict[Hashable, float | str]:
+    """By the key of a test, its adjusted p, or why it has none.
+
+    Args:
+        tests: p of each alone, by its key: the two columns of a difference, in no order; for others
+            the finding and its columns. None where too few seeds have its arms.
+        ordered: whether they come in a declared order.
+    """
+    known = {key: p for key, p in tests.items() if ordered or p is not None}
+    if not known:
         return {}
-    p = adjusted(np.array([1.0 if test.p is None else test.p for test in distinct]), ordered)
+    p = adjusted(np.array([1.0 if alone is None else alone for alone in known.values()]), ordered)
     result: dict[Hashable, float | str] = {}
-    for place, (test, value) in enumerate(zip(distinct, p, strict=True)):
+    for place, (key, value) in enumerate(zip(known, p, strict=True)):
         if ordered and place and p[place - 1] >= LEVEL:
-            result[test.key] = BLOCKED
-        elif test.p is not None:
-            result[test.key] = float(value)
+            result[key] = BLOCKED
+        elif known[key] is not None:
+            result[key] = float(value)
     return result
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moebench.report.infer.contrasts import EQUAL_SHARE, Contrast, bend, contrast, equality, slope
-from moebench.report.infer.decisions import LEVEL
+from moebench.report.infer.decisions import LEVEL, excludes
 from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate, seeds_needed
 from moebench.report.paper.findings import BYTES, PAPER, findings, log_ratio, paper_gap
 from moebench.report.paper.selectors import AXES, all_else, options_as_keys, pairs
@@ -259,8 +259,7 @@ def verdict(
         outcome, reason = effect.if_decided
     elif p is not None:
         outcome, reason = CANNOT_TELL, effect.otherwise if took else NOT_TAKEN
-        every = _divided(effect.contrast.estimate(1 - LEVEL / tests), size)
-        if took and effect.margin is None and sizes and _excludes(every, sizes):
+        if took and effect.margin is None and sizes and _excludes(effect, size, sizes, tests):
             outcome, reason = CONTRADICTS, "not told from 0, and the paper's size is excluded"
     wanted = effect.margin / BYTES[0] if effect.margin else (abs(sizes[0]) if sizes else None)
     needed = None
@@ -286,12 +285,12 @@ def verdict(
     )
 
 
-def _excludes(here: Estimate, sizes: Sequence[float]) -> bool:
-    """Whether an interval lies short of the paper's size, at every number of bytes a token."""
-    if here.low is None or here.high is None:
+def _excludes(effect: Effect, size: float, sizes: Sequence[float], tests: int) -> bool:
+    """Whether an effect lies short of the paper's size, at every number of bytes a token."""
+    value, error, seeds = effect.contrast
+    if error is None:
         return False
-    sign = math.copysign(1, sizes[0])
-    return max(sign * here.low, sign * here.high) < min(map(abs, sizes))
+    return all(excludes(value / size, error / size, seeds, each, tests) for each in sizes)
 
 
 def _divided(estimate: Estimate, size: float) -> Estimate:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from benchmarks.error_rates import RULES, error_rate, power
+from benchmarks.error_rates import RULES, contradiction_rate, draw, error_rate, power
 from moebench.report.infer.contrasts import equality
+from moebench.report.infer.decisions import excludes
 from moebench.report.infer.dunnett import critical_value
 from moebench.report.infer.statistics import BlockFit, Estimate, chosen_wrongly, compare, odd_arms
 
@@ -147,6 +148,23 @@ def test_a_twin_in_the_control_adds_power_and_no_error() -> None:
         alone, both = (power(rule, 2000, 6, 2, twin=twin)[0] for twin in (False, True))
         assert both > alone + 0.02
         assert error_rate(rule, 2000, 6, [math.sqrt(0.5), 1, 1]) < 0.065
+
+
+@pytest.mark.parametrize("rule", ["order", "Holm"])
+def test_findings_that_are_true_are_contradicted_in_5_percent_of_studies_at_most(rule: str) -> None:
+    for deviations in ([1.0] * 6, [3.0, 1, 1, 1, 1, 1], [1.0, 3, 1, 1, 1, 1]):
+        for size in (0.1, -0.1, 1.0):
+            assert 0.002 < contradiction_rate(rule, 2000, 6, deviations, size) < 0.035
+
+
+def test_intervals_that_share_no_level_exclude_a_true_size_too_often() -> None:
+    difference = draw(np.random.default_rng(0), 2000, 6, [1.0] * 6) + 0.1
+    value, error = difference.mean(axis=1), difference.std(axis=1, ddof=1) / math.sqrt(6)
+    shared, alone = (
+        np.mean(np.any(excludes(value, error, 6, 0.1, tests), axis=1)) for tests in (5, 1)
+    )
+    assert shared < 0.035
+    assert alone > 0.07
 
 
 class Equalities(NamedTuple):

@@ -18,7 +18,7 @@ from moebench.records import Record
 from moebench.report import make_report
 from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.metrics import ArmMetric
-from moebench.report.infer.statistics import compare
+from moebench.report.infer.statistics import compare, seeds_needed
 from moebench.report.paper.findings import BYTES, findings, paper_gap
 from moebench.report.paper.judge import judge
 from moebench.report.paper.verdicts import Verdict
@@ -297,6 +297,15 @@ def test_each_finding_of_an_order_is_tested_at_the_full_level() -> None:
     holm = {v.claim: v for v in judge(replace(arms, order=()))[1]}
     assert holm[CLAIM["01"]].p == pytest.approx(2 * alone)  # of three tests, one is decided
     assert holm[CLAIM["01"]].verdict == "cannot tell"
+
+
+def test_a_finding_that_is_a_difference_to_the_baseline_is_one_test() -> None:
+    judged, [finding] = judge(table({"micro": MICRO, "global": GLOBAL}, [0, -0.002], sd=2e-3))
+    nats = [np.array(list(arm.per_seed["valid/nats"].values())) for arm in judged.arms]
+    assert finding.p == pytest.approx(stats.ttest_rel(*nats).pvalue)
+    assert finding.p == judged.decisions["global"].p
+    sd = float(np.std(nats[1] - nats[0], ddof=1)) / math.sqrt(2)
+    assert finding.seeds == seeds_needed(sd, 1, paper_gap() / BYTES[0])
 
 
 def test_what_follows_an_undecided_finding_is_not_tested() -> None:
