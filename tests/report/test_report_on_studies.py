@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from moebench.errors import ConfigError, RecordError
 from moebench.records import Record
@@ -98,3 +100,49 @@ def test_a_primary_that_no_run_holds_is_said(
     plan(runs, "odd", scopes(runs, run), primary="valid/x")
     text = texts(make_report([runs]))
     assert "cannot tell: no run of global and micro holds valid/x" in text
+
+
+@pytest.mark.parametrize("parted", [True, False])
+def test_the_mean_of_the_baseline_and_its_twin_is_the_control_once_they_parted(
+    runs: Path, run: Make, plan: Callable[..., Path], parted: bool
+) -> None:
+    rng, nats, made = np.random.default_rng(0), {}, []
+    arms = {
+        "micro": ({}, 0.0),
+        "twin": ({"router.perturb": 1e-6}, 0.0),
+        "global": ({"balance_bsz": 128}, -0.02),
+        "shuffled": ({"scope": "shuffled", "balance_bsz": 128}, 0.01),
+    }
+    for seed in range(7):
+        for arm, (science, effect) in arms.items():
+            nats[arm, seed] = 1.6 + 0.1 * seed + effect + 0.005 * rng.normal()
+            if arm == "twin" and not parted:
+                nats[arm, seed] = nats["micro", seed] + 1e-7 * rng.normal()
+            if (arm, seed) != ("twin", 6):
+                made.append(run(runs, arm, seed, nats[arm, seed], science=science))
+    plan(runs, "scope", made, baseline="micro", average_twin=True)
+    report = make_report([runs])
+    table = report.tables[0]
+    assert table.control == (("micro", "twin") if parted else ("micro",))
+    text, rows = texts(report), {row["arm"]: row["metrics"] for row in report.to_dict()["rows"]}
+    assert ("differences are to the mean of micro and twin" in text) == parted
+    assert ("twin has not parted from micro: differences are to micro alone" in text) != parted
+
+    def of(arm: str, *others: str, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+        values = [[nats[each, seed] for seed in range(seeds)] for each in (arm, *others)]
+        return np.array(values[0]), np.mean(values[1:], axis=0)
+
+    # only seeds that have both count
+    control, seeds = (("micro", "twin"), 6) if parted else (("micro",), 7)
+    for arm in ("global", "shuffled"):
+        own, against = of(arm, *control, seeds=seeds)
+        estimate = table.decisions[arm].estimate
+        assert estimate.value == pytest.approx(np.mean(own - against))
+        assert estimate.p == pytest.approx(stats.ttest_rel(own, against).pvalue)
+    [finding] = [one for one in report.to_dict()["findings"] if one["arms"] == ["global", "micro"]]
+    assert finding["here"]["value"] == pytest.approx(table.decisions["global"].estimate.value)
+    # the twin is compared with the baseline alone, and never tested
+    own, against = of("twin", "micro", seeds=6)
+    assert rows["twin"]["valid/nats"]["difference"] == pytest.approx(np.mean(own - against))
+    assert rows["twin"]["valid/nats"]["p"] is None
+    assert rows["global"]["valid/nats"]["p"] == finding["p"] < 0.05
