@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import RUNS, AsJson, RunsDir, completion
+from moebench.cli.options import RUNS, AsJson, RunsDir, completion, path
 
 First = Annotated[
     Path,
     typer.Argument(
         metavar="A",
+        parser=path,
         help="a run or a study, by name or path",
         autocompletion=completion("runs_and_studies"),
     ),
@@ -20,6 +21,7 @@ Second = Annotated[
     Path,
     typer.Argument(
         metavar="B",
+        parser=path,
         help="another one to compare with it",
         autocompletion=completion("runs_and_studies"),
     ),

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins
+from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins, path
 from moebench.cli.output import print_json, stdout_console
 from moebench.errors import apply_to_all
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(help="runs with a checkpoint", autocompletion=completion("runs")),
+    typer.Argument(parser=path, help="runs with a checkpoint", autocompletion=completion("runs")),
 ]
 Tasks = Annotated[str, typer.Option("--tasks", help="blimp, cloze, or both as blimp,cloze")]
 Blimp = Annotated[

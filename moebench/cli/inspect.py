@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins
+from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins, path
 from moebench.cli.output import print_json, stdout_console
 from moebench.errors import ConfigError
 
 Run = Annotated[
     Path | None,
-    typer.Argument(help="a run; leave it out with --hf", autocompletion=completion("runs")),
+    typer.Argument(
+        parser=path, help="a run; leave it out with --hf", autocompletion=completion("runs")
+    ),
 ]
 Text = Annotated[
     str | None, typer.Option("--text", help="show which experts each token of this text uses")

@@ -25,6 +25,13 @@ def completion(name: str) -> Callable[[typer.Context, str], list[tuple[str, str]
     return complete
 
 
+def path(text: str) -> Path:
+    """A path; an empty one would silently be the working directory."""
+    if not text:
+        raise typer.BadParameter("is empty; name a folder, or . for the working directory")
+    return Path(text)
+
+
 def parse_number(text: str) -> int:
     """A whole number from 1 to 65535."""
     if not (text.isdecimal() and 0 < int(text) < 2**16):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moebench.cli.diff import print_diff
-from moebench.cli.options import RUNS, AsJson, RunsDir, command_line, completion
+from moebench.cli.options import RUNS, AsJson, RunsDir, command_line, completion, path
 from moebench.cli.output import print_message
 from moebench.errors import ConfigError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Directories = Annotated[
     list[Path] | None,
     typer.Argument(
+        parser=path,
         help="runs, or directories of runs; by default all in --runs-dir. `diff A B` is the same "
         "as `moebench diff A B`",
         autocompletion=completion("runs"),

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from moebench.cli.exit_codes import FAILED
-from moebench.cli.options import RUNS, AsJson, RunsDir, completion
+from moebench.cli.options import RUNS, AsJson, RunsDir, completion, path
 from moebench.cli.output import print_json
 from moebench.errors import RecordError
 
 Runs = Annotated[
     list[Path] | None,
     typer.Argument(
+        parser=path,
         help="runs, or directories of runs; by default all in --runs-dir",
         autocompletion=completion("runs"),
     ),

@@ -208,6 +208,16 @@ BROKEN = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("diff", "runs", ""), ("report", ""), ("verify", ""), ("evaluate", ""), ("inspect", "")],
+)
+def test_an_empty_path_is_not_the_working_directory(call: Call, words: tuple[str, ...]) -> None:
+    result = call(*words)
+    assert (result.code, result.out) == (2, "")
+    assert "is empty; name a folder, or . for the working directory\n" in result.err
+
+
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("command", ["train", "sweep", "data show"])
 def test_broken_data_is_one_line_and_leaves_no_run(
