@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+CONTINUES = "--resume continues"  # how a run goes on; a sweep, which has no such option, just does
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -61,7 +63,7 @@ class Stopped(MoebenchError):  # noqa: N818, stopping is not an error
 
     def __init__(self, path: Path, step: int, number: int) -> None:
         super().__init__(
-            f"{path}: stopped by {signal.Signals(number).name} at step {step}; --resume continues"
+            f"{path}: stopped by {signal.Signals(number).name} at step {step}; {CONTINUES}"
         )
         self.exit_code = 130 if number == signal.SIGINT else 75
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moebench.records import Record
-from moebench.study.status import without_run
+from moebench.study.status import in_sweep
 from tests.processes import Process, moebench, until
 from tests.results import results
 
@@ -182,7 +182,7 @@ def test_failed_runs_do_not_stop_the_others_and_the_next_sweep_finishes_them(
         assert reason in told[str(seed)]
         status = record.status()
         assert (status["state"], status["steps"]) == (state, 6)
-        said = without_run(record.name, " ".join(status["reason"].split()))
+        said = in_sweep(record.name, " ".join(status["reason"].split()))
         assert told[str(seed)] == f"error: {record.name}: {said}"
 
     shown = start("sweep", seeds, "--status")

@@ -22,7 +22,7 @@ from rich.table import Column
 from moebench.cli.output import print_message, stderr_console
 from moebench.plans import Job
 from moebench.study.launcher import LocalLauncher
-from moebench.study.status import current_status, last_status, without_run
+from moebench.study.status import current_status, in_sweep, last_status
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
@@ -195,7 +195,7 @@ class SweepDisplay(Display):
         """Remove the bar of a job, and print how it ended."""
         self.bars.remove_task(self.tasks.pop(job.id))
         status = current_status(self.launcher.record(job))
-        reason = without_run(job.run, str(status.get("reason") or describe_row(status)))
+        reason = in_sweep(job.run, str(status.get("reason") or describe_row(status)))
         self.print(f"{status['state']}  {job.run}  {reason}".rstrip())
 
     def _update_total(self, lines: list[str]) -> None:

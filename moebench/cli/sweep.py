@@ -148,10 +148,10 @@ def _run(launcher: "LocalLauncher") -> None:
 
 def _report_failures(launcher: "LocalLauncher") -> None:
     """Print an error line per failed run and exit, if there are any."""
-    from moebench.study.status import without_run
+    from moebench.study.status import in_sweep
 
     for job, reason in launcher.failed:
-        print_error(f"{job.run}: {without_run(job.run, reason)}")
+        print_error(f"{job.run}: {in_sweep(job.run, reason)}")
     if launcher.failed:
         raise typer.Exit(PARTLY_FAILED)
 

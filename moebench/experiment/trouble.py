@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from moebench import processes
 from moebench.config.schema import ExperimentConfig
-from moebench.errors import TrainingError
+from moebench.errors import CONTINUES, TrainingError
 from moebench.records import FULL, Record
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # no right to write, or a fault
@@ -68,7 +68,7 @@ def explained(
         remedy = "free some space" if number in FULL else "make it writable"
         return TrainingError(
             f"{record.path}: cannot be written ({os.strerror(number)}); {remedy}, and "
-            "--resume continues from the last checkpoint"
+            f"{CONTINUES} from the last checkpoint"
         )
     return error
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moebench.errors import RecordError
+from moebench.errors import CONTINUES, RecordError
 from moebench.lock import is_held
 from moebench.plans import Job, Plan
 from moebench.records import STATES, Record, printable
@@ -47,9 +47,9 @@ def current_status(record: Record) -> dict[str, Any]:
     return status
 
 
-def without_run(run: str, reason: str) -> str:
-    """A reason without the path of its run, for messages that already name the run."""
-    return reason.rpartition(f"{run}: ")[2]
+def in_sweep(run: str, reason: str) -> str:
+    """The reason of a run as its sweep gives it: without the path, and with the sweep as remedy."""
+    return reason.rpartition(f"{run}: ")[2].replace(CONTINUES, "the same sweep continues")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _run_status(job: Job, status: dict[str, Any]) -> RunStatus:
     state, step, steps = status["state"], status["step"], job.config["train"]["steps"]
     seconds, heartbeat = _number(status.get("seconds")), _number(status.get("heartbeat"))
     running = state == "running"
-    reason = without_run(job.run, str(status.get("reason") or ""))
+    reason = in_sweep(job.run, str(status.get("reason") or ""))
     return RunStatus(
         run=job.run,
         arm=job.arm,

@@ -17,7 +17,7 @@ from moebench.plans import Job, read_plan
 from moebench.records import Record
 from moebench.registry import load_plugin
 from moebench.study.job import LOCKED
-from moebench.study.status import without_run
+from moebench.study.status import in_sweep
 
 
 def run_jobs(
@@ -67,7 +67,7 @@ def _report(jobs: Sequence[Job], errors: Sequence[Exception | None]) -> int:
             codes.append(LOCKED)
         elif isinstance(error, MoebenchError):
             run = f"{job.run}: " if len(jobs) > 1 else ""
-            print(f"error: {run}{without_run(job.run, str(error))}", file=sys.stderr)
+            print(f"error: {run}{in_sweep(job.run, str(error))}", file=sys.stderr)
             codes.append(error.exit_code)
         elif error is not None:
             traceback.print_exception(error)

@@ -1,9 +1,11 @@
 """The status of the runs of a plan, from their files and locks."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
+from moebench.errors import Stopped
 from moebench.lock import hold, is_held
 from moebench.records import Record
 from moebench.study.status import GONE, current_status, run_statuses, seconds_left
@@ -28,6 +30,15 @@ def test_a_run_is_running_exactly_while_its_lock_is_held(tmp_path: Path) -> None
         assert current_status(record) == {"state": "running", "step": 3}, "it is tried again"
     record.seal({})
     assert current_status(record)["state"] == "done"
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_sweep(tmp_path: Path) -> None:
+    plan = a_plan(1)
+    record = Record(tmp_path / plan.jobs[0].run)
+    record.begin("a: 1", {})
+    record.set_status("stopped", step=3, reason=str(Stopped(record.path, 3, signal.SIGINT)))
+    [run] = run_statuses(plan, tmp_path)
+    assert run.reason == "stopped by SIGINT at step 3; the same sweep continues"
 
 
 def test_reading_the_status_writes_nothing(tmp_path: Path) -> None:
