@@ -3,6 +3,7 @@
 A method is a frozen dataclass whose fields are its options. It can act in four places:
 
     selection   `steering`: a bias, a factor and a mask for the scores that experts are selected by;
+                `shift`: what is added to them token by token, from earlier tokens;
                 `assign`: the selection itself, for a whole logical group of tokens
     objective   `penalty`: a term of the loss from what routers did in a pass;
                 `weight_penalty`: a term from the routers' weights alone;
@@ -104,6 +105,16 @@ class Method:
     def steering(self, state: Any) -> Steering:
         """The steering of the forward passes of a step, and of evaluations after the last step."""
         return Steering()
+
+    def shift(
+        self, scores: Float[Tensor, "sequences tokens experts"], top_k: int
+    ) -> Float[Tensor, "sequences tokens experts"]:
+        """What is added to the scores by which experts are selected, in training and evaluation.
+
+        The shift of a token may depend on its own scores and those of earlier tokens of its
+        sequence, and on nothing else.
+        """
+        raise NotImplementedError
 
     def most(self, top_k: int, experts: int) -> int | None:
         """The most experts a token may get from `assign`; None: there is no `assign`."""

@@ -70,7 +70,7 @@ def _method_contradictions(config: ExperimentConfig) -> Contradictions:
             router.random,
             f"method={name}: {why}, and router.random draws experts; leave one of them out",
         )
-    if method.assigns:
+    if method.assigns or method.thresholds:
         for key, value in (
             ("router.capacity_factor", router.capacity_factor),
             ("router.start_experts", router.start_experts),
@@ -162,7 +162,12 @@ def _map_contradictions(config: ExperimentConfig) -> Contradictions:
         ("router.expert_groups", router.expert_groups > 1),
         ("router.start_experts", router.start_experts is not None),
         ("router.prune_below", router.prune_below > 0),
-        ("method.name", method.assigns or (method.offsets and map_layers(config) == layers)),
+        (
+            "method.name",
+            method.assigns
+            or method.thresholds
+            or (method.offsets and map_layers(config) == layers),
+        ),
     ):
         yield (
             wrong,

@@ -6,6 +6,7 @@ two products for each of the forward's.
 
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import moe_layers
+from moebench.methods import declared
 
 BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
 
@@ -15,12 +16,13 @@ def forward_flops(config: ExperimentConfig, vocab_size: int) -> int:
 
     Attention is counted over the whole sequence, as it is computed where nothing is left out.
     Where a token's number of experts is a matter of the data, it counts `model.top_k`, but for a
-    relu gate, which computes all of them in training.
+    relu gate or a threshold, which compute all of them in training.
     """
     model, d = config.model, config.model.d_model
     attention = 2 * 4 * d * d + 2 * 2 * config.seq_len * d
     feed_forward = 2 * 3 * d * model.expert_dim * (model.top_k + model.num_shared_experts)
-    more = model.num_experts - model.top_k if config.router.gate == "relu" else 0
+    all_of_them = config.router.gate == "relu" or declared(config.method.name).thresholds
+    more = model.num_experts - model.top_k if all_of_them else 0
     routed = 2 * _router_weights(config) + 2 * 3 * d * model.expert_dim * more
     return (
         model.num_layers * (attention + feed_forward)

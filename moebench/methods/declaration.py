@@ -56,6 +56,9 @@ class Declaration(registry.Declaration):
             value leaves the device, and no shape depends on a value.
         offsets: whether it moves the scores that experts are selected by (a bias), which needs a
             router that selects by scores.
+        shifts: whether it shifts scores token by token (`Method.shift`).
+        thresholds: whether a token goes to every expert whose moved score is above 0, in place of
+            top-k.
         assigns: whether it selects experts itself in logical groups, in place of top-k.
         gates: the values of `router.gate` that it is for; empty: all.
         forms: the values of `router.form` that it is for; empty: all.
@@ -68,6 +71,8 @@ class Declaration(registry.Declaration):
     options: Mapping[str, Option] = field(default_factory=dict)
     stackable: bool = True
     offsets: bool = False
+    shifts: bool = False
+    thresholds: bool = False
     assigns: bool = False
     gates: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from moebench.methods.declaration import Declaration, Option, flag
 
+SU = "kexue.fm 11760"
 TRINITY = "arXiv 2602.17004"
 
 SELECTING = (
@@ -90,6 +91,61 @@ SELECTING = (
             "`test_quantile.py`: loads (4, 4, 0, 0) → (2, 2, 2, 2); 1.5 of the union, 1.0 of "
             "two means"
         ),
+    ),
+    Declaration(
+        "threshold",
+        "every expert takes the tokens above a threshold that follows quantiles (arXiv 2603.11535)",
+        "moebench.balance.threshold:Threshold",
+        {
+            "decay": Option(
+                0.99,
+                "of the moving average of quantiles",
+                low=0,
+                below=1,
+                source="Expert Threshold 0.99; kexue.fm 11626: 0.9",
+            ),
+            "top_k": Option("model.top_k", "experts a token on average", low=1, whole=True),
+            "logits": flag(
+                "read and select by raw logits, and not by the gate's scores",
+                source="Expert Threshold",
+            ),
+        },
+        offsets=True,
+        thresholds=True,
+        by_logits="logits",
+        source="arXiv 2603.11535; Su, kexue.fm 11626",
+        equation="t → e where s_te > c_e; c ← average of the 1 − k/E quantiles of columns",
+        tested="`test_threshold.py`: loads (4, 4, 4, 4) of 8 tokens; a loop; causal",
+    ),
+    Declaration(
+        "moving_quantile",
+        "quantile balancing within each sequence so far, and over the step (kexue.fm 11760)",
+        "moebench.balance.moving:MovingQuantile",
+        {
+            "strength": Option(0.3, "lambda: of the shift within a sequence", low=0, source=SU),
+            "memory": Option(0.99, "g: decay of a token's weight", above=0, below=1, source=SU),
+            "bins": Option(100, "into which scores are sorted", low=2, whole=True, source=SU),
+        },
+        offsets=True,
+        shifts=True,
+        gates=("softmax", "sigmoid"),
+        source="Su, kexue.fm 11760",
+        equation="select by s − λ r + b, r = the 1 − k/E quantile of the tokens so far",
+        tested="`test_moving.py`: a loop over bins; causal",
+    ),
+    Declaration(
+        "causal_bias",
+        "select by scores less the average of those of earlier tokens (jonathanc.net)",
+        "moebench.balance.moving:CausalBias",
+        {
+            "strength": Option(1, "lambda: of the shift", low=0),
+            "memory": Option(0.99, "g: decay of a token's weight", above=0, below=1),
+        },
+        offsets=True,
+        shifts=True,
+        source="jonathanc.net, in part",
+        equation="select by s − λ (average of s over the tokens before)",
+        tested="`test_moving.py`: a loop; causal",
     ),
     Declaration(
         "expert_choice",

@@ -41,6 +41,9 @@ class Gating:
             `weight`, or the first by `position`.
         group_bsz: sequences in a logical group, within which experts are assigned and dropped.
         method: assigns the experts in training; None: top-k.
+        shift: shifts the scores token by token; None: nothing does.
+        threshold: whether a token goes to all experts whose moved score is above 0; where the bias
+            is not a number yet, to its top-k.
         by_logits: whether experts are selected by logits in place of the gate's scores.
         counts: the selection that f counts: the top-k of all `scores`, that within the best groups
             (`grouped`), the actual one, with the bias in it (`biased`), or each token's `first`
@@ -66,6 +69,8 @@ class Gating:
     drop: Drop = "probability"
     group_bsz: int = 1
     method: Method | None = None
+    shift: Method | None = None
+    threshold: bool = False
     by_logits: bool = False
     counts: Counts = "scores"
     observes: frozenset[str] = frozenset()

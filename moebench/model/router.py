@@ -131,8 +131,13 @@ class Router(nn.Module):
         if steering.forced is not None:
             return self._prescribed(logits, gate, steering)
         scores = self._drawn(x, steering.noise) if gating.random else gate.scores
+        moved = steered(scores, steering)
+        if gating.shift is not None:
+            moved = moved + gating.shift.shift(scores.detach(), self.top_k)
+        if gating.threshold:
+            return self._above(logits, gate, moved, steering)
         slots = logits.shape[-1] if gating.gate == "relu" else self.top_k
-        expert_index = self._top(steered(scores, steering), steering, slots)
+        expert_index = self._top(moved, steering, slots)
         selection = self._weighted(logits, gate, expert_index, steering)
         routing = self._compared(selection.routing, scores.detach(), gate, steering, slots)
         return selection._replace(routing=routing)
@@ -211,6 +216,15 @@ class Router(nn.Module):
         )
         return selection._replace(routing=routing, assignments=number)
 
+    def _above(self, logits: Tensor, gate: Gated, moved: Tensor, steering: Steering) -> Selection:
+        """All experts whose moved score is above 0; of those without a threshold, the top-k."""
+        known = moved.isfinite()
+        order = moved.where(known, gate.scores.detach()).topk(logits.shape[-1], dim=-1)
+        best = torch.arange(logits.shape[-1], device=logits.device) < self.top_k
+        there = torch.where(known.gather(-1, order.indices), order.values > 0, best)
+        selection = self._weighted(logits, gate, order.indices, steering, there)
+        return selection._replace(assignments=order.indices.numel())
+
     def _prescribed(self, logits: Tensor, gate: Gated, steering: Steering) -> Selection:
         """The experts of a map. In further layers, a bias may move what f counts; here, nothing."""
         assert steering.forced is not None
@@ -231,7 +245,8 @@ class Router(nn.Module):
         Under a bias or factor, also with the number of assignments that it moved.
         """
         gating, own_index = self.gating, None
-        if steering.bias is not None or steering.factor is not None:
+        shifted = gating.shift is not None
+        if shifted or steering.bias is not None or steering.factor is not None:
             unbiased = self._top(scores, steering, slots)
             moved = moved_from(unbiased, routing.expert_index[0])
             routing = routing._replace(moved=moved[None])

@@ -101,6 +101,8 @@ def make_gating(treatment: Treatment) -> Gating:
         drop=cast(Any, treatment.drop),
         group_bsz=treatment.router_bsz or 1,
         method=method if declared(chosen.name).assigns else None,
+        shift=method if declared(chosen.name).shifts else None,
+        threshold=declared(chosen.name).thresholds,
         by_logits=method is not None and method.by_logits,
         counts=cast(Any, treatment.counts),
         observes=frozenset() if method is None else method.observes,

@@ -18,8 +18,10 @@ from moebench.balance.bias import Bias
 from moebench.balance.controlled import Budget, Smebu
 from moebench.balance.coupling import Coupling
 from moebench.balance.importance import Importance
+from moebench.balance.moving import CausalBias, MovingQuantile
 from moebench.balance.penalized import LoadErrorInjection
 from moebench.balance.quantile import Quantile
+from moebench.balance.threshold import Threshold
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.gradients import accumulate_gradients
@@ -56,6 +58,15 @@ CASES = {
     "multiplicative bias": Case(methods=(Bias(0.05, multiplicative=1, centred=1),)),
     "bias and stale f": Case(Gating(noise=0.5), (Bias(0.05),), Estimator("stale")),
     "quantile": Case(Gating(observes=Quantile.observes), (Quantile(),)),
+    "threshold": Case(
+        Gating("sigmoid", renormalize=False, threshold=True, observes=Threshold.observes),
+        (Threshold(0.5),),
+    ),
+    "moving quantile": Case(
+        Gating("sigmoid", shift=MovingQuantile(), observes=MovingQuantile.observes),
+        (MovingQuantile(),),
+    ),
+    "causal bias": Case(Gating(shift=CausalBias()), (CausalBias(),)),
     "load error": Case(Gating(observes=frozenset({"logits"})), (LoadErrorInjection(1.0),)),
     "smebu": Case(Gating("sigmoid", softcap=2.0, scale=1.5, expert_scale=True), (Smebu(0.05),)),
     "budget": Case(methods=(Budget(1.0, zero_experts=2),), zero_experts=2),

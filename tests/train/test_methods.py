@@ -25,6 +25,7 @@ GATE = ["router.gate=relu", "router.renormalize=false"]
 # strong enough to have an effect within four steps
 METHODS = {
     "quantile": ["method=quantile"],
+    "threshold": ["method=quantile_dynamic"],
     "expert_choice": ["method=expert_choice"],
     "base": ["method=base"],
     "sinkhorn": ["method=sinkhorn"],
@@ -61,7 +62,7 @@ def test_a_method_acts_and_no_split_of_a_step_changes_it(
     assert values["whole"] != pytest.approx(values["none"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["quantile", "specialize", "remoe", "snippet"])
+@pytest.mark.parametrize("name", ["quantile", "specialize", "remoe", "threshold", "snippet"])
 def test_the_state_of_a_method_is_resumed_to_the_bit(
     compose: Compose, tmp_path: Path, name: str
 ) -> None:

@@ -166,6 +166,7 @@ ROUTED = [
     *("method=importance_load", "method=erc", "balance.counts=first"),
     *("experiment=inkling router.softcap=5 router.expert_scale=true", "experiment=longcat-flash"),
     *("router=grouped_max method=bias_logits", "router=sigmoid method=smebu"),
+    *("method=expert_threshold", "method=moving_quantile", "method=causal_bias"),
     *("model.moe=false", "model.dense_layers=1"),
 ]
 
