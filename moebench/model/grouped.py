@@ -75,7 +75,8 @@ def _outer(left: Tensor, right: Tensor, ends: Tensor) -> Tensor:
         pairs = zip(_split(left, ends), _split(right, ends), strict=True)
         return torch.stack([a.T @ b for a, b in pairs])
     product = F.grouped_mm(left.T, right, offs=ends)
-    if product.is_cuda:  # the kernel may leave the result of an empty group uninitialised
+    # from sm_100 on, the kernel leaves the result of an empty group uninitialised
+    if product.is_cuda and torch.cuda.get_device_capability(product.device)[0] >= 10:
         empty = ends.diff(prepend=ends.new_zeros(1)) == 0
         product = product.masked_fill(empty[:, None, None], 0)
     return product

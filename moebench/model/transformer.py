@@ -14,25 +14,21 @@ from torch import Tensor, nn
 
 from moebench.balance import Routing, Steering, join, no_routing
 from moebench.model.experts import Experts, SharedExpert
+from moebench.model.norm import rms_norm
 from moebench.model.router import Gating, Router, Selection
 
-EPS = 1e-6
 ROPE_BASE = 10_000.0
+Rotary = tuple[Float[Tensor, "tokens half"], Float[Tensor, "tokens half"]]  # cos and sin
 
 
-def rms_norm(x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
-    """Scale rows to a root mean square of 1, without a gain: the next matrix can include one."""
-    # vector_norm is a third faster on a CPU than F.rms_norm, forward and backward
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
-    return x * torch.rsqrt(square + EPS)
-
-
-def rotary_tables(length: int, width: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    length: int, width: int, dtype: torch.dtype, device: torch.device | None = None
+) -> Rotary:
     """cos and sin of the rotary angles, each [length, width / 2] (RoFormer, Eq. 15)."""
-    half = torch.arange(0, width, 2, device=like.device, dtype=torch.float32)
-    position = torch.arange(length, device=like.device, dtype=torch.float32)
+    half = torch.arange(0, width, 2, device=device, dtype=torch.float32)
+    position = torch.arange(length, device=device, dtype=torch.float32)
     angle = torch.outer(position, ROPE_BASE ** (-half / width))
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def rotate(
@@ -56,16 +52,16 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "sequences tokens d_model"],
+        rotary: Rotary,
         mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
     ) -> Float[Tensor, "sequences tokens d_model"]:
         sequences, tokens, d_model = x.shape
         width = d_model // self.num_heads
         qkv = F.linear(x, self.qkv.to(x.dtype)).view(sequences, tokens, 3, self.num_heads, width)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        cos, sin = rotary_tables(tokens, width, like=x)
         # only the product of query and key matters, so one gain serves both
-        q = rotate(rms_norm(q) * self.gain.to(x.dtype), cos, sin)
-        k = rotate(rms_norm(k), cos, sin)
+        q = rotate(rms_norm(q) * self.gain.to(x.dtype), *rotary)
+        k = rotate(rms_norm(k), *rotary)
         mixed = causal_attention(q, k, v, mask, sdpa=self.sdpa)
         return F.linear(mixed.transpose(1, 2).flatten(2), self.out.to(x.dtype))
 
@@ -156,12 +152,13 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "sequences tokens d_model"],
         compute: torch.dtype,
+        rotary: Rotary,
         mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
         steering: Steering | None = None,
         *,
         training: bool = False,
     ) -> tuple[Float[Tensor, "sequences tokens d_model"], Routing | None]:
-        x = x + self.attention(rms_norm(x).to(compute), mask).to(x.dtype)
+        x = x + self.attention(rms_norm(x).to(compute), rotary, mask).to(x.dtype)
         normed = rms_norm(x)
         if self.gating is None:
             return x + self.dense(normed.to(compute)).to(x.dtype), None
@@ -269,6 +266,7 @@ class MoETransformer(nn.Module):
         self.gating = gating = gating or Gating()
         self.num_experts = num_experts
         self.compute = compute
+        self.head_width = d_model // num_heads
         self.document_end = document_end
         self.embedding = nn.Parameter(torch.empty(vocab_size, d_model))
         # apart, so that the weights of text are those of a model without them
@@ -325,10 +323,11 @@ class MoETransformer(nn.Module):
             table = torch.cat([table, self.domains])
         x = F.embedding(tokens, table)
         mask = None if self.document_end is None else within_documents(tokens, self.document_end)
+        rotary = rotary_tables(tokens.shape[1], self.head_width, self.compute, x.device)
         layers: list[Routing] = []
         for block in self.blocks:
             of_layer = None if steering is None else steering.layer(len(layers))
-            x, routing = block(x, self.compute, mask, of_layer, training=training)
+            x, routing = block(x, self.compute, rotary, mask, of_layer, training=training)
             if routing is not None:
                 layers.append(routing)
         logits = F.linear(rms_norm(x).to(self.compute), self.head.to(self.compute))

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from moebench.model.experts import Experts
 from moebench.model.grouped import grouped_mm
+from moebench.model.norm import rms_norm
 from moebench.model.router import Gating, Router
-from moebench.model.transformer import MoETransformer, causal_attention, initialize, rms_norm
+from moebench.model.transformer import MoETransformer, causal_attention, initialize
 from tests.processors import Same
 
 

@@ -100,6 +100,23 @@ def attention_backward(gpu: "Gpu", func: Any, args: tuple[Any, ...], kwargs: dic
     return *(OnGpu(each.to(q.dtype)) for each in (of_q, of_k, probs.mT @ of_out)), None
 
 
+def fused_rms_norm(gpu: "Gpu", func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The rows, and the inverse of their root mean square in at least fp32."""
+    x, _, _, eps = args
+    wide = x.host.to(torch.promote_types(x.dtype, torch.float32))
+    inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return OnGpu((wide * inverse).to(x.dtype)), OnGpu(inverse)
+
+
+def fused_rms_norm_backward(
+    gpu: "Gpu", func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    grad, x, inverse = args[0].host, args[1].host, args[3].host
+    normed = x.to(inverse.dtype) * inverse
+    along = (grad * normed).mean(-1, keepdim=True)
+    return OnGpu(((grad - normed * along) * inverse).to(x.dtype)), None
+
+
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = q.to(wide) @ k.to(wide).mT * q.shape[-1] ** -0.5
@@ -110,6 +127,8 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
 
 KERNELS: dict[str, Callable[["Gpu", Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     "topk": topk,
+    "_fused_rms_norm": fused_rms_norm,
+    "_fused_rms_norm_backward": fused_rms_norm_backward,
     "_grouped_mm": grouped_mm,
     "_scaled_dot_product_efficient_attention": attention,
     "_scaled_dot_product_efficient_attention_backward": attention_backward,

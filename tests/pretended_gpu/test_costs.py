@@ -35,7 +35,7 @@ def launches(made: MadeRun, gpu: Gpu, model: str, arms: int) -> int:
     return sum(gpu.launches.values())
 
 
-@pytest.mark.parametrize(("model", "most", "more"), [("tiny", 850, 80), ("small", 1110, 80)])
+@pytest.mark.parametrize(("model", "most", "more"), [("tiny", 570, 76), ("small", 740, 76)])
 def test_a_step_launches_no_more_than_its_budget(
     made: MadeRun, gpu: Gpu, model: str, most: int, more: int
 ) -> None:
