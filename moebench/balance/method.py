@@ -71,13 +71,13 @@ class Steering(NamedTuple):
 
 def merged(parts: Sequence[Steering]) -> Steering:
     """The steering of several methods: biases add, factors multiply, masks are combined by AND."""
-    found = Steering()
+    whole = Steering()
     for part in parts:
         for name, join in (("bias", torch.add), ("factor", torch.mul), ("mask", torch.logical_and)):
-            one, other = getattr(found, name), getattr(part, name)
+            one, other = getattr(whole, name), getattr(part, name)
             if other is not None:
-                found = found._replace(**{name: other if one is None else join(one, other)})
-    return found
+                whole = whole._replace(**{name: other if one is None else join(one, other)})
+    return whole
 
 
 @dataclass(frozen=True)

@@ -189,18 +189,18 @@ def selected_mass(routing: Routing) -> Float[Tensor, "layers sequences experts"]
 
 def detached(routing: Routing) -> Routing:
     """The same routing without gradients."""
-    return Routing(*(None if each is None else each.detach() for each in routing))  # pyright: ignore
+    return Routing(*(None if field is None else field.detach() for field in routing))  # pyright: ignore
 
 
 def join(parts: Sequence[Routing], *, along: str) -> Routing:
     """One routing of several, put together along `"layers"` or along `"sequences"`."""
     axis = {"layers": 0, "sequences": 1}[along]
     joined = {
-        name: None if any(each is None for each in column) else torch.cat(column, axis)  # pyright: ignore
+        name: None if any(field is None for field in column) else torch.cat(column, axis)  # pyright: ignore
         for name, *column in zip(Routing._fields, *parts, strict=True)
         if name != "tokens"  # which has no layers
     }
-    tokens = [each.tokens for each in parts if each.tokens is not None]
+    tokens = [part.tokens for part in parts if part.tokens is not None]
     if along == "layers" or not tokens:
         return Routing(**joined, tokens=tokens[0] if tokens else None)  # pyright: ignore
     assert len(tokens) == len(parts), "either all parts say how many tokens are no padding or none"

@@ -3,15 +3,17 @@
 They are means over layers. c are the counts of the E experts of a layer in a window of tokens.
 """
 
+from functools import partial
+
 from moebench.catalogue.metric import Claim, Column, Metric, Random, simulated
 
+_uneven = partial(Metric, direction="lower", even=0)
+
 BALANCED = (
-    Metric(
+    _uneven(
         "load/max_vio_micro",
         "MaxVio, max c / mean c − 1",
         window="micro-batch",
-        direction="lower",
-        even=0,
         random=simulated("micro", "max_vio"),
         chart="MaxVio in a micro-batch: excess load of the fullest expert (even: 0{random})",
         hparam=True,
@@ -24,23 +26,19 @@ BALANCED = (
             "MaxVio micro {:.2f} against {:.2f}",
         ),
     ),
-    Metric(
+    _uneven(
         "load/max_vio_batch",
         "MaxVio of a whole step",
-        direction="lower",
-        even=0,
         random=simulated("batch", "max_vio"),
         chart="MaxVio in a whole step (even: 0{random})",
         printed=True,
         inspected="MaxVio in a step (even: 0)",
         column=Column("load", "MaxVio\nbatch", 2),
     ),
-    Metric(
+    _uneven(
         "load/max_vio_global",
         "MaxVio of the validation set, its domains weighted as in training",
         window="validation set",
-        direction="lower",
-        even=0,
         random=simulated("global", "max_vio"),
         chart="MaxVio in validation (even: 0{random})",
         hparam=True,
@@ -70,21 +68,17 @@ BALANCED = (
         direction="higher",
         even=1,
     ),
-    Metric(
+    _uneven(
         "load/layers/max_vio_micro",
         "`load/max_vio_micro` of each layer, a list",
         window="micro-batch",
-        direction="lower",
-        even=0,
         random=Random("by simulation"),
         taken="never",
         scalars="none",
     ),
-    Metric(
+    _uneven(
         "load/layers/max_vio_batch",
         "`load/max_vio_batch` of each layer, a list",
-        direction="lower",
-        even=0,
         random=Random("by simulation"),
         taken="never",
         scalars="none",
@@ -123,19 +117,15 @@ BALANCED = (
         chart="Balance loss in a whole step (even: 1)",
         inspected="over whole steps (even: 1)",
     ),
-    Metric(
+    _uneven(
         "load/cv",
         "standard deviation of c over its mean",
-        direction="lower",
-        even=0,
         random=simulated("batch", "cv"),
         inspected="deviation / mean, step (even: 0)",
     ),
-    Metric(
+    _uneven(
         "load/gini",
         "Gini coefficient of c",
-        direction="lower",
-        even=0,
         random=simulated("batch", "gini"),
         inspected="Gini coefficient, step (even: 0)",
     ),
@@ -149,12 +139,10 @@ BALANCED = (
         inspected="exp(entropy) / E, step (even: 1)",
         column=Column("load", "load\nentropy", 3),
     ),
-    Metric(
+    _uneven(
         "load/dead_experts",
         "share of the experts with c = 0",
         unit="share",
-        direction="lower",
-        even=0,
         random=simulated("batch", "dead_experts", "(1 − k/E)^tokens"),
         chart="Dead experts: share that no token of a step chose",
         inspected="share of dead experts in a step",
@@ -163,13 +151,11 @@ BALANCED = (
             "leaves fewer experts dead", "leaves more experts dead", "{:.1f} against {:.1f}"
         ),
     ),
-    Metric(
+    _uneven(
         "load/dead_experts_global",
         "share of the experts with c = 0 in the validation set",
         unit="share",
         window="validation set",
-        direction="lower",
-        even=0,
         random=simulated("global", "dead_experts", "(1 − k/E)^tokens"),
         inspected="... and in validation",
     ),

@@ -4,19 +4,20 @@ Metrics of specialisation are means over layers. Each token takes k of a layer's
 """
 
 import math
+from functools import partial
 
 from moebench.catalogue.metric import Claim, Column, Metric, Random, formula
 
 _SHARE = formula("k/E", lambda experts, top_k: top_k / experts)
 _NONE = formula("0", lambda experts, top_k: 0.0)
+_measured = partial(Metric, window="validation set")
 
 SPECIALISED = (
-    Metric(
+    _measured(
         "specialization/domain",
         "mutual information of expert and domain, domains weighted equally, less its mean under "
         "permuted labels; at most log2 of the number of domains",
         unit="bits",
-        window="validation set",
         random=_NONE,
         chart="Information of experts about the domain, bits (none: 0{most})",
         hparam=True,
@@ -25,28 +26,25 @@ SPECIALISED = (
         column=Column("load", "domain\nbits", 3),
         claim=Claim("specialises less", "specialises more", "{:.3f} against {:.3f} bits"),
     ),
-    Metric(
+    _measured(
         "specialization/domain_uncorrected",
         "the same without subtracting the mean under permuted labels",
         unit="bits",
-        window="validation set",
         random=Random("above 0"),
     ),
-    Metric(
+    _measured(
         "specialization/domain_start",
         "`specialization/domain` at step 0",
         unit="bits",
-        window="validation set",
         taken="first",
         of="specialization/domain",
         column=Column("load", "at\nstart", 3, "at start: before it was trained", optional=True),
     ),
-    Metric(
+    _measured(
         "specialization/domain_given_token",
         "mutual information of expert and domain given the token that is routed: what script and "
         "vocabulary do not explain; corrected in the same way",
         unit="bits",
-        window="validation set",
         random=_NONE,
         chart="The same, given the token: more than vocabulary, bits (none: 0)",
         inspected="... beyond that of the token",
@@ -54,54 +52,48 @@ SPECIALISED = (
             "load", "given\ntoken", 3, "given token: beyond that of the token", optional=True
         ),
     ),
-    Metric(
+    _measured(
         "specialization/domain_given_token_start",
         "`specialization/domain_given_token` at step 0",
         unit="bits",
-        window="validation set",
         taken="first",
         of="specialization/domain_given_token",
     ),
-    Metric(
+    _measured(
         "specialization/domain_given_position",
         "mutual information of expert and domain given the place in the sequence; corrected by "
         "permuted labels of whole sequences",
         unit="bits",
-        window="validation set",
         random=_NONE,
     ),
-    Metric(
+    _measured(
         "specialization/purity",
         "routing purity: how often an expert's commonest domain is that of its token, domains "
         "weighted equally; 1 if no expert serves two domains",
         unit="share",
-        window="validation set",
         random=Random("1 / domains and a little more"),
         chart="Routing purity: tokens of their expert's commonest domain (all: 1)",
         inspected="of their expert's commonest domain",
     ),
-    Metric(
+    _measured(
         "specialization/largest_share",
         "largest share of a domain's tokens that one expert gets",
         unit="share",
-        window="validation set",
         random=Random("k/E and a little more", _SHARE.value),
         inspected="largest share of a domain's tokens",
     ),
-    Metric(
+    _measured(
         "specialization/vocabulary",
         "how often a token goes to the expert that its vocabulary entry favours; the favourite and "
         "the frequency come from different sequences",
         unit="share",
-        window="validation set",
         random=_SHARE,
         inspected="tokens at their favourite expert",
     ),
-    Metric(
+    _measured(
         "specialization/coactivation",
         "how often an expert is chosen together with the expert that it meets most",
         unit="share",
-        window="validation set",
         random=formula(
             "(k − 1)/(E − 1) and a little more",
             lambda experts, top_k: (top_k - 1) / max(1, experts - 1),
@@ -118,29 +110,26 @@ SPECIALISED = (
         chart="Router probability of the chosen experts (all: 1{random})",
         inspected="probability of the chosen experts",
     ),
-    Metric(
+    _measured(
         "router/changed",
         "share of the probe's tokens whose experts are not those of the evaluation before",
         unit="share",
-        window="validation set",
         random=formula("1 − 1/C(E, k)", lambda experts, top_k: 1 - 1 / math.comb(experts, top_k)),
         chart="Tokens whose experts changed since the evaluation before (none: 0{random})",
     ),
-    Metric(
+    _measured(
         "router/saturation",
         "share of the probe's experts at half of the steps that are those of the end",
         unit="share",
-        window="validation set",
         random=_SHARE,
         taken="end",
         inspected="experts settled at half of the run",
     ),
-    Metric(
+    _measured(
         "router/replay_cost",
         "nats a token with the experts that the same token took in another domain, minus those "
         "with the experts that it took in another sequence of its own domain; two forward passes",
         unit="nats",
-        window="validation set",
         random=_NONE,
         needs="two domains, and as many experts for every token",
         inspected="nats by experts of another domain",

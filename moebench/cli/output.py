@@ -24,9 +24,9 @@ def print_json(content: Mapping[str, Any]) -> None:
 def _without_nan(value: Any) -> Any:
     """The value with None in place of numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {key: _without_nan(each) for key, each in value.items()}
+        return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

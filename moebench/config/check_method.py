@@ -53,7 +53,7 @@ def _method_contradictions(config: ExperimentConfig) -> Contradictions:
             bool(fit) and value not in fit,
             f"method={name}: is for router.{key}={' or '.join(fit)}, and not for {value}",
         )
-    both = [each for each in ("multiplicative", "logits") if config.method.options.get(each)]
+    both = [name for name in ("multiplicative", "logits") if config.method.options.get(name)]
     yield (
         len(both) > 1,
         "method.options.multiplicative=1: multiplies scores, and method.options.logits=1 selects "

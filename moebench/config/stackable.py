@@ -24,5 +24,5 @@ def stack_key(config: ExperimentConfig) -> tuple[tuple[str, str], ...]:
         # maps of whatever kind are arguments of one shape
         (key, repr(value != "none" if key == "router.map" else value))
         for key, _, value in knobs(config)
-        if not any(key == each or (each[-1] == "." and key.startswith(each)) for each in STACKABLE)
+        if not any(key == own or (own[-1] == "." and key.startswith(own)) for own in STACKABLE)
     )

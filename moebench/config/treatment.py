@@ -224,7 +224,9 @@ def _term(config: ExperimentConfig, term: TermConfig) -> BalanceTerm:
         start=start,
         stop=stop,
         ramp=term.ramp if scheduled and term.ramp > 1 else 0,  # a ramp of one step has no effect
-        domains=tuple(sorted((name, each) for name, each in term.domains.items() if each != 1)),
+        domains=tuple(
+            sorted((name, factor) for name, factor in term.domains.items() if factor != 1)
+        ),
     )
 
 
@@ -320,5 +322,5 @@ def _method_options(config: ExperimentConfig, gate: str) -> dict[str, float]:
 
 def plugins_of(names: Iterable[str]) -> dict[str, str]:
     """`module@hash` of each of some scopes that moebench does not ship, sorted by name."""
-    found = {name: scopes.declared(name).plugin for name in sorted(set(names))}
-    return {name: plugin for name, plugin in found.items() if plugin is not None}
+    plugins = {name: scopes.declared(name).plugin for name in sorted(set(names))}
+    return {name: plugin for name, plugin in plugins.items() if plugin is not None}

@@ -134,10 +134,10 @@ def check_map(config: ExperimentConfig, corpus: Corpus) -> None:
         )
     least = 2 * top_k * domains if kind == "domain_token" else top_k * domains
     if experts < least:
-        each = "2 * model.top_k" if kind == "domain_token" else "model.top_k"
+        own = "2 * model.top_k" if kind == "domain_token" else "model.top_k"
         raise ConfigError(
             f"model.num_experts={experts}: router.map={kind} gives each of {domains} domains at "
-            f"least {each} experts of its own; use at least {least}, or fewer data.domains"
+            f"least {own} experts of its own; use at least {least}, or fewer data.domains"
         )
 
 
@@ -176,7 +176,7 @@ def _made(
     if kind in BY_TOKEN:
         weights = token_weights(corpus, shares, named)
         weights = weights if domains > 1 else weights.sum(0, keepdims=True)
-        turns = max(turns_needed(each, size, top_k) for each in weights)
+        turns = max(turns_needed(weight, size, top_k) for weight in weights)
     table = []
     for layer, sets in enumerate(own):
         for d in range(domains):
@@ -252,7 +252,7 @@ def assigned(weight: Ints, experts: int, top_k: int, *parts: int | str) -> Ints:
     draws = np.random.Philox(key=key(*parts, "expert")).random_raw((len(weight), top_k)).tolist()
     ties = permutation(experts, *parts, "ties").tolist()
     even = int(weight.sum()) * top_k // experts
-    load, found = [0] * experts, np.empty((len(weight), top_k), np.int64)
+    load, rows = [0] * experts, np.empty((len(weight), top_k), np.int64)
     for item, drawn in zip(order.tolist(), draws, strict=True):
         own = int(weight[item])
         room = [expert for expert in range(experts) if load[expert] + own <= even]
@@ -262,8 +262,8 @@ def assigned(weight: Ints, experts: int, top_k: int, *parts: int | str) -> Ints:
             chosen = sorted(range(experts), key=lambda x: (load[x], ties[x]))[:top_k]
         for expert in chosen:
             load[expert] += own
-        found[item] = chosen
-    return found
+        rows[item] = chosen
+    return rows
 
 
 def drawn_rows(experts: int, top_k: int, *parts: int | str) -> Ints:

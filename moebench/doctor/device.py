@@ -119,7 +119,7 @@ def expert_kernels() -> Iterator[Finding]:
     from moebench.train.expert_kernels import automatic, trouble
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kernels = ", ".join(f"{automatic(each, device)} in {each}" for each in CLOSE)
+    kernels = ", ".join(f"{automatic(precision, device)} in {precision}" for precision in CLOSE)
     name, meaning = "expert kernels", f"run.experts=auto means {kernels}"
     if why := trouble("fp32", device):
         found = Finding(name, meaning)

@@ -108,7 +108,7 @@ def run_stack(
         that another process trains.
     """
     pairs = list(zip(map(Treatment.of, configs), corpora, strict=True))
-    records = [Record(runs_dir / run_name(each, data.content_hash)) for each, data in pairs]
+    records = [Record(runs_dir / run_name(config, data.content_hash)) for config, data in pairs]
     errors: list[Exception | None] = [None for _ in pairs]
     with ExitStack() as held, stop_signals() as signals:
         numbers = []

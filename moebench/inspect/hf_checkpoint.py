@@ -164,14 +164,14 @@ def route(model: Any, tokens: Tensor, name: str) -> tuple[Tensor, Routing, list[
         raise ConfigError(f"{name}: is a dense model, without routers; name an MoE")
     if missed:
         raise ConfigError(f"{name}: {missed[0]} is not told which tokens it gets; {REMEDY}")
-    if not all(each.weights.isfinite().all() for each in layers) or not logits.isfinite().all():
+    if not all(layer.weights.isfinite().all() for layer in layers) or not logits.isfinite().all():
         raise ConfigError(f"{name}: computes NaN or infinity on this text; load a sound checkpoint")
-    sizes = {(each.experts, each.index.shape[-1]) for each in layers}
+    sizes = {(layer.experts, layer.index.shape[-1]) for layer in layers}
     if len(sizes) > 1:
         raise ConfigError(f"{name}: its layers differ in (experts, top-k), {sizes}; {REMEDY}")
     nats = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none")
-    routing = join([each.routing(len(inputs)) for each in layers], along="layers")
-    return nats.double().sum(1).cpu(), routing, [each.name for each in layers]
+    routing = join([layer.routing(len(inputs)) for layer in layers], along="layers")
+    return nats.double().sum(1).cpu(), routing, [layer.name for layer in layers]
 
 
 def without_unknown(routing: Routing) -> tuple[Routing, list[str]]:

@@ -55,18 +55,19 @@ class Layer:
         none does.
         """
         eps = torch.finfo(self.weights.dtype).eps
-        best, found = max(ROUNDING, 8 * eps), None
+        best, fitting = max(ROUNDING, 8 * eps), None
         for scores in self.scores:
             for name in GATES:
                 made = gated(name, scores[None])
                 values = made.values[0].gather(-1, self.index)
                 error = _misfit(values, self.weights.float())
                 if error < best:
-                    best, found = error, (scores, made.probs[0])
-        if found is not None:
-            return found
-        given = (each for each in self.scores if _is_distribution(each, self.index.shape[-1]))
-        return next(((None, each) for each in given), None)
+                    best, fitting = error, (scores, made.probs[0])
+        if fitting is not None:
+            return fitting
+        top_k = self.index.shape[-1]
+        given = (scores for scores in self.scores if _is_distribution(scores, top_k))
+        return next(((None, probs) for probs in given), None)
 
     def routing(self, sequences: int) -> Routing:
         """Its routing, on the CPU; sums of what is not known are NaN."""
@@ -76,8 +77,8 @@ class Layer:
         probs = unknown if gate is None else gate[1]
         used = self.weights != 0
         shaped = [
-            each.reshape(sequences, -1, each.shape[-1]).cpu()
-            for each in (unknown if logits is None else logits, probs, self.index)
+            rows.reshape(sequences, -1, rows.shape[-1]).cpu()
+            for rows in (unknown if logits is None else logits, probs, self.index)
         ]
         selected = None if used.all() else used.reshape(shaped[2].shape).cpu()
         return observe(*shaped, selected=selected)
@@ -127,9 +128,9 @@ class Watch:
     def _note_result(self, name: str, module: nn.Module, _: Any, result: Any) -> None:
         """Keep what may be a router's scores, or the order in which it sorts rows."""
         self._ran.add(name)
-        for each in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(each, Tensor) and (each.dim() == 1 or each.shape[-1] in self._widths):
-                self._returned.append((name, each))
+        for part in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(part, Tensor) and (part.dim() == 1 or part.shape[-1] in self._widths):
+                self._returned.append((name, part))
 
     def _note_call(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         block = name.rpartition(".")[0]
@@ -146,21 +147,21 @@ class Watch:
                 or self._dense(name, given, near)
             )
         if layer is not None:
-            rows = [each for each in near if each.is_floating_point() and each.dim() > 1]
-            flat = [each.reshape(-1, each.shape[-1]).float() for each in rows]
-            layer.scores = [each for each in flat if each.shape == (self._tokens, layer.experts)]
+            rows = [part for part in near if part.is_floating_point() and part.dim() > 1]
+            flat = [part.reshape(-1, part.shape[-1]).float() for part in rows]
+            layer.scores = [part for part in flat if part.shape == (self._tokens, layer.experts)]
             self.layers.append(layer)
             self._returned.clear()
 
     def _near(self, block: str) -> list[Tensor]:
         """What modules of a block have returned."""
-        return [each for name, each in self._returned if name.startswith(f"{block}.")]
+        return [part for name, part in self._returned if name.startswith(f"{block}.")]
 
     def _indexed(self, name: str, given: Sequence[Any]) -> Layer | None:
         """Experts that are given an index and weights of the same shape."""
-        tensors = [each for each in given if isinstance(each, Tensor) and each.dim() > 1]
-        whole = [each for each in tensors if not each.is_floating_point()]
-        for index in (each for each in whole if each.dtype != torch.bool):
+        tensors = [part for part in given if isinstance(part, Tensor) and part.dim() > 1]
+        whole = [part for part in tensors if not part.is_floating_point()]
+        for index in (part for part in whole if part.dtype != torch.bool):
             for weights in tensors:
                 if weights.is_floating_point() and weights.shape == index.shape:
                     flat = index.reshape(-1, index.shape[-1]).long()
@@ -175,15 +176,15 @@ class Watch:
         self, block: str, name: str, given: Sequence[Any], near: Sequence[Tensor]
     ) -> Layer | None:
         """Experts that are given rows, sorted by expert, and how many each gets."""
-        sizes = next((each for each in given if isinstance(each, list)), None)
+        sizes = next((part for part in given if isinstance(part, list)), None)
         if sizes is None or self._told.get(block) is sizes:
             return None
         self._told[block] = sizes
         rows, experts = sum(sizes), len(sizes)
-        flat = [each for each in near if each.shape == (rows,)]
+        flat = [part for part in near if part.shape == (rows,)]
         each_row = torch.arange(rows, device=flat[0].device if flat else None)
         order = [o for o in flat if not o.is_floating_point() and o.sort().values.equal(each_row)]
-        gates = [each for each in flat if each.is_floating_point()]
+        gates = [part for part in flat if part.is_floating_point()]
         if not order or not gates or rows % self._tokens:
             return None
         of_row = torch.repeat_interleave(torch.tensor(sizes, device=each_row.device))
@@ -195,10 +196,10 @@ class Watch:
     def _dense(self, name: str, given: Sequence[Any], near: Sequence[Tensor]) -> Layer | None:
         """Experts that are given a row for each token and expert, scaled by mostly 0."""
         experts = self._held[name]
-        rows = [each for each in given if isinstance(each, Tensor) and each.dim() == 2]
+        rows = [part for part in given if isinstance(part, Tensor) and part.dim() == 2]
         if len(given) != 1 or not rows or len(rows[0]) != experts * self._tokens:
             return None
-        for weights in (each for each in near if each.shape == (self._tokens, experts)):
+        for weights in (part for part in near if part.shape == (self._tokens, experts)):
             top_k = int((weights != 0).sum(-1).max())
             if top_k < experts and (weights >= 0).all():
                 largest = weights.topk(top_k, dim=-1)
@@ -223,7 +224,7 @@ def _held(module: nn.Module) -> int:
     """How many experts a module may hold: the matrices that it stacks, or what it says."""
     if isinstance(module, CONVOLUTIONS):
         return 0
-    stacked = [len(each) for each in module.parameters(recurse=False) if each.dim() > 2]
+    stacked = [len(weight) for weight in module.parameters(recurse=False) if weight.dim() > 2]
     said = getattr(module, "num_experts", 0)
     return max(stacked, default=said if isinstance(said, int) else 0)
 
@@ -240,7 +241,7 @@ def _misfit(values: Tensor, weights: Tensor) -> float:
         if not len(some) or some.max() - some.min() < ROUNDING * some.abs().max():
             return torch.inf
         values = values.where(weights != 0, 0)
-    first, second = (each / each.sum(-1, keepdim=True) for each in (values, weights))
+    first, second = (rows / rows.sum(-1, keepdim=True) for rows in (values, weights))
     error = ((first - second).abs() / second.abs().clamp(min=1e-6)).amax()
     return torch.inf if error.isnan() else error.item()
 

@@ -95,11 +95,11 @@ def domain_specialization_given_token(
     for layer in index:
         slots = layer.reshape(sequences * tokens, -1)
         place = (cell.reshape(-1, 1) * num_experts + slots)[slots >= 0]  # -1 holds no expert
-        found = np.bincount(place, minlength=cells.shape[1] * num_experts)
-        counts.append(found.reshape(-1, num_experts))
+        tally = np.bincount(place, minlength=cells.shape[1] * num_experts)
+        counts.append(tally.reshape(-1, num_experts))
     draw = np.random.default_rng(0)
     of_cell = label[cells[1]]
-    found = _given_token(counts, cells[0], of_cell, per_domain)
+    observed = _given_token(counts, cells[0], of_cell, per_domain)
     chance = [
         # both orders are by token first, so that labels change places within a token alone
         _given_token(
@@ -110,7 +110,7 @@ def domain_specialization_given_token(
         )
         for _ in range(PERMUTATIONS)
     ]
-    return float(found - np.mean(chance))
+    return float(observed - np.mean(chance))
 
 
 def domain_specialization_given_position(
@@ -134,8 +134,8 @@ def domain_specialization_given_position(
         experts = experts.scatter_add(2, layer.clamp(min=0), there).flatten(1)
         counts = (member @ experts).double().unflatten(-1, (layer.shape[1], num_experts))
         bits.append(_given_position(counts.transpose(1, 2) / member.sum(-1)[:, None, :, None]))
-    found = torch.stack(bits).mean(0)
-    return float(found[0] - found[1:].mean())
+    observed, *chance = torch.stack(bits).mean(0)
+    return float(observed - torch.stack(chance).mean())
 
 
 def _given_position(
@@ -147,8 +147,8 @@ def _given_position(
     def entropy(share: Tensor) -> Tensor:
         return torch.special.entr(share).flatten(1).sum(1)
 
-    found = entropy(joint.sum(3)) + entropy(joint.sum(2)) - entropy(joint)
-    return (found - entropy(joint.sum((2, 3)))) / math.log(2)
+    nats = entropy(joint.sum(3)) + entropy(joint.sum(2)) - entropy(joint)
+    return (nats - entropy(joint.sum((2, 3)))) / math.log(2)
 
 
 def _given_token(

@@ -198,7 +198,7 @@ def make_report(
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
     numbers = sorted(set(frame.measured()["table"]))
     judged = [judge(make_table(frame, int(number), plans, baseline)) for number in numbers]
-    tables, verdicts = [table for table, _ in judged], tuple(each for _, each in judged)
+    tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
         tables = [_sorted(table, sort) for table in tables]

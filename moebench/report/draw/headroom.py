@@ -18,11 +18,11 @@ PURITY = "specialization/purity"
 
 def over_training(table: Table, frame: Frame) -> Plot | None:
     """Purity, saturation and the distances to T and TD by tokens, where there are such arms."""
-    found = headroom(table)
+    result = headroom(table)
     rows = rows_of(table, frame, [BITS, PURITY])
-    if found is None or rows is None:
+    if result is None or rows is None:
         return None
-    prescribed = {role: by_role(found.places, role) for role in ("T", "TD")}
+    prescribed = {role: by_role(result.places, role) for role in ("T", "TD")}
     targets = {role: place.arm for role, place in prescribed.items() if place is not None}
     nats = {arm.name: by_seed(rows, arm, BITS) * math.log(2) for arm in table.arms}
     with drawing(2, 2, (9.6, 6.8)) as (figure, axes):

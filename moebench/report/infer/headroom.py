@@ -77,8 +77,8 @@ def headroom(table: Table) -> Headroom | None:
     """What a table says of headroom; None without T or TD, or if several arms could be one."""
     arms = [arm for arm in table.arms if arm.per_seed.get(BITS)]
     roles = [role_of(arm) for arm in arms]
-    found = {role: number for number, role in enumerate(roles) if role}
-    if not {"T", "TD"} & {*found} or len(found) < sum(map(bool, roles)):
+    columns = {role: number for number, role in enumerate(roles) if role}
+    if not {"T", "TD"} & {*columns} or len(columns) < sum(map(bool, roles)):
         return None
     seeds = sorted({seed for arm in arms for seed in arm.per_seed[BITS]})
     values = math.log(2) * np.array(
@@ -90,17 +90,17 @@ def headroom(table: Table) -> Headroom | None:
 
     places = []
     for number, (arm, role) in enumerate(zip(arms, roles, strict=True)):
-        to_t, to_td = (less(number, found.get(other)) for other in ("T", "TD"))
-        above = values[:, number] - values[:, found["T"]] if "T" in found else np.array([])
+        to_t, to_td = (less(number, columns.get(other)) for other in ("T", "TD"))
+        above = values[:, number] - values[:, columns["T"]] if "T" in columns else np.array([])
         known = above[~np.isnan(above)]
         behind = role != "T" and len(known) > 0 and bool((known > 0).all())
         places.append(Place(arm, role, float(np.nanmean(values[:, number])), to_t, to_td, behind))
     return Headroom(
-        less(found.get("T"), found.get("TD")),
-        less(found.get("S"), found.get("D")),
+        less(columns.get("T"), columns.get("TD")),
+        less(columns.get("S"), columns.get("D")),
         tuple(places),
         all(arm.science.get("data.domain_token") is True for arm in arms),
-        max(len(arms[number].seeds) for number in found.values()),
+        max(len(arms[number].seeds) for number in columns.values()),
     )
 
 

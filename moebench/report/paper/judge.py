@@ -49,24 +49,25 @@ def judge(table: Table) -> tuple[Table, tuple[Verdict, ...]]:
         RecordError: if the study's order names a finding that does not exist.
     """
     evidence = _evidence(table)
-    found = effects(evidence) if table.primary == PRIMARY else []
+    shown = effects(evidence) if table.primary == PRIMARY else []
     compared = _differences(table, evidence)
     order = _ranks(table.order)
     named = sorted(
-        (effect for effect in found if effect.name in order),
+        (effect for effect in shown if effect.name in order),
         key=lambda effect: (order[effect.name], 0 not in effect.columns),
     )
-    tests = {_key(effect): _p(effect.contrast, effect.p) for effect in named or found}
+    tests = {_key(effect): _p(effect.contrast, effect.p) for effect in named or shown}
     if not named:
         for i, difference in compared.items():
             if PERTURB not in table.arms[i].science:
                 tests.setdefault(frozenset((i, 0)), _p(difference, difference.estimate().p))
     settled = {} if table.too_early else _settled(tests, bool(named))
     decisions = {
-        table.arms[i].name: _decision(table, i, each, settled) for i, each in compared.items()
+        table.arms[i].name: _decision(table, i, difference, settled)
+        for i, difference in compared.items()
     }
     verdicts = []
-    for effect in found:
+    for effect in shown:
         p, withheld = _of(table, settled, _key(effect), effect.contrast)
         treatment = _treatment(table, effect.columns) if effect.takes else None
         verdicts.append(
@@ -122,8 +123,8 @@ def _key(effect: Effect) -> Hashable:
     return frozenset(effect.columns) if plain else (effect.name, tuple(effect.columns))
 
 
-def _p(found: Contrast, p: float | None) -> float | None:
-    return p if found.seeds >= VERDICT_SEEDS and found.error is not None else None
+def _p(measured: Contrast, p: float | None) -> float | None:
+    return p if measured.seeds >= VERDICT_SEEDS and measured.error is not None else None
 
 
 def _settled(tests: Mapping[Hashable, float | None], ordered: bool) -> dict[Hashable, float | str]:
@@ -148,26 +149,26 @@ def _settled(tests: Mapping[Hashable, float | None], ordered: bool) -> dict[Hash
 
 
 def _of(
-    table: Table, settled: Mapping[Hashable, float | str], key: Hashable, found: Contrast
+    table: Table, settled: Mapping[Hashable, float | str], key: Hashable, measured: Contrast
 ) -> tuple[float | None, str]:
     """The adjusted p of a test, or None and why it has none."""
     value = settled.get(key, UNNAMED)
     if isinstance(value, float):
         return value, ""
-    why = table.too_early or few_seeds(found.seeds)
-    return None, why or ("the runs do not vary" if found.error is None else str(value))
+    why = table.too_early or few_seeds(measured.seeds)
+    return None, why or ("the runs do not vary" if measured.error is None else str(value))
 
 
 def _decision(
-    table: Table, column: int, found: Contrast, settled: Mapping[Hashable, float | str]
+    table: Table, column: int, measured: Contrast, settled: Mapping[Hashable, float | str]
 ) -> Decision:
-    p, withheld = _of(table, settled, frozenset((column, 0)), found)
+    p, withheld = _of(table, settled, frozenset((column, 0)), measured)
     science = table.arms[column].science
     if PERTURB in science:
         p, withheld = None, TWIN
     takes = not {*CONTROLS} & {*science}
     treatment = _treatment(table, (column, 0)) if takes else None
-    return Decision(p, withheld, treatment, found.estimate())
+    return Decision(p, withheld, treatment, measured.estimate())
 
 
 def _treatment(table: Table, columns: Sequence[int]) -> float | None:

@@ -130,9 +130,9 @@ def effects(evidence: Evidence) -> list[Effect]:
 
 def _difference(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Effect]:
     for arm, against in pairs(evidence.sciences, finding["arm"], finding["against"]):
-        found = contrast(evidence.values, _less(evidence, arm, against))
-        if found.seeds:
-            yield _by_sign(name, finding, (arm, against), found, log_ratio(finding))
+        measured = contrast(evidence.values, _less(evidence, arm, against))
+        if measured.seeds:
+            yield _by_sign(name, finding, (arm, against), measured, log_ratio(finding))
 
 
 def _less(evidence: Evidence, arm: int, against: int) -> np.ndarray:
@@ -165,10 +165,10 @@ def _trend(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iterabl
             continue
         weights = np.zeros(len(evidence.arms))
         weights[[i for _, i in placed]] = ours
-        found = contrast(evidence.values, weights)
-        if found.seeds:
+        measured = contrast(evidence.values, weights)
+        if measured.seeds:
             columns = [i for _, i in sorted(placed)]
-            effect = _by_sign(name, finding, columns, found, paper)
+            effect = _by_sign(name, finding, columns, measured, paper)
             yield effect._replace(per=per, takes=finding["along"] != MIXED)
 
 
@@ -176,20 +176,20 @@ def _by_sign(
     name: str,
     finding: Mapping[str, Any],
     columns: Sequence[int],
-    found: Contrast,
+    measured: Contrast,
     paper: float | None,
 ) -> Effect:
     """An effect whose sign decides."""
     sign = finding.get("sign") or math.copysign(1, paper or 0)
-    agrees = sign * found.value > 0
+    agrees = sign * measured.value > 0
     side = "the paper's" if agrees else "the other"
     decided = (AGREES if agrees else CONTRADICTS, f"off 0 on {side} side")
-    p = found.estimate().p
+    p = measured.estimate().p
     return Effect(
         name,
         finding,
         columns,
-        found,
+        measured,
         paper,
         p=1.0 if p is None else p,
         if_decided=decided,
@@ -290,7 +290,7 @@ def _excludes(effect: Effect, size: float, sizes: Sequence[float], tests: int) -
     value, error, seeds = effect.contrast
     if error is None:
         return False
-    return all(excludes(value / size, error / size, seeds, each, tests) for each in sizes)
+    return all(excludes(value / size, error / size, seeds, paper, tests) for paper in sizes)
 
 
 def _divided(estimate: Estimate, size: float) -> Estimate:

@@ -74,7 +74,7 @@ def _plans(path: Path, runs_dir: Path) -> list[Plan]:
     plans, problems = find_plans([runs_dir])
     folders = {Path(problem.run) for problem in problems}
     folders |= {plan.folder for plan in plans if plan.folder}
-    studies = sorted({each for folder in folders for each in (folder.name, study_of(folder))})
+    studies = sorted({name for folder in folders for name in (folder.name, study_of(folder))})
     if str(path) in studies:
         return plans_of_study(str(path), plans, problems, runs_dir)
     near = nearest(path.name, [*(record.name for record in find_records(runs_dir)), *studies])

@@ -16,13 +16,13 @@ NAMES = {
 
 def blocks(table: Table) -> list[Block]:
     """What a table with prescribed routers says of headroom; nothing for any other."""
-    found = headroom(table)
-    if found is None:
+    result = headroom(table)
+    if result is None:
         return []
-    return [_grid(found), Sentences("What routing could buy here", _sentences(found))]
+    return [_grid(result), Sentences("What routing could buy here", _sentences(result))]
 
 
-def _grid(found: Headroom) -> Grid:
+def _grid(result: Headroom) -> Grid:
     rows = [
         [
             (place.arm.name, f"{place.role}: {NAMES[place.role]}" if place.role else ""),
@@ -31,11 +31,11 @@ def _grid(found: Headroom) -> Grid:
             estimate_cell(place.to_token),
             estimate_cell(place.to_domain_token),
         ]
-        for place in found.places
+        for place in result.places
     ]
     for name, words, value in (
-        ("H = T - TD", "the domain, for a router that knows the token", found.by_token),
-        ("S - D", "the domain, for one that does not", found.by_sequence),
+        ("H = T - TD", "the domain, for a router that knows the token", result.by_token),
+        ("S - D", "the domain, for one that does not", result.by_sequence),
     ):
         if value is not None:
             blank: Cell = ("", "")
@@ -50,30 +50,30 @@ def _grid(found: Headroom) -> Grid:
     )
 
 
-def _sentences(found: Headroom) -> list[str]:
+def _sentences(result: Headroom) -> list[str]:
     text = []
-    if found.by_token is not None:
+    if result.by_token is not None:
         text.append(
             "H = T - TD: to know the domain beside the token "
             + _worth(
-                found.by_token,
+                result.by_token,
                 "No scope can be told from another by what it does for "
                 "the domains, where there is nothing to be had.",
             )
         )
-    if found.by_sequence is not None:
+    if result.by_sequence is not None:
         text.append(
             "S - D: to keep a domain's sequences together, whatever their tokens, "
-            + _worth(found.by_sequence, "")
+            + _worth(result.by_sequence, "")
         )
-    behind = [place.arm.name for place in found.places if place.behind and place.learned]
+    behind = [place.arm.name for place in result.places if place.behind and place.learned]
     if behind:
         text.append(
             f"{_listed(behind)}: behind T in every seed. A learned router behind a hash of the "
             "token is one that has not learned yet: differences of such arms say little of arms "
             "that have."
         )
-    ahead = [place.arm.name for place in found.places if _beats(place)]
+    ahead = [place.arm.name for place in result.places if _beats(place)]
     if ahead:
         text.append(
             f"{_listed(ahead)}: ahead of TD. A learned router may use more than token and domain."
@@ -82,18 +82,18 @@ def _sentences(found: Headroom) -> list[str]:
         "Prescribed routing is no upper bound for routing by token and context: it knows nothing "
         "of the context, its experts are a guess, and its loads are even by design."
     )
-    dense = next((place for place in found.places if is_dense(place.arm)), None)
+    dense = next((place for place in result.places if is_dense(place.arm)), None)
     if dense is not None and dense.to_token is not None:
         text.append(
             f"The dense model, of as many active parameters, is {_signed(dense.to_token)} than T: "
             "what experts buy at all."
         )
-    if not found.equal_knowledge:
+    if not result.equal_knowledge:
         text.append(
             "Not all arms read a token that names the domain (data.domain_token=true): those that "
             "do, and those that the domain routes, know more than the others."
         )
-    if found.seeds < FEWEST_SEEDS:
+    if result.seeds < FEWEST_SEEDS:
         text.append("Fewer than three seeds give no interval: all of this describes these runs.")
     return text
 

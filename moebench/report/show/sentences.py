@@ -78,8 +78,8 @@ def _basis(table: Table) -> Iterable[str]:
             "Verdicts rest on the paired t; their p values are adjusted by Holm's method for all "
             "comparisons of this table, those of the findings included."
         )
-    intervals = [each.adjusted for each in table.comparisons.arms.values()]
-    if sum(each.low is not None for each in intervals) > 1:
+    intervals = [comparison.adjusted for comparison in table.comparisons.arms.values()]
+    if sum(interval.low is not None for interval in intervals) > 1:
         yield (
             f"The intervals below the differences hold for all {table.comparisons.family} "
             f"comparisons with {table.baseline} together, at 95 %, and describe."
