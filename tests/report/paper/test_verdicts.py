@@ -301,10 +301,10 @@ def test_each_finding_of_an_order_is_tested_at_the_full_level() -> None:
 
 def test_a_finding_that_is_a_difference_to_the_baseline_is_one_test() -> None:
     judged, [finding] = judge(table({"micro": MICRO, "global": GLOBAL}, [0, -0.002], sd=2e-3))
-    nats = [np.array(list(arm.per_seed["valid/nats"].values())) for arm in judged.arms]
-    assert finding.p == pytest.approx(stats.ttest_rel(*nats).pvalue)
+    micro, other = (np.array([*arm.per_seed["valid/nats"].values()]) for arm in judged.arms)
+    assert finding.p == pytest.approx(stats.ttest_rel(micro, other).pvalue)
     assert finding.p == judged.decisions["global"].p
-    sd = float(np.std(nats[1] - nats[0], ddof=1)) / math.sqrt(2)
+    sd = float(np.std(other - micro, ddof=1)) / math.sqrt(2)
     assert finding.seeds == seeds_needed(sd, 1, paper_gap() / BYTES[0])
 
 
