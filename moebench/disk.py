@@ -52,6 +52,15 @@ def expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))  # Path.expanduser raises there
 
 
+def is_name(text: str) -> bool:
+    """Whether a text names something in a folder: no path, nothing hidden, no control character.
+
+    What a plan or a record names is checked by this before it is joined to a path.
+    """
+    plain = "/" not in text and text.isprintable() and not text.startswith(".")
+    return plain and 0 < len(os.fsencode(text)) <= 255
+
+
 # Writing
 
 

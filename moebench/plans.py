@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moebench.disk import read_json, reason, write_json
+from moebench.disk import is_name, read_json, reason, write_json
 from moebench.errors import RecordError, nearest
 from moebench.records import SCHEMA_VERSION, cannot_write, printable
 
@@ -147,6 +147,8 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
     for key in _TEXTS:
         if not isinstance(content.get(key), str):
             return f"holds no usable {key!r}"
+    if not is_name(content["name"]):
+        return "'name' is no name of a folder"
     order = content.get("order", [])  # plans of an earlier version hold neither of these two
     if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
         return "holds no usable list 'order'"
@@ -159,6 +161,8 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
         for key, kind in _RUN.items():
             if type(run.get(key)) is not kind:
                 return f"run {number} holds no usable {key!r}"
+        if not is_name(run["run"]):
+            return f"'run' of run {number} is no name of a folder"
         if not all(isinstance(override, str) for override in run["overrides"]):
             return f"run {number} holds no usable 'overrides'"
     return ""

@@ -57,6 +57,12 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     [
         ({"name": 3}, "holds no usable 'name'"),
         ({"primary": None}, "holds no usable 'primary'"),
+        ({"name": "../../escaped"}, "'name' is no name of a folder"),
+        ({"name": ""}, "'name' is no name of a folder"),
+        ({"run": "/tmp/escaped"}, "'run' of run 0 is no name of a folder"),
+        ({"run": ".."}, "'run' of run 0 is no name of a folder"),
+        ({"run": "a\0b"}, "'run' of run 0 is no name of a folder"),
+        ({"run": "a" * 256}, "'run' of run 0 is no name of a folder"),
         ({"runs": {}}, "holds no usable list 'runs'"),
         ({"runs": [1]}, "holds no usable list 'runs'"),
         ({"id": "0"}, "run 0 holds no usable 'id'"),

@@ -245,7 +245,12 @@ def check_method(config: ExperimentConfig) -> None:
             "method, as in method=bias"
         )
     recorded = config.method.plugin
-    if recorded and content_of(recorded) != content_of(method.plugin) and method.name != LOSS:
+    if recorded and method.plugin is None:
+        raise ConfigError(
+            f"method.plugin={recorded}: method={method.name} is of no plugin; set "
+            "method.plugin=null"
+        )
+    if recorded and content_of(recorded) != content_of(method.plugin):
         raise ConfigError(
             f"method.plugin={config.method.plugin}: is another version than that at hand, "
             f"{method.plugin}; method.plugin=null takes what is at hand"

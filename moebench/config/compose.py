@@ -6,7 +6,7 @@ by dotted key. Every error therefore names one override or file, and a grid read
 
 import shlex
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache, reduce
 from pathlib import Path
@@ -36,7 +36,7 @@ from moebench.config.overrides import (
     word_of,
 )
 from moebench.config.places import located
-from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS
+from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS, check_interpolations
 from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
 from moebench.config.treatment import group_of, plugins_of
 from moebench.disk import read_yaml_text
@@ -172,6 +172,9 @@ class Composer(OverrideParser):
                 # of a defaults list without _self_, which then comes last, as intended
                 warnings.simplefilter("ignore", UserWarning)
                 made = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{paths}]"])
+            # again: a preset may include files outside the folders of groups
+            for text in _texts(OmegaConf.to_container(made, resolve=False)):
+                check_interpolations(text)
             nested = cast(dict[str, Any], OmegaConf.to_container(made, resolve=True))
         except RecursionError:
             raise ConfigError(f"{subject}: includes itself; correct the preset") from None
@@ -279,6 +282,16 @@ def _inner(nested: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         nested = nested.get(name) if isinstance(nested, Mapping) else None  # pyright: ignore
     return nested
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in nested tables and lists, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        items = [*value, *value.values()] if isinstance(value, Mapping) else value
+        for item in items:
+            yield from _texts(item)
 
 
 def _store_scopes() -> None:

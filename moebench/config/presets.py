@@ -25,6 +25,7 @@ STUDY = "study"  # a folder of presets that is no group: a study is no part of a
 DEFAULT_STUDY = "scope"
 SCOPE = "scope"  # a group whose presets are declared in `scopes.py`
 NO_EXPERIMENT = "experiment=null"
+KEY_INTERPOLATION = re.compile(r"\$\{\.*[A-Za-z_]\w*(\.\w+)*\}")  # of another key, ${model.top_k}
 
 
 def shipped_conf() -> Path:
@@ -91,14 +92,28 @@ class Presets:
                 f"{subject}: holds no presets; put each in a folder of its group, as in "
                 f"{overlay / 'model' / 'mine.yaml'}"
             )
+        inside = overlay.resolve()
         for path in presets:
             try:
-                read_yaml_text(path)
-            except (yaml.YAMLError, OSError):
+                if not path.resolve().is_relative_to(inside):
+                    raise ValueError("is a link out of the folder; copy the file there")
+                for event in yaml.parse(read_yaml_text(path), yaml.SafeLoader):
+                    if isinstance(event, yaml.ScalarEvent):
+                        check_interpolations(event.value)
+            except (yaml.YAMLError, OSError, RuntimeError):
                 continue  # an error when it is chosen
             except ValueError as error:
                 name = path.relative_to(overlay)
                 raise ConfigError(f"{subject}: {name} {error}; correct the preset") from None
+
+
+def check_interpolations(text: str) -> None:
+    """Raise ValueError for an interpolation of anything but a key, as `${oc.env:NAME}` is.
+
+    Resolvers read the environment, and a preset may be a stranger's.
+    """
+    if "${" in KEY_INTERPOLATION.sub("", text):
+        raise ValueError("has an interpolation of something else than a key; write the value")
 
 
 def default_presets(conf: Path) -> dict[str, str | None]:

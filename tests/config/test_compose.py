@@ -193,6 +193,43 @@ def test_a_broken_preset_is_named(overlay: Overlay, text: str, error: str) -> No
     assert refused(overlay({"model/it.yaml": text}), "model=it").startswith(error)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "top_k: ${oc.env:MOEBENCH_TEST_SECRET}",
+        "top_k: '${oc.decode:${oc.env:MOEBENCH_TEST_SECRET}}'",
+        'top_k: "\\x24{oc.env:MOEBENCH_TEST_SECRET}"',
+        "top_k: $${top_k}{oc.env:MOEBENCH_TEST_SECRET}",
+        "'${oc.env:MOEBENCH_TEST_SECRET}': 1",
+        "defaults: ['${oc.env:MOEBENCH_TEST_SECRET}']",
+        "defaults: [/other/it]",
+        "top_k: ${hydra:runtime.cwd}",
+    ],
+)
+def test_a_preset_reads_nothing_but_keys(
+    overlay: Overlay, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("MOEBENCH_TEST_SECRET", "hunter2")
+    other = "# @package _global_\ndata: {name: '${oc.env:MOEBENCH_TEST_SECRET}'}\n"
+    with pytest.raises(ConfigError) as caught:
+        overlay({"model/it.yaml": text, "other/it.yaml": other}).compose(["model=it"])
+    line = str(caught.value)
+    assert "has an interpolation of something else than a key" in line
+    assert "hunter2" not in line
+    assert "\n" not in line
+
+
+def test_a_preset_is_no_link_out_of_its_folder(overlay: Overlay, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.yaml"
+    elsewhere.write_text("top_k: 1\n")
+    root = overlay({"model/it.yaml": ""}).roots[1]
+    (root / "model" / "linked.yaml").symlink_to(root / "model" / "it.yaml")
+    Composer(root)  # within the folder
+    (root / "model" / "out.yaml").symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match=r"out\.yaml is a link out of the folder; copy the file"):
+        Composer(root)
+
+
 def test_a_preset_that_builds_on_another_wins_over_it(overlay: Overlay) -> None:
     files = {"model/it.yaml": "defaults: [small]\ntop_k: 1\n"}
     model = overlay(files).compose(["model=it"]).model
