@@ -36,6 +36,8 @@ class Routing(NamedTuple):
             highest scores; None where nothing but the scores selects.
         dropped: [layers, sequences] assignments over an expert's capacity, which are in `counts`
             and have no weight; None where nothing is dropped.
+        reserved: [layers, sequences] rows that the capacities of all experts reserve, for each
+            sequence its part of its group's; None where nothing is dropped.
         logits, scores: [layers, sequences, tokens, experts] of the router, and what the gate made
             of them, before any bias; with the gradient. None unless a method reads it.
         outputs: [layers, sequences, tokens, top_k, d_model] of each selected expert, not weighted;
@@ -56,6 +58,7 @@ class Routing(NamedTuple):
     own_counts: Tensor | None = None
     moved: Int[Tensor, "layers sequences"] | None = None
     dropped: Int[Tensor, "layers sequences"] | None = None
+    reserved: Float[Tensor, "layers sequences"] | None = None
     logits: Float[Tensor, "layers sequences tokens experts"] | None = None
     scores: Float[Tensor, "layers sequences tokens experts"] | None = None
     outputs: Float[Tensor, "layers sequences tokens top_k d_model"] | None = None

@@ -53,6 +53,15 @@ COSTS = (
         inspected="dropped, or at a capacity of 1.25",
     ),
     Metric(
+        "load/padding",
+        "share of the rows of all capacities of ⌈1.25 mean c⌉ that stay empty, which padding to "
+        "capacity would waste; with `router.capacity_factor`, of its capacities",
+        unit="share",
+        window="micro-batch",
+        direction="lower",
+        random=simulated("micro", "padding", "by simulation, with the same capacity and groups"),
+    ),
+    Metric(
         "speed/tokens_per_second",
         "tokens trained on since the last row, over the time that training took",
         unit="tokens/s",

@@ -66,10 +66,11 @@ def _method_contradictions(config: ExperimentConfig) -> Contradictions:
             f"method={name}: {why}, and router.gate={router.gate} selects every expert with a "
             "score above 0; use another gate",
         )
-        yield (
-            router.random,
-            f"method={name}: {why}, and router.random draws experts; leave one of them out",
-        )
+        for key, does in (("random", "draws experts"), ("round_robin", "takes them in turn")):
+            yield (
+                getattr(router, key),
+                f"method={name}: {why}, and router.{key} {does}; leave one of them out",
+            )
     if method.assigns or method.thresholds:
         for key, value in (
             ("router.capacity_factor", router.capacity_factor),
@@ -115,10 +116,17 @@ def _gate_contradictions(config: ExperimentConfig) -> Contradictions:
         f"router.shared_gate=true: is for gates whose scores are above 0, and not for "
         f"router.gate={router.gate}",
     )
+    others = ("random", router.random), ("round_robin", router.round_robin)
+    for key, there in (*others, ("expert_groups", router.expert_groups > 1)):
+        yield (
+            router.gate == "relu" and there,
+            f"router.gate=relu: selects every expert with a score above 0, and not by "
+            f"router.{key}; leave one of them out",
+        )
     yield (
-        router.gate == "relu" and (router.random or router.expert_groups > 1),
-        f"router.gate=relu: selects every expert with a score above 0, and not by "
-        f"{'router.random' if router.random else 'router.expert_groups'}; leave one of them out",
+        router.round_robin and (router.random or router.expert_groups > 1),
+        "router.round_robin=true: takes experts in turn; leave out router.random and "
+        "router.expert_groups",
     )
 
 
@@ -159,6 +167,7 @@ def _map_contradictions(config: ExperimentConfig) -> Contradictions:
     for key, wrong in (
         ("router.gate", router.gate in ("relu", "sparsemax")),
         ("router.random", router.random),
+        ("router.round_robin", router.round_robin),
         ("router.expert_groups", router.expert_groups > 1),
         ("router.start_experts", router.start_experts is not None),
         ("router.prune_below", router.prune_below > 0),

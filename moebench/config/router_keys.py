@@ -78,6 +78,12 @@ class RouterConfig:
     random: bool = knob(
         False, "draw each token's experts evenly; the gate weighs them", neutral=False
     )
+    round_robin: bool = knob(
+        False,
+        "take each token's experts in turn, by its position in the sequence; the gate weighs them",
+        neutral=False,
+        source="torchtitan, OLMo-core, megablocks: forced even load",
+    )
     map: str = knob(
         "none",
         "a fixed map prescribes the experts, and the gate weighs them: by hash of the token, "

@@ -91,8 +91,8 @@ def random_baselines(treatment: Treatment, corpus: Corpus) -> dict[str, Any]:
     loads = {window: random_load(experts, top_k, tokens) for window, tokens in windows.items()}
     factor, group_bsz = config.router.capacity_factor, treatment.router_bsz
     if factor is not None and group_bsz is not None:  # tokens are dropped by group
-        dropped = random_load(experts, top_k, group_bsz * length, factor)["drop_rate"]
-        loads["micro"]["drop_rate"] = dropped
+        of_group = random_load(experts, top_k, group_bsz * length, factor)
+        loads["micro"] |= {key: of_group[key] for key in ("drop_rate", "padding")}
     return {
         "random_max_vio": {
             window: random_max_violation(experts, top_k, tokens)

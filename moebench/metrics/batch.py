@@ -51,9 +51,13 @@ def batch_metrics(routing: Routing, micro_bsz: int) -> dict[str, Tensor]:
         "load/dead_experts": load.dead_experts(in_batch).mean(),
         "load/gini": load.gini(in_batch).mean(),
         "load/drop_rate": load.drop_rate(by_micro, load.CAPACITY_FACTOR).mean(),
+        "load/padding": load.padding(by_micro, load.CAPACITY_FACTOR).mean(),
     }
     if routing.dropped is not None:
+        assert routing.reserved is not None
         metrics["load/drop_rate"] = routing.dropped.sum() / routing.counts.sum()
+        kept = routing.counts.sum() - routing.dropped.sum()
+        metrics["load/padding"] = 1 - kept / routing.reserved.double().sum()
     if routing.moved is not None:
         metrics["router/intervention"] = load.intervention_rate(routing.moved, routing.counts)
     if routing.topk_mass is not None:

@@ -91,6 +91,18 @@ def drop_rate(
     return (counts - capacity).clamp(min=0).sum(-1) / counts.sum(-1)
 
 
+def padding(
+    counts: Shaped[Tensor, "*batch experts"], capacity_factor: float
+) -> Float[Tensor, "*batch"]:
+    """Share of the rows of each expert's capacity, ceil(factor * mean(c)), that stay empty.
+
+    For dropless routing it is what padding to that capacity would waste.
+    """
+    counts = counts.double()
+    capacity = (capacity_factor * counts.mean(-1, keepdim=True) - 1e-9).ceil()
+    return 1 - (counts.minimum(capacity) / capacity).mean(-1)
+
+
 def random_max_violation(num_experts: int, top_k: int, tokens: int) -> float:
     """Mean MaxVio if every token chose its top_k distinct experts at random.
 
@@ -108,7 +120,7 @@ def random_load(
     """Mean of every load metric if every token chose its top_k distinct experts at random.
 
     By the draws of `random_max_violation`, but for the dead experts, whose share is exact. Keys are
-    `max_vio`, `cv`, `entropy`, `gini`, `dead_experts` and `drop_rate`.
+    `max_vio`, `cv`, `entropy`, `gini`, `dead_experts`, `drop_rate` and `padding`.
     """
     mean = tokens * top_k / num_experts
     deviation = _multinomial(num_experts, top_k, tokens) - mean
@@ -120,6 +132,7 @@ def random_load(
         "gini": float(gini(counts).mean()),
         "dead_experts": (1 - top_k / num_experts) ** tokens,
         "drop_rate": float(drop_rate(counts, capacity_factor).mean()),
+        "padding": float(padding(counts, capacity_factor).mean()),
     }
 
 

@@ -35,6 +35,7 @@ class Gating:
             experts come from (DeepSeek-V3).
         group_worth: by what the groups are ranked, see `within_top_groups`.
         random: experts are drawn uniformly, and weighted by the gate.
+        round_robin: experts are taken in turn, and weighted by the gate, see `in_turn`.
         capacity_factor: the most assignments of a logical group that an expert takes, as a multiple
             of its even share; the others are dropped. None: no limit.
         drop: which assignments are kept: those of the highest score (`probability`) or final
@@ -65,6 +66,7 @@ class Gating:
     top_groups: int = 1
     group_worth: Worth = "top_two"
     random: bool = False
+    round_robin: bool = False
     capacity_factor: float | None = None
     drop: Drop = "probability"
     group_bsz: int = 1

@@ -15,7 +15,7 @@ from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.gate import Gated, gated, of_shared
 from moebench.model.gating import Counts, Drop, Form, Gating
-from moebench.model.selection import odds, of_mask, within_capacity, within_top_groups
+from moebench.model.selection import in_turn, odds, of_mask, within_capacity, within_top_groups
 
 __all__ = ["Counts", "Drop", "Form", "Gating", "Router", "Selection", "steered"]
 
@@ -130,7 +130,11 @@ class Router(nn.Module):
             return self._assigned(gating.method, logits, gate)
         if steering.forced is not None:
             return self._prescribed(logits, gate, steering)
-        scores = self._drawn(x, steering.noise) if gating.random else gate.scores
+        scores = gate.scores
+        if gating.random:
+            scores = self._drawn(x, steering.noise)
+        elif gating.round_robin:
+            scores = in_turn(logits, self.top_k)
         moved = steered(scores, steering)
         if gating.shift is not None:
             moved = moved + gating.shift.shift(scores.detach(), self.top_k)
@@ -287,7 +291,10 @@ class Router(nn.Module):
             kept = self._kept(expert_index, selected, priority, experts)
             filled = torch.ones_like(kept) if selected is None else selected
             dropped = (filled & ~kept).sum((1, 2))[None]
-            weights, routing = weights * kept, routing._replace(dropped=dropped)
+            rows = self._capacity(logits.shape[1], experts) * experts / gating.group_bsz
+            reserved = weights.new_full((1, len(weights)), rows)
+            weights = weights * kept
+            routing = routing._replace(dropped=dropped, reserved=reserved)
         observable = {"logits": logits, "scores": gate.scores}
         routing = routing._replace(
             **{name: value[None] for name, value in observable.items() if name in gating.observes}
@@ -315,18 +322,23 @@ class Router(nn.Module):
             weights = weights * self.scale.to(weights.dtype)[expert_index]
         return weights, shared
 
+    def _capacity(self, tokens: int, experts: int) -> int:
+        """Assignments of a group that an expert keeps."""
+        factor = self.gating.capacity_factor
+        assert factor is not None
+        return capacity(factor, self.gating.group_bsz * tokens, self.top_k, experts)
+
     def _kept(
         self, expert_index: Tensor, selected: Tensor | None, priority: Tensor | None, experts: int
     ) -> Tensor:
         gating, (sequences, tokens, slots) = self.gating, expert_index.shape
-        assert gating.capacity_factor is not None
         size = gating.group_bsz * tokens
         grouped = expert_index.reshape(-1, size, slots)
         filled = torch.ones_like(grouped, dtype=torch.bool)
         filled = filled if selected is None else selected.view_as(grouped)
         if priority is not None:
             priority = priority.detach().view_as(grouped)
-        most = capacity(gating.capacity_factor, size, self.top_k, experts)
+        most = self._capacity(tokens, experts)
         kept = within_capacity(grouped, filled, priority, experts, most)
         return kept.view(sequences, tokens, slots)
 

@@ -33,6 +33,22 @@ def within_top_groups(
     return grouped.masked_fill(~inside.unsqueeze(-1), -math.inf).flatten(-2)
 
 
+def in_turn(
+    logits: Float[Tensor, "sequences tokens experts"], top_k: int
+) -> Float[Tensor, "sequences tokens experts"]:
+    """Scores whose top-k are the experts in turn: those of token t are t k, t k + 1, ... modulo E.
+
+    Each sequence begins with expert 0, so that no split of a step changes it. Its load is even
+    where E divides its tokens times k. (torchtitan `_debug_force_load_balance_routing`, which
+    counts the tokens of a pass.)
+    """
+    tokens, experts = logits.shape[-2:]
+    expert = torch.arange(experts, device=logits.device)
+    start = top_k * torch.arange(tokens, device=logits.device)
+    wait = (expert - start[:, None]) % experts
+    return -wait.to(logits.dtype).expand_as(logits)
+
+
 def odds(
     clean: Float[Tensor, "*batch experts"],
     noisy: Float[Tensor, "*batch experts"],

@@ -97,6 +97,7 @@ def make_gating(treatment: Treatment) -> Gating:
         top_groups=router.top_groups,
         group_worth=cast(Any, treatment.group_worth),
         random=router.random,
+        round_robin=router.round_robin,
         capacity_factor=router.capacity_factor,
         drop=cast(Any, treatment.drop),
         group_bsz=treatment.router_bsz or 1,

@@ -70,6 +70,8 @@ WRONG = {
     "method=expert_threshold router=hash": "method.name=threshold: would select experts, and ",
     "method=expert_threshold router.expert_groups=2": "router.expert_groups=2: does not go with ",
     "method=moving_quantile router=sqrt_softplus": "method=moving_quantile: is for router.gate=",
+    "method=bias router=round_robin": "method=bias: moves scores, and router.round_robin takes ",
+    "router=round_robin router.random=true": "router.round_robin=true: takes experts in turn; ",
     "router.shared_gate=true": "router.shared_gate=true: there are no shared experts; set ",
     "router.shared_gate=true model.num_shared_experts=1 router=softmax_raw": "router.shared_gate=",
     "router.group_worth=max": "router.group_worth=max: ranks groups of experts; add ",

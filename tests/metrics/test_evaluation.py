@@ -68,6 +68,9 @@ def test_a_batch_equals_loops_over_tokens() -> None:
         wanted["load/dead_experts"].append(whole.count(0) / 6)
         apart = sum(abs(one - other) for one in whole for other in whole)
         wanted["load/gini"].append(apart / (2 * 6 * 60))
+        wanted["load/padding"] += [
+            sum(max(0, room - c) for c in each) / (6 * room) for each in micro
+        ]
         wanted["load/drop_rate"] += [sum(max(0, c - room) for c in each) / 20 for each in micro]
         wanted["router/topk_mass"].append(mass)
     for key, values in wanted.items():

@@ -17,6 +17,7 @@ from moebench.metrics.load import (
     intervention_rate,
     load_entropy,
     max_violation,
+    padding,
     random_load,
     random_max_violation,
     utilization,
@@ -120,6 +121,8 @@ def test_gini_and_drops_equal_literal_loops() -> None:
                 room = math.ceil(Fraction(str(factor)) * sum(row) / 5)
                 lost = sum(max(0, c - room) for c in row) / sum(row)
                 assert drop_rate(counts, factor)[one, two].item() == pytest.approx(lost)
+                empty = sum(max(0, room - c) for c in row) / (5 * room)
+                assert padding(counts, factor)[one, two].item() == pytest.approx(empty)
 
 
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(40, 8, 2), (512, 16, 2), (300, 16, 4)])
@@ -143,6 +146,7 @@ def test_every_load_under_random_routing_equals_a_simulation(
         "gini": gini(counts),
         "dead_experts": dead_experts(counts),
         "drop_rate": drop_rate(counts, CAPACITY_FACTOR),
+        "padding": padding(counts, CAPACITY_FACTOR),
     }
     known = random_load(experts, top_k, tokens)
     assert known.keys() == simulated.keys()

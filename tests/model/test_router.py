@@ -9,6 +9,7 @@ from torch import Tensor
 from moebench.balance import Global, Steering, balance_loss, of_own_scores
 from moebench.balance.assignment import capacity
 from moebench.errors import ConfigError
+from moebench.metrics.batch import batch_metrics
 from moebench.model import noise
 from moebench.model.gate import gated
 from moebench.model.router import Counts, Drop, Gating, Router
@@ -346,3 +347,21 @@ def test_gates_return_distributions() -> None:
     z = torch.randn(2, 3, 5, dtype=FP64) * 3
     for name in ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax"):
         assert torch.allclose(gated(name, z).probs.sum(-1), torch.ones(2, 3, dtype=FP64))
+
+
+def test_experts_are_taken_in_turn_and_capacities_are_reserved() -> None:
+    torch.manual_seed(0)
+    router = Router(6, 8, 2, Gating(round_robin=True, capacity_factor=1.5, group_bsz=2)).double()
+    torch.nn.init.normal_(router.weight)
+    x = torch.randn(4, 12, 6, dtype=FP64)
+    found = router(x)
+    for token in range(12):
+        assert found.expert_index[0, token].tolist() == [(2 * token + j) % 8 for j in range(2)]
+    assert (found.routing.counts == 3).all()
+    assert found.routing.dropped is not None
+    assert found.routing.dropped.sum() == 0
+    # ceil(1.5 * 24 * 2 / 8) = 9 rows of each of 8 experts for a group of two sequences
+    assert found.routing.reserved is not None
+    assert found.routing.reserved.tolist() == [[9 * 8 / 2] * 4]
+    metric = batch_metrics(found.routing, 2)["load/padding"]
+    assert metric.item() == pytest.approx(1 - 6 / 9)

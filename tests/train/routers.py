@@ -51,6 +51,7 @@ CASES = {
     "jitter": Case(Gating(jitter=0.3)),
     "noise": Case(Gating(noise=1.0)),
     "random": Case(Gating(random=True)),
+    "round robin": Case(Gating(round_robin=True)),
     "capacity": Case(Gating(capacity_factor=1.0, group_bsz=MICRO)),
     "prescribed": Case(prescribed=True),
     "bias": Case(Gating("sigmoid"), (Bias(0.05),)),

@@ -40,7 +40,8 @@ class Place:
     def learned(self) -> bool:
         """Whether its router selects experts by what it has learned."""
         science = self.arm.science
-        return not (self.role or science.get("router.random") or is_dense(self.arm))
+        unlearned = science.get("router.random") or science.get("router.round_robin")
+        return not (self.role or unlearned or is_dense(self.arm))
 
 
 @dataclass(frozen=True)
