@@ -96,6 +96,14 @@ def test_a_scope_is_labelled_by_its_own_name(scope: str) -> None:
     assert label(COMPOSER.compose([f"scope={scope}"])) == scope
 
 
+def test_a_peer_names_its_file_or_paper_and_the_date() -> None:
+    peers = [each for each in FILES if each.parent.name == "experiment"]
+    for path in (each for each in peers if not each.stem.endswith("-bpe")):
+        comment = " ".join(re.findall("^# (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+        assert re.search(r"\.(py|yaml|yml)\b|arXiv", comment), path.name
+        assert re.search(r"arXiv \d{4}\.\d{5}|20\d\d-\d\d|transformers \d", comment), path.name
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_preset_says_what_it_is_and_sets_its_own_group_alone(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
