@@ -151,7 +151,7 @@ def tile_map(ends: Tensor, copies: int, dtype: torch.dtype) -> Tensor:
     """
     (groups,), rows = ends.shape, BLOCKS[dtype].rows
     bound = (copies + min(groups, copies) * (rows - 1)) // rows
-    tiles = torch.empty(2, bound, dtype=torch.int32, device=ends.device)
+    tiles = ends.new_empty(2, bound)
     launch("map_tiles", groups, 4, ends, tiles, bound, groups, ROWS=rows, SPAN=SPAN)
     return tiles
 
@@ -199,13 +199,13 @@ def _top_k(order: Tensor, tokens: Tensor) -> int:
 
 
 def _precision() -> str:
-    return "tf32" if torch.get_float32_matmul_precision() != "highest" else "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _fake_experts(
     x: Tensor, up: Tensor, down: Tensor, scale: Tensor, order: Tensor, ends: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(order.shape[0] if keep else 0, up.shape[2])
+    return x.new_empty(x.shape), x.new_empty(order.shape[0] if keep else 0, up.shape[2])
 
 
 def _fake_product(
@@ -218,7 +218,7 @@ def _fake_hidden_grad(
     grad: Tensor, down: Tensor, pre: Tensor, scale: Tensor, order: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     hidden = pre.new_empty(pre.shape[0], down.shape[1])
-    return torch.empty_like(pre), hidden, torch.empty_like(scale)
+    return pre.new_empty(pre.shape), hidden, scale.new_empty(scale.shape)
 
 
 def _fake_outer(

@@ -200,7 +200,8 @@ def hidden_grad(
     weight = tl.load(scale + slot, mask=live, other=0.0).to(tl.float32)
     s = tl.sigmoid(gate)
     active = gate * s * value
-    tl.store(scale_parts + column * copies + slot, tl.sum(h * active, 1), mask=live)
+    part = scale_parts + column.to(tl.int64) * copies + slot
+    tl.store(part, tl.sum(h * active, 1), mask=live)
     again = active * weight[:, None]
     tl.store(hidden + place * DIM + columns[None, :], again.to(hidden.dtype.element_ty), mask=both)
     h = h * weight[:, None]

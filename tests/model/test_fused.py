@@ -22,16 +22,22 @@ if find_spec("triton") is None:
     pytest.skip("needs triton (pip install 'triton>=3.6')", allow_module_level=True)
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-BROKEN = version("triton").startswith("3.6.") and version("numpy") >= "2.4"
+DATED = version("triton").startswith("3.6.")  # its interpreter makes scalars as NumPy 1.25 forbade
 DEVICES = [
     pytest.param(
         "cpu",
         marks=[
             pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1"),
-            pytest.mark.skipif(BROKEN, reason="the interpreter of triton 3.6 needs numpy < 2.4"),
+            pytest.mark.skipif(DATED, reason="the interpreter of triton 3.6 needs an older NumPy"),
         ],
     ),
-    pytest.param("cuda", marks=pytest.mark.gpu),
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(INTERPRETED, reason="the interpreter computes on the CPU"),
+        ],
+    ),
 ]
 LARGEST = {torch.float32: 1e-6, torch.bfloat16: 0.05}  # error, as a share of the largest value
 UNITS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7 if INTERPRETED else 2.0**-8}
@@ -216,6 +222,20 @@ def test_the_host_reads_no_data(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     forward = ["map_tiles", "gate_up", "scattered", "summed"]
     backward = ["map_tiles", "hidden_grad", "map_tiles", "scattered", "summed", "outer", "outer"]
     assert [kernel for kernel, *_ in recorded(monkeypatch, dtype, "meta")] == forward + backward
+
+
+@pytest.mark.parametrize(("allowed", "wanted"), [("high", "tf32"), ("highest", "ieee")])
+def test_tf32_is_used_where_torchs_own_products_may(
+    allowed: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(allowed)
+        launches = recorded(monkeypatch, torch.float32, "meta")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    found = [each[-1]["PRECISION"] for each in launches if "PRECISION" in each[-1]]
+    assert found == [wanted] * 6
 
 
 @pytest.mark.slow

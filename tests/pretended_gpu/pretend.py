@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moebench.model import fused
 from tests.pretended_gpu.gpu import Gpu
-from tests.pretended_gpu.tensor import CUDA, OnGpu
+from tests.pretended_gpu.tensor import CUDA, OnGpu, on_host
 
 FREE, TOTAL = 60 << 30, 80 << 30  # bytes of memory that it claims
 # A CPU build of torch has no kernel for them on a GPU, and would take them apart.
 LIBRARY = torch.library.Library("aten", "IMPL")
 for name in ("_fused_rms_norm", "_fused_rms_norm_backward"):
     LIBRARY.impl(name, lambda *_: None, "CUDA")
-real_attention = F.scaled_dot_product_attention
+real_attention, real_launch = F.scaled_dot_product_attention, fused.launch
 
 
 class Factories(TorchDispatchMode):
@@ -55,6 +56,15 @@ def attention(
     needs_grad = torch.is_grad_enabled() or query.requires_grad
     kernel = torch.ops.aten._scaled_dot_product_efficient_attention
     return kernel(query, key, value, bias, needs_grad, 0.0, is_causal)[0]
+
+
+def launch(kernel: str, programs: int, warps: int, *arguments: Any, **constants: Any) -> None:
+    """Triton's interpreter computes on the host."""
+    tensors = [each for each in arguments if isinstance(each, Tensor)]
+    if any(isinstance(each, OnGpu) for each in tensors):
+        assert all(isinstance(each, OnGpu) for each in tensors), "an operand is on the host"
+        OnGpu.gpu.launch(kernel)
+    real_launch(kernel, programs, warps, *on_host(arguments), **constants)
 
 
 @contextmanager
@@ -106,6 +116,7 @@ def pretended(capability: tuple[int, int] = (9, 0), *, ties: bool = True) -> Ite
         with (
             patch.multiple(torch.cuda, **cuda),
             patch.object(F, "scaled_dot_product_attention", attention),
+            patch.object(fused, "launch", launch),
             patch.object(Tensor, "pin_memory", lambda tensor, *_: gpu.pin(tensor)),
             Factories(gpu),
         ):

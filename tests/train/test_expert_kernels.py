@@ -112,9 +112,10 @@ def test_the_choice_is_recorded_and_what_is_typed_wins(gpu: Patch, tmp_path: Pat
 
 
 def test_a_model_gives_what_it_gives_with_torchs_product() -> None:
-    reason = trouble("fp32", CPU)
-    if reason:
+    if reason := trouble("fp32", CPU):
         pytest.skip(reason)
+    if expert_kernels._version() == (3, 6):
+        pytest.skip("the interpreter of triton 3.6 needs an older NumPy")
     model = make_model(composed("model.num_layers=1", "model.num_shared_experts=1"), 257)
     tokens = torch.randint(0, 257, (2, 6), generator=torch.Generator().manual_seed(0))
     results = []
