@@ -53,6 +53,7 @@ def test_defaults_are_those_of_the_design() -> None:
         "num_layers": 3,
         "num_heads": 4,
         "num_experts": 16,
+        "zero_experts": 0,
         "top_k": 2,
         "expert_dim": 96,
         "num_shared_experts": 0,
