@@ -197,6 +197,8 @@ def detached(routing: Routing) -> Routing:
 
 def join(parts: Sequence[Routing], *, along: str) -> Routing:
     """One routing of several, put together along `"layers"` or along `"sequences"`."""
+    if len(parts) == 1:
+        return parts[0]
     axis = {"layers": 0, "sequences": 1}[along]
     joined = {
         name: None if any(field is None for field in column) else torch.cat(column, axis)  # pyright: ignore

@@ -39,16 +39,18 @@ class FiniteCheck:
         Args:
             norm: of the gradient.
 
-        Raises TrainingError, unless the check is deferred.
+        Raises TrainingError.
         """
-        if not self.deferred:
-            _raise_if_not_finite(self.state.model, self.objective, outcome, norm, step)
-            return
-        finite = torch.isfinite(norm) & torch.isfinite(outcome.cross_entropy)
-        self.first_bad = torch.where((self.first_bad > 0) | finite, self.first_bad, step)
-        self._latest = step, outcome, norm
-        # the fused update does nothing where this is 1, as with a gradient scaler
-        self.state.optimizer.found_inf = (self.first_bad > 0).float()
+        _raise_if_not_finite(self.state.model, self.objective, outcome, norm, step)
+
+    def defer(self, step: int, outcome: Outcome, norm: Tensor, first_bad: Tensor) -> None:
+        """Note what `check` needs to know of a step, whose update the device skips by itself.
+
+        Args:
+            norm: of the gradient.
+            first_bad: after this step.
+        """
+        self.first_bad, self._latest = first_bad, (step, outcome, norm)
 
     def check(self) -> None:
         """Wait for the device; before a checkpoint and an evaluation.

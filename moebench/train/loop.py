@@ -32,6 +32,7 @@ from moebench.train.optimizer import learning_rate
 from moebench.train.prescribed import Prescription
 from moebench.train.ranks import Ranks
 from moebench.train.step import Outcome, Step, initial_states, steering_after
+from moebench.train.update import Update, apply
 
 
 @dataclass
@@ -181,20 +182,20 @@ class TrainingRun:
         state.optimizer.zero_grad()
         return step
 
+    def update(self, step: Step, outcome: Outcome) -> Update:
+        """The update of a step, which is still to be applied."""
+        config = self.config
+        rate = learning_rate(config.optim, step.number, config.train.steps)
+        return Update(self.state, self.finite, outcome, step.number, config.optim.clip, rate)
+
     def finish(self, step: Step, outcome: Outcome) -> Event:
-        """Update the parameters by the gradients in them.
+        """Update the parameters by the gradients in them, unless that is done.
 
         Raises:
             TrainingError: before the update, if a loss or gradient is not finite.
         """
         config, state, number, steps = self.config, self.state, step.number, self.config.train.steps
-        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.finite.before_update(number, outcome, norm)
-        torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.optim.clip, norm)
-        rate = learning_rate(config.optim, number, steps)
-        state.optimizer.lr = rate
-        state.optimizer.step()
+        norm = apply(self.update(step, outcome)) if outcome.norm is None else outcome.norm
         load_before, state.load = state.load, recent_load(state.load, outcome)
         state.step, state.balance = number, outcome.states
         self.clock.tokens += step.sequences * config.seq_len
@@ -202,7 +203,7 @@ class TrainingRun:
 
         event = Event(number)
         if self._is_logged(number):
-            event.pending = self._pending_row(outcome, load_before, norm, rate)
+            event.pending = self._pending_row(outcome, load_before, norm)
         every = config.train.eval_every
         evaluates = self.ranks.first and (number == steps or (every and number % every == 0))
         # ranks communicate in a fixed order, and an estimator's error waits for the device anyway
@@ -220,10 +221,10 @@ class TrainingRun:
         return event
 
     def _pending_row(
-        self, outcome: Outcome, load_before: Tensor | None, norm: Tensor, rate: float
+        self, outcome: Outcome, load_before: Tensor | None, norm: Tensor
     ) -> Callable[[], dict[str, Any]]:
         """A function that waits for the device and returns the row of a step."""
-        number, error = self.state.step, self._estimator_error
+        number, error, rate = self.state.step, self._estimator_error, self.state.optimizer.lr
         metrics = step_metrics(
             outcome,
             self.objective,

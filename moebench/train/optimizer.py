@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from moebench.config.schema import OptimConfig
 
@@ -23,7 +22,7 @@ class AdamW:
     """Fused AdamW, step for step equal to `torch.optim.AdamW(..., fused=True)`.
 
     torch's class imports torch's compiler, which takes seconds at the start of every run; its
-    function does not.
+    kernel does not.
 
     Attributes:
         lr: the learning rate of the next step.
@@ -46,31 +45,9 @@ class AdamW:
         }
         self.found_inf: Tensor | None = None
 
-    @torch.no_grad()
     def step(self) -> None:
         """Update the parameters that have a gradient."""
-        for group in self.groups:
-            params: list[Tensor] = [param for param in group.params if param.grad is not None]
-            if not params:
-                continue
-            states = [self.state[param] or self._begin(param) for param in params]
-            adamw(
-                params,
-                grads=[param.grad for param in params if param.grad is not None],
-                exp_avgs=[state["exp_avg"] for state in states],
-                exp_avg_sqs=[state["exp_avg_sq"] for state in states],
-                max_exp_avg_sqs=[],
-                state_steps=[state["step"] for state in states],
-                fused=True,
-                found_inf=self.found_inf,
-                amsgrad=False,
-                beta1=self.betas[0],
-                beta2=self.betas[1],
-                lr=self.lr,
-                weight_decay=group.weight_decay,
-                eps=self.eps,
-                maximize=False,
-            )
+        step_together([self])
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -84,6 +61,47 @@ class AdamW:
             "exp_avg_sq": torch.zeros_like(parameter),
         }
         return self.state[parameter]
+
+
+@torch.no_grad()
+def step_together(optimizers: Sequence[AdamW]) -> None:
+    """The step of several optimizers, whose steps are counted by one launch."""
+    updated = [
+        (optimizer, group, [param for param in group.params if param.grad is not None])
+        for optimizer in optimizers
+        for group in optimizer.groups
+    ]
+    updated = [each for each in updated if each[2]]
+    counts: list[Tensor] = []
+    skips: list[tuple[Tensor, Tensor]] = []
+    for optimizer, _, params in updated:
+        own = [(optimizer.state[param] or optimizer._begin(param))["step"] for param in params]
+        counts += own
+        if optimizer.found_inf is not None:
+            skips += [(count, optimizer.found_inf) for count in own]
+    if counts:
+        torch._foreach_add_(counts, 1)  # pyright: ignore
+    for optimizer, group, params in updated:
+        states = [optimizer.state[param] for param in params]
+        torch._fused_adamw_(  # pyright: ignore
+            list[Tensor](params),
+            [param.grad for param in params if param.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            lr=optimizer.lr,
+            beta1=optimizer.betas[0],
+            beta2=optimizer.betas[1],
+            weight_decay=group.weight_decay,
+            eps=optimizer.eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=optimizer.found_inf,
+        )
+    if skips:  # a step that was skipped does not count
+        torch._foreach_sub_(*map(list, zip(*skips, strict=True)))  # pyright: ignore
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:

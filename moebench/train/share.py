@@ -121,9 +121,9 @@ class ArmStep:
             self.counting or self._complete_in_time(together=False)
         )
         self.tallies: list[Tensor] = []
-        self.nats = torch.zeros((), device=step.tokens.device)
-        self.penalty = torch.zeros_like(self.nats)
-        self.losses = {active.number: torch.zeros_like(self.nats) for active in self.terms}
+        self.nats: Tensor | None = None
+        self.penalty = torch.zeros((), device=step.tokens.device)
+        self.losses: dict[int, Tensor] = {}
         self.routings: list[Routing] = []
 
     def inputs(self, span: slice) -> Inputs:
@@ -167,25 +167,29 @@ class ArmStep:
             if active.weight:
                 value = active.loss(objective, tally, routing, span, total)
                 loss = loss + active.weight * objective.uniform * value
-                self.losses[active.number] = self.losses[active.number] + value.detach()
+                before = self.losses.get(active.number)
+                own = value.detach()
+                self.losses[active.number] = own if before is None else before + own
         for method, state in self.methods:
             value = method.penalty(state, routing, total)
             if value is not None:
                 loss = loss + value
                 self.penalty = self.penalty + value.detach()
-        self.nats = self.nats + nats.detach()
+        self.nats = nats.detach() if self.nats is None else self.nats + nats.detach()
         self.routings.append(detached(routing._replace(outputs=None)))
         return loss
 
     def outcome(self) -> Outcome:
         """The values of the whole step, after its last pass."""
         objective, ranks = self.objective, self.step.ranks
+        assert self.nats is not None
         sums = torch.stack([self.nats, self.penalty, *self.losses.values()])
         tallies = self._tallies_of_all_ranks()
         nats, penalty, *values = ranks.sum(sums)
         losses = dict(zip(self.losses, values, strict=True))
+        zero = nats if len(losses) == len(objective.terms) else torch.zeros_like(nats)
         balance = [
-            (term.weight_at(self.step.number), losses.get(number, torch.zeros_like(nats)))
+            (term.weight_at(self.step.number), losses.get(number, zero))
             for number, term in enumerate(objective.terms)
         ]
         states: list[Any] = [None for _ in objective.terms]

@@ -1,9 +1,9 @@
 """Runs of equal shape in one process: one forward and one backward of a stacked model for all.
 
 Parameters are stacked along a leading arm axis, and `vmap` maps the plain module over it. A run's
-own model and optimizer see views of the stack. All else that a run does (its loss, its clipping,
-its update, its checkpoints) is therefore the code of a single run on its own numbers, and a run
-that ends or fails leaves the others as they are.
+own model and optimizer see views of the stack. All else that a run does (its loss, its
+checkpoints) is therefore the code of a single run on its own numbers, and a run that ends or fails
+leaves the others as they are. On a GPU the updates of all runs are launched together.
 
 A stacked run equals the same run alone but for rounding, and to the bit where the bits of a product
 do not depend on its shape (`products.py`).
@@ -16,6 +16,8 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -25,6 +27,7 @@ from moebench.train.gradients import Forward, Wrap, accumulate_together, forward
 from moebench.train.loop import TrainingRun
 from moebench.train.share import ArmStep
 from moebench.train.step import Inputs, Outcome, Step, initial_states
+from moebench.train.update import apply_together
 
 
 class GradientRequest(NamedTuple):
@@ -79,6 +82,22 @@ class Stack:
             requests[0].step.ranks.sum_gradients(self.models[0])
         return outcomes
 
+    def update(
+        self, requests: Sequence[GradientRequest], outcomes: Sequence[Outcome]
+    ) -> list[Outcome]:
+        """Update all runs together where their checks are deferred, as on a GPU.
+
+        Returns:
+            The outcomes, with the norm of the gradient for runs that are updated.
+        """
+        if len(requests) == 1 or not all(run.finite.deferred for run, _, _ in requests):
+            return list(outcomes)
+        pairs = list(zip(requests, outcomes, strict=True))
+        norms = apply_together([run.update(step, outcome) for (run, step, _), outcome in pairs])
+        return [
+            outcome._replace(norm=norm) for (_, outcome), norm in zip(pairs, norms, strict=True)
+        ]
+
     def distribute(self) -> None:
         """Add to each model's gradients its part of the stack's."""
         for name, stacked in self.parameters.items():
@@ -116,10 +135,10 @@ def _stacked_forward(
         stacked_logits, fields = of_all(parameters, tokens, steering)
         # unbind: its backward is one stack, where that of indexing adds up one tensor for each arm
         parts = {name: value.unbind() for name, value in fields.items()}
-        logits = stacked_logits.unbind()
+        nats = None if targets is None else _nats_of_arms(stacked_logits, targets)
         return [
             (
-                None if targets is None else summed_nats(logits[arm], targets[arm]),
+                None if nats is None else nats[arm],
                 Routing(**{name: part[arm] for name, part in parts.items()}),
             )
             for arm in range(arms)
@@ -133,6 +152,18 @@ def _stacked_forward(
         return wrapped(parameters, tokens, _stacked_steering(inputs), targets or None)
 
     return forward
+
+
+def _nats_of_arms(
+    logits: Float[Tensor, "arms sequences tokens vocab"], targets: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """`summed_nats` of each arm; on a GPU by the same few launches for all of them."""
+    if not logits.is_cuda:
+        return [summed_nats(*of_arm) for of_arm in zip(logits.unbind(), targets, strict=True)]
+    counted = torch.stack(list(targets))
+    logits = logits[:, :, logits.shape[2] - counted.shape[2] :]
+    nats = F.cross_entropy(logits.flatten(0, 2), counted.flatten(), reduction="none")
+    return nats.view(len(targets), -1).sum(1).unbind()
 
 
 def _stacked_steering(inputs: Sequence[Inputs]) -> dict[str, Tensor]:
@@ -177,7 +208,7 @@ def train_in_lockstep(runs: Sequence[GradientRequests]) -> list[Exception | None
             if stack is None or stack.models != models:
                 stack = Stack(models, pending[0].wrap)
             try:
-                outcomes = stack.gradients(pending)
+                outcomes = stack.update(pending, stack.gradients(pending))
             except Exception as error:  # it concerns all of them, as when memory runs out
                 for number in numbers:
                     resume(number, partial(runs[number].throw, error))

@@ -79,6 +79,7 @@ class Outcome(NamedTuple):
         penalty: of the methods, weighted.
         routing: of the whole step, detached, without `outputs`.
         states: of each term, then of each method, after this step; None for one without a state.
+        norm: of the gradient, if the parameters are updated already; None if they are not.
     """
 
     cross_entropy: Tensor
@@ -86,6 +87,7 @@ class Outcome(NamedTuple):
     penalty: Tensor
     routing: Routing
     states: list[Any]
+    norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
