@@ -9,6 +9,8 @@ from torch import Tensor
 
 from moebench.model import fused
 from moebench.model.experts import Experts
+from moebench.train.kernels import Kernels, apply
+from tests.pretended_gpu.conftest import MadeRun, step
 from tests.pretended_gpu.gpu import Gpu
 
 pytestmark = pytest.mark.gpu
@@ -65,3 +67,21 @@ def test_they_launch_less_than_half_of_what_torch_does(
         assert not (is_fused and gpu.waits)
     ours, torchs = launches
     assert ours <= LAUNCHES < torchs / 2
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs triton and TRITON_INTERPRET=1")
+def test_a_step_in_fp32_waits_for_nothing(gpu: Gpu, made: MadeRun) -> None:
+    weights = []
+    for device in ("cpu", "cuda"):
+        run = made(device, "train.precision=fp32", "seq_len=8", "model.num_layers=1")
+        step(run)  # makes state
+        experts = "triton" if device == "cuda" else "grouped_mm"
+        apply(Kernels("sdpa", experts, compile=False, peak_flops=1.0), run.state.model)
+        gpu.forget()
+        step(run)
+        assert not gpu.waits
+        assert (gpu.launches["gate_up"] > 0) == (device == "cuda")
+        weights.append({name: each.cpu() for name, each in run.state.model.state_dict().items()})
+    on_cpu, on_gpu = weights
+    for name, value in on_cpu.items():
+        assert (on_gpu[name] - value).norm() <= 1e-4 * value.norm(), name
