@@ -1,5 +1,6 @@
 # Commands for development. `make demo` and `make test` need only Python 3.11+ on a fresh clone.
 PYTHON ?= python3
+OUT ?= benchmarks/gpu
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -7,7 +8,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-all test-gpu check format bench clean
+.PHONY: help demo setup test test-all test-gpu check format bench gpu clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -60,6 +61,9 @@ bench: $(READY) ## measure speed on this machine and compare with others (benchm
 	$(BIN)/python benchmarks/balance_loss.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/startup.py
+
+gpu: ## measure all on this machine's GPU, in MINUTES=8 or to the end (benchmarks/README.md)
+	@$(PYTHON) benchmarks/gpu.py --minutes "$(MINUTES)" --out "$(OUT)"
 
 clean: ## remove what the other targets made, except runs/
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -4,15 +4,17 @@ A step is forward, loss, balance loss, backward and fused AdamW. The entrants ta
 process, on the same number of tokens. (Qwen3-MoE predicts one token less per sequence; this is
 ignored.) The models have equally many parameters, except for the gains of the norms. On a CPU, the
 script uses one thread and reports process time, with wall time beside it. Each entrant is compared
-with the default of transformers (grouped_mm, SDPA, fp32) by the median of the paired ratios.
+with the default of transformers (grouped_mm, SDPA, fp32) by the median of the paired ratios. An
+entrant that fails is left out, with the reason.
 
     python benchmarks/race.py [--shapes A D] [--rounds 9] [--threads 1] [--compile] [--memory]
-                              [--smoke]
+                              [--only WORD..] [--json] [--smoke]
 
-`--compile` adds compiled entrants, which take minutes to compile. `--memory` adds the peak memory
-of three steps, measured in a separate process. On a GPU, this is the memory that torch allocates.
-On a CPU, it is the increase over the process before the model is created. Compiled entrants are
-left out there, because the compiler would count.
+`--compile` adds compiled entrants, which take minutes to compile. `--only` leaves out the entrants
+whose names hold none of the words, except the default of transformers. `--memory` adds the peak
+memory of three steps. On a GPU, this is what torch allocates beyond the entrants before. On a CPU,
+it is the increase over a separate process before the model is created. Compiled entrants are left
+out there, because the compiler would count.
 """
 
 import argparse
@@ -25,82 +27,18 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from shapes import SHAPES, SMOKE, WEIGHT, Act, Shape, moebench_step, tokens_of
+from tables import Row, Tables, show
 from timing import Seconds, device_here, header, timed
-from torch import Tensor
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeForCausalLM
 
-from moebench.balance import Global, Term
-from moebench.model.transformer import MoETransformer, initialize
-from moebench.train.gradients import Wrap, accumulate_gradients, forward_of
-from moebench.train.step import Objective, Step
-
-
-class Shape(NamedTuple):
-    d_model: int
-    num_heads: int
-    num_experts: int
-    top_k: int
-    expert_dim: int
-    seq_len: int
-    sequences: int
-    vocab_size: int
-    num_layers: int = 4
-
-    @property
-    def tokens(self) -> int:
-        return self.sequences * self.seq_len
-
-
-SHAPES = {
-    "A": Shape(256, 4, 16, 4, 128, 256, 16, 256),
-    "B": Shape(256, 4, 16, 4, 128, 256, 16, 4096),
-    "C": Shape(256, 4, 64, 8, 64, 256, 16, 256),
-    "D": Shape(128, 2, 8, 2, 128, 128, 8, 256),
-}
-SMOKE = Shape(32, 2, 4, 2, 16, 16, 2, 64, 1)  # for tests
 BASE = "HF fp32"
-WEIGHT = 0.01  # of the balance loss
 
-Entrant = Callable[[], object]
-
-
-def model_of(
-    shape: Shape, compute: torch.dtype, device: torch.device, seed: int = 0
-) -> MoETransformer:
-    model = MoETransformer(
-        vocab_size=shape.vocab_size,
-        d_model=shape.d_model,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        num_experts=shape.num_experts,
-        top_k=shape.top_k,
-        expert_dim=shape.expert_dim,
-        compute=compute,
-    )
-    initialize(model, seed)
-    return model.to(device)
-
-
-def moebench_step(
-    shape: Shape, compute: torch.dtype, device: torch.device, wrap: Wrap | None = None
-) -> Entrant:
-    """A step of moebench: fp32 master weights, matrix products in `compute`."""
-    model = model_of(shape, compute, device)
-    forward = forward_of(model, wrap)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
-    tokens = _tokens(shape, device)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        accumulate_gradients(model, objective, Step(tokens, shape.sequences), forward=forward)
-        optimizer.step()
-
-    return step
+Make = Callable[[], Act]
+COLUMNS = ("entrant", "tokens/s", f"against {BASE}", "wall tokens/s", "peak MB", "note")
 
 
 def transformers_step(
@@ -111,7 +49,7 @@ def transformers_step(
     dtype: torch.dtype = torch.float32,
     autocast: bool = False,
     compiled: bool = False,
-) -> Entrant:
+) -> Act:
     """A step of Qwen3-MoE of transformers with its own loss, including the balance loss."""
     config = Qwen3MoeConfig(
         vocab_size=shape.vocab_size,
@@ -139,7 +77,7 @@ def transformers_step(
     model.train()
     call = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    tokens = _tokens(shape, device)
+    tokens = tokens_of(shape, device)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -152,20 +90,12 @@ def transformers_step(
     return step
 
 
-def _tokens(shape: Shape, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    size = (shape.sequences, shape.seq_len + 1)
-    return torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
-
-
-def entrants(
-    shape: Shape, device: torch.device, *, compiled: bool
-) -> dict[str, Callable[[], Entrant]]:
+def entrants(shape: Shape, device: torch.device, *, compiled: bool) -> dict[str, Make]:
     """A function that builds each entrant, by the name of the entrant."""
     fp32, bf16 = torch.float32, torch.bfloat16
     hugging = partial(transformers_step, shape, device)
     own = partial(moebench_step, shape, device=device)
-    found: dict[str, Callable[[], Entrant]] = {
+    found: dict[str, Make] = {
         BASE: hugging,
         "HF fp32, eager experts": partial(hugging, experts="eager"),
         "HF fp32, batched_mm": partial(hugging, experts="batched_mm"),
@@ -195,60 +125,70 @@ def entrants(
 
 
 def race(
-    name: str,
-    shape: Shape,
-    device: torch.device,
-    rounds: int,
-    threads: int,
-    *,
-    compiled: bool,
-    memory: bool,
-) -> None:
-    makers = entrants(shape, device, compiled=compiled)
-    field = {}
+    name: str, makers: dict[str, Make], shape: Shape, device: torch.device, rounds: int
+) -> list[dict[str, str | float | None]]:
+    """A row for each entrant; None where it failed, with the reason as its note."""
+    field: dict[str, Act] = {}
+    rows: dict[str, dict[str, str | float | None]] = {}
     for entrant, make in makers.items():
         print(f"{name}: {entrant}", file=sys.stderr)
-        field[entrant] = make()
-        for _ in range(3):  # CUDA graphs record the second call
-            field[entrant]()
+        row = rows[entrant] = dict.fromkeys(COLUMNS)
+        row["entrant"] = entrant
+        try:
+            field[entrant], row["peak MB"] = _warmed_up(make, device)
+        except Exception as error:  # of whatever library: the others run on
+            first = (str(error).strip() or "no message").splitlines()[0]
+            row["note"] = f"{type(error).__name__}: {first}"
     times: dict[str, list[Seconds]] = {entrant: [] for entrant in field}
     for number in range(rounds):
         print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
         for entrant, act in field.items():
             times[entrant].append(timed(act, device))
-    del field
-    print(f"\n### {name}: {shape.tokens:,} tokens per step\n")
-    more = " peak MB |" if memory else ""
-    print(f"| entrant | tokens/s | against HF fp32 | wall tokens/s |{more}")
-    print("|---|---:|---:|---:|" + ("---:|" if memory else ""))
     for entrant, of_entrant in times.items():
-        ratio = statistics.median(
-            a.own / b.own for a, b in zip(times[BASE], of_entrant, strict=True)
-        )
-        cpu, wall = (statistics.median(column) for column in zip(*of_entrant, strict=True))
-        cells = [f"{shape.tokens / cpu:,.0f}", f"{ratio:.2f}", f"{shape.tokens / wall:,.0f}"]
-        if memory:
-            compiler = device.type == "cpu" and "compiled" in entrant
-            cells.append("" if compiler else f"{peak(shape, entrant, threads) / 1e6:,.0f}")
-        print(f"| {entrant} | {' | '.join(cells)} |", flush=True)
+        own, wall = (statistics.median(column) for column in zip(*of_entrant, strict=True))
+        rows[entrant] |= {"tokens/s": shape.tokens / own, "wall tokens/s": shape.tokens / wall}
+        if BASE in times:
+            ratios = (a.own / b.own for a, b in zip(times[BASE], of_entrant, strict=True))
+            rows[entrant][f"against {BASE}"] = statistics.median(ratios)
+    return list(rows.values())
 
 
-def peak(shape: Shape, entrant: str, threads: int) -> int:
-    """Peak memory in bytes, measured in a separate process."""
+def _warmed_up(make: Make, device: torch.device) -> tuple[Act, float | None]:
+    """An entrant after three steps, and the peak MB that it added on a GPU."""
+    before = 0
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    act = make()
+    for _ in range(3):  # CUDA graphs record the second call
+        act()
+    if device.type != "cuda":
+        return act, None
+    torch.cuda.synchronize()
+    return act, (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def _workspaces(device: torch.device) -> None:
+    """Let the libraries allocate what all entrants share."""
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(64, 64, device=device, dtype=dtype)
+        torch.mm(square, square)
+
+
+def peak(shape: Shape, entrant: str, threads: int) -> float | None:
+    """Peak MB on a CPU, measured in a separate process; None if the compiler would count."""
+    if "compiled" in entrant:
+        return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, shape, entrant, threads).result()
+        return pool.submit(_peak, shape, entrant, threads).result() / 1e6
 
 
 def _peak(shape: Shape, entrant: str, threads: int) -> int:
     torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", message=".*compile.*")
-    device = device_here()
     before = _most_resident()
-    act = entrants(shape, device, compiled=True)[entrant]()
+    act = entrants(shape, torch.device("cpu"), compiled=False)[entrant]()
     for _ in range(3):
         act()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
     return _most_resident() - before
 
 
@@ -258,6 +198,12 @@ def _most_resident() -> int:
     return 1024 * int(size)
 
 
+def chosen(makers: dict[str, Make], words: list[str]) -> dict[str, Make]:
+    """The entrants whose names hold one of the words, and the one that they are compared with."""
+    kept = (name for name in makers if name == BASE or any(word in name for word in words))
+    return {name: makers[name] for name in kept}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="A training step against that of transformers.")
     parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=[*SHAPES])
@@ -265,23 +211,35 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[""])
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="one tiny shape, for tests")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*compile.*")
     device = device_here()
-    print(f"{header(args.threads, 'transformers')}, {args.rounds} rounds")
+    if not args.json:
+        print(f"{header(args.threads, 'transformers')}, {args.rounds} rounds")
     shapes = {"smoke": SMOKE} if args.smoke else {name: SHAPES[name] for name in args.shapes}
+    _workspaces(device)
+    tables: Tables = {}
     for name, shape in shapes.items():
-        race(
-            name,
-            shape,
-            device,
-            args.rounds,
-            args.threads,
-            compiled=args.compile,
-            memory=args.memory,
-        )
+        makers = chosen(entrants(shape, device, compiled=args.compile), args.only)
+        rows = race(name, makers, shape, device, args.rounds)
+        for row in rows:
+            if args.memory and device.type == "cpu" and row["note"] is None:
+                row["peak MB"] = peak(shape, str(row["entrant"]), args.threads)
+        title = f"{name}: {shape.tokens:,} tokens per step"
+        tables[title] = [_without_empty(row, rows) for row in rows]
+        if not args.json:
+            show({title: tables[title]}, as_json=False)
+    if args.json:
+        show(tables, as_json=True)
+
+
+def _without_empty(row: Row, rows: list[dict[str, str | float | None]]) -> Row:
+    """A row without the columns that no row fills."""
+    return {key: row[key] for key in COLUMNS if any(each[key] is not None for each in rows)}
 
 
 if __name__ == "__main__":

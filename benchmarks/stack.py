@@ -5,7 +5,7 @@ arms, and relative to one arm. Experts: steps of models with 8 to 128 experts, o
 uses the same number. The variants take turns in one process and are compared by the median of their
 paired ratios.
 
-    python benchmarks/stack.py [--shape D] [--most 32] [--rounds 7] [--smoke]
+    python benchmarks/stack.py [--shape D] [--most 32] [--rounds 7] [--json] [--smoke]
 """
 
 import argparse
@@ -13,7 +13,8 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from race import SHAPES, SMOKE, WEIGHT, Shape, model_of, moebench_step
+from shapes import SHAPES, SMOKE, WEIGHT, Shape, model_of, moebench_step
+from tables import Tables, show
 from timing import device_here, header, timed
 
 from moebench.balance import Global, Term
@@ -79,24 +80,31 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=32, help="arms")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="a tiny shape, for tests")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = device_here()
     shape = SMOKE if args.smoke else SHAPES[args.shape]
-    print(f"{header(args.threads)}, {args.rounds} rounds, {shape}\n")
+    if not args.json:
+        print(f"{header(args.threads)}, {args.rounds} rounds, {shape}")
     sizes = [arms for arms in (1, 2, 4, 8, 16, 32) if arms <= args.most]
     stacks = {arms: stacked(shape, arms, device) for arms in sizes}
-    print("| arms | arms' tokens/s | against one |\n|---:|---:|---:|")
+    tables: Tables = {"Stacked arms": []}
     for arms, (seconds, ratio) in compare(stacks, device, args.rounds).items():
-        print(f"| {arms} | {arms * shape.tokens / seconds:,.0f} | {arms / ratio:.2f} |")
+        rate = arms * shape.tokens / seconds
+        row = {"arms": arms, "arms' tokens/s": rate, "against one": arms / ratio}
+        tables["Stacked arms"].append(row)
+    del stacks
     models = {
         experts: moebench_step(shape._replace(num_experts=experts), compute_of(device), device)
         for experts in (8, 16, 32, 64, 128)
     }
-    print("\n| experts | tokens/s | step against 8 experts |\n|---:|---:|---:|")
-    for experts, (seconds, ratio) in compare(models, device, args.rounds).items():
-        print(f"| {experts} | {shape.tokens / seconds:,.0f} | {ratio:.2f} |")
+    tables["Experts, at equal active size"] = [
+        {"experts": experts, "tokens/s": shape.tokens / seconds, "step against 8 experts": ratio}
+        for experts, (seconds, ratio) in compare(models, device, args.rounds).items()
+    ]
+    show(tables, as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
 
 import torch
-from race import SHAPES, moebench_step
+from shapes import SHAPES, moebench_step
 from timing import device_here, header
 
 from moebench.machine import usable_cores

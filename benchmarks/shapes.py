@@ -1,0 +1,82 @@
+"""The shapes A to D, and a step of moebench on them: what several benchmarks time."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moebench.balance import Global, Term
+from moebench.model.transformer import MoETransformer, initialize
+from moebench.train.gradients import Wrap, accumulate_gradients, forward_of
+from moebench.train.step import Objective, Step
+
+WEIGHT = 0.01  # of the balance loss
+
+Act = Callable[[], object]
+
+
+class Shape(NamedTuple):
+    d_model: int
+    num_heads: int
+    num_experts: int
+    top_k: int
+    expert_dim: int
+    seq_len: int
+    sequences: int
+    vocab_size: int
+    num_layers: int = 4
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.seq_len
+
+
+SHAPES = {
+    "A": Shape(256, 4, 16, 4, 128, 256, 16, 256),
+    "B": Shape(256, 4, 16, 4, 128, 256, 16, 4096),
+    "C": Shape(256, 4, 64, 8, 64, 256, 16, 256),
+    "D": Shape(128, 2, 8, 2, 128, 128, 8, 256),
+}
+SMOKE = Shape(32, 2, 4, 2, 16, 16, 2, 64, 1)  # for tests
+
+
+def model_of(
+    shape: Shape, compute: torch.dtype, device: torch.device, seed: int = 0
+) -> MoETransformer:
+    model = MoETransformer(
+        vocab_size=shape.vocab_size,
+        d_model=shape.d_model,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_experts=shape.num_experts,
+        top_k=shape.top_k,
+        expert_dim=shape.expert_dim,
+        compute=compute,
+    )
+    initialize(model, seed)
+    return model.to(device)
+
+
+def moebench_step(
+    shape: Shape, compute: torch.dtype, device: torch.device, wrap: Wrap | None = None
+) -> Act:
+    """A step of moebench: fp32 master weights, matrix products in `compute`."""
+    model = model_of(shape, compute, device)
+    forward = forward_of(model, wrap)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
+    tokens = tokens_of(shape, device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        accumulate_gradients(model, objective, Step(tokens, shape.sequences), forward=forward)
+        optimizer.step()
+
+    return step
+
+
+def tokens_of(shape: Shape, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = (shape.sequences, shape.seq_len + 1)
+    return torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
