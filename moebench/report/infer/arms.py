@@ -71,7 +71,7 @@ class Table:
         too_early: why no verdict can be given yet; "" if one can.
         decisions: about each arm's difference in the primary endpoint, by the arm's name.
         control: what differences are to: the baseline, and its A/A twin if the mean of both.
-        twin_apart: the baseline's A/A twin where the study wants the mean of both as the control
+        twin_close: the baseline's A/A twin where the study wants the mean of both as the control
             and the twin has not parted; None otherwise.
         random: MaxVio of random routing, smallest and largest over the runs, by scope.
         tokens, steps: of a run, smallest and largest.
@@ -91,7 +91,7 @@ class Table:
     too_early: str = ""
     decisions: dict[str, Decision] = field(default_factory=dict)
     control: tuple[str, ...] = ()
-    twin_apart: str | None = None
+    twin_close: str | None = None
     baseline_missing: str | None = None
     random: dict[str, tuple[float, float]] = field(default_factory=dict)
     tokens: tuple[float, float] | None = None
@@ -127,10 +127,9 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
     seeds = sorted({run["seed"] for run in runs})
     values = _matrices(frame, index, ranked, seeds)
     bare = [_arm(name, runs, unfinished, plans) for name in ranked]
-    wanted = _agreed([plan.average_twin for plan in plans], False)
-    twin = _own_twin(bare) if wanted and primary in values else None
-    parted = twin is not None and odd_arms(values[primary]).get(twin) != "less"
-    sides = [0, twin] if twin is not None and parted else [0]
+    averaged = _agreed([plan.average_twin for plan in plans], False)
+    twin = _own_twin(bare) if averaged and primary in values else None
+    sides = [0] if twin is None or _keeps_close(values[primary], twin) else [0, twin]
     comparisons = _compared(values.get(primary), bare, seeds, sides)
     described = describe(values, ranked, primary, comparisons, sides)
     arms = [
@@ -155,7 +154,7 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         order=_agreed([plan.order for plan in plans], ()),
         too_early=_too_early(frame, runs, arms),
         control=tuple(ranked[side] for side in sides),
-        twin_apart=ranked[twin] if twin is not None and not parted else None,
+        twin_close=ranked[twin] if twin is not None and twin not in sides else None,
         baseline_missing=baseline if baseline != chosen else None,
         random={scope: ends for scope, ends in ranges.items() if ends},
         tokens=_range(run["tokens"] for run in runs),
@@ -186,6 +185,11 @@ def _own_twin(arms: Sequence[Arm]) -> int | None:
         if PERTURB in arm.science and rest == base:
             return column
     return None
+
+
+def _keeps_close(values: np.ndarray, twin: int) -> bool:
+    """Whether a twin has not parted from the baseline, and so is no second one."""
+    return odd_arms(values).get(twin) == "less"
 
 
 def _too_early(frame: Frame, runs: Sequence[Mapping[str, Any]], arms: Sequence[Arm]) -> str:

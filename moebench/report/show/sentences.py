@@ -235,9 +235,9 @@ def cautions(table: Table) -> list[str]:
             f"{table.baseline_missing} has no finished run in this table; "
             f"its differences are to {table.baseline}."
         )
-    if table.twin_apart is not None:
+    if table.twin_close is not None:
         text.append(
-            f"{table.twin_apart} has not parted from {table.baseline}: differences are to "
+            f"{table.twin_close} has not parted from {table.baseline}: differences are to "
             f"{table.baseline} alone."
         )
     text += table.unpaired
