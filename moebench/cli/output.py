@@ -1,7 +1,6 @@
 """What commands print: data on stdout, messages and errors on stderr."""
 
 import json
-import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,17 +16,10 @@ def print_json(content: Mapping[str, Any]) -> None:
 
     JSON has no NaN and no infinity: such a number becomes null.
     """
+    from moebench.disk import finite  # here, so that --help is fast
+
     whole = {"schema_version": SCHEMA_VERSION, **content}
-    print(json.dumps(_without_nan(whole), indent=2, allow_nan=False))
-
-
-def _without_nan(value: Any) -> Any:
-    """The value with None in place of numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(finite(whole), indent=2, allow_nan=False))
 
 
 def stdout_console() -> "Console":
