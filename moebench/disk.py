@@ -115,8 +115,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as readable JSON, atomically. Values that are not finite become null."""
-    text = json.dumps(finite(content), indent=2, allow_nan=False)
-    write_bytes(path, text.encode() + b"\n")
+    write_bytes(path, json_bytes(content))
+
+
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """The content of the file that `write_json` writes."""
+    return json.dumps(finite(content), indent=2, allow_nan=False).encode() + b"\n"
 
 
 def finite(value: Any) -> Any:

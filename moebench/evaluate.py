@@ -34,9 +34,10 @@ from moebench.errors import ConfigError, DataError, RecordError, remedy
 from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
+from moebench.protection import steps_kept
 from moebench.records import MAP, Record
 from moebench.train.build import make_model, make_objective
-from moebench.train.checkpoint import load_checkpoint, steps_kept
+from moebench.train.checkpoint import load_checkpoint
 from moebench.train.feed import with_domain
 from moebench.train.prescribed import Prescription
 from moebench.train.step import state_types, steering_after

@@ -26,6 +26,7 @@ from moebench import __version__
 from moebench.config.knob import flat
 from moebench.disk import (
     finite,
+    json_bytes,
     json_object,
     read_bytes,
     read_json,
@@ -167,13 +168,13 @@ class Record:
     def seal(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write `summary.json`, with the SHA-256 of every other file and of its own content."""
         files = {name: sha256(self.path / name) for name in self._sealable()}
-        content = _with_digest({**summary, "files": files})
+        content = with_digest({**summary, "files": files})
         write_json(self.path / "summary.json", content)
         return content
 
     def save_task(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write `tasks/<name>.json`, with the SHA-256 of its own content."""
-        result = _with_digest(content)
+        result = with_digest(content)
         write_json(self.path / "tasks" / f"{name}.json", result)
         return result
 
@@ -248,7 +249,7 @@ class Record:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
-        write_json(self.path / "manifest.json", {"schema_version": SCHEMA_VERSION, **manifest})
+        write_bytes(self.path / "manifest.json", manifest_bytes(manifest))
         write_bytes(self.path / "config.yaml", config_yaml.encode())
 
     def set_status(self, state: str, **more: Any) -> None:
@@ -298,6 +299,11 @@ class Record:
             raise RecordError(f"{path}: {error}; the record is damaged") from None
 
 
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The content of a run's `manifest.json`."""
+    return json_bytes({"schema_version": SCHEMA_VERSION, **manifest})
+
+
 def find_records(root: Path) -> list[Record]:
     """The records of runs under a directory, or that directory itself if it is one; by name.
 
@@ -322,16 +328,22 @@ def find_sealed(root: Path) -> list[Record]:
     return [record for record in records if record.is_done()]
 
 
+def find_unfinished(root: Path) -> list[Record]:
+    """The runs under a directory, or that directory itself, that are not finished; by name."""
+    return [record for record in find_records(root) if not record.is_done()]
+
+
 def _sealed_files(summary: Mapping[str, Any]) -> dict[str, str] | None:
     """The SHA-256 of each sealed file; None if the summary itself was changed."""
     files = summary.get("files")
-    unchanged = summary.get("sha256") == _digest(summary)
+    unchanged = summary.get("sha256") == digest_of(summary)
     return files if unchanged and isinstance(files, dict) else None
 
 
-def _with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with the SHA-256 of its own content, which it may hold already."""
     versioned = finite({"schema_version": SCHEMA_VERSION, **content})
-    return {**versioned, "sha256": _digest(versioned)}
+    return {**versioned, "sha256": digest_of(versioned)}
 
 
 def _holds_digest(path: Path) -> bool:
@@ -340,10 +352,10 @@ def _holds_digest(path: Path) -> bool:
         content = read_json(path)
     except (OSError, ValueError):
         return False
-    return content.get("sha256") == _digest(content)
+    return content.get("sha256") == digest_of(content)
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest_of(content: Mapping[str, Any]) -> str:
     """The SHA-256 of an object's content, without the field that holds it."""
     rest = {key: value for key, value in content.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

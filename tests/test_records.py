@@ -213,7 +213,7 @@ def test_a_seal_reaches_no_file_outside_its_record(tmp_path: Path) -> None:
     secret.write_text("s")
     forged = record.summary()
     forged["files"]["../secret"] = sha256(secret)
-    forged["sha256"] = records._digest(forged)
+    forged["sha256"] = records.digest_of(forged)
     write_json(record.path / "summary.json", forged)
     assert record.damage() == ["../secret: is missing"]
 

@@ -1,7 +1,7 @@
-"""`moebench verify`: whether finished runs still match their checksums."""
+"""`moebench verify`: whether runs still match their checksums."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from moebench.cli.exit_codes import FAILED
 from moebench.cli.options import RUNS, AsJson, RunsDir, completion, path
 from moebench.cli.output import print_json
 from moebench.errors import RecordError
+
+if TYPE_CHECKING:
+    from moebench.records import Record
 
 Runs = Annotated[
     list[Path] | None,
@@ -21,23 +24,41 @@ Runs = Annotated[
 
 
 def verify(runs: Runs = None, as_json: AsJson = False, runs_dir: RunsDir = RUNS) -> None:
-    """Check that no file of a finished run was changed, added or lost since it was sealed.
+    """Check that no file of a run was changed, added or lost since it was sealed.
+
+    An unfinished run is checked up to its last checkpoint.
 
     Examples: `moebench verify`, `moebench verify runs/global-s0-0123456789`
     """
-    from moebench.records import find_sealed, printable
+    from moebench.records import find_sealed, find_unfinished, printable
 
     roots = runs or [runs_dir]
     damage = {record.path: record.damage() for root in roots for record in find_sealed(root)}
+    said = {path: lines or ["complete and unchanged"] for path, lines in damage.items()}
+    for record in (record for root in roots for record in find_unfinished(root)):
+        damage[record.path], state = _unfinished(record)
+        said[record.path] = damage[record.path] or [state]
     if not damage:
-        raise RecordError(
-            f"{', '.join(map(str, roots))}: contains no finished run; only finished runs are sealed"
-        )
+        raise RecordError(f"{', '.join(map(str, roots))}: contains no run; name one, or --runs-dir")
     if as_json:
         print_json({"damage": {str(path): lines for path, lines in damage.items()}})
     else:
-        for path, lines in damage.items():
-            for line in lines or ["complete and unchanged"]:
+        for path, lines in said.items():
+            for line in lines:
                 print(printable(f"{path}: {line}"))
     if any(damage.values()):
         raise typer.Exit(FAILED)
+
+
+def _unfinished(record: "Record") -> tuple[list[str], str]:
+    """The damage of an unfinished run, and what to say if there is none."""
+    from moebench.lock import is_held
+    from moebench.protection import CHECKPOINTS, is_protected, steps_kept, unfinished_damage
+
+    if is_held(record):
+        return [], "is running; not checked"
+    kept = steps_kept(record.path / CHECKPOINTS)
+    if not kept:
+        return [], "unfinished; has no checkpoint to check against"
+    what = "unchanged" if is_protected(record, kept[-1]) else "not protected (an earlier version)"
+    return unfinished_damage(record), f"unfinished; {what} up to step {kept[-1]}"

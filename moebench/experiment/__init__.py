@@ -20,9 +20,10 @@ from moebench.experiment.execution import check_ranks, device_kind
 from moebench.experiment.session import Session
 from moebench.experiment.trouble import stop_signals
 from moebench.lock import hold
+from moebench.protection import checkpoint_path
 from moebench.records import Record
 from moebench.train.build import make_objective, make_state
-from moebench.train.checkpoint import checkpoint_path, restore
+from moebench.train.checkpoint import restore
 from moebench.train.expert_kernels import check_experts
 from moebench.train.kernels import apply
 from moebench.train.loop import Event, train

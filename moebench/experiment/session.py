@@ -15,19 +15,15 @@ from moebench.data.corpus import Corpus
 from moebench.errors import MoebenchError, Stopped
 from moebench.experiment.execution import prepare_device, resolved
 from moebench.experiment.provenance import continued, describe, shape_dependent_products
+from moebench.experiment.resumption import continued_from
 from moebench.experiment.summary import routing_change, seal
 from moebench.experiment.trouble import explained
-from moebench.records import Record
+from moebench.protection import CHECKPOINTS, permit, protection_of
+from moebench.records import Record, manifest_bytes
 from moebench.tensorboard import View
 from moebench.train import kernels as kernels_of
 from moebench.train.build import State, make_objective, make_state
-from moebench.train.checkpoint import (
-    CHECKPOINTS,
-    checkpoint_path,
-    restore,
-    save_checkpoint,
-    steps_kept,
-)
+from moebench.train.checkpoint import save_checkpoint
 from moebench.train.gradients import Wrap
 from moebench.train.loop import Event, TrainingRun
 from moebench.train.ranks import Ranks
@@ -128,13 +124,13 @@ class Session:
         )
         kernels_of.apply(kernels, state.model)
         self.mfu_of_rate = training_flops(config, corpus.vocab_size) / kernels.peak_flops
-        kept = steps_kept(record.path / CHECKPOINTS)
-        if kept:
-            objective = make_objective(self.treatment, corpus.domains)
-            restore(state, checkpoint_path(record.path, kept[-1]), objective, device)
         if resumed:
-            record.begin(to_yaml(config), continued(record.manifest(), manifest, state.step))
-            record.cut(state.step if kept else -1)
+            objective = make_objective(self.treatment, corpus.domains)
+            found = continued_from(record, state, objective, device)
+            now = continued(record.manifest(), manifest, state.step)
+            permit(record, to_yaml(config).encode(), manifest_bytes(now))
+            record.begin(to_yaml(config), now)
+            record.cut(state.step if found else -1)
         self._set_status("running")
         self.ranks.broadcast((config.run, state.step, kernels))
         run = TrainingRun(self.treatment, corpus, state, device, self.ranks)
@@ -174,7 +170,8 @@ class Session:
         stopping = self.ranks.broadcast(self.signals[0] if self.signals else None)
         if event.step and (self._saves_at(event.step) or stopping):
             run.finite.check()
-            save_checkpoint(self.record.path / CHECKPOINTS, run.state)
+            kept = self.record.path / CHECKPOINTS
+            save_checkpoint(kept, run.state, protection_of(self.record))
         if time.monotonic() - self.last_status > STATUS_EVERY:
             self.last_status = time.monotonic()
             self._set_status("running")

@@ -2,11 +2,11 @@
 
 `checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` if a
 balance term or method has a state, `load.safetensors`, and `state.json` with the sha256 of each. A
-directory with a `state.json` is a whole checkpoint.
+directory with a `state.json` is a whole checkpoint. `record.json` protects the run's record.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +16,22 @@ from torch import Tensor, nn
 
 from moebench.disk import read_json, replacing_folder, sha256, write_json
 from moebench.errors import RecordError
+from moebench.protection import steps_kept, write_protection
 from moebench.train.build import State
 from moebench.train.optimizer import AdamW
 from moebench.train.step import Objective, state_types
 
-CHECKPOINTS = "checkpoints"  # in the directory of a run
 KEPT = 2
 
 
-def checkpoint_path(run: Path, step: int) -> Path:
-    """The directory of a run's checkpoint."""
-    return run / CHECKPOINTS / f"step-{step}"
+def save_checkpoint(
+    directory: Path, state: State, protection: Mapping[str, Any] | None = None
+) -> Path:
+    """Write `directory/step-<step>` and remove all but the last two checkpoints.
 
-
-def save_checkpoint(directory: Path, state: State) -> Path:
-    """Write `directory/step-<step>` and remove all but the last two checkpoints."""
+    Args:
+        protection: of the run's record; see `moebench.protection`.
+    """
     parts = {
         "model": state.model.state_dict(),
         "optimizer": _moments(state.model, state.optimizer),
@@ -44,16 +45,11 @@ def save_checkpoint(directory: Path, state: State) -> Path:
             save_file(_contiguous(tensors), aside / name)
         digests = {name: sha256(aside / name) for name in files}
         write_json(aside / "state.json", {"step": state.step, "sha256": digests})
+        if protection is not None:
+            write_protection(aside, protection)
     for old in steps_kept(directory)[:-KEPT]:
         shutil.rmtree(directory / f"step-{old}")
     return final
-
-
-def steps_kept(directory: Path) -> list[int]:
-    """The steps of whole checkpoints, ascending."""
-    return sorted(
-        int(path.parent.name.removeprefix("step-")) for path in directory.glob("step-*/state.json")
-    )
 
 
 class Loaded(NamedTuple):

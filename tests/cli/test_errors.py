@@ -130,7 +130,7 @@ WRONG = {
     "dashboard": "runs: contains no runs; moebench train makes one",
     "verify": "runs: is not a directory; name a run, or a folder of runs",
     "verify . nope": "nope: is not a directory; name a run, or a folder of runs",
-    "verify .": ".: contains no finished run; only finished runs are sealed",
+    "verify .": ".: contains no run; name one, or --runs-dir",
     "data check data=folder data.path=nope": "data.path=nope: there is no such folder; create it ",
 }
 

@@ -1,0 +1,67 @@
+"""Where an unfinished run continues: at its last whole checkpoint whose record is untouched."""
+
+import shutil
+import sys
+
+import torch
+
+from moebench.errors import RecordError
+from moebench.protection import (
+    CHECKPOINTS,
+    checkpoint_path,
+    is_protected,
+    record_damage,
+    steps_kept,
+)
+from moebench.records import Record, printable
+from moebench.train.build import State
+from moebench.train.checkpoint import restore
+from moebench.train.step import Objective
+
+
+def continued_from(
+    record: Record, state: State, objective: Objective, device: torch.device
+) -> bool:
+    """Set a run's state to that of its last whole checkpoint; False if it has no checkpoint.
+
+    A checkpoint counts if it loads and if the record up to it is as it was then. Those after it are
+    removed, and stderr says so: training makes their steps again.
+
+    Raises:
+        RecordError: if no checkpoint counts, with what is wrong with the last.
+    """
+    errors: list[RecordError] = []
+    kept = steps_kept(record.path / CHECKPOINTS)
+    for step in reversed(kept):
+        path = checkpoint_path(record.path, step)
+        try:
+            _check_record(record, step)
+            restore(state, path, objective, device)
+        except RecordError as error:
+            errors.append(error)
+            continue
+        for error, later in zip(errors, reversed(kept), strict=False):
+            _say(f"{error}; continuing from the checkpoint of step {step} instead")
+            shutil.rmtree(checkpoint_path(record.path, later))
+        if not is_protected(record, step):
+            _say(
+                f"{path}: is of an earlier version and does not protect the record; its rows and "
+                "routing are taken as they are"
+            )
+        return True
+    if errors:
+        raise errors[0]
+    return False
+
+
+def _check_record(record: Record, step: int) -> None:
+    damage = record_damage(record, step)
+    if damage:
+        raise RecordError(
+            f"{record.path}: {damage[0]} since the checkpoint of step {step}; restore the file, or "
+            "--force starts afresh"
+        )
+
+
+def _say(line: str) -> None:
+    print(printable(f"warning: {line}"), file=sys.stderr)
