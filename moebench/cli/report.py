@@ -1,6 +1,9 @@
 """`moebench report`: arms compared in tables, plots and a page."""
 
+import os
+import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +11,7 @@ import typer
 
 from moebench.cli.diff import print_diff
 from moebench.cli.options import RUNS, AsJson, RunsDir, command_line, completion, path
-from moebench.cli.output import print_message
+from moebench.cli.output import print_message, stdout_console
 from moebench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +66,9 @@ Format = Annotated[
         autocompletion=completion("formats"),
     ),
 ]
+Full = Annotated[
+    bool, typer.Option("--full", help="print all tables and sentences, not one screen")
+]
 Plots = Annotated[
     Path | None, typer.Option("--plots", metavar="DIR", help="write plots there, as SVG and PNG")
 ]
@@ -82,12 +88,13 @@ def report(
     at: At = None,
     per_domain: PerDomain = False,
     form: Format = "table",
+    full: Full = False,
     plots: Plots = None,
     html: Html = None,
     as_json: AsJson = False,
     runs_dir: RunsDir = RUNS,
 ) -> None:
-    """Compare arms: load, specialisation, perplexity, and paired differences with intervals.
+    """Compare arms: the answers on one screen; all tables and sentences with --full.
 
     Examples: `moebench report --study demo`, `moebench report --study demo --html report.html`
     """
@@ -115,7 +122,10 @@ def report(
     if html is not None:
         _write_page(made, html)
     elif plots is None or form != "table":
-        _print(text, form)
+        if form == "table":
+            _show(made, full or bool(metrics) or per_domain)
+        else:
+            _print(text, form)
 
 
 def _write_plots(report: "Report", directory: Path) -> None:
@@ -136,6 +146,25 @@ def _write_page(report: "Report", file: Path) -> None:
 
     write(file, report.page(command_line()).encode())
     print_message(f"{file}: open it in a browser")
+
+
+def _show(report: "Report", full: bool) -> None:
+    """Print the report as wide as the terminal; page what a screen cannot hold, as git does."""
+    from rich.text import Text
+
+    console = stdout_console()
+    width, height = shutil.get_terminal_size((80, 24))
+    width = max(width, 80)
+    if full:
+        lines = [Text(line) for line in report.render("table", width).splitlines()]
+    else:
+        lines = [Text(text, style) for text, style in report.brief(width)]
+    paged = sys.stdout.isatty() and len(lines) >= height
+    if paged:
+        os.environ.setdefault("LESS", "FRX")
+    with console.pager(styles=True) if paged else nullcontext():
+        for line in lines:
+            console.print(line, soft_wrap=True)
 
 
 def _print(text: bytes, form: str) -> None:

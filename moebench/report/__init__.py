@@ -24,6 +24,7 @@ from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
 from moebench.report.read.studies import find_plans, plans_of_study
 from moebench.report.show.blocks import Block, Heading, Sentences
+from moebench.report.show.brief import Line, brief
 from moebench.report.show.diff import compare_two
 from moebench.report.show.export import as_csv, as_dict, as_parquet, write
 from moebench.report.show.formats import as_latex, as_markdown, as_text
@@ -123,14 +124,20 @@ class Report:
             content.append(Sentences("Left out", reasons))
         return content
 
-    def render(self, format: str = "table") -> str:
-        """The report as `table` (text of 100 columns), `md`, `latex`, `csv` or `json`.
+    def brief(self, width: int = 80) -> list[Line]:
+        """The report in at most 40 lines: the answers and one line an arm."""
+        unfinished = [str(run) for run in self.unfinished]
+        left_out = [f"left out: {run}: {reason}" for run, reason in self.problems]
+        return brief(self.title, self.tables, unfinished + left_out, width)
+
+    def render(self, format: str = "table", width: int = 100) -> str:
+        """The report as `table` (text, `width` columns), `md`, `latex`, `csv` or `json`.
 
         Raises:
             ConfigError: for any other format.
         """
         if format == "table":
-            return as_text(self.blocks())
+            return as_text(self.blocks(), width)
         if format == "md":
             return as_markdown(self.blocks())
         if format == "latex":

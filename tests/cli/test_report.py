@@ -99,7 +99,7 @@ def test_every_format_has_the_same_numbers(call: Call, runs: Path) -> None:
             assert parquet[arm][key] == each[key]
             assert csv[arm][key] == ("" if each[key] is None else str(each[key]))
     for form in ("table", "md", "latex"):
-        text = call(*command, form).out.replace("$-$", "-")  # as LaTeX has a minus
+        text = call(*command, form, "--full").out.replace("$-$", "-")  # as LaTeX has a minus
         assert f"{nats['global']['mean']:.4f}" in text
         ends = (nats["global"][f"difference_{end}"] for end in ("low", "high"))
         assert "{:.4f} to {:.4f}".format(*ends) in text
@@ -128,3 +128,39 @@ def test_what_is_wrong_is_one_line(call: Call, runs: Path, words: list[str], err
     assert error in result.err
     assert result.err.count("error:") == 1
     assert result.out == ""
+
+
+@pytest.mark.parametrize("width", ["80", "100", "160"])
+def test_one_screen_holds_the_answers_and_every_arm(
+    call: Call, runs: Path, monkeypatch: pytest.MonkeyPatch, width: str
+) -> None:
+    for arm in range(60):
+        make_run(runs, f"arm number {arm} of a sweep over many balance weights", 0, 1.7)
+    monkeypatch.setenv("COLUMNS", width)
+    short = call("report", "--runs-dir", str(runs)).out.splitlines()
+    assert len(short) <= 40
+    assert max(map(len, short)) <= int(width)
+    text = " ".join(" ".join(short).split())
+    assert text.index("Quality: global has the lowest valid/nats, 1.5100 nats") < text.index("arm ")
+    assert "No verdict" in text
+    cells = next(line for line in short if line.startswith("global")).split()
+    assert cells[1 + (width != "80") : 4 + (width != "80")] == ["1.5100", "-0.1017", "±0.0052"]
+    full = call("report", "--runs-dir", str(runs), "--full").out.splitlines()
+    assert max(map(len, full)) <= int(width)
+    assert len(full) > 40
+    assert full.index("Answers") < full.index("Load and specialisation")
+
+
+def test_a_report_that_fits_no_width_takes_80_columns(
+    call: Call, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    lines = call("report", "--runs-dir", str(runs)).out.splitlines()
+    assert 60 < max(map(len, lines)) <= 80
+
+
+def test_json_gives_the_answers(call: Call, runs: Path) -> None:
+    table = json.loads(call("report", "--runs-dir", str(runs), "--json").out)["tables"][0]
+    quality = table["answers"][0]
+    assert (quality["question"], quality["arm"]) == ("quality", "global")
+    assert quality["metric"] == "valid/nats"

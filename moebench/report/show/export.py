@@ -14,6 +14,7 @@ from moebench.report.infer.metrics import ArmMetric
 from moebench.report.infer.statistics import Comparison
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Problem
+from moebench.report.show.answers import answers
 
 SCHEMA_VERSION = 1
 COLUMNS = (
@@ -159,6 +160,7 @@ def _tested(comparison: Comparison, decision: Decision | None) -> dict[str, Any]
 def _about(table: Table) -> dict[str, Any]:
     return {
         "differs": table.differs,
+        "answers": [answer._asdict() for answer in answers(table)],
         "baseline": table.baseline,
         "primary": table.primary,
         "control": list(table.control),

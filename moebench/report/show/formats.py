@@ -20,32 +20,32 @@ NARROWEST_NAME, WIDEST_WORD = 10, 24  # characters of the column of names, of a 
 # As text
 
 
-def as_text(content: Iterable[Block]) -> str:
-    """For a terminal or a file: plain, at most 100 columns wide."""
+def as_text(content: Iterable[Block], width: int = WIDTH) -> str:
+    """For a terminal or a file: plain, at most so many columns wide."""
     console = Console(
-        file=io.StringIO(), width=WIDTH, color_system=None, highlight=False, emoji=False
+        file=io.StringIO(), width=width, color_system=None, highlight=False, emoji=False
     )
     for block in content:
-        console.print(*_rich(block), sep="\n")
+        console.print(*_rich(block, width), sep="\n")
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-def _rich(block: Block) -> list[Any]:
+def _rich(block: Block, width: int) -> list[Any]:
     if isinstance(block, Heading):
         return [Text(block.text, style="bold"), ""]
     if isinstance(block, Sentences):
         bullets = [_bullet(item) for item in block.items]
         return [Text(block.title, style="bold"), *bullets, ""]
-    grids = [_grid(block, columns) for columns in _columns(block)]
+    grids = [_grid(block, columns, width) for columns in _columns(block, width)]
     return [Text(block.title, style="bold"), *grids, Text(block.caption), ""]
 
 
-def _grid(block: Grid, columns: Iterable[int]) -> RichTable:
+def _grid(block: Grid, columns: Iterable[int], whole: int) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     least = _name_width(block)
-    widths = {column: min(_width(block, column), WIDTH - least - 2) for column in columns}
-    room = WIDTH - sum(2 + width for width in widths.values())  # or the last column would be cut
+    widths = {column: min(_width(block, column), whole - least - 2) for column in columns}
+    room = whole - sum(2 + width for width in widths.values())  # or the last column would be cut
     grid.add_column(Text(block.headers[0]), overflow="fold", min_width=least, max_width=room)
     for column, width in widths.items():
         grid.add_column(
@@ -56,15 +56,15 @@ def _grid(block: Grid, columns: Iterable[int]) -> RichTable:
     return grid
 
 
-def _columns(block: Grid) -> list[list[int]]:
+def _columns(block: Grid, whole: int) -> list[list[int]]:
     """Distribute the columns of numbers over as few grids as leave room for the names."""
     grids: list[list[int]] = [[]]
-    room = WIDTH - _name_width(block)
+    room = whole - _name_width(block)
     for column in range(1, len(block.headers)):
         width = 2 + _width(block, column)
         if width > room and grids[-1]:
             grids.append([])
-            room = WIDTH - _name_width(block)
+            room = whole - _name_width(block)
         grids[-1].append(column)
         room -= width
     return grids

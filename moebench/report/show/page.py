@@ -19,6 +19,7 @@ from moebench.report.infer.arms import Table
 from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS
 from moebench.report.show.blocks import Block, Grid, Heading, Sentences
 from moebench.report.show.sentences import lead
+from moebench.report.show.table import ANSWERS
 
 FITS_A_PHONE = 500  # points; a wider plot, of several panels, is scrolled there
 MARKS = {AGREES: "✓", CONTRADICTS: "✗", CANNOT_TELL: "?"}  # beside the colour, for the colour-blind
@@ -96,10 +97,12 @@ def _section(number: int, section: Section) -> dict[str, Any]:
 
 
 def _in_order(blocks: list[dict[str, Any]], plots: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Put the plots between the grids and the sentences."""
+    """The answers, then the grids, the plots and the other sentences."""
     if plots is None:
         return blocks
-    sentences = [block for block in blocks if block["kind"] == "sentences"]
+    sentences = [
+        block for block in blocks if block["kind"] == "sentences" and block["title"] != ANSWERS
+    ]
     return [*(block for block in blocks if block not in sentences), plots, *sentences]
 
 

@@ -1,7 +1,7 @@
 """Everything that the report says about one table, in order.
 
-What shows after few steps comes first: load and specialisation, then perplexity, the paper's
-findings, and sentences on what the numbers can and cannot tell.
+The answers come first. The tables begin with what shows after few steps, load and specialisation;
+perplexity follows, the paper's findings, and sentences on what the numbers can and cannot tell.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,10 @@ from moebench.records import printable
 from moebench.report.infer.arms import Table
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.show import grids, headroom, sentences
+from moebench.report.show.answers import answers
 from moebench.report.show.blocks import Block, Grid, Heading, Sentences
+
+ANSWERS = "Answers"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def blocks(table: Table, verdicts: Sequence[Verdict] = (), shown: Shown = Shown(
         for key, value in table.differs.items()
     )
     content: list[Block] = [Heading(f"Runs with {differs}")] if differs else []
+    content.append(Sentences(ANSWERS, [answer.text for answer in answers(table)]))
     if shown.metrics:
         content.append(grids.chosen_metrics(table, shown.metrics))
     else:

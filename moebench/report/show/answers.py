@@ -1,0 +1,140 @@
+"""The answers of a table in a few lines: what stands first in every form of the report.
+
+One line a question: which arm has the best primary endpoint and how sure that is, what the arms do
+to load and to specialisation, and what they cost. All but the first describe.
+"""
+
+from collections.abc import Callable, Iterable
+from statistics import median
+from typing import NamedTuple
+
+from moebench.catalogue import find
+from moebench.report.infer.arms import PERTURB, Arm, Table
+from moebench.report.infer.statistics import VERDICT_SEEDS
+from moebench.report.show.numbers import four_decimals, interval, p_value
+from moebench.report.show.sentences import control
+
+LOAD, DOMAIN = "load/max_vio_micro", "specialization/domain"
+SLOWDOWN = "ep/slowdown"
+
+
+class Answer(NamedTuple):
+    """One line of the report's beginning.
+
+    Attributes:
+        question: `quality`, `load`, `specialisation` or `cost`.
+        text: the sentence.
+        metric: that it is about.
+        arm: the one that has the best or the smallest mean.
+    """
+
+    question: str
+    text: str
+    metric: str
+    arm: str
+
+
+def answers(table: Table) -> list[Answer]:
+    """The answers that the runs of a table allow, quality first; none for a single arm."""
+    if len(table.arms) < 2:
+        return []
+    found = [
+        _quality(table),
+        _range("load", LOAD, "MaxVio of micro-batches (0 is even)", table, ".2f"),
+        _range("specialisation", DOMAIN, "Domain bits (0: experts ignore domains)", table, ".3f"),
+        _cost(table),
+    ]
+    return [answer for answer in found if answer is not None]
+
+
+def _quality(table: Table) -> Answer | None:
+    means = _means(table, table.primary)
+    if not means:
+        return None
+    metric = find(table.primary)
+    highest = metric is not None and metric.direction == "higher"
+    best = (max if highest else min)(means, key=lambda name: means[name])
+    unit = f" {metric.unit}" if metric and metric.unit not in ("", "share") else ""
+    extreme = "highest" if highest else "lowest"
+    text = f"Quality: {best} has the {extreme} {table.primary}, {means[best]:.4f}{unit}"
+    if best == table.baseline:
+        text += ", and is the baseline"
+    elif best in table.comparisons.arms:
+        text += f"; to {control(table)}: {_difference(best, table)}"
+    return Answer("quality", f"{text}. {_sureness(table)}", table.primary, best)
+
+
+def _difference(name: str, table: Table) -> str:
+    """An arm's difference with its interval and its verdict, or why it has none."""
+    comparison, decision = table.comparisons.arms[name], table.decisions.get(name)
+    alone = comparison.paired or comparison.adjusted
+    ends = interval(alone.low, alone.high)
+    about = f"{four_decimals(alone.value)}" + f" ({ends})" * bool(ends)
+    if decision is None or decision.p is None:
+        return f"{about}, no verdict"
+    return f"{about}, {'decided' if decision.decided else 'not decided'}, {p_value(decision.p)}"
+
+
+def _sureness(table: Table) -> str:
+    """How many differences of the table are decided, or why none can be."""
+    if table.too_early:
+        return f"No verdict yet: {table.too_early}."
+    compared = table.comparisons.arms
+    if compared and all(len(each.per_seed) < VERDICT_SEEDS for each in compared.values()):
+        seeds = max(len(each.per_seed) for each in compared.values())
+        return f"No verdict: {seeds} shared seed{'s' * (seeds != 1)}, and it takes {VERDICT_SEEDS}."
+    given = [each for each in table.decisions.values() if each.p is not None]
+    if not given:
+        return "There is no verdict."
+    decided = sum(each.decided for each in given)
+    return f"{decided} of {len(given)} tested difference{'s' * (len(given) != 1)} decided at 5 %."
+
+
+def _range(question: str, name: str, title: str, table: Table, form: str) -> Answer | None:
+    """From which arm to which a metric goes, and where the baseline lies."""
+    means = _means(table, name)
+    return _from_to(question, name, title, means, table.baseline, lambda x: format(x, form))
+
+
+def _cost(table: Table) -> Answer | None:
+    """Seconds a step where the arms were timed, else the virtual slowdown."""
+    timed = {
+        arm.name: median(arm.cost.step_seconds)
+        for arm in _treatments(table)
+        if arm.cost and arm.cost.step_seconds
+    }
+    if len(timed) > 1:
+        return _from_to("cost", "", "Seconds a step", timed, table.baseline, "{:.4f}".format)
+    means = _means(table, SLOWDOWN)
+    title = "Virtual slowdown of expert layers (1 is even)"
+    return _from_to("cost", SLOWDOWN, title, means, table.baseline, "{:.3f}".format)
+
+
+def _from_to(
+    question: str,
+    name: str,
+    title: str,
+    means: dict[str, float],
+    baseline: str,
+    form: Callable[[float], str],
+) -> Answer | None:
+    if len(means) < 2:
+        return None
+    least, most = (end(means, key=lambda arm: means[arm]) for end in (min, max))
+    text = (
+        f"{question.capitalize()}: {title} from {form(means[least])} ({least}) "
+        f"to {form(means[most])} ({most})"
+    )
+    if baseline in means and baseline not in (least, most):
+        text += f"; {baseline} {form(means[baseline])}"
+    return Answer(question, f"{text}.", name, least)
+
+
+def _means(table: Table, name: str) -> dict[str, float]:
+    found = {arm.name: arm.metrics.get(name) for arm in _treatments(table)}
+    return {arm: m.mean for arm, m in found.items() if m is not None and m.mean is not None}
+
+
+def _treatments(table: Table) -> Iterable[Arm]:
+    """The arms without A/A twins, which are the noise floor."""
+    return (arm for arm in table.arms if PERTURB not in arm.science)
