@@ -19,10 +19,10 @@ def test_one_arm_is_timed(call: Call, small: list[str]) -> None:
 def test_the_times_of_a_study_appear_in_its_report(call: Call, small: list[str]) -> None:
     words = [*small, "scope=micro,global", "seed=0", "run.device_bsz=4"]
     assert call("sweep", *words, "--jobs", "1").code == 0
-    assert "seconds" not in call("report", "--study", "sweep").out
+    assert "seconds" not in call("report", "--study", "sweep", "--full").out
     timed = call("bench", "--study", "sweep")
     assert timed.code == 0, timed.err
-    report = " ".join(call("report", "--study", "sweep").out.split())
+    report = " ".join(call("report", "--study", "sweep", "--full").out.split())
     assert "timed alone on 1 thread of a CPU, torch 2." in report
     assert "counting" in report
 

@@ -69,7 +69,8 @@ def test_many_metrics_are_rows_and_few_are_columns(call: Call, runs: Path) -> No
     command = ["report", "--runs-dir", str(runs), "--format", "md"]
 
     def table(metrics: str) -> tuple[list[str], dict[str, list[str]]]:
-        lines = call(*command, "--metrics", metrics).out.split("\n\n")[1].splitlines()
+        parts = call(*command, "--metrics", metrics).out.split("\n\n")
+        lines = next(part for part in parts if part.startswith("|")).splitlines()
         head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
         return head, {name: cells for name, *cells in rows}
 
@@ -131,11 +132,12 @@ def test_what_is_wrong_is_one_line(call: Call, runs: Path, words: list[str], err
 
 
 @pytest.mark.parametrize("width", ["80", "100", "160"])
-def test_one_screen_holds_the_answers_and_every_arm(
+def test_one_screen_holds_the_answers_and_the_best_of_many_arms(
     call: Call, runs: Path, monkeypatch: pytest.MonkeyPatch, width: str
 ) -> None:
     for arm in range(60):
-        make_run(runs, f"arm number {arm} of a sweep over many balance weights", 0, 1.7)
+        name = f"arm number {arm} of a sweep over many balance weights"
+        make_run(runs, name, 0, 1.7, science=GROUP)
     monkeypatch.setenv("COLUMNS", width)
     short = call("report", "--runs-dir", str(runs)).out.splitlines()
     assert len(short) <= 40
@@ -143,8 +145,7 @@ def test_one_screen_holds_the_answers_and_every_arm(
     text = " ".join(" ".join(short).split())
     assert text.index("Quality: global has the lowest valid/nats, 1.5100 nats") < text.index("arm ")
     assert "No verdict" in text
-    cells = next(line for line in short if line.startswith("global")).split()
-    assert cells[1 + (width != "80") : 4 + (width != "80")] == ["1.5100", "-0.1017", "±0.0052"]
+    assert "1.5100 -0.1017 ±0.0052" in text
     full = call("report", "--runs-dir", str(runs), "--full").out.splitlines()
     assert max(map(len, full)) <= int(width)
     assert len(full) > 40

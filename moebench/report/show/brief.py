@@ -1,6 +1,6 @@
 """The report in one screen: the answers, one line an arm, and what else there is to read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -67,11 +67,12 @@ def _table(table: Table, width: int, room: int) -> list[Line] | None:
     if table.differs:
         keys = ", ".join(f"{key}={value}" for key, value in table.differs.items())
         head += [Line(_cut(printable(f"Runs with {keys}"), width), "bold")]
-    for answer in answers(table):
+    found = answers(table)
+    for answer in found:
         head += [Line(text) for text in wrapped(answer.text, width, "  ")]
     if head:
         head.append(Line(""))
-    shown = list(table.arms[: max(0, room - len(head) - 3)])
+    shown = _fewer(table, {answer.arm for answer in found}, room - len(head) - 3)
     if not shown:
         return None
     left = len(table.arms) - len(shown)
@@ -80,6 +81,13 @@ def _table(table: Table, width: int, room: int) -> list[Line] | None:
     if left:
         lines.append(Line(f"{left} more arm{'s' * (left != 1)}: --full shows them"))
     return [*lines, Line("")]
+
+
+def _fewer(table: Table, named: Set[str], room: int) -> list[Arm]:
+    """As many arms as there is room for: the baseline, those that answers name, then the first."""
+    ranked = sorted(table.arms, key=lambda arm: arm.name not in {table.baseline, *named})
+    kept = {arm.name for arm in ranked[: max(0, room)]}
+    return [arm for arm in table.arms if arm.name in kept]
 
 
 def _grid(arms: Sequence[Arm], table: Table, width: int) -> list[str]:
