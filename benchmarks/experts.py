@@ -5,15 +5,17 @@ ratios. The script also prints how far the output and the gradients of Triton ar
 torch, as a share of the largest value. It needs a GPU of compute capability 8.0 or newer and
 Triton; elsewhere it says what is missing.
 
-    python benchmarks/experts.py [--shapes A C D wide] [--rounds 20]
+    python benchmarks/experts.py [--shapes A C D wide] [--rounds 20] [--json]
 """
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from tables import Row, reason, show
 from timing import device_here, header, timed
 from torch import Tensor
 
@@ -66,8 +68,8 @@ def entrants(layer: Layer, dtype: torch.dtype, device: torch.device) -> dict[str
     return {"torch": lambda: entrant(False), "Triton": lambda: entrant(True)}
 
 
-def row(name: str, precision: str, tf32: bool, rounds: int, device: torch.device) -> str:
-    """A row of the table: times, their ratio, and the largest difference."""
+def row(name: str, precision: str, tf32: bool, rounds: int, device: torch.device) -> Row:
+    """The times of forward and backward, their ratio, and how far the results are apart."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     both = entrants(SHAPES[name], PRECISIONS[precision], device)
     apart = max(
@@ -79,26 +81,34 @@ def row(name: str, precision: str, tf32: bool, rounds: int, device: torch.device
     ratio = statistics.median(torch_s / triton_s for torch_s, triton_s in times)
     taken = "Triton" if automatic(precision, device) == "triton" else "torch"
     words = precision + (", TF32" if tf32 else "")
-    return f"| {name} | {words} | {theirs:.2f} | {ours:.2f} | {ratio:.2f} | {apart:.0e} | {taken} |"
+    times_of = {"torch ms": theirs, "Triton ms": ours, "torch / Triton": ratio}
+    return {"shape": name, "precision": words, **times_of, "apart": apart, "auto takes": taken}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The experts by torch and by Triton.")
     parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=[*SHAPES])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     device = device_here()
     missing = "would compute on the CPU under TRITON_INTERPRET=1" if interpreted() else ""
     if missing := missing or trouble("fp32", device):
-        print(f"skipped: run.experts=triton {missing}")
-        return
-    print(f"{header(torch.get_num_threads(), 'triton')}, {args.rounds} rounds")
-    print("ms: median of forward and backward; speed: torch's time / Triton's\n")
-    print("| shape | precision | torch ms | Triton ms | speed | apart | auto takes |")
-    print("|---|---|---:|---:|---:|---:|---|")
+        print(f"skipped: run.experts=triton {missing}", file=sys.stderr if args.json else None)
+        sys.exit(int(args.json))
+    if not args.json:
+        print(f"{header(torch.get_num_threads(), 'triton')}, {args.rounds} rounds")
+    rows, failed = [], []
     for name in args.shapes:
         for precision, tf32 in CASES:
-            print(row(name, precision, tf32, args.rounds, device), flush=True)
+            print(f"{name}, {precision}{', TF32' * tf32}", file=sys.stderr)
+            try:
+                rows.append(row(name, precision, tf32, args.rounds, device))
+            except Exception as error:  # the other cases are timed
+                failed.append({"shape": name, "precision": precision, "failed": reason(error)})
+    tables = {"Experts, forward and backward": rows, "Failed": failed}
+    show({title: rows for title, rows in tables.items() if rows}, as_json=args.json)
+    sys.exit(int(bool(failed)))
 
 
 if __name__ == "__main__":

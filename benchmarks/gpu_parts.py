@@ -79,6 +79,7 @@ def parts(runs_dir: Path) -> list[Part]:
         Part("launches", 90, script("launches"), (*hydra, "bf16")),
         stack("D"),
         compiled("A"),
+        Part("experts", 60, script("experts"), ("triton", "bf16")),
         Part("bench", 40, (moebench("bench", "model=small", *runs),), hydra),
         Part("train", 60, (moebench("train", "model=small", "train.steps=300", *runs),), hydra),
         eager("D"),

@@ -9,22 +9,28 @@ waits of the CPU, and how long the GPU computes. `estimate` is what `run.stack=a
 """
 
 import argparse
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from tables import Row, show
+from tables import Row, reason, show
 from timing import device_here, header
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moebench.config.compose import Composer
 from moebench.config.cost import memory_bytes
+from moebench.data.batches import make_batches
 from moebench.data.corpus import prepare
 from moebench.train.build import make_state
+from moebench.train.feed import Feed
+from moebench.train.kernels import apply, choose
 from moebench.train.loop import Event, TrainingRun
 from moebench.train.stack import GradientRequest, Stack
 
@@ -58,23 +64,36 @@ class Operations(TorchDispatchMode):
 class Arms:
     """Some arms of equal shape in training, as a stack if they are several.
 
+    Args:
+        runs_dir: a folder for the file that holds the chosen kernels.
+
     Attributes:
-        step: trains all of them by one step, and returns without waiting for a GPU.
+        before: bytes on a GPU before the arms, with the tokens of the data: one copy serves all.
     """
 
-    def __init__(self, words: list[str], number: int, device: torch.device) -> None:
-        words = [*words, f"run.device={device.type}", "train.steps=1000", "train.eval_every=0"]
-        words += [f"run.log_every={EVERY}", "data.max_epochs=1e6"]
+    def __init__(self, words: list[str], number: int, device: torch.device, runs_dir: Path) -> None:
+        words = [*words, f"run.device={device.type}", "run.threads=1", f"run.log_every={EVERY}"]
+        words += ["train.steps=1000", "train.eval_every=0", "data.max_epochs=1e6"]
         self.configs = [Composer().compose([*words, f"seed={seed}"]) for seed in range(number)]
         self.corpus = prepare(self.configs[0].data)
+        self.kernels = choose(self.configs[0], self.corpus.vocab_size, runs_dir, device)
+        self._tokens = Feed(make_batches(self.corpus, self.configs[0]), device)
+        self.before = 0
+        if device.type == "cuda":
+            self.before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
         size = self.corpus.vocab_size, device, len(self.corpus.domains)
+        states = [make_state(config, *size) for config in self.configs]
+        for state in states:
+            apply(self.kernels, state.model)
         self.runs = [
-            TrainingRun(config, self.corpus, make_state(config, *size), device)
-            for config in self.configs
+            TrainingRun(config, self.corpus, state, device)
+            for config, state in zip(self.configs, states, strict=True)
         ]
         self.stack = Stack([run.state.model for run in self.runs])
 
     def step(self) -> list[Event]:
+        """Train all of them by one step; returns without waiting for a GPU."""
         requests = [GradientRequest(run, run.next_step()) for run in self.runs]
         outcomes = self.stack.gradients(requests)
         return [
@@ -91,27 +110,24 @@ class Arms:
         return sum(memory_bytes(config, self.corpus.vocab_size) for config in self.configs)
 
 
-def measure(words: list[str], number: int, device: torch.device) -> Row:
-    """The figures of one case."""
-    cuda = device.type == "cuda"
-    before = torch.cuda.memory_allocated() if cuda else 0
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    arms = Arms(words, number, device)
+def measure(words: list[str], number: int, device: torch.device, runs_dir: Path) -> Row:
+    """The figures of one case; `runs_dir` as for `Arms`."""
+    arms = Arms(words, number, device, runs_dir)
     for _ in range(3):
         wait(arms.step())
     row: dict[str, str | int | float | None] = {"settings": " ".join(words), "arms": number}
+    row["experts"] = arms.kernels.experts
     with Operations() as operations:
         wait(arms.step())
     row["operations"] = operations.number
     row["ms"] = 1e3 * statistics.median(_seconds(arms.step) for _ in range(TIMED))
-    if cuda:
+    if device.type == "cuda":
         row |= profiled(arms.step)
         while not arms.logs_next:
             wait(arms.step())
         logged = profiled(arms.step)
         row |= {f"{name}, logged": logged[name] for name in ("kernels", "waits")}
-        peak = torch.cuda.max_memory_allocated() - before
+        peak = torch.cuda.max_memory_allocated() - arms.before
         row |= {"peak MB": peak / 1e6, "estimate MB": arms.estimate() / 1e6}
         row["peak / estimate"] = peak / arms.estimate()
     return row
@@ -172,16 +188,16 @@ def main() -> None:
     if not args.json:
         print(header(torch.get_num_threads()))
     rows, failed = [], []
+    runs_dir = Path(tempfile.mkdtemp())
     for words, arms in SMOKE if args.smoke else CASES:
         print(f"{' '.join(words)}, {arms} arms", file=sys.stderr)
         try:
-            rows.append(measure(words, arms, device))
+            rows.append(measure(words, arms, device, runs_dir))
         except Exception as error:  # the other cases are measured
-            first = (str(error).strip() or "no message").splitlines()[0]
-            why = f"{type(error).__name__}: {first}"
-            failed.append({"settings": " ".join(words), "arms": arms, "failed": why})
+            failed.append({"settings": " ".join(words), "arms": arms, "failed": reason(error)})
         if device.type == "cuda":
             torch.cuda.empty_cache()
+    shutil.rmtree(runs_dir)
     show({"Steps": rows, **({"Failed": failed} if failed else {})}, as_json=args.json)
     if failed:
         sys.exit(1)

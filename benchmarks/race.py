@@ -30,10 +30,12 @@ from pathlib import Path
 
 import torch
 from shapes import SHAPES, SMOKE, WEIGHT, Act, Shape, moebench_step, tokens_of
-from tables import Row, Tables, show
+from tables import Row, Tables, reason, show
 from timing import Seconds, device_here, header, timed
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeForCausalLM
+
+from moebench.train.expert_kernels import trouble
 
 BASE = "HF fp32"
 
@@ -105,6 +107,11 @@ def entrants(shape: Shape, device: torch.device, *, compiled: bool) -> dict[str,
         "moebench fp32": partial(own, compute=fp32),
         "moebench bf16, fp32 parameters": partial(own, compute=bf16),
     }
+    if device.type == "cuda" and not trouble("fp32", device):
+        found |= {
+            "moebench fp32, Triton": partial(own, compute=fp32, triton=True),
+            "moebench bf16, fp32 parameters, Triton": partial(own, compute=bf16, triton=True),
+        }
     if shape.tokens * shape.top_k * shape.d_model * shape.expert_dim * 3 * 4 > 4 * 2**30:
         del found["HF fp32, batched_mm"]  # copies the weights of the experts for every token
     if compiled:
@@ -136,9 +143,8 @@ def race(
         row["entrant"] = entrant
         try:
             field[entrant], row["peak MB"] = _warmed_up(make, device)
-        except Exception as error:  # of whatever library: the others run on
-            first = (str(error).strip() or "no message").splitlines()[0]
-            row["note"] = f"{type(error).__name__}: {first}"
+        except Exception as error:  # the others run on
+            row["note"] = reason(error)
     times: dict[str, list[Seconds]] = {entrant: [] for entrant in field}
     for number in range(rounds):
         print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)

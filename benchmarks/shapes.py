@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moebench.balance import Global, Term
+from moebench.model.experts import Experts
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.gradients import Wrap, accumulate_gradients, forward_of
 from moebench.train.step import Objective, Step
@@ -59,10 +60,23 @@ def model_of(
 
 
 def moebench_step(
-    shape: Shape, compute: torch.dtype, device: torch.device, wrap: Wrap | None = None
+    shape: Shape,
+    compute: torch.dtype,
+    device: torch.device,
+    wrap: Wrap | None = None,
+    *,
+    triton: bool = False,
 ) -> Act:
-    """A step of moebench: fp32 master weights, matrix products in `compute`."""
+    """A step of moebench: fp32 master weights, matrix products in `compute`.
+
+    Args:
+        wrap: applied to the forward, as `torch.compile` is.
+        triton: whether the experts are computed by the Triton kernels.
+    """
     model = model_of(shape, compute, device)
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.fused = triton
     forward = forward_of(model, wrap)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)

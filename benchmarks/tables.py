@@ -31,6 +31,11 @@ def cell(value: Value) -> str:
     return f"{value:#.4g}"
 
 
+def reason(error: Exception) -> str:
+    """An error of whatever library in one line."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
 def show(tables: Tables, *, as_json: bool) -> None:
     """Print tables to stdout: all of them as one JSON object, or each under its title."""
     if as_json:
