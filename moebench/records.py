@@ -157,7 +157,9 @@ class Record:
         try:
             return read_bytes(path)
         except (OSError, ValueError) as error:
-            raise RecordError(f"{path}: cannot be read ({reason(error)})") from None
+            raise RecordError(
+                f"{path}: cannot be read ({reason(error)}); restore it, or train the run again"
+            ) from None
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         """The results of `evaluate`, by the name of their file."""

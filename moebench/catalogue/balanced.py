@@ -59,6 +59,7 @@ BALANCED = (
         window="validation set",
         direction="higher",
         even=1,
+        random=simulated("global", "within_even_share"),
         inspected="load within even shares (even: 1)",
     ),
     Metric(
@@ -67,6 +68,7 @@ BALANCED = (
         window="validation set",
         direction="higher",
         even=1,
+        random=simulated("global", "normalized_entropy"),
     ),
     _uneven(
         "load/layers/max_vio_micro",

@@ -120,7 +120,8 @@ def random_load(
     """Mean of every load metric if every token chose its top_k distinct experts at random.
 
     By the draws of `random_max_violation`, but for the dead experts, whose share is exact. Keys are
-    `max_vio`, `cv`, `entropy`, `gini`, `dead_experts`, `drop_rate` and `padding`.
+    `max_vio`, `cv`, `entropy`, `normalized_entropy`, `within_even_share`, `gini`, `dead_experts`,
+    `drop_rate` and `padding`.
     """
     mean = tokens * top_k / num_experts
     deviation = _multinomial(num_experts, top_k, tokens) - mean
@@ -129,6 +130,8 @@ def random_load(
         "max_vio": random_max_violation(num_experts, top_k, tokens),
         "cv": float(coefficient_of_variation(counts).mean()),
         "entropy": float(load_entropy(counts).mean()),
+        "normalized_entropy": float(normalized_entropy(counts).mean()),
+        "within_even_share": float(within_even_share(counts).mean()),
         "gini": float(gini(counts).mean()),
         "dead_experts": (1 - top_k / num_experts) ** tokens,
         "drop_rate": float(drop_rate(counts, capacity_factor).mean()),

@@ -17,10 +17,12 @@ from moebench.metrics.load import (
     intervention_rate,
     load_entropy,
     max_violation,
+    normalized_entropy,
     padding,
     random_load,
     random_max_violation,
     utilization,
+    within_even_share,
 )
 
 EVEN, COLLAPSED = torch.full((8,), 5), torch.tensor([40, 0, 0, 0, 0, 0, 0, 0])
@@ -143,6 +145,8 @@ def test_every_load_under_random_routing_equals_a_simulation(
         "max_vio": max_violation(counts),
         "cv": coefficient_of_variation(counts),
         "entropy": load_entropy(counts),
+        "normalized_entropy": normalized_entropy(counts),
+        "within_even_share": within_even_share(counts),
         "gini": gini(counts),
         "dead_experts": dead_experts(counts),
         "drop_rate": drop_rate(counts, CAPACITY_FACTOR),
