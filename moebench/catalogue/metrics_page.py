@@ -54,15 +54,17 @@ Prescribed routers have known values, against which learned ones can be read:
 
 | of | `hash` | `sequence_hash` | `domain` | `domain_token` | `random` |
 |---|---|---|---|---|---|
-| purity | vocabulary | 1 / domains | 1 | 1 | 1 / domains |
-| domain bits | vocabulary | 0 | log2 domains | log2 domains | 0 |
-| domain bits given the token | 0 | 0 | all there is | all there is | 0 |
-| domain bits given the position | vocabulary | 0 | log2 domains | log2 domains | 0 |
+| purity | by the tokens | 1 / domains | 1 | 1 | 1 / domains |
+| domain bits | by the tokens | 0 | log2 domains | log2 domains | 0 |
+| domain bits given the token | 0 | 0 | the largest | the largest | 0 |
+| domain bits given the position | by the tokens | 0 | log2 domains | log2 domains | 0 |
 | utilisation, normalised entropy | 1 | 1 | 1 | 1 | 1 |
 | replay cost | 0 | 0 | above 0 | above 0 | 0 |
 
-`domain` and `domain_token` are even only if each of D equally frequent domains has E / D experts.
-Finite validation text lies a little off all of these.
+*By the tokens*: the more the tokens of domains differ, the more a hash of the token tells of the
+domain. *The largest*: what a token leaves open of the domain, log2 domains if all domains use all
+tokens alike. `domain` and `domain_token` are even only if each of D equally frequent domains has
+E / D experts. Finite validation text lies a little off all of these.
 
 `router/changed` and `router/saturation` compare the experts of a probe: 8 validation sequences,
 spread over the domains, the same in every evaluation and run of the data. `routing/step-N.npz`
