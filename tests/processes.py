@@ -99,12 +99,13 @@ def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[A
     """What `function(*arguments)` returns on each of some ranks.
 
     Args:
-        function: of a module, with results that `pickle` can write.
+        function: of a module, with arguments and results that `pickle` can write.
     """
+    written = pickle.dumps(arguments)  # as multiprocessing does, but for tensors, which it shares
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder, str(rank)) for rank in range(size)]
         ranks = [
-            Process(_write_result, (place, function, arguments), env)
+            Process(_write_result, (place, function, written), env)
             for place, env in zip(places, _environments(size), strict=True)
         ]
         for rank in ranks:
@@ -153,8 +154,8 @@ def _command_line(words: Sequence[str]) -> None:
     main()
 
 
-def _write_result(place: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    place.write_bytes(pickle.dumps(function(*arguments)))
+def _write_result(place: Path, function: Callable[..., Any], arguments: bytes) -> None:
+    place.write_bytes(pickle.dumps(function(*pickle.loads(arguments))))
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:

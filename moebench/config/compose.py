@@ -245,7 +245,7 @@ def to_dict(config: ExperimentConfig) -> dict[str, Any]:
 
 def to_yaml(config: ExperimentConfig) -> str:
     """A config as the YAML that `--print-config` shows and a record keeps."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
 def _from_file(path: Path) -> Values:

@@ -224,3 +224,7 @@ class _Combine(torch.autograd.Function):
         order, place = shifted(order, copies), shifted(place, copies)
         total = combine(y.flatten(0, 1), order, place, arms * rows)
         return total.unflatten(0, (arms, rows)), 0
+
+
+for _function in (_Dispatch, _Combine):  # torch asks at every call, which takes as long as the call
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # pyright: ignore

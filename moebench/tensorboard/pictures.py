@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,8 +249,13 @@ def _with_room(names: Sequence[str], distance: float, needed: float) -> list[int
 
 @cache
 def _font(size: int) -> Any:
-    import matplotlib
+    """The font that matplotlib brings, found without matplotlib, which takes long to import."""
     from PIL import ImageFont
 
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    spec, name = find_spec("matplotlib"), Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+    path = Path((spec and spec.origin) or "").parent / name
+    if not path.is_file():  # some distributions keep it elsewhere
+        from matplotlib import get_data_path
+
+        path = Path(get_data_path(), *name.parts[1:])
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)

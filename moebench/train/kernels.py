@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _completed(
         choice["no_compile"] = _why_not(device)
     peaks: dict[str, float] = choice.get("peak_flops", {})
     if case not in peaks:
-        peak = _measured_peak(COMPUTE[precision], device)
+        peak = _measured_peak(COMPUTE[precision], device, torch.get_num_threads())
         choice["peak_flops"] = {**peaks, case: peak}
     return choice
 
@@ -164,8 +165,12 @@ def _why_not(device: torch.device) -> str:
     return ""
 
 
-def _measured_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOPs a second of a large square product: the best of five, as the machine may be busy."""
+@cache
+def _measured_peak(dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    """FLOPs a second of a large square product: the best of five, as the machine may be busy.
+
+    It is measured once in a process for each number of threads.
+    """
     side = SIDE[device.type]
     one, other = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")

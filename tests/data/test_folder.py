@@ -152,7 +152,7 @@ def test_a_licence_is_no_domain_and_no_text(tmp_path: Path):
     assert source.domains == ("law", "license_texts")
     assert read(tmp_path, "law")[None] == ["law/x.txt"]
     licences = {"law": "law/Licence-MIT.md", "license_texts": "LICENSE.txt"}
-    assert source.licences(source.domains) == licences
+    assert source.licences(("law", "license_texts")) == licences
     note = "leaves out files: 2 with a licence (LICENSE.txt)"
     assert source.notes == (f"data.path={tmp_path}: {note}",)
 

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +105,20 @@ MORE: dict[str, dict[str, Any]] = {
 }
 
 
+def library() -> Any:
+    """transformers, without types: to read all its models takes pyright a third of its time."""
+    return import_module("transformers")
+
+
 @cache
 def families() -> list[str]:
     """The `model_type` of every family with a class of experts, found in the library's source."""
-    import transformers
-    from transformers.models.auto.configuration_auto import model_type_to_module_name
-
+    transformers = library()
+    auto = import_module("transformers.models.auto.configuration_auto")
     root = Path(transformers.__file__).parent / "models"
     found = []
     for family in transformers.CONFIG_MAPPING:
-        folder = root / model_type_to_module_name(family)
+        folder = root / auto.model_type_to_module_name(family)
         source = "".join(path.read_text() for path in sorted(folder.glob("modeling_*.py")))
         if EXPERTS.search(source):
             found.append(family)
@@ -122,8 +127,7 @@ def families() -> list[str]:
 
 def _tiny(kind: Any, more: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a config class that make it tiny."""
-    import transformers
-
+    transformers = library()
     fields = kind.__dataclass_fields__
     parts = {}
     for name, part in kind.sub_configs.items():
@@ -139,10 +143,9 @@ def _tiny(kind: Any, more: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(family: str, **more: Any) -> nn.Module:
     """A model of the family, with random weights and random biases of its routers, not zero."""
-    import transformers
-
     from moebench.inspect.hf_loading import language_model
 
+    transformers = library()
     kind = transformers.CONFIG_MAPPING[family]
     config = kind(**_tiny(kind, {**MORE.get(family, {}), **more}))
     torch.manual_seed(sum(family.encode()))
@@ -154,9 +157,9 @@ def build(family: str, **more: Any) -> nn.Module:
 
 def save(model: Any, folder: Path) -> Path:
     """A checkpoint of the model, with a tokenizer whose tokens are bytes."""
-    import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+    transformers = library()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({each: at for at, each in enumerate(letters)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore

@@ -40,7 +40,6 @@ ESTIMATORS: dict[str, Estimator] = {
     "ema": Estimator("ema", decay=0.5),
     "window of 3": Estimator(window_steps=3),
 }
-SPLITS = (8, 4, 2, 1)
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -129,23 +128,31 @@ def error(result: Result, expected: Result) -> float:
     return float(torch.stack([of_losses, *of_gradients]).max())
 
 
-def orders(passes: int) -> list[list[int] | None]:
-    """The order of the data, and another one: the reverse, or a random one of many passes."""
-    mixed = torch.randperm(passes, generator=torch.Generator().manual_seed(passes)).tolist()
-    other = list(range(passes))[::-1] if passes <= 4 else mixed
-    return [None] if passes == 1 else [None, other]
+def ways(ranks: Ranks) -> Iterator[tuple[int, list[int] | None]]:
+    """Splits and orders to compare with one pass on one rank.
+
+    Several passes come in another order than the data's (None); two come in that order as well.
+    Several ranks take their part of a step as one pass, and one sequence at a time.
+    """
+    own = SEQUENCES // ranks.size
+    if ranks.size > 1:
+        yield own, None
+    for device_bsz in (4, 2, 1) if ranks.size == 1 else (1,):
+        passes = own // device_bsz
+        if passes == 2:
+            yield device_bsz, None
+        mixed = torch.randperm(passes, generator=torch.Generator().manual_seed(passes)).tolist()
+        yield device_bsz, mixed if passes > 4 else list(range(passes))[::-1]
 
 
 def worst(scope: str, estimator: str, dtype: torch.dtype, ranks: Ranks) -> dict[str, float]:
     """The worst error by what is varied: the `split` alone, or the `order` too."""
     found: dict[str, float] = {}
-    splits = SPLITS if ranks.size == 1 else (SEQUENCES // ranks.size, 1)
-    for device_bsz in splits:
-        for order in orders(SEQUENCES // (device_bsz * ranks.size)):
-            varied = "split" if order is None else "order"
-            one = gradients(objective(scope, estimator), device_bsz, dtype, ranks, order)
-            off = error(one, reference(scope, estimator, dtype))
-            found[varied] = max(found.get(varied, 0.0), off)
+    for device_bsz, order in ways(ranks):
+        varied = "split" if order is None else "order"
+        one = gradients(objective(scope, estimator), device_bsz, dtype, ranks, order)
+        off = error(one, reference(scope, estimator, dtype))
+        found[varied] = max(found.get(varied, 0.0), off)
     return found
 
 

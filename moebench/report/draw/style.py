@@ -8,7 +8,8 @@ the same bytes: a plot holds no date and no random ids.
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from moebench.report.infer.arms import Arm, Table
@@ -52,14 +53,19 @@ class Plot:
     Attributes:
         name: of its files.
         title, caption: a caption says what to look at, and what bars and bands are.
-        svg, png: the content of the files.
+        svg: the content of the SVG file.
     """
 
     name: str
     title: str
     caption: str
     svg: bytes
-    png: bytes
+    _figure: Any = field(repr=False, compare=False)
+
+    @cached_property
+    def png(self) -> bytes:
+        """The content of the PNG file, which a page does not need."""
+        return _saved(self._figure, "png", {"Software": None})
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,17 @@ def drawing(
 
 
 def plot(name: str, title: str, caption: str, figure: Any) -> Plot:
-    """The figure as files; call it within `drawing`."""
-    files = {}
-    for form, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        file = io.BytesIO()
+    """The figure as a plot."""
+    return Plot(name, title, caption, _saved(figure, "svg", {"Date": None}), figure)
+
+
+def _saved(figure: Any, form: str, metadata: dict[str, None]) -> bytes:
+    import matplotlib as mpl
+
+    file = io.BytesIO()
+    with mpl.rc_context(RC_PARAMS):
         figure.savefig(file, format=form, metadata=metadata)
-        files[form] = file.getvalue()
-    return Plot(name, title, caption, files["svg"], files["png"])
+    return file.getvalue()
 
 
 def legend(figure: Any, axis: Any) -> None:

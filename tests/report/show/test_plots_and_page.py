@@ -17,7 +17,10 @@ import pytest
 from moebench.records import Record
 from moebench.report import Report, make_report
 from moebench.report.draw import heatmaps, plots
+from moebench.report.draw.style import Plot
+from moebench.report.infer.arms import Table
 from moebench.report.paper.findings import paper_gaps
+from moebench.report.read.frame import Frame
 from tests.report.examples import HOSTILE
 
 Make = Callable[..., Record]
@@ -64,6 +67,19 @@ def a_study(runs: Path, run: Make, arms: Mapping[str, Mapping[str, Any]], seeds:
 
 
 @pytest.fixture
+def drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plots of a table are drawn once, whoever asks: that they never vary has its own test."""
+    draw, drawn = plots.plots, dict[int, list[Plot]]()
+
+    def made(table: Table, frame: Frame) -> list[Plot]:
+        if id(table) not in drawn:
+            drawn[id(table)] = draw(table, frame)
+        return drawn[id(table)]
+
+    monkeypatch.setattr(plots, "plots", made)
+
+
+@pytest.fixture
 def report(runs: Path, run: Make) -> Report:
     a_study(
         runs, run, {**ARMS, "micro to 200 + global from 200": {"terms": SWITCH, "global_bsz": 32}}
@@ -80,6 +96,7 @@ def test_every_plot_that_has_something_is_made_the_same_each_time(report: Report
     ]
     for one, other in zip(first, second, strict=True):
         assert one == other
+        assert one.png == other.png
         assert ET.fromstring(one.svg).tag.endswith("svg")
         assert one.png.startswith(b"\x89PNG")
         assert one.caption.endswith(".")
@@ -179,6 +196,7 @@ def checked(text: str) -> Checker:
     return checker
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_the_page_holds_all_and_fetches_nothing(report: Report) -> None:
     text = report.page("moebench report --html report.html")
     page = checked(text)
@@ -210,6 +228,7 @@ def test_the_page_tells_how_to_train_the_runs_again(
     assert "moebench train scope=global loss.z=0" in page
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_hostile_names_are_text_on_the_page_and_in_plots(runs: Path, run: Make) -> None:
     names = (
         *HOSTILE,
@@ -242,6 +261,7 @@ def test_hostile_names_are_text_on_the_page_and_in_plots(runs: Path, run: Make) 
         ET.fromstring(plot.svg)
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize(("arms", "seeds"), [(1, 1), (2, 1), (2, 3)])
 def test_few_arms_and_seeds_are_drawn(runs: Path, run: Make, arms: int, seeds: int) -> None:
     a_study(runs, run, dict([*ARMS.items()][:arms]), seeds)
