@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from moebench.catalogue import find
 from moebench.report.infer.arms import PERTURB, Arm, Table
-from moebench.report.infer.statistics import VERDICT_SEEDS
+from moebench.report.infer.headroom import BITS, headroom
+from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate
 from moebench.report.show.numbers import four_decimals, interval, p_value
 from moebench.report.show.sentences import control
 
@@ -22,7 +23,7 @@ class Answer(NamedTuple):
     """One line of the report's beginning.
 
     Attributes:
-        question: `quality`, `load`, `specialisation` or `cost`.
+        question: `headroom`, `quality`, `load`, `specialisation` or `cost`.
         text: the sentence.
         metric: that it is about.
         arm: the one that has the best or the smallest mean.
@@ -35,16 +36,49 @@ class Answer(NamedTuple):
 
 
 def answers(table: Table) -> list[Answer]:
-    """The answers that the runs of a table allow, quality first; none for a single arm."""
+    """The answers that the runs of a table allow; none for a single arm.
+
+    Headroom comes first where arms are prescribed, then quality.
+    """
     if len(table.arms) < 2:
         return []
     found = [
+        _headroom(table),
         _quality(table),
         _range("load", LOAD, "MaxVio of micro-batches (0 is even)", table, ".2f"),
         _range("specialisation", DOMAIN, "Domain bits (0: experts ignore domains)", table, ".3f"),
         _cost(table),
     ]
     return [answer for answer in found if answer is not None]
+
+
+def _headroom(table: Table) -> Answer | None:
+    """What the domain is worth to a router, and how many learned arms are behind the hash."""
+    room = headroom(table)
+    if room is None:
+        return None
+    worth = [
+        f"{name} {four_decimals(value.value)}{_ends(value)}, the domain to a router that {knows}"
+        for name, value, knows in (
+            ("H = T - TD", room.by_token, "knows the token"),
+            ("S - D", room.by_sequence, "does not"),
+        )
+        if value is not None
+    ]
+    first = next((place.arm.name for place in room.places if place.role in ("T", "TD")), "")
+    learned = [place for place in room.places if place.learned]
+    behind = sum(place.behind for place in learned)
+    text = f"Headroom in nats a byte: {'; '.join(worth)}." if worth else "Headroom:"
+    if learned:
+        text += f" {behind} of {len(learned)} learned arms are behind T in every seed."
+    return Answer("headroom", text, BITS, first) if worth or learned else None
+
+
+def _ends(value: Estimate) -> str:
+    """The interval of a value in brackets; "" without one."""
+    if value.low is None or value.high is None:
+        return ""
+    return f" ({interval(value.low, value.high)})"
 
 
 def _quality(table: Table) -> Answer | None:

@@ -12,6 +12,7 @@ from moebench.records import Record
 from moebench.report import make_report
 from moebench.report.infer.headroom import headroom, role_of
 from moebench.report.infer.statistics import mean_interval
+from moebench.report.show.answers import answers
 
 Make = Callable[..., Record]
 NONE = {"scope": "none", "data.domain_token": True}
@@ -40,6 +41,21 @@ def made(
             run(runs, name, seed, nats, science=science | own.get(name, {}), **more)
             found.setdefault(name, []).append(nats)
     return found
+
+
+def test_the_first_answer_is_the_headroom(runs: Path, run: Make) -> None:
+    made(runs, run, 4)
+    report = make_report([runs], runs_dir=runs)
+    found = headroom(report.tables[0])
+    assert found is not None
+    assert found.by_token is not None
+    first, *_ = answers(report.tables[0])
+    assert first.question == "headroom"
+    assert first.text.startswith(
+        f"Headroom in nats a byte: H = T - TD {found.by_token.value:.4f} ("
+    )
+    assert first.text.endswith("1 of 2 learned arms are behind T in every seed.")
+    assert any("H = T - TD" in line.text for line in report.brief(80))
 
 
 def test_differences_are_those_by_hand(runs: Path, run: Make) -> None:
