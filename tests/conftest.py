@@ -33,7 +33,7 @@ for name, value in SETTINGS.items():
 
 # Tests that check the shapes in signatures, which doubles the time of a small step: those of the
 # packages themselves, and those in which every preset takes a step and a whole run is made.
-SHAPES_CHECKED = ("balance", "metrics", "model", "test_conf.py", "test_experiment.py")
+SHAPES_CHECKED = ("balance", "metrics", "model", "test_conf.py", "experiment")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

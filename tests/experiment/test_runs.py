@@ -4,9 +4,7 @@ import errno
 import math
 import os
 import re
-import shutil
 import signal
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,51 +14,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from moebench.config.compose import Composer
 from moebench.config.identity import run_name
-from moebench.config.schema import ExperimentConfig
-from moebench.data.corpus import Corpus, prepare
+from moebench.data.corpus import Corpus
 from moebench.errors import DataError, RecordError, Stopped, TrainingError
 from moebench.experiment import run_experiment
-from moebench.protection import unfinished_damage
 from moebench.records import Record, find_records
 from moebench.train.build import make_model
 from moebench.train.loop import Event
 from moebench.train.ranks import Ranks
+from tests.experiment.conftest import Compose
 from tests.results import measured, results
-
-COMPOSER = Composer()
-SMALL = (
-    "model=smoke",
-    "train.steps=12",
-    "train.eval_every=5",
-    "global_bsz=8",
-    "seq_len=32",
-    "data=folder",
-    "data.valid_sequences=4",
-    "run.device=cpu",
-    "run.threads=1",
-    "run.log_every=1",
-    "run.checkpoint_every=4",
-)
-
-Compose = Callable[..., ExperimentConfig]
-
-
-@pytest.fixture
-def compose(text_folder: Path) -> Compose:
-    """Compose a small run with the given overrides; a later one wins."""
-
-    def made(*overrides: str) -> ExperimentConfig:
-        all_of_them = (*SMALL, f"data.path={text_folder}", *overrides)
-        return COMPOSER.compose(list({each.split("=")[0]: each for each in all_of_them}.values()))
-
-    return made
-
-
-@pytest.fixture
-def corpus(compose: Compose) -> Corpus:
-    return prepare(compose().data)
 
 
 def weights(record: Record, step: int = 12) -> dict[str, torch.Tensor]:
@@ -274,81 +237,6 @@ def test_a_write_error_loses_only_the_steps_after_the_last_checkpoint(
     assert [session["step"] for session in record.manifest()["resumed"]] == [4]
 
 
-def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
-    def stop(event: Event) -> None:
-        if event.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Stopped):
-        run_experiment(compose(), corpus, tmp_path, on_event=stop)
-    (path,) = tmp_path.glob("*/checkpoints/step-1/model.safetensors")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(RecordError, match=r"model\.safetensors: does not match its checksum"):
-        run_experiment(compose(), corpus, tmp_path, resume=True)
-
-
-def flip(path: Path, at: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
-
-
-def test_an_unfinished_run_is_protected_and_falls_back(
-    compose: Compose, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Checkpoints of steps 8 and 10, rows up to step 10."""
-
-    def stop(event: Event) -> None:
-        if event.step == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    whole = run_experiment(compose(), corpus, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run_experiment(compose(), corpus, tmp_path / "cut", on_event=stop)
-    cut = Record(tmp_path / "cut" / whole.name)
-    assert unfinished_damage(cut) == []
-    for path in [path for path in cut.path.rglob("*") if path.is_file()]:
-        name = path.relative_to(cut.path).as_posix()
-        if name.startswith(("status.json", "tensorboard")):
-            continue
-        content = path.read_bytes()
-        flip(path, len(content) // 2)
-        assert unfinished_damage(cut), f"a flip in {name} is not found"
-        path.unlink()
-        lost = unfinished_damage(cut)
-        assert lost or path.name in ("state.json", "record.json"), f"{name} is not missed"
-        path.write_bytes(content)
-    assert unfinished_damage(cut) == []
-
-    def damaged(name: str, damage: Callable[[Record], Any]) -> Record:
-        record = Record(tmp_path / name / cut.name)
-        shutil.copytree(cut.path, record.path)
-        damage(record)
-        return record
-
-    last_row = -2  # the last digit
-    for number, damage in enumerate(
-        [
-            lambda record: flip(record.path / "checkpoints/step-10/model.safetensors", -1),
-            lambda record: flip(record.path / "checkpoints/step-10/state.json", 20),
-            lambda record: flip(record.path / "metrics.jsonl", last_row - 1),
-            lambda record: (record.path / "routing/step-10.npz").unlink(),
-        ]
-    ):
-        record = damaged(f"back-{number}", damage)
-        run_experiment(compose(), corpus, record.path.parent, resume=True)
-        assert "continuing from the checkpoint of step 8 instead" in capsys.readouterr().err
-        assert results(record) == results(whole)
-    record = damaged("early", lambda record: flip(record.path / "metrics.jsonl", 12))
-    with pytest.raises(
-        RecordError, match=r"metrics\.jsonl: a row up to step 10 was changed or lost"
-    ):
-        run_experiment(compose(), corpus, record.path.parent, resume=True)
-    assert len(list(record.path.glob("checkpoints/*"))) == 2, "nothing is removed"
-
-
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
@@ -406,23 +294,6 @@ def test_a_resumed_run_keeps_its_split_and_records_the_session(
     manifest = record.manifest()
     assert {key: manifest[key] for key in first} == first
     assert [session["step"] for session in manifest["resumed"]] == [6]
-
-
-def test_a_run_whose_rows_were_lost_is_not_sealed(
-    compose: Compose, corpus: Corpus, tmp_path: Path
-) -> None:
-    record = run_experiment(compose(), corpus, tmp_path)
-    (record.path / "summary.json").unlink()
-    (record.path / "metrics.jsonl").write_text("")
-    with pytest.raises(
-        RecordError, match=r"metrics\.jsonl: a row up to step 12 was changed or lost"
-    ):
-        run_experiment(compose(), corpus, tmp_path, resume=True)
-    for protection in record.path.glob("checkpoints/*/record.json"):  # an earlier version
-        protection.unlink()
-    with pytest.raises(RecordError, match=r"metrics\.jsonl: lacks rows of this run; --force"):
-        run_experiment(compose(), corpus, tmp_path, resume=True)
-    assert not record.is_done()
 
 
 def test_too_little_data_is_refused_before_anything_is_written(
