@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moebench.balance.method import Method, Steering
+from moebench.balance.method import Method, Steering, bias_range
 from moebench.balance.routing import Routing
 
 
@@ -86,6 +86,4 @@ class Bias(Method):
         return BiasState(state.expert_bias + move.float())
 
     def metrics(self, state: BiasState) -> dict[str, Tensor]:
-        """The spread of the bias: the largest less the smallest, mean over layers."""
-        bias = state.expert_bias
-        return {"bias_range": (bias.amax(-1) - bias.amin(-1)).mean()}
+        return bias_range(state.expert_bias)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moebench.balance.bias import BiasState
-from moebench.balance.method import Method, Steering
+from moebench.balance.method import Method, Steering, bias_range
 from moebench.balance.routing import Routing
 
 
@@ -71,9 +71,7 @@ class Smebu(Method):
         return MomentumState(state.expert_bias + momentum, momentum)
 
     def metrics(self, state: MomentumState) -> dict[str, Tensor]:
-        """The spread of the bias: the largest less the smallest, mean over layers."""
-        bias = state.expert_bias
-        return {"bias_range": (bias.amax(-1) - bias.amin(-1)).mean()}
+        return bias_range(state.expert_bias)
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,4 @@ class Budget(Method):
         return BiasState(state.expert_bias + self.rate * (wanted - found) * there)
 
     def metrics(self, state: BiasState) -> dict[str, Tensor]:
-        """The spread of the bias: the largest less the smallest, mean over layers."""
-        bias = state.expert_bias
-        return {"bias_range": (bias.amax(-1) - bias.amin(-1)).mean()}
+        return bias_range(state.expert_bias)

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moebench.balance.method import Method, Steering
+from moebench.balance.method import Method, Steering, bias_range
 from moebench.balance.quantile import QuantileState, margins, quantile_bias
 from moebench.balance.routing import Routing
 
@@ -109,9 +109,7 @@ class MovingQuantile(Method):
         return QuantileState(quantile_bias(margin, top_k).float())
 
     def metrics(self, state: QuantileState) -> dict[str, Tensor]:
-        """The spread of the bias: the largest less the smallest, mean over layers."""
-        bias = state.expert_bias
-        return {"bias_range": (bias.amax(-1) - bias.amin(-1)).mean()}
+        return bias_range(state.expert_bias)
 
 
 @dataclass(frozen=True)

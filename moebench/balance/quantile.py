@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moebench.balance.method import Method, Steering
+from moebench.balance.method import Method, Steering, bias_range
 from moebench.balance.routing import Routing
 from moebench.errors import ConfigError
 
@@ -79,9 +79,7 @@ class Quantile(Method):
         return QuantileState(self.decay * state.expert_bias + (1 - self.decay) * new.float())
 
     def metrics(self, state: QuantileState) -> dict[str, Tensor]:
-        """The spread of the bias: the largest less the smallest, mean over layers."""
-        bias = state.expert_bias
-        return {"bias_range": (bias.amax(-1) - bias.amin(-1)).mean()}
+        return bias_range(state.expert_bias)
 
 
 @torch.no_grad()
