@@ -1,7 +1,7 @@
 """The routers of a Hugging Face MoE checkpoint on disk, on a folder of text by domain.
 
 Any causal MoE of the transformers library works (Qwen3-MoE, Mixtral, OLMoE, ...) whose experts are
-told which tokens they get. The routing is the one that the model itself used, see `hf_routing`. The
+told which tokens they get. The routing is the one that the model itself used (`hooks.watch`). The
 metrics are those of moebench's own models. They include the two balance losses that the paper
 compares: over micro-batches of one domain, and over all text.
 """
@@ -20,9 +20,9 @@ from moebench.catalogue import random_values
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, DataError
+from moebench.hooks.watch import RoutingUnknownError, Watch
 from moebench.inspect import Inspection
 from moebench.inspect.hf_loading import Checkpoint, first_line
-from moebench.inspect.hf_routing import RoutingUnknownError, Watch
 from moebench.metrics.batch import batch_metrics
 from moebench.metrics.evaluation import routing_metrics
 from moebench.metrics.load import random_load

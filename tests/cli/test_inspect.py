@@ -14,7 +14,7 @@ from moebench.evaluate import open_checkpoint
 from moebench.experiment import run_experiment
 from moebench.records import Record
 from tests.calls import Call
-from tests.inspect.families import save
+from tests.hooks.families import save
 
 
 def make_run(folder: Path, text_folder: Path, *more: str) -> Record:

@@ -10,7 +10,7 @@ import torch
 
 from moebench.cli.output import print_json
 from tests.calls import Call
-from tests.inspect.families import build, save
+from tests.hooks.families import build, save
 
 SIZE = ("--sequences", 4, "--seq-len", 16, "--micro-bsz", 2)
 WORDS = 256  # the tokenizer's

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moebench.errors import ConfigError
+from moebench.hooks.watch import Watch
 from moebench.inspect.hf_checkpoint import route, without_unknown
 from moebench.inspect.hf_loading import Checkpoint, language_model
-from moebench.inspect.hf_routing import Watch
-from tests.inspect.families import Computed, build, families, save
+from tests.hooks.families import Computed, build, families, save
 
 TOKENS = (2, 12)
 # correction biases, groups, hash tables, sigmoids, skipped and zero experts, experts of attention

@@ -1,4 +1,4 @@
-"""The routing of a Hugging Face model as its own experts are told it, by hooks on its modules.
+"""The routing of a model as its own experts are told it, by hooks on its modules.
 
 A router's logits do not say which experts are used: correction biases, groups of experts, hash
 tables and other gates stand between. So the routing is read where it takes effect: from what each
@@ -13,7 +13,7 @@ layer's experts are called with.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,46 @@ from torch import Tensor, nn
 from moebench.balance import Routing, observe
 from moebench.model.gate import gated
 
-GATES = ("softmax", "sigmoid", "sqrt_softplus")
+GATES: tuple[Literal["softmax", "sigmoid", "sqrt_softplus"], ...] = (
+    "softmax",
+    "sigmoid",
+    "sqrt_softplus",
+)
 ROUNDING = 1e-4  # relative, of weights in single precision
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # their weights are 3-dimensional, too
 
 
 class RoutingUnknownError(Exception):
     """The experts of a layer are called in a way that does not say which token goes where."""
+
+
+class Returned(NamedTuple):
+    """A tensor that a module returned.
+
+    Attributes:
+        module: its name.
+        position: of the tensor among the module's outputs.
+        rows: the tensor.
+    """
+
+    module: str
+    position: int
+    rows: Tensor
+
+
+class Gate(NamedTuple):
+    """How a layer's distribution over the experts is made.
+
+    Attributes:
+        name: of the gate that makes it of the router's logits; None: the router returns the
+            distribution itself.
+        source: the logits, or the distribution.
+        probs: [tokens, experts] the distribution.
+    """
+
+    name: Literal["softmax", "sigmoid", "sqrt_softplus"] | None
+    source: Returned
+    probs: Tensor
 
 
 @dataclass
@@ -39,46 +72,42 @@ class Layer:
         experts: their number.
         index: [tokens, top_k] the experts of each token.
         weights: [tokens, top_k] of their outputs; an expert of weight 0 is none.
-        scores: [tokens, experts] outputs of the layer's router, which may be its logits.
+        scores: outputs [tokens, experts] of the layer's router, which may be its logits.
     """
 
     name: str
     experts: int
     index: Tensor
     weights: Tensor
-    scores: list[Tensor] = field(default_factory=list)
+    scores: list[Returned] = field(default_factory=list)
 
-    def gate(self) -> tuple[Tensor | None, Tensor] | None:
-        """The router's logits, if they are known, and its distribution over the experts.
-
-        The gate is the one that gives the weights that the model used, up to a factor. None where
-        none does.
-        """
+    def gate(self) -> Gate | None:
+        """The gate that gives the weights that the model used, up to a factor; None: none does."""
         eps = torch.finfo(self.weights.dtype).eps
         best, fitting = max(ROUNDING, 8 * eps), None
-        for scores in self.scores:
+        for source in self.scores:
             for name in GATES:
-                made = gated(name, scores[None])
+                made = gated(name, source.rows.float()[None])
                 values = made.values[0].gather(-1, self.index)
                 error = _misfit(values, self.weights.float())
                 if error < best:
-                    best, fitting = error, (scores, made.probs[0])
+                    best, fitting = error, Gate(name, source, made.probs[0])
         if fitting is not None:
             return fitting
         top_k = self.index.shape[-1]
-        given = (scores for scores in self.scores if _is_distribution(scores, top_k))
-        return next(((None, probs) for probs in given), None)
+        given = (source for source in self.scores if _is_distribution(source.rows, top_k))
+        return next((Gate(None, source, source.rows.float()) for source in given), None)
 
     def routing(self, sequences: int) -> Routing:
         """Its routing, on the CPU; sums of what is not known are NaN."""
         gate = self.gate()
-        logits = None if gate is None else gate[0]
         unknown = self.weights.new_full((len(self.index), self.experts), torch.nan)
-        probs = unknown if gate is None else gate[1]
+        logits = unknown if gate is None or gate.name is None else gate.source.rows
+        probs = unknown if gate is None else gate.probs
         used = self.weights != 0
         shaped = [
             rows.reshape(sequences, -1, rows.shape[-1]).cpu()
-            for rows in (unknown if logits is None else logits, probs, self.index)
+            for rows in (logits.float(), probs, self.index)
         ]
         selected = None if used.all() else used.reshape(shaped[2].shape).cpu()
         return observe(*shaped, selected=selected)
@@ -99,7 +128,7 @@ class Watch:
         self._tokens = tokens
         self._held = {name: _held(module) for name, module in model.named_modules()}
         self._widths = set(self._held.values())
-        self._returned: list[tuple[str, Tensor]] = []  # since the last call of experts
+        self._returned: list[Returned] = []  # since the last call of experts
         self._told: dict[str, Any] = {}  # block -> what its experts were told last
         self._hooks = []
         for name, module in model.named_modules():
@@ -128,9 +157,9 @@ class Watch:
     def _note_result(self, name: str, module: nn.Module, _: Any, result: Any) -> None:
         """Keep what may be a router's scores, or the order in which it sorts rows."""
         self._ran.add(name)
-        for part in result if isinstance(result, tuple | list) else (result,):
+        for position, part in enumerate(outputs(result)):
             if isinstance(part, Tensor) and (part.dim() == 1 or part.shape[-1] in self._widths):
-                self._returned.append((name, part))
+                self._returned.append(Returned(name, position, part))
 
     def _note_call(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         block = name.rpartition(".")[0]
@@ -147,15 +176,19 @@ class Watch:
                 or self._dense(name, given, near)
             )
         if layer is not None:
-            rows = [part for part in near if part.is_floating_point() and part.dim() > 1]
-            flat = [part.reshape(-1, part.shape[-1]).float() for part in rows]
-            layer.scores = [part for part in flat if part.shape == (self._tokens, layer.experts)]
+            flat = [
+                part._replace(rows=part.rows.reshape(-1, part.rows.shape[-1]))
+                for part in near
+                if part.rows.is_floating_point() and part.rows.dim() > 1
+            ]
+            shape = (self._tokens, layer.experts)
+            layer.scores = [part for part in flat if part.rows.shape == shape]
             self.layers.append(layer)
             self._returned.clear()
 
-    def _near(self, block: str) -> list[Tensor]:
+    def _near(self, block: str) -> list[Returned]:
         """What modules of a block have returned."""
-        return [part for name, part in self._returned if name.startswith(f"{block}.")]
+        return [part for part in self._returned if part.module.startswith(f"{block}.")]
 
     def _indexed(self, name: str, given: Sequence[Any]) -> Layer | None:
         """Experts that are given an index and weights of the same shape."""
@@ -173,7 +206,7 @@ class Watch:
         return None
 
     def _sorted(
-        self, block: str, name: str, given: Sequence[Any], near: Sequence[Tensor]
+        self, block: str, name: str, given: Sequence[Any], near: Sequence[Returned]
     ) -> Layer | None:
         """Experts that are given rows, sorted by expert, and how many each gets."""
         sizes = next((part for part in given if isinstance(part, list)), None)
@@ -181,7 +214,7 @@ class Watch:
             return None
         self._told[block] = sizes
         rows, experts = sum(sizes), len(sizes)
-        flat = [part for part in near if part.shape == (rows,)]
+        flat = [part.rows for part in near if part.rows.shape == (rows,)]
         each_row = torch.arange(rows, device=flat[0].device if flat else None)
         order = [o for o in flat if not o.is_floating_point() and o.sort().values.equal(each_row)]
         gates = [part for part in flat if part.is_floating_point()]
@@ -193,13 +226,14 @@ class Watch:
         shape = (self._tokens, rows // self._tokens)
         return Layer(name, experts, index.view(shape), weights.view(shape))
 
-    def _dense(self, name: str, given: Sequence[Any], near: Sequence[Tensor]) -> Layer | None:
+    def _dense(self, name: str, given: Sequence[Any], near: Sequence[Returned]) -> Layer | None:
         """Experts that are given a row for each token and expert, scaled by mostly 0."""
         experts = self._held[name]
         rows = [part for part in given if isinstance(part, Tensor) and part.dim() == 2]
         if len(given) != 1 or not rows or len(rows[0]) != experts * self._tokens:
             return None
-        for weights in (part for part in near if part.shape == (self._tokens, experts)):
+        shape = (self._tokens, experts)
+        for weights in (part.rows for part in near if part.rows.shape == shape):
             top_k = int((weights != 0).sum(-1).max())
             if top_k < experts and (weights >= 0).all():
                 largest = weights.topk(top_k, dim=-1)
@@ -218,6 +252,11 @@ class Watch:
             return None
         flat = index.reshape(-1, index.shape[-1])
         return Layer(block, module.num_embeddings, flat, torch.ones_like(flat, dtype=torch.float))
+
+
+def outputs(result: Any) -> tuple[Any, ...] | list[Any]:
+    """What a module returned, as a sequence."""
+    return result if isinstance(result, tuple | list) else (result,)
 
 
 def _held(module: nn.Module) -> int:

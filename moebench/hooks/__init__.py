@@ -1,0 +1,1 @@
+"""Any model's routing, seen and balanced through hooks on its modules."""
