@@ -6,7 +6,6 @@ text. Plots are pictures, in which no script in a name can run.
 
 import base64
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from moebench.plans import Plan
 from moebench.report.draw.style import Plot
 from moebench.report.infer.arms import Table
 from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS
+from moebench.report.show.again import again
 from moebench.report.show.blocks import Block, Grid, Heading, Sentences
 from moebench.report.show.sentences import lead
 from moebench.report.show.table import ANSWERS
@@ -64,7 +64,7 @@ def page(title: str, sections: Sequence[Section], plans: Sequence[Plan], command
         title=title or "Arms compared",
         version=__version__,
         sections=[_section(i, section) for i, section in enumerate(sections)],
-        commands=_commands(sections, plans, command),
+        commands=[*again([s.table for s in sections if s.table], plans, _paths(sections)), command],
         marks=MARKS,
     )
 
@@ -141,27 +141,5 @@ def _facts(table: Table) -> list[tuple[str, str]]:
     return [*made, *((key, str(value)) for key, value in same.items())]
 
 
-def _commands(sections: Sequence[Section], plans: Sequence[Plan], command: str) -> list[str]:
-    """Commands that train these runs again, by their plan or else their record; then `command`."""
-    named = {run for s in sections if s.table for arm in s.table.arms for run in arm.runs.values()}
-    commands, planned = [], set()
-    for plan in plans:
-        if plan.size and any(job.run in named for job in plan.jobs):
-            typed = [f"study={plan.name}", f"study.size={plan.size}"]
-            shared = [
-                override
-                for override in plan.jobs[0].overrides
-                if all(override in job.overrides for job in plan.jobs)
-            ]
-            sweep = shlex.join(["moebench", "sweep", *typed])
-            commands.append(f"{sweep}  # with {shlex.join(shared)}")
-        for job in plan.jobs:
-            if job.run in named - planned:
-                planned.add(job.run)
-                commands.append(shlex.join(["moebench", "train", *job.overrides]))
-    for section in sections:
-        for run, path in sorted((section.paths or {}).items()):
-            if run in named - planned:
-                config = ["--config", f"{path}/config.yaml", "--runs-dir", "again"]
-                commands.append(shlex.join(["moebench", "train", *config]))
-    return [*commands, command]
+def _paths(sections: Sequence[Section]) -> dict[str, Path]:
+    return {run: path for section in sections for run, path in (section.paths or {}).items()}
