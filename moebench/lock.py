@@ -1,17 +1,15 @@
-"""A lock that lets one process at a time train a run; it is released when the process ends."""
+"""A lock that lets one process at a time train a run; it is free again when the process ends.
 
-import fcntl
-import os
+It is a lease, so machines that share the directory of the runs agree on it.
+"""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
-
+from moebench import lease
 from moebench.errors import LockedError
 from moebench.records import Record, cannot_write
-
-TIMEOUT = 0.5  # seconds; longer than `is_held` of another process blocks the lock
 
 
 @contextmanager
@@ -23,35 +21,35 @@ def hold(record: Record) -> Iterator[None]:
         RecordError: if the directory of the runs cannot be written.
     """
     path = _path(record)
+    held = lease.hold(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path, is_singleton=True)
-        lock.acquire(timeout=TIMEOUT)
-    except filelock.Timeout:
-        raise LockedError(f"{record.path}: another process is training it; wait for it") from None
+        held.__enter__()
+    except lease.TakenError as error:
+        raise LockedError(
+            f"{record.path}: another process is training it ({error}); wait for it"
+        ) from None
     except OSError as error:
         raise cannot_write(record.path.parent, error) from None
     try:
         yield
     finally:
-        lock.release()
+        held.__exit__(None, None, None)
 
 
 def is_held(record: Record) -> bool:
     """Whether a process, possibly this one, holds a run's lock. Writes nothing."""
-    try:
-        file = os.open(_path(record), os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(file)
-    return False
+    return lease.is_held(_path(record))
+
+
+def check_held(record: Record) -> None:
+    """Raise LockedError if another process has taken over the lock that this process held."""
+    own = lease.held_here(_path(record))
+    if own is not None and own.lost:
+        raise LockedError(
+            f"{record.path}: another process has taken it over, since this one was silent for "
+            f"{lease.LIFE:g} s; it was left to the other"
+        )
 
 
 def _path(record: Record) -> Path:

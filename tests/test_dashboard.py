@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import filelock
 import pytest
 
 from moebench.dashboard import make_views, records_to_view
 from moebench.errors import RecordError
 from moebench.records import Record
 from moebench.tensorboard import View
+from tests.leases import elsewhere
 
 Begin = Callable[..., Record]
 
@@ -54,8 +54,7 @@ def test_all_views_are_made_again_but_those_that_cannot_be(begin: Begin, tmp_pat
     before = view(done)
     lacking = records_to_view(tmp_path, rebuild_all=True)
     assert [record.name for record in lacking] == names
-    (tmp_path / ".locks").mkdir()
-    with filelock.FileLock(tmp_path / ".locks" / "trained.lock"):
+    with elsewhere(tmp_path / ".locks" / "trained.lock"):
         kept = view(trained)
         troubles = dict(zip(names, make_views(lacking), strict=True))
     assert troubles["broken"].endswith(

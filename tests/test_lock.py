@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from moebench.errors import LockedError, RecordError
-from moebench.lock import hold, is_held
+from moebench.lease import held_here
+from moebench.lock import check_held, hold, is_held
 from moebench.records import Record
 
 HOLD = """
@@ -32,11 +33,15 @@ def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path: Path) -> No
         assert is_held(record)
         assert not is_held(Record(record.path.with_name("b")))
         with (
-            pytest.raises(LockedError, match=f"^{record.path}: another process is training it;"),
+            pytest.raises(
+                LockedError,
+                match=rf"^{record.path}: another process is training it \(process \d+ ",
+            ),
             hold(record),
         ):
             raise AssertionError
         process.kill()
+        process.wait()
     assert not is_held(record)
     with hold(record):
         assert is_held(record)
@@ -61,3 +66,15 @@ def test_runs_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         hold(Record(tmp_path / "file" / "a")),
     ):
         raise AssertionError
+
+
+def test_a_process_that_lost_its_lock_is_told(tmp_path: Path) -> None:
+    record = Record(tmp_path / "a")
+    check_held(record)
+    with hold(record):
+        check_held(record)
+        lease = held_here(tmp_path / ".locks" / "a.lock")
+        assert lease is not None
+        lease.lost = True
+        with pytest.raises(LockedError, match="has taken it over, since this one was silent"):
+            check_held(record)

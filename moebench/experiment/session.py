@@ -12,12 +12,13 @@ from moebench.config.compose import to_yaml
 from moebench.config.cost import training_flops
 from moebench.config.treatment import Treatment
 from moebench.data.corpus import Corpus
-from moebench.errors import MoebenchError, Stopped
+from moebench.errors import LockedError, MoebenchError, Stopped
 from moebench.experiment.execution import prepare_device, resolved
 from moebench.experiment.provenance import continued, describe, shape_dependent_products
 from moebench.experiment.resumption import continued_from
 from moebench.experiment.summary import routing_change, seal
 from moebench.experiment.trouble import explained
+from moebench.lock import check_held
 from moebench.protection import CHECKPOINTS, permit, protection_of
 from moebench.records import Record, manifest_bytes
 from moebench.tensorboard import View
@@ -96,6 +97,8 @@ class Session:
             self._record_pending()
             self._end("stopped", str(stopped) or "interrupted twice")
             raise
+        except LockedError:
+            raise  # the record is another process's now
         except Exception as error:
             self._record_pending()
             error = explained(error, self.config, self.record, device, self.stacked)
@@ -159,6 +162,7 @@ class Session:
 
     def _record(self, event: Event, run: TrainingRun, view: View) -> None:
         """Record a step, save a checkpoint if one is due, and stop on a signal."""
+        check_held(self.record)
         if event.row is not None:
             row = self._append(event)
             if event.routing is not None:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
 from moebench.disk import read_json, write_json
+from moebench.lease import hold
 from moebench.model.experts import Experts
 from moebench.model.transformer import Attention
 from moebench.records import cannot_write
@@ -73,7 +73,8 @@ def choose(
     case = f"{config.train.precision}, {config.run.threads} threads, torch {torch.__version__}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # runs that start together agree on one peak
+        # runs that start together agree on one peak
+        with hold(path.with_suffix(".lock"), wait=True):
             known = _read(path)
             choice = _completed(known, case, config, device, wanted)
             if choice != known:

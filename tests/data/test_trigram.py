@@ -108,6 +108,6 @@ def test_a_cache_that_cannot_be_written_is_read_all_the_same(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(corpus.directory))
 
-    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr("moebench.data.making.cache.hold", refuse)
     assert prepare(config).trigram_bits == corpus.trigram_bits
     assert "derived" not in json.loads(path.read_bytes())

@@ -13,10 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from moebench.disk import cache_root, publish, read_json, remove_leftovers, sha256, write_bytes
 from moebench.errors import DataError
+from moebench.lease import hold, is_held
 
 FORMAT = 2  # raised when the same source would make other files
 MANIFEST = "manifest.json"
@@ -146,22 +145,18 @@ def _files(folder: Path) -> dict[str, Any]:
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Lock a folder of the cache; DataError if the cache cannot be written."""
-    lock = FileLock(f"{folder}.lock")
+    path = folder.with_name(f"{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        if is_held(path):
             say("waiting for another process that prepares the same data")
-            lock.acquire()
-        yield
+        with hold(path, wait=True):
+            yield
     except OSError as error:
         raise DataError(
             f"{error.filename or folder}: the cache cannot be written ({error.strerror}); set "
             "MOEBENCH_CACHE to a folder that can be"
         ) from None
-    finally:
-        lock.release()
 
 
 def discard(folder: Path) -> None:
