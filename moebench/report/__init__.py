@@ -8,7 +8,7 @@ JSON, CSV and Parquet. `load` gives the frame to a notebook. No torch.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,6 +22,7 @@ from moebench.report.paper.judge import judge
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
+from moebench.report.read.interim import Interim, interim
 from moebench.report.read.studies import find_plans, plans_of_study
 from moebench.report.show.blocks import Block, Heading, Sentences
 from moebench.report.show.brief import Line, brief
@@ -168,7 +169,7 @@ def make_report(
     at: int | None = None,
     per_domain: bool = False,
 ) -> Report:
-    """Report on the finished runs under some directories.
+    """Report on the runs under some directories, on those of an unfinished study meanwhile.
 
     Args:
         roots: directories of runs, or runs; none stands for `runs_dir`.
@@ -195,16 +196,24 @@ def make_report(
         only, problems = _runs(plans), []
         title = " and ".join(dict.fromkeys(map(_title, plans)))
     frame = load_frame(roots, only, where=where, by=by).checked()
-    if frame.measured().empty:
-        raise RecordError(_nothing_done(roots, study, frame))
-    _check_baseline(baseline, set(frame.measured()["arm"]))
     if at is not None:
         frame = frame.at(at)
         title += f" (at step {at})" if title else f"At step {at}"
-    known = sorted({*frame.metrics["metric"]})
+    of_table: dict[int, list[dict[str, Any]]] = {}
+    for row in frame.rows():
+        of_table.setdefault(row["table"], []).append(row)
+    made = [
+        (index, part, found)
+        for index in sorted(of_table)
+        for part, found in [_part(frame, of_table[index], plans, at)]
+        if index in set(part.measured()["table"])
+    ]
+    if not made:
+        raise RecordError(_nothing_done(roots, study, frame))
+    _check_baseline(baseline, {arm for _, part, _ in made for arm in part.measured()["arm"]})
+    known = sorted({metric for _, part, _ in made for metric in part.metrics["metric"]})
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
-    numbers = sorted(set(frame.measured()["table"]))
-    judged = [judge(make_table(frame, int(number), plans, baseline)) for number in numbers]
+    judged = [judge(make_table(part, index, plans, baseline, found)) for index, part, found in made]
     tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
@@ -238,6 +247,17 @@ def load(
     if study is not None:
         only = _runs(plans_of_study(study, *find_plans(paths), paths[0]))
     return load_frame(paths, only, where=where, by=by)
+
+
+def _part(
+    frame: Frame, rows: Sequence[Mapping[str, Any]], plans: Sequence[Plan], at: int | None
+) -> tuple[Frame, Interim | None]:
+    """The metrics of a table, and where they are taken if its study has not ended."""
+    found = interim(frame, rows, plans)
+    if found is None:
+        return frame, None
+    where, meanwhile = found
+    return (meanwhile, where) if at is None else (frame, replace(where, step=at))
 
 
 def _check_baseline(baseline: str | None, arms: set[str]) -> None:

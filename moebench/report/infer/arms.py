@@ -21,11 +21,13 @@ from moebench.report.infer.statistics import (
     odd_arms,
 )
 from moebench.report.read.frame import Frame
+from moebench.report.read.interim import Interim
 from moebench.report.read.run import SCOPES
 
 PERTURB = "router.perturb"
 CONTROLS = ("data.homogeneity", PERTURB)
 """Keys of control arms: frontiers and findings leave them out unless a finding names the key."""
+UNFINISHED = "the study has not ended"
 Value = TypeVar("Value")
 
 
@@ -75,6 +77,8 @@ class Table:
             and the twin has not parted; None otherwise.
         random: MaxVio of random routing, smallest and largest over the runs, by scope.
         tokens, steps: of a run, smallest and largest.
+        step: at which runs are compared; None for their end.
+        interim: where runs are compared before their study has ended; None if it has.
         mixed: versions and devices of which the runs have more than one.
         made_with: versions, devices and commits, every value of each.
         bytes_per_token: of the tokenizer on this text; None where it is not known.
@@ -96,6 +100,8 @@ class Table:
     random: dict[str, tuple[float, float]] = field(default_factory=dict)
     tokens: tuple[float, float] | None = None
     steps: tuple[float, float] | None = None
+    step: int | None = None
+    interim: Interim | None = None
     mixed: dict[str, list[str]] = field(default_factory=dict)
     made_with: dict[str, list[str]] = field(default_factory=dict)
     bytes_per_token: float | None = None
@@ -106,8 +112,14 @@ class Table:
         return next(arm for arm in self.arms if arm.name == name)
 
 
-def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | None) -> Table:
-    """One of the frame's tables, which must hold a finished run.
+def make_table(
+    frame: Frame,
+    index: int,
+    plans: Sequence[Plan],
+    baseline: str | None,
+    interim: Interim | None = None,
+) -> Table:
+    """One of the frame's tables, which must hold a run with metrics.
 
     The baseline is the first of these that is an arm here: the given one, the one of the plans
     that name these runs if they agree, `micro`, the first arm. Arms come in the order of the
@@ -115,7 +127,7 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
     """
     of_table = [run for run in frame.rows() if run["table"] == index]
     measured = {*frame.metrics["run"]}  # at a step, some finished runs may have no metrics
-    runs = [run for run in of_table if run["state"] == "done" and run["run"] in measured]
+    runs = [run for run in of_table if run["run"] in measured]
     unfinished = [run for run in of_table if run not in runs]
     names = {run["run"] for run in runs}
     plans = [plan for plan in plans if any(job.run in names for job in plan.jobs)]
@@ -152,13 +164,15 @@ def make_table(frame: Frame, index: int, plans: Sequence[Plan], baseline: str | 
         primary=primary,
         comparisons=comparisons,
         order=_agreed([plan.order for plan in plans], ()),
-        too_early=_too_early(frame, runs, arms),
+        too_early=UNFINISHED if interim else _too_early(frame, runs, arms),
         control=tuple(ranked[side] for side in sides),
         twin_close=ranked[twin] if twin is not None and twin not in sides else None,
         baseline_missing=baseline if baseline != chosen else None,
         random={scope: ends for scope, ends in ranges.items() if ends},
         tokens=_range(run["tokens"] for run in runs),
         steps=_range(run["steps"] for run in runs),
+        step=frame.step,
+        interim=interim,
         mixed={key: seen for key, seen in made_with.items() if len(seen) > 1},
         made_with=made_with,
         bytes_per_token=_bytes_per_token(arms[0], primary),

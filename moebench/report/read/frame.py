@@ -1,5 +1,6 @@
 """Records become a tidy frame: a row a run, a row a run and metric, and what could not be read."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class Frame:
         tables: of each table, the keys in which its runs are equal, with their values.
         problems: what was left out.
         unsound: runs whose curves are left out; see `checked`.
-        step: at which the metrics are taken; None for the end.
+        step: at which the metrics are taken; None for the end. `tokens` are then those up to it.
         starts: `valid/nats` before the first step, by run; empty before `checked`.
     """
 
@@ -57,7 +58,9 @@ class Frame:
     step: int | None = None
     starts: Mapping[str, float] = field(default_factory=dict)
 
-    def curves(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
+    def curves(
+        self, metrics: Sequence[str] | None = None, *, unfinished: bool = False
+    ) -> pd.DataFrame:
         """The metrics of the finished runs at their logged steps, one row a run and step.
 
         Columns are `run`, `arm`, `seed`, `table`, `step` and the metrics, NaN where a step has no
@@ -65,18 +68,19 @@ class Frame:
 
         Args:
             metrics: the metrics to read; None reads all.
+            unfinished: whether to read the steps so far of the other runs, too.
 
         Raises:
             RecordError: if a run's metrics are damaged, and `checked` did not leave them out.
         """
-        curves, problems = self._curves(metrics)
+        curves, problems = self._curves(metrics, unfinished)
         for run, reason in problems:
             raise RecordError(f"{run}: {reason}")
         return curves
 
     def checked(self) -> "Frame":
         """The frame without damaged or changed curves; these become problems."""
-        curves, problems = self._curves([PRIMARY])
+        curves, problems = self._curves([PRIMARY], unfinished=True)
         first = curves.loc[curves["step"] == 0]
         nats = first.get(PRIMARY, [])
         starts = {run: float(v) for run, v in zip(first["run"], nats, strict=False) if v == v}
@@ -88,9 +92,12 @@ class Frame:
             starts=starts,
         )
 
-    def _curves(self, metrics: Sequence[str] | None) -> tuple[Any, list[Problem]]:
+    def _curves(self, metrics: Sequence[str] | None, unfinished: bool) -> tuple[Any, list[Problem]]:
         rows = [
-            row for row in self.rows() if row["state"] == "done" and row["run"] not in self.unsound
+            row
+            for row in self.rows()
+            if row["run"] not in self.unsound
+            and (row["state"] == "done" or (unfinished and _has_rows(row)))
         ]
         folders: dict[Path, list[Record]] = {}
         for row in rows:
@@ -112,7 +119,7 @@ class Frame:
         return curves.reset_index(drop=True), problems
 
     def at(self, step: int) -> "Frame":
-        """The frame with the metrics of a step at which the runs were evaluated.
+        """The frame with the metrics of a step at which finished runs were evaluated.
 
         As in a summary, a metric of every step is its mean over the last tenth of the steps so
         far. Runs that were not evaluated at that step have no metrics.
@@ -128,8 +135,22 @@ class Frame:
             raise ConfigError(
                 f"--at {step}: no finished run was evaluated there; choose one of {choices}"
             )
-        runs = {*evaluated[evaluated["step"] == step]["run"]}
-        curves = curves[curves["run"].isin(runs) & (curves["step"] <= step)]
+        return self._at(step, curves, {*evaluated[evaluated["step"] == step]["run"]})
+
+    def of(self, runs: Collection[str], step: int) -> "Frame":
+        """The frame with the metrics of some runs alone, finished or not, at a step.
+
+        Args:
+            runs: names; they were evaluated at that step.
+            step: as `at` takes it. Where it is the end of them all, their summaries are taken.
+        """
+        chosen = [row for row in self.rows() if row["run"] in runs]
+        if all((row["state"], row["steps"]) == ("done", step) for row in chosen):
+            return replace(self, metrics=self.metrics[self.metrics["run"].isin(list(runs))])
+        return self._at(step, self.curves(unfinished=True), runs)
+
+    def _at(self, step: int, curves: Any, runs: Collection[str]) -> "Frame":
+        curves = curves[curves["run"].isin(list(runs)) & (curves["step"] <= step)]
         names = [name for name in curves.columns if name not in (*KEYS, "step")]
         last = [name for name in names if taken(name) == "last"]
         late = curves[curves["step"] > step * (1 - SETTLED)] if step else curves
@@ -143,12 +164,16 @@ class Frame:
             if value == value
         ]
         table = pd.DataFrame(metrics, columns=[*KEYS, "metric", "value"])
-        return replace(self, metrics=table, step=step)
+        sizes = ("global_bsz", "seq_len")
+        seen = [
+            step * math.prod(row["science"].get(key, math.nan) for key in sizes)
+            for row in rows.values()
+        ]
+        return replace(self, runs=self.runs.assign(tokens=seen), metrics=table, step=step)
 
     def measured(self) -> Any:
-        """The finished runs that have metrics, as `runs` has them."""
-        has_metrics = self.runs["run"].isin(list(self.metrics["run"]))
-        return self.runs.loc[(self.runs["state"] == "done") & has_metrics]
+        """The runs that have metrics, as `runs` has them."""
+        return self.runs.loc[self.runs["run"].isin(list(self.metrics["run"]))]
 
     def rows(self) -> list[dict[str, Any]]:
         """The runs as dictionaries."""
@@ -225,6 +250,11 @@ def _read(root: Path, only: Collection[str] | None) -> tuple[list[dict[str, Any]
     read, failed = read_rows(folder, records, read_run)
     problems += [_problem(record, printable(reason)) for record, reason in failed]
     return [row | {"path": record.path} for record, row in read], problems
+
+
+def _has_rows(row: Mapping[str, Any]) -> bool:
+    """Whether a run has logged anything; one that has just begun has not."""
+    return (row["path"] / "metrics.jsonl").is_file()
 
 
 def _without_config(root: Path) -> list[Problem]:

@@ -13,7 +13,7 @@ from moebench.report.infer.arms import PERTURB, Arm, Table
 from moebench.report.infer.headroom import BITS, headroom
 from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate
 from moebench.report.show.numbers import four_decimals, interval, p_value
-from moebench.report.show.sentences import control
+from moebench.report.show.sentences import control, interim
 
 LOAD, DOMAIN = "load/max_vio_micro", "specialization/domain"
 SLOWDOWN = "ep/slowdown"
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
     """One line of the report's beginning.
 
     Attributes:
-        question: `headroom`, `quality`, `load`, `specialisation` or `cost`.
+        question: `interim`, `headroom`, `quality`, `load`, `specialisation` or `cost`.
         text: the sentence.
         metric: that it is about.
         arm: the one that has the best or the smallest mean.
@@ -36,13 +36,16 @@ class Answer(NamedTuple):
 
 
 def answers(table: Table) -> list[Answer]:
-    """The answers that the runs of a table allow; none for a single arm.
+    """The answers that the runs of a table allow; none for a single arm whose study has ended.
 
-    Headroom comes first where arms are prescribed, then quality.
+    That a study has not ended comes first, then headroom where arms are prescribed, then quality.
     """
+    meanwhile = [Answer("interim", interim(table), table.primary, table.baseline)]
+    meanwhile = meanwhile if table.interim else []
     if len(table.arms) < 2:
-        return []
+        return meanwhile
     found = [
+        *meanwhile,
         _headroom(table),
         _quality(table),
         _range("load", LOAD, "MaxVio of micro-batches (0 is even)", table, ".2f"),

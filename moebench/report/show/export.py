@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,8 @@ def _about(table: Table) -> dict[str, Any]:
         "control": list(table.control),
         "order": list(table.order),
         "too_early": table.too_early,
+        "step": table.step,
+        "interim": table.interim and asdict(table.interim),
         "comparisons": table.comparisons.family,
         "sd": table.comparisons.sd,
         "df": table.comparisons.df,

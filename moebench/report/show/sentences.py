@@ -41,6 +41,31 @@ def lead(table: Table) -> str:
     )
 
 
+def interim(table: Table) -> str:
+    """That a study has not ended, and what is compared meanwhile; "" if it has."""
+    found = table.interim
+    if found is None:
+        return ""
+    left = ", ".join(f"{count} {state}" for state, count in found.left.items())
+    text = f"Interim: the study has not ended ({left}). "
+    if found.step is None:
+        text += "Its arms share no evaluation yet: this is what is finished."
+    elif found.step == found.steps:
+        text += f"Compared at the end of {_seeds(found.seeds)}"
+    else:
+        of = f" of {found.steps:,}" if found.steps else ""
+        text += f"Compared at step {found.step:,}{of}, the last evaluation that all arms share in "
+        text += _seeds(found.seeds)
+    if found.step is not None:
+        late = f"; {_seeds(found.waiting)} {_have(found.waiting)} not come so far"
+        text += late * bool(found.waiting) + "."
+    return text + " No p values and no verdicts before the end."
+
+
+def _have(seeds: Sequence[int]) -> str:
+    return "has" if len(seeds) == 1 else "have"
+
+
 def verdicts(table: Table) -> list[str]:
     """One sentence an arm on the primary endpoint, and one on what the seeds allow."""
     compared = table.comparisons.arms
@@ -149,7 +174,8 @@ def limits(table: Table) -> list[str]:
         text += _seeds_for_the_paper(table, resolved)
     if table.tokens and table.tokens[1] > 0:
         times = PAPER_TOKENS / table.tokens[1]
-        steps = f" in {count_range(table.steps)} steps" if table.steps else ""
+        ends = (table.step, table.step) if table.step is not None else table.steps
+        steps = f" in {count_range(ends)} steps" if ends else ""
         text.append(
             f"Each run saw {count_range(table.tokens)} tokens{steps}; the paper's runs saw 120 "
             f"billion, {float(f'{times:.2g}'):,.0f} times as many. What shows early need not last."

@@ -1,0 +1,118 @@
+"""A study that runs or was stopped: the evaluation at which its arms may be compared meanwhile."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moebench.plans import Plan
+from moebench.records import STATES
+from moebench.report.read.frame import PRIMARY, Frame
+
+NOT_BEGUN = "not begun"
+OVER = ("done", "failed")  # states of a run that is not continued
+
+
+@dataclass(frozen=True)
+class Interim:
+    """Where the arms of a table are compared before its study has ended.
+
+    Attributes:
+        step, steps: the last evaluation that all compared runs share, and the planned steps; step
+            is None where they share none, so that only what is finished is shown.
+        seeds: that are compared.
+        waiting: seeds that have begun, but have not come so far in every arm.
+        left: number of runs that have not ended, by state.
+    """
+
+    step: int | None
+    steps: int | None
+    seeds: tuple[int, ...]
+    waiting: tuple[int, ...]
+    left: Mapping[str, int]
+
+
+def interim(
+    frame: Frame, rows: Sequence[Mapping[str, Any]], plans: Sequence[Plan]
+) -> tuple[Interim, Frame] | None:
+    """Where to compare a table whose study has not ended, and its metrics there.
+
+    A study has ended when all runs that it plans are done or failed; runs of no plan count only
+    where none is finished. Arms are compared over whole seeds: all arms that were evaluated after
+    step 0, all at one step. It is the last one that all seeds share, but a seed that has just begun
+    does not take the others back to its start: of the steps, the one with the largest product of
+    step and squared number of whole seeds is taken, since intervals need seeds more than steps.
+
+    Args:
+        frame: of all runs.
+        rows: of its runs, those of one table.
+        plans: of the runs.
+
+    Returns:
+        None if the study has ended.
+    """
+    names = {row["run"] for row in rows}
+    own = [plan for plan in plans if any(job.run in names for job in plan.jobs)]
+    planned = {job.run: job for plan in own for job in plan.jobs}
+    begun = {*frame.runs["run"], *(problem.run for problem in frame.problems)}
+    pending = {(job.arm_hash, job.seed) for run, job in planned.items() if run not in begun}
+    nothing_done = all(row["state"] != "done" for row in rows)
+    left = Counter(
+        row["state"]
+        for row in rows
+        if row["state"] not in OVER and (nothing_done or row["run"] in planned)
+    )
+    left[NOT_BEGUN] = len(pending)
+    if not left.total():
+        return None
+    step, seeds, runs = _shared(rows, pending, _evaluations(frame))
+    waiting = sorted({row["seed"] for row in rows} - {*seeds})
+    steps = next((int(row["steps"]) for row in rows if row["steps"] == row["steps"]), None)
+    in_order = {state: left[state] for state in (*STATES, NOT_BEGUN) if left[state]}
+    found = Interim(step, steps, tuple(seeds), tuple(waiting), in_order)
+    return found, frame if step is None else frame.of(runs, step)
+
+
+def _evaluations(frame: Frame) -> dict[str, set[int]]:
+    """The steps after 0 at which each run was evaluated."""
+    curves: Any = frame.curves([PRIMARY], unfinished=True)
+    found: dict[str, set[int]] = {}
+    if PRIMARY in curves:
+        known = curves[curves[PRIMARY].notna() & (curves["step"] > 0)]
+        for run, step in zip(known["run"], known["step"], strict=True):
+            found.setdefault(run, set()).add(int(step))
+    return found
+
+
+def _shared(
+    rows: Sequence[Mapping[str, Any]],
+    pending: set[tuple[str, int]],
+    evaluated: Mapping[str, set[int]],
+) -> tuple[int | None, list[int], set[str]]:
+    """The step at which most is compared, with its whole seeds and their runs."""
+    arms = {row["arm_hash"] for row in rows if evaluated.get(row["run"])}
+    lacking = {seed for arm_hash, seed in pending if arm_hash in arms}
+    by_seed: dict[int, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["arm_hash"] in arms and row["seed"] not in lacking:
+            by_seed.setdefault(row["seed"], []).append(row)
+
+    def whole(seed: int, step: int) -> bool:
+        at = [step in evaluated.get(row["run"], ()) for row in by_seed[seed]]
+        failed = [row["state"] == "failed" for row in by_seed[seed]]
+        return any(at) and all(map(max, at, failed))
+
+    best: tuple[int | None, list[int]] = None, []
+    most = 0
+    for step in sorted(set().union(*evaluated.values())):
+        seeds = [seed for seed in sorted(by_seed) if whole(seed, step)]
+        if len(seeds) ** 2 * step > most:
+            best, most = (step, seeds), len(seeds) ** 2 * step
+    step, seeds = best
+    runs = {
+        row["run"]
+        for seed in seeds
+        for row in by_seed[seed]
+        if step in evaluated.get(row["run"], ())
+    }
+    return step, seeds, runs
