@@ -192,18 +192,14 @@ class Watch:
 
     def _indexed(self, name: str, given: Sequence[Any]) -> Layer | None:
         """Experts that are given an index and weights of the same shape."""
-        tensors = [part for part in given if isinstance(part, Tensor) and part.dim() > 1]
-        whole = [part for part in tensors if not part.is_floating_point()]
-        for index in (part for part in whole if part.dtype != torch.bool):
-            for weights in tensors:
-                if weights.is_floating_point() and weights.shape == index.shape:
-                    flat = index.reshape(-1, index.shape[-1]).long()
-                    if len(flat) != self._tokens:
-                        raise RoutingUnknownError(
-                            f"{name} sees {len(flat)} of {self._tokens} tokens"
-                        )
-                    return Layer(name, self._held[name], flat, weights.reshape(flat.shape))
-        return None
+        places = index_and_weights(given)
+        if places is None:
+            return None
+        index, weights = (given[place] for place in places)
+        flat = index.reshape(-1, index.shape[-1]).long()
+        if len(flat) != self._tokens:
+            raise RoutingUnknownError(f"{name} sees {len(flat)} of {self._tokens} tokens")
+        return Layer(name, self._held[name], flat, weights.reshape(flat.shape))
 
     def _sorted(
         self, block: str, name: str, given: Sequence[Any], near: Sequence[Returned]
@@ -252,6 +248,19 @@ class Watch:
             return None
         flat = index.reshape(-1, index.shape[-1])
         return Layer(block, module.num_embeddings, flat, torch.ones_like(flat, dtype=torch.float))
+
+
+def index_and_weights(given: Sequence[Any]) -> tuple[int, int] | None:
+    """Where arguments of experts hold an index and weights of the same shape; None: nowhere."""
+    tensors = {i: part for i, part in enumerate(given) if isinstance(part, Tensor)}
+    rows = {i: part for i, part in tensors.items() if part.dim() > 1}
+    for i, index in rows.items():
+        if index.is_floating_point() or index.dtype == torch.bool:
+            continue
+        for j, weights in rows.items():
+            if weights.is_floating_point() and weights.shape == index.shape:
+                return i, j
+    return None
 
 
 def outputs(result: Any) -> tuple[Any, ...] | list[Any]:
