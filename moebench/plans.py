@@ -16,6 +16,7 @@ from moebench.errors import RecordError, nearest
 from moebench.records import SCHEMA_VERSION, cannot_write, printable
 
 PRIMARY = "valid/nats"  # the endpoint of a study that names none
+GRID = "sweep"  # the name of a grid that has none of its own
 COST_FILE = "cost.json"  # beside a plan: the time that a step of each arm takes alone
 
 
@@ -26,8 +27,10 @@ class Job:
     Attributes:
         id: place of `run` among the names of the plan's runs, so that sweeps that list the same
             runs in another order mean the same ones.
+        arm: the label of its arm; unique among those of a grid.
         overrides: as `moebench train` takes them.
         config: the resolved config.
+        differs: overrides in which the arms that share its `label` differ; "" if none does.
     """
 
     id: int
@@ -37,6 +40,17 @@ class Job:
     seed: int
     overrides: tuple[str, ...]
     config: dict[str, Any] = field(repr=False)
+    differs: str = ""
+
+    @property
+    def label(self) -> str:
+        """What its arm is called on its own, as in the name of its record."""
+        return self.arm.removesuffix(self.differs).rstrip()
+
+    @property
+    def title(self) -> str:
+        """The name of its record, and what that name does not tell of its arm."""
+        return f"{self.run}  {self.differs}".rstrip()
 
 
 class Cost(NamedTuple):
@@ -81,7 +95,8 @@ class Plan:
 
     def baseline_hash(self) -> str | None:
         """The first arm under the baseline's label; None if the plan has no such arm."""
-        return next((job.arm_hash for job in self.jobs if job.arm == self.baseline), None)
+        jobs = (job for job in self.jobs if self.baseline in (job.arm, job.label))
+        return next((job.arm_hash for job in jobs), None)
 
     @property
     def slug(self) -> str:
@@ -121,7 +136,10 @@ def read_plan(path: Path) -> Plan:
     wrong = _first_wrong(content)
     if wrong:
         raise RecordError(f"{path}: is not a plan ({wrong})")
-    jobs = (Job(**{key: run[key] for key in _RUN}) for run in content["runs"])
+    jobs = (
+        Job(**{key: run[key] for key in (*_RUN, "differs") if key in run})
+        for run in content["runs"]
+    )
     return Plan(
         **{key: content[key] for key in _TEXTS},
         jobs=tuple(replace(job, overrides=tuple(job.overrides)) for job in jobs),
@@ -163,6 +181,8 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
                 return f"run {number} holds no usable {key!r}"
         if not is_name(run["run"]):
             return f"'run' of run {number} is no name of a folder"
+        if not isinstance(run.get("differs", ""), str):  # missing in plans of an earlier version
+            return f"run {number} holds no usable 'differs'"
         if not all(isinstance(override, str) for override in run["overrides"]):
             return f"run {number} holds no usable 'overrides'"
     return ""

@@ -165,7 +165,7 @@ class SweepDisplay(Display):
         for number in list(self.tasks):
             job = self.jobs[number]
             self._update(job)
-            lines.append(f"{job.run} {self.done[number]}/{self.steps[number]}")
+            lines.append(f"{job.title} {self.done[number]}/{self.steps[number]}")
             if number not in here | elsewhere:
                 self._end(job)
         self._update_total(lines)
@@ -173,12 +173,12 @@ class SweepDisplay(Display):
     def _add(self, active: set[int]) -> None:
         for number in active - self.tasks.keys():
             self.tasks[number] = self.bars.add_task(
-                escape(self.jobs[number].run), total=self.steps[number], detail="starting"
+                escape(self.jobs[number].title), total=self.steps[number], detail="starting"
             )
 
     def _print_new_elsewhere(self, elsewhere: set[int]) -> None:
         for number in elsewhere - self.elsewhere:
-            run = self.jobs[number].run
+            run = self.jobs[number].title
             self.print(f"elsewhere  {run}  another process trains it; this sweep waits")
         self.elsewhere = elsewhere
 
@@ -196,7 +196,7 @@ class SweepDisplay(Display):
         self.bars.remove_task(self.tasks.pop(job.id))
         status = current_status(self.launcher.record(job))
         reason = in_sweep(job.run, str(status.get("reason") or describe_row(status)))
-        self.print(f"{status['state']}  {job.run}  {reason}".rstrip())
+        self.print(f"{status['state']}  {job.title}  {reason}".rstrip())
 
     def _update_total(self, lines: list[str]) -> None:
         finished = sum(self.launcher.record(job).is_done() for job in self.jobs.values())

@@ -36,7 +36,7 @@ from moebench.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moebench.study import Job, LocalLauncher, Plan
+    from moebench.study import Axes, Job, LocalLauncher, Plan
 
 Jobs = Annotated[
     int | None,
@@ -45,6 +45,24 @@ Jobs = Annotated[
         parser=parse_number,
         metavar="N",
         help="processes at a time; by default one per core",
+    ),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds", parser=parse_number, metavar="N", help="train every arm with seeds 0 to N-1"
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="name of a grid, for report --study NAME; by default sweep"),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="'KEY=VALUE ..'",
+        help="leave out the runs that have all of these settings; may be repeated",
     ),
 ]
 Timeout = Annotated[
@@ -69,6 +87,9 @@ Status = Annotated[
 
 def sweep(
     overrides: Overrides = None,
+    seeds: Seeds = None,
+    name: Name = None,
+    exclude: Exclude = None,
     jobs: Jobs = None,
     timeout: Timeout = None,
     status: Status = False,
@@ -89,7 +110,10 @@ def sweep(
     if status and dry_run:
         raise ConfigError("--status --dry-run: one shows runs, one plans them; use only one")
     load_plugins(plugin)
-    plan = _plan(overrides or [], config_dir, runs_dir, known=status)
+    from moebench.study import Axes
+
+    axes = Axes(seeds, name, tuple(exclude or ()))
+    plan = _plan(overrides or [], axes, config_dir, runs_dir, known=status)
     if status:
         _print_status(plan, runs_dir, as_json)
         return
@@ -109,16 +133,18 @@ def sweep(
     _report_failures(launcher)
 
 
-def _plan(words: list[str], config_dir: Path | None, runs_dir: Path, known: bool) -> "Plan":
+def _plan(
+    words: list[str], axes: "Axes", config_dir: Path | None, runs_dir: Path, known: bool
+) -> "Plan":
     """The plan that the words describe, or with `known` also that of an earlier sweep, by name."""
     from moebench import device
     from moebench.config.compose import Composer
     from moebench.study import find_plan, make_plan
 
-    if known and len(words) < 2 and "=" not in "".join(words):
+    if known and not any(axes) and len(words) < 2 and "=" not in "".join(words):
         return find_plan(runs_dir, *words)
     composer = Composer(config_dir, device.suited_precision)  # the sweep trains on this machine
-    plan, _ = make_plan(composer, words, progress=print_message)
+    plan, _ = make_plan(composer, words, axes, progress=print_message)
     return plan
 
 
@@ -218,16 +244,16 @@ def _arms_table(launcher: "LocalLauncher", shared: list[str]) -> Any:
     arms: dict[str, list[Job]] = {}
     for job in launcher.plan.jobs:
         arms.setdefault(job.arm_hash, []).append(job)
-    # Two arms can have the same label; the baseline is the first of them.
-    baseline = next(job.arm_hash for job in launcher.plan.jobs if job.arm == launcher.plan.baseline)
+    baseline = launcher.plan.baseline_hash()
     table = Table()
     for column in ("arm", "overrides", "seeds", "steps", "done"):
         table.add_column(column, overflow="fold")
     for arm_hash, jobs in arms.items():
+        named = jobs[0].arm.split()
         overrides = [
             word
             for word in jobs[0].overrides
-            if word not in shared and not word.startswith("seed=")
+            if word not in (*shared, *named) and not word.startswith("seed=")
         ]
         cells = (
             jobs[0].arm + (" (baseline)" if arm_hash == baseline else ""),

@@ -109,13 +109,14 @@ def check_study(study: StudyConfig) -> None:
     check_ranges(study)
     if not study.arms:
         raise ConfigError("study.arms=[]: is empty; give at least one")
-    for arm in study.arms:
-        try:
-            shlex.split(arm)
-        except ValueError as error:
-            raise ConfigError(
-                f"study.arms={arm}: does not parse ({error}); correct study={study.name}"
-            ) from None
+    for key, texts in (("arms", study.arms), ("exclude", study.exclude)):
+        for text in texts:
+            try:
+                shlex.split(text)
+            except ValueError as error:
+                raise ConfigError(
+                    f"study.{key}={text}: does not parse ({error}); correct study={study.name}"
+                ) from None
     sizes = list(study.sizes) or [StudyConfig.size]
     if study.size not in sizes:
         raise ConfigError(

@@ -131,13 +131,14 @@ class Composer(OverrideParser):
 
         def check(words: list[str]) -> None:
             try:
-                self.checked(words)
+                self.expand(words)
             except MoebenchError as error:
                 raise combine(
                     [ConfigError(f"study={name}: {line}") for line in error.lines]
                 ) from None
 
-        apply_to_all(check, [study.overrides, *study.sizes.values(), *map(shlex.split, study.arms)])
+        words = [*map(shlex.split, [*study.arms, *study.exclude])]
+        apply_to_all(check, [study.overrides, *study.sizes.values(), *words])
         return study
 
     def set_by(self, pick: str) -> set[str]:

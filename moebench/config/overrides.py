@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field
 from functools import partial
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from moebench.config.knob import as_type, type_words
 from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, Presets
+from moebench.config.zipped import is_zipped, rows_of
 from moebench.disk import reason
 from moebench.errors import ConfigError, apply_to_all, remedy
 
@@ -41,24 +42,52 @@ class OverrideParser(Presets):
     def expand(self, overrides: Sequence[str]) -> list[tuple[str, ...]]:
         """The jobs of overrides in Hydra's sweep grammar: a tuple of overrides for each job.
 
+        Keys may also be zipped, see `zipped.py`.
+
         Raises ConfigError for an invalid override, and for a sweep of no jobs or of too many.
         """
-        choices = []
-        for override in self.checked(overrides):
-            if override.is_sweep_override():
-                values = _sweep(override)
-                choices.append([f"{override.key_or_group}={value}" for value in values])
-            else:
-                choices.append([override.input_line or ""])
+        zipped = {word: rows_of(word) for word in overrides if is_zipped(word)}
+        firsts = [word for rows in zipped.values() for word in rows[0]]
+        self.checked([*(word for word in overrides if word not in zipped), *firsts])
+        choices = [
+            self._zip(word, zipped[word]) if word in zipped else self._axis(word)
+            for word in overrides
+        ]
         if math.prod(map(len, choices)) > MOST_RUNS:
             raise ConfigError(
                 f"{' '.join(overrides)}: is more than {MOST_RUNS} runs; sweep over fewer values"
             )
-        return list(product(*choices))
+        return [tuple(chain(*words)) for words in product(*choices)]
+
+    def _axis(self, word: str) -> list[tuple[str, ...]]:
+        """The values of a checked override, each as an override; one unless it is a sweep."""
+        override = self._parse(word)
+        if not override.is_sweep_override():
+            return [(word,)]
+        return [(f"{override.key_or_group}={value}",) for value in _sweep(override)]
+
+    def _zip(self, word: str, rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """The rows of a zipped override, checked."""
+        for row in rows:
+            for override in self.checked(row):
+                if override.is_sweep_override():
+                    raise ConfigError(
+                        f"{word}: {override.input_line} is a sweep within a zip; list its values"
+                    )
+        return rows
 
     def is_sweep(self, override: str) -> bool:
         """Whether an override is written as a sweep, whatever its number of values."""
-        return self._parse(override).is_sweep_override()
+        return is_zipped(override) or self._parse(override).is_sweep_override()
+
+    def settings(self, overrides: Iterable[str]) -> dict[str, Any]:
+        """What overrides without sweeps set: a word for a group, a typed value for a key."""
+        return {
+            override.key_or_group: word_of(override)
+            if self.is_group(override)
+            else value_of(override, KNOBS)
+            for override in self.checked(overrides)
+        }
 
     def typed(self, overrides: Iterable[str]) -> list[tuple[str, Any]]:
         """(key, value) of overrides of keys, checked one by one."""
@@ -78,6 +107,10 @@ class OverrideParser(Presets):
 
         def check(text: str) -> Override:
             _check_utf8(text)
+            if is_zipped(text):
+                raise ConfigError(
+                    f"{text}: is a sweep, where one value is needed; set each key by itself"
+                )
             override = self._parse(text)
             key = override.key_or_group
             _refuse_odd(override)

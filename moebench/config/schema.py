@@ -284,6 +284,9 @@ class StudyConfig:
     question: str = knob("", "what the study asks, in one sentence")
     overrides: list[str] = knob([], "overrides that every arm takes, seeds among them")
     arms: list[str] = knob([], "one arm each: overrides separated by blanks")
+    exclude: list[str] = knob(
+        [], "runs left out: overrides separated by blanks, all of which such a run has"
+    )
     baseline: str = knob("", "label of the arm that the others are compared with")
     primary: str = knob("valid/nats", "the metric that gets p values and verdicts")
     order: list[str] = knob(

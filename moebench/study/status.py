@@ -64,6 +64,7 @@ class RunStatus:
         seconds_left: estimate for the remaining steps; None unless it is running.
         seconds_quiet: since a running run last completed a step; None for others.
         reason: why it failed or stopped; else None.
+        differs: the end of `arm` that the name of the record does not tell.
     """
 
     run: str
@@ -76,6 +77,7 @@ class RunStatus:
     seconds_left: float | None
     seconds_quiet: float | None
     reason: str | None
+    differs: str = ""
 
 
 def run_statuses(plan: Plan, runs_dir: Path) -> list[RunStatus]:
@@ -99,6 +101,7 @@ def _run_status(job: Job, status: dict[str, Any]) -> RunStatus:
         seconds_left=seconds / step * (steps - step) if running and seconds and step else None,
         seconds_quiet=max(0.0, time.time() - heartbeat) if running and heartbeat else None,
         reason=reason if state in ("failed", "stopped") and reason else None,
+        differs=job.differs,
     )
 
 
@@ -137,6 +140,7 @@ def render(plan: Plan, runs: Sequence[RunStatus], console: Console) -> None:
         note = run.reason or ""
         if run.seconds_quiet is not None and run.seconds_quiet > QUIET:
             note = f"no step since {_clock(run.seconds_quiet)}"
+        note = f"{run.differs}  {note}".strip()
         left = "" if run.seconds_left is None else _clock(run.seconds_left)
         cells = (run.run, run.state, f"{run.step}/{run.steps}", left, note)
         table.add_row(*(Text(printable(cell)) for cell in cells))

@@ -66,7 +66,8 @@ def test_a_run_that_fails_does_not_stop_the_others(call: Call, small: list[str])
 
 
 def test_the_config_of_every_run_is_shown(call: Call, small: list[str]) -> None:
-    words = ["sweep", "--print-config", *small, "scope=micro,global"]
+    words = ["sweep", "--print-config", *small, "scope=micro,none,global"]
+    words += ["--seeds", "1", "--exclude", "scope=none", "--name", "mine"]
     text = call(*words).out
     shown = json.loads(call(*words, "--json").out)
     assert shown["schema_version"] == 1
@@ -102,6 +103,8 @@ def test_status_shows_progress_and_writes_nothing(call: Call, small: list[str]) 
     before = sorted((path, path.stat().st_mtime_ns) for path in Path().rglob("*"))
     asked = call(*words, "--status")
     rows = [" ".join(line.split()) for line in asked.out.splitlines()]
+    named = call("sweep", *small, "scope=micro", "optim.lr=0.1,0.2", "--status").out
+    assert "waiting 0/6 optim.lr=0.2" in " ".join(named.split()), "a run shows what differs"
     assert rows[0] == "run state step left"
     assert rows[1] == f"{records[0].name} done 6/6"
     assert rows[2].startswith(f"{records[1].name} stopped 3/6 its process ended without")

@@ -8,8 +8,10 @@ import pytest
 from scipy import stats
 
 from moebench.errors import ConfigError, RecordError
+from moebench.plans import PRIMARY, Job, Plan
 from moebench.records import Record
 from moebench.report import make_report
+from moebench.report.read.studies import plans_of_study
 from tests.report.examples import scopes, texts
 
 Make = Callable[..., Record]
@@ -69,6 +71,20 @@ def test_a_study_takes_its_runs_and_tells_which_are_missing(
         assert [run.state for run in report.unfinished] == ["not begun"]
     with pytest.raises(RecordError, match=r"--study scop: no such study .* there are scope"):
         make_report([runs], study="scop", runs_dir=runs)
+
+
+def test_grids_without_names_of_their_own_are_not_mixed(tmp_path: Path) -> None:
+    def grid(name: str, *arms: str) -> Plan:
+        jobs = [Job(n, f"{arm}-s0-0", arm, arm, 0, (), {}) for n, arm in enumerate(arms)]
+        return Plan(name, "", "", arms[0], PRIMARY, tuple(jobs), folder=tmp_path / f"{name}-{arms}")
+
+    one, more, other = (grid("sweep", *arms) for arms in ("a", "ab", "c"))
+    assert plans_of_study("sweep", [one, more], [], tmp_path) == [one, more], "one grid, extended"
+    error = f"^--study sweep: is the name of 3 grids; choose one of {one.slug}, {more.slug}, "
+    with pytest.raises(RecordError, match=error):
+        plans_of_study("sweep", [one, more, other], [], tmp_path)
+    named = [grid("mine", "a"), grid("mine", "c")]
+    assert plans_of_study("mine", named, [], tmp_path) == named
 
 
 def test_a_study_may_have_another_primary_endpoint(

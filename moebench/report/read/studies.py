@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moebench.errors import RecordError, nearest
-from moebench.plans import Plan, find_plan_files, read_costs, read_plan, study_of
+from moebench.plans import GRID, Plan, find_plan_files, read_costs, read_plan, study_of
 from moebench.records import printable
 from moebench.report.read.frame import Problem
 
@@ -31,7 +31,8 @@ def plans_of_study(
 ) -> list[Plan]:
     """The plans of a study, by its name or by the name of a plan's folder.
 
-    A study that was run in several sizes has several plans.
+    A study that was run in several sizes has several plans. So has a grid without a name of its
+    own, but two such grids have nothing in common unless the arms of one are those of the other.
 
     Args:
         study: a name.
@@ -39,7 +40,8 @@ def plans_of_study(
         runs_dir: for the error.
 
     Raises:
-        RecordError: if there is none, naming the nearest, or if one cannot be read.
+        RecordError: if there is none, naming the nearest, if one cannot be read, or if the name is
+            that of several grids.
     """
     for name, reason in problems:
         folder = Path(name)
@@ -47,6 +49,7 @@ def plans_of_study(
             raise RecordError(f"{name}: {reason}; plan it again with moebench sweep study={study}")
     matches = [plan for plan in plans if plan.folder and study in (plan.name, plan.folder.name)]
     if matches:
+        _check_one_grid(study, matches)
         return matches
     names = sorted({plan.name for plan in plans})
     near = nearest(study, names) or names
@@ -55,3 +58,16 @@ def plans_of_study(
         f"--study {printable(study)}: no such study in {runs_dir}; {known}; make it with moebench "
         "sweep study=NAME"
     )
+
+
+def _check_one_grid(study: str, plans: Sequence[Plan]) -> None:
+    """Raise RecordError for different grids without names of their own."""
+    arms = [{job.arm_hash for job in plan.jobs} for plan in plans]
+    if study == GRID and not any(all(own <= most for own in arms) for most in arms):
+        names = ", ".join(plan.slug for plan in plans)
+        raise RecordError(
+            printable(
+                f"--study {study}: is the name of {len(plans)} grids; choose one of {names}, and "
+                "give the next one a name with moebench sweep --name"
+            )
+        )

@@ -1,0 +1,161 @@
+"""From typed words and a study to the overrides of each run, without what is left out."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from moebench.config.compose import Composer
+from moebench.config.presets import DEFAULT_STUDY, STUDY
+from moebench.config.schema import StudyConfig
+from moebench.config.zipped import keys_of
+from moebench.disk import is_name
+from moebench.errors import ConfigError, apply_to_all
+
+Cell = tuple[str, ...]  # the overrides of one run
+
+
+class Axes(NamedTuple):
+    """What is typed of a sweep beside its overrides.
+
+    Attributes:
+        seeds: every arm has the seeds from 0 to this number minus 1; None: as the overrides say.
+        name: of a grid.
+        exclude: runs that are left out: overrides separated by blanks, all of which a run has.
+    """
+
+    seeds: int | None = None
+    name: str | None = None
+    exclude: tuple[str, ...] = ()
+
+
+NO_AXES = Axes()
+
+
+def cells_of(
+    composer: Composer, overrides: Sequence[str], axes: Axes = NO_AXES
+) -> tuple[StudyConfig | None, list[Cell]]:
+    """The study that the overrides name, None for a grid, and the overrides of each run."""
+    of_runs = [word for word in overrides if not _is_study(word)]
+    of_study = [word for word in overrides if _is_study(word)]
+    names = [word.removeprefix("study=") for word in of_study if word.startswith("study=")]
+    options = [word for word in of_study if not word.startswith("study=")]
+    if len(names) > 1:
+        raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
+    is_grid = any(map(composer.is_sweep, of_runs)) and not of_study
+    of_runs += _seeds(axes, of_runs)
+    if is_grid:
+        _check_name(composer, axes)
+        return None, _leave_out(composer, composer.expand(of_runs), axes.exclude)
+    study = composer.study(names[0] if names else DEFAULT_STUDY, options)
+    if axes.name:
+        raise ConfigError(
+            f"--name {axes.name}: study={study.name} has its own name; leave it out, or sweep over "
+            "lists of values without study="
+        )
+    shared = (*study.overrides, *study.sizes.get(study.size, ()))
+    of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
+    arms = [cell for cells in of_arm for cell in cells]
+    _check_varied(study, of_runs, arms, named=bool(names))
+    composer.expand(of_runs)  # so that an error names what was typed
+    merged = [_merge(composer, shared, of_runs, arm) for arm in arms]
+    cells = [cell for words in merged for cell in composer.expand(words)]
+    cells = _leave_out(composer, cells, study.exclude, must_match=False)
+    return study, _leave_out(composer, cells, axes.exclude)
+
+
+def _seeds(axes: Axes, typed: Sequence[str]) -> list[str]:
+    """The override of `--seeds`."""
+    if axes.seeds is None:
+        return []
+    given = next((word for word in typed if "seed" in keys_of(word)), None)
+    if given is not None:
+        raise ConfigError(f"--seeds {axes.seeds}: {given} sets the seeds, too; keep one")
+    return [f"seed=range(0,{axes.seeds})"]
+
+
+def _check_name(composer: Composer, axes: Axes) -> None:
+    if axes.name is None:
+        return
+    if not is_name(axes.name):
+        raise ConfigError(f"--name {axes.name}: is no name of a folder; use letters, digits and -")
+    if axes.name in composer.choices(STUDY):
+        raise ConfigError(f"--name {axes.name}: is the name of a study; choose another one")
+
+
+def _leave_out(
+    composer: Composer, cells: list[Cell], exclusions: Iterable[str], *, must_match: bool = True
+) -> list[Cell]:
+    """The runs that have not all settings of an exclusion.
+
+    Args:
+        must_match: whether an exclusion that no run meets is an error.
+    """
+    kept = cells
+    for text in exclusions:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise ConfigError(f"--exclude {text}: does not parse ({error}); quote it") from None
+        if not words:
+            raise ConfigError("--exclude: is empty; give overrides, as in --exclude scope=none")
+        left_out = [composer.settings(row).items() for row in composer.expand(words)]
+        settings = [composer.settings(cell).items() for cell in kept]
+        met = [any(all(i in run for i in row) for row in left_out) for run in settings]
+        if must_match and not any(met):
+            raise ConfigError(
+                f"--exclude {text}: no run has all of it; name values that the sweep lists"
+            )
+        kept = [cell for cell, out in zip(kept, met, strict=True) if not out]
+        if not kept:
+            raise ConfigError(f"--exclude {text}: leaves out every run; exclude less")
+    return kept
+
+
+def _check_varied(
+    study: StudyConfig, typed: Sequence[str], arms: Sequence[Cell], *, named: bool
+) -> None:
+    """Refuse a typed override of a key that differs between the arms of the study.
+
+    Args:
+        named: whether the study was typed.
+    """
+    varied = {key for arm in arms for word in arm for key in keys_of(word)}
+    for word in typed:
+        set_by_word = [f"{key}." for key in keys_of(word)]
+        key = next((key for key in varied if any(k.startswith(f"{key}.") for k in set_by_word)), "")
+        if key and not named:
+            raise ConfigError(
+                f"{word}: is one value, where a sweep needs several, as in {key}=A,B; moebench "
+                f"train makes one run (without a list of values a sweep runs "
+                f"study={study.name}, which varies {key} itself)"
+            )
+        if key:
+            raise ConfigError(
+                f"{word}: study={study.name} varies {key} itself; leave it out, or sweep over it "
+                "without study="
+            )
+
+
+def _is_study(override: str) -> bool:
+    return override.startswith(("study=", "study."))
+
+
+def _merge(composer: Composer, *layers: Iterable[str]) -> list[str]:
+    """Merge layers of overrides: a later layer wins, its presets over the keys that they set.
+
+    Raises ConfigError where a later layer sets some keys of a zipped override and not the others.
+    """
+    kept: dict[Cell, str] = {}
+    for layer in layers:
+        new = {keys_of(word): word for word in layer}
+        own = {key for keys in new for key in keys}
+        presets = {f"{key}." for word in new.values() for key in composer.set_by(word)}
+        for keys, word in list(kept.items()):
+            replaced = [key for key in keys if key in own or f"{key}.".startswith((*presets,))]
+            if replaced and len(replaced) < len(keys):
+                others = ", ".join(key for key in keys if key not in replaced)
+                raise ConfigError(f"{replaced[0]}: is set by {word}; set {others} with it")
+            if replaced and keys not in new:
+                del kept[keys]
+        kept |= new
+    return list(kept.values())
