@@ -48,6 +48,15 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_hours(text: str) -> float:
+    """A number of hours, such as 8 or 0.5."""
+    match = re.fullmatch(r"\d+(?:\.\d+)?", text)
+    hours = float(text) if match else 0.0
+    if not 0 < hours < 1e5:
+        raise typer.BadParameter(f"{text}: must be a number of hours above 0, as in 8 or 0.5")
+    return hours
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

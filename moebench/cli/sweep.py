@@ -22,6 +22,7 @@ from moebench.cli.options import (
     RunsDir,
     load_plugins,
     parse_duration,
+    parse_hours,
     parse_number,
 )
 from moebench.cli.output import (
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moebench.study import Axes, Job, LocalLauncher, Plan
+    from moebench.study.allowance import Allowance
+    from moebench.study.budget import Budget, Totals
 
 Jobs = Annotated[
     int | None,
@@ -65,6 +68,16 @@ Exclude = Annotated[
         help="leave out the runs that have all of these settings; may be repeated",
     ),
 ]
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        "--hours",
+        parser=parse_hours,
+        metavar="H",
+        help="begin only seeds that end within so many hours by an estimate; the same command "
+        "trains the others later",
+    ),
+]
 Timeout = Annotated[
     float | None,
     typer.Option(
@@ -90,6 +103,7 @@ def sweep(
     seeds: Seeds = None,
     name: Name = None,
     exclude: Exclude = None,
+    hours: Hours = None,
     jobs: Jobs = None,
     timeout: Timeout = None,
     status: Status = False,
@@ -121,11 +135,17 @@ def sweep(
         _print_configs(plan, as_json)
         return
     launcher = _launcher(plan, runs_dir, jobs, timeout)
-    _print_plan(launcher, stdout_console() if dry_run and not as_json else stderr_console())
+    console = stdout_console() if dry_run and not as_json else stderr_console()
+    _print_plan(launcher, console)
+    budget = _budget(launcher) if dry_run or hours else None
+    allowance = _allow(launcher, hours, budget, console) if hours and budget else None
+    totals = budget.totals(launcher.waiting) if budget and dry_run else None
+    if totals is not None:
+        _print_totals(totals, launcher, console)
     if not dry_run:
-        _run(launcher)
+        _run(launcher, allowance)
     if as_json:
-        _print_json(plan, runs_dir)
+        _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
     elif not dry_run:
         elsewhere = [] if runs_dir == RUNS else ["--runs-dir", str(runs_dir)]
         command = shlex.join(["moebench", "report", "--study", plan.slug, *elsewhere])
@@ -162,14 +182,68 @@ def _launcher(
     return LocalLauncher(plan, runs_dir, workers, timeout, partial(stack_size, processes=workers))
 
 
-def _run(launcher: "LocalLauncher") -> None:
+def _budget(launcher: "LocalLauncher") -> "Budget":
+    """What the jobs that are not done will take here; this times them for a few seconds."""
+    from moebench.study.budget import Budget
+
+    return Budget(launcher.waiting, launcher.workers, launcher.stack_size)
+
+
+def _allow(
+    launcher: "LocalLauncher", hours: float, budget: "Budget", console: "Console"
+) -> "Allowance":
+    """Keep the seeds that fit into some hours, and print how many these are."""
+    from moebench.study.allowance import Allowance
+
+    allowance = Allowance(hours, budget, launcher.waiting)
+    seeds = len({job.seed for job in allowance.jobs}), len({job.seed for job in launcher.waiting})
+    launcher.waiting = list(allowance.jobs)
+    print_message(f"--hours {hours:g}: {seeds[0]} of {seeds[1]} seeds fit by the estimate", console)
+    return allowance
+
+
+def _print_totals(totals: "Totals", launcher: "LocalLauncher", console: "Console") -> None:
+    from moebench.study.budget import lines
+
+    for line in lines(totals, launcher.workers):
+        print_message(line, console)
+
+
+def _as_dict(totals: "Totals") -> dict[str, Any]:
+    return {**totals._asdict(), "seconds": totals.seconds._asdict()}
+
+
+def _trim(launcher: "LocalLauncher", allowance: "Allowance", done: dict[int, float]) -> None:
+    """Leave out waiting jobs whose seed would no longer end in time.
+
+    Args:
+        done: seconds of the jobs that have ended, by id; it is completed.
+    """
+    from moebench.study.status import last_status
+
+    active = [job for attempt in launcher.running for job in attempt.jobs]
+    active += [waiting.job for waiting in launcher.elsewhere]
+    known = {job.id for job in (*active, *launcher.waiting)} | done.keys()
+    for job in allowance.jobs:
+        if job.id not in known and launcher.record(job).is_done():
+            done[job.id] = float(last_status(launcher.record(job)).get("seconds", 0.0))
+    kept = allowance.still_fitting(active, launcher.waiting, done)
+    if left_out := {job.seed for job in launcher.waiting} - {job.seed for job in kept}:
+        print_message(f"--hours {allowance.hours:g}: leaves out {len(left_out)} more seeds")
+        launcher.waiting = kept
+
+
+def _run(launcher: "LocalLauncher", allowance: "Allowance | None" = None) -> None:
     from moebench.cli.progress import SweepDisplay
 
     launcher.plan.write(launcher.runs_dir)
+    done: dict[int, float] = {}
     # Closing the generator stops the processes, also after an error or Ctrl-C.
     with SweepDisplay(launcher) as display, closing(launcher.run()) as polls:
         for _ in polls:
             display.refresh()
+            if allowance is not None and launcher.waiting:
+                _trim(launcher, allowance, done)
 
 
 def _report_failures(launcher: "LocalLauncher") -> None:
@@ -191,12 +265,12 @@ def _print_status(plan: "Plan", runs_dir: Path, as_json: bool) -> None:
         render(plan, run_statuses(plan, runs_dir), stdout_console())
 
 
-def _print_json(plan: "Plan", runs_dir: Path) -> None:
+def _print_json(plan: "Plan", runs_dir: Path, **more: Any) -> None:
     from moebench.study.status import run_statuses, seconds_left
 
     runs = run_statuses(plan, runs_dir)
     rows = [{**asdict(run), "run": str(runs_dir / run.run)} for run in runs]
-    print_json({"study": plan.slug, "seconds_left": seconds_left(runs), "runs": rows})
+    print_json({"study": plan.slug, "seconds_left": seconds_left(runs), "runs": rows, **more})
 
 
 def _print_configs(plan: "Plan", as_json: bool) -> None:

@@ -1,14 +1,17 @@
-"""What a step costs, counted from the shapes of a config: FLOPs and memory.
+"""What a run costs, counted from the shapes of its config: FLOPs, memory and disk.
 
 A product of [m, k] and [k, n] is 2 m k n FLOPs; of everything else there is little. A backward is
 two products for each of the forward's.
 """
 
-from moebench.config.schema import ExperimentConfig
+from moebench.config.schema import ExperimentConfig, TrainConfig
 from moebench.config.treatment import moe_layers
 from moebench.methods import declared
 
 BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
+CHECKPOINTS = 2  # that a record keeps
+# Of a record beside its checkpoints, as those of model=tiny had them: metrics and their views.
+ROW_BYTES, EVALUATION_BYTES = 2_500, 45_000
 
 
 def forward_flops(config: ExperimentConfig, vocab_size: int) -> int:
@@ -78,3 +81,19 @@ def memory_bytes(config: ExperimentConfig, vocab_size: int) -> int:
     tokens = (config.run.device_bsz or config.global_bsz) * config.seq_len
     # weights, gradients, two moments, and a copy while a stack is made
     return tokens * of_token + 5 * parameters(config, vocab_size) * wide
+
+
+def disk_bytes(config: ExperimentConfig, vocab_size: int) -> int:
+    """About what the record of a finished run takes, nearly all of it in its last checkpoints."""
+    wide = 8 if config.train.precision == "fp64" else 4
+    steps, run = config.train.steps, config.run
+    checkpoints = min(CHECKPOINTS, -(-steps // run.checkpoint_every))
+    rows = steps // run.log_every + steps // 10  # and every step of the last tenth
+    weights_and_moments = 3 * parameters(config, vocab_size) * wide
+    small = rows * ROW_BYTES + evaluations(config.train) * EVALUATION_BYTES
+    return checkpoints * weights_and_moments + small
+
+
+def evaluations(train: TrainConfig) -> int:
+    """How often a run is evaluated: before its first step, every so often, and after its last."""
+    return 2 + ((train.steps - 1) // train.eval_every if train.eval_every else 0)

@@ -1,5 +1,10 @@
 """Which arms can be trained in one stack: those that differ only in these keys."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from moebench.config.compose import from_dict
 from moebench.config.knob import knobs
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import Treatment
@@ -26,3 +31,19 @@ def stack_key(config: ExperimentConfig) -> tuple[tuple[str, str], ...]:
         for key, _, value in knobs(config)
         if not any(key == own or (own[-1] == "." and key.startswith(own)) for own in STACKABLE)
     )
+
+
+_KEYS: dict[str, tuple[tuple[str, str], ...]] = {}
+
+
+def stack_key_of(nested: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The `stack_key` of a config as `to_dict` gives it; fast for configs that differ in weights.
+
+    A sweep asks for thousands of them.
+    """
+    if not declared(nested["method"]["name"]).stackable:
+        return (("alone", json.dumps(nested)),)
+    text = json.dumps({**nested, "seed": None, "loss": None, "optim": None})
+    if text not in _KEYS:
+        _KEYS[text] = stack_key(from_dict(nested))
+    return _KEYS[text]

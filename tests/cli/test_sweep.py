@@ -78,6 +78,31 @@ def test_the_config_of_every_run_is_shown(call: Call, small: list[str]) -> None:
     assert list(Path().iterdir()) == []
 
 
+def test_a_budget_is_shown_and_held(call: Call, small: list[str]) -> None:
+    words = ["sweep", *small, "scope=micro,global", "--seeds", "2", "--jobs", "1"]
+    plain = call(*words, "--dry-run")
+    assert "to train: 2 arms, 4 runs, 4 processes, 1 at a time; 6.14 k tokens" in plain.out
+    assert "time here: about " in plain.out
+    budget = json.loads(call(*words, "--dry-run", "--json").out)["budget"]
+    assert (budget["arms"], budget["runs"], budget["stacks"], budget["tokens"]) == (2, 4, 4, 6144)
+    assert budget["flops"] > 0
+    assert budget["seconds"]["low"] <= budget["seconds"]["middle"] <= budget["seconds"]["high"]
+    none = call(*words, "--hours", "0.00001")
+    assert (none.code, none.out) == (2, "")
+    [error] = [line for line in none.err.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: --hours 1e-05: the 2 runs of a seed take about ")
+    wrong = call(*words, "--hours", "0")
+    assert (wrong.code, "0: must be a number of hours above 0" in wrong.err) == (2, True)
+    assert list(Path().iterdir()) == [], "nothing is written"
+
+    done = call(*words, "--hours", "1")
+    assert done.code == 0
+    assert "--hours 1: 2 of 2 seeds fit by the estimate" in done.err
+    sizes = [file.stat().st_size for file in Path("runs").glob("*-s?-*/**/*") if file.is_file()]
+    assert 0.5 < budget["disk_bytes"] / sum(sizes) < 2
+    assert "nothing is left to train" in call(*words, "--dry-run").out
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("90", 90), ("90s", 90), ("1.5s", 1.5), ("30m", 1800), ("2h", 7200), ("1d", 86400)],

@@ -1,0 +1,88 @@
+"""How long a training step and an evaluation take on this machine, timed for a few seconds.
+
+Nothing is written but a temporary folder. What is timed is one process that does what a job does:
+nothing else of a sweep runs meanwhile, so several processes at a time are slower each.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from moebench.config.schema import ExperimentConfig
+from moebench.data.corpus import Corpus
+
+MOST_STEPS = 7  # timed of one shape; more tell little
+LEAST_STEPS = 2
+
+
+class Calibration(NamedTuple):
+    """Seconds of one process that trains a run, or a stack of runs, of one shape.
+
+    Attributes:
+        start: until the first step, without the start of Python.
+        evaluation: of all runs of the stack.
+        steps: of each timed step of the stack.
+    """
+
+    start: float
+    evaluation: float
+    steps: tuple[float, ...]
+
+
+def calibrate(configs: Sequence[ExperimentConfig], corpus: Corpus, seconds: float) -> Calibration:
+    """Time a run, or a stack of runs, for about so many seconds, and at least two steps.
+
+    Runs are timed without compilation.
+
+    Args:
+        configs: of equal `stackable.stack_key`.
+        seconds: after which no further step begins.
+    """
+    import torch
+
+    from moebench.experiment.execution import device_kind
+    from moebench.train.build import make_state
+    from moebench.train.kernels import apply, choose
+    from moebench.train.loop import TrainingRun
+    from moebench.train.stack import GradientRequest, Stack
+
+    began = time.perf_counter()
+    device = torch.device(device_kind(configs[0].run))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(configs[0].run.threads or 1)
+    try:
+        runs = []
+        for config in map(_endless, configs):
+            state = make_state(config, corpus.vocab_size, device, len(corpus.domains))
+            with TemporaryDirectory() as folder:
+                apply(choose(config, corpus.vocab_size, Path(folder), device), state.model)
+            runs.append(TrainingRun(config, corpus, state, device))
+        evaluated = time.perf_counter()
+        runs[0].begin()
+        evaluation = (time.perf_counter() - evaluated) * len(runs)
+        stack = Stack([run.state.model for run in runs])
+        times: list[float] = []
+        while len(times) <= MOST_STEPS:
+            start = time.perf_counter()
+            requests = [GradientRequest(run, run.next_step()) for run in runs]
+            outcomes = stack.update(requests, stack.gradients(requests))
+            for run, outcome in zip(runs, outcomes, strict=True):
+                run.finish(requests[runs.index(run)].step, outcome).wait()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+            if len(times) > LEAST_STEPS and time.perf_counter() - began > seconds:
+                break
+    finally:
+        torch.set_num_threads(threads)
+    return Calibration(evaluated - began, evaluation, tuple(times[1:]))  # the first warms up
+
+
+def _endless(config: ExperimentConfig) -> ExperimentConfig:
+    """The config of a run that evaluates at no step that is timed, and is not compiled."""
+    train = replace(config.train, steps=10**9, eval_every=0)
+    run = replace(config.run, threads=config.run.threads or 1, compile="false")
+    return replace(config, train=train, run=run)
