@@ -159,6 +159,26 @@ def load_plugin(module: str) -> None:
     _plugins.append(str(Path(module).resolve()) if module.endswith(".py") else module)
 
 
+def load_function(target: str) -> Callable[..., Any]:
+    """The function or class of `MODULE:NAME`, where the module is a dotted name or a .py file.
+
+    Raises ConfigError if there is none, or if the import of its module fails.
+    """
+    module, _, name = target.rpartition(":")
+    if not (module and name):
+        raise ConfigError(f"{target}: must be MODULE:FUNCTION or FILE.py:FUNCTION")
+    spec = _find(module, target)
+    if getattr(sys.modules.get(spec.name), "__file__", None) != spec.origin:
+        _import(spec, target)
+    found = sys.modules[spec.name]
+    function = getattr(found, name, None)
+    if not callable(function):
+        near = nearest(name, vars(found))
+        guess = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"{target}: {module} has no function {name}{guess}")
+    return function
+
+
 def _declares(plugin: str) -> bool:
     return any(
         declaration.plugin == plugin

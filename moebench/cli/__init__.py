@@ -17,6 +17,7 @@ import typer
 from moebench import __version__
 from moebench.cli import (
     bench,
+    conform,
     dashboard,
     data,
     diff,
@@ -44,7 +45,7 @@ app = typer.Typer(
 )
 for command in (
     *(train.train, sweep.sweep, report.report, diff.diff, evaluate.evaluate, inspect.inspect),
-    *(dashboard.dashboard, verify.verify, bench.bench, doctor.doctor),
+    *(dashboard.dashboard, verify.verify, bench.bench, doctor.doctor, conform.conform),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", no_args_is_help=True)
