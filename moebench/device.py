@@ -3,6 +3,7 @@
 torch is imported only where there is a driver, and only when a function is called.
 """
 
+import os
 import warnings
 from pathlib import Path
 
@@ -38,6 +39,27 @@ def suited_precision(device: str) -> str:
     """
     found = capability(device)
     return "bf16" if found is not None and found >= BF16 else "fp32"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, each as a value of CUDA_VISIBLE_DEVICES."""
+    if not any(driver.exists() for driver in DRIVERS):
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = range(count) if given is None else given.split(",")
+    return [str(name).strip() for name in names][:count]
+
+
+def free_bytes() -> int:
+    """Free memory of the GPU that a run takes here; 0 where there is none."""
+    if capability("auto") is None:
+        return 0
+    import torch
+
+    return torch.cuda.mem_get_info()[0]
 
 
 def unusable(device: str, error: Exception) -> ConfigError:

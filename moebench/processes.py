@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -14,6 +16,27 @@ def stop_signals() -> list[signal.Signals]:
     """The signals that stop a command in order. Under `nohup`, a closed terminal stops nothing."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in STOPPING if number != signal.SIGHUP or not ignored]
+
+
+@contextmanager
+def collected() -> Iterator[list[int]]:
+    """Collect the stop signals that arrive, in a list; a second SIGINT interrupts at once."""
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
+
+    def collect(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and arrived:
+            raise KeyboardInterrupt
+        arrived.append(number)
+
+    before = {number: signal.signal(number, collect) for number in stop_signals()}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

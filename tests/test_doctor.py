@@ -215,7 +215,7 @@ def test_a_child_process_that_fails_says_why(monkeypatch: Patch) -> None:
 def test_the_launcher_that_works_is_told_from_those_that_are_only_there(
     monkeypatch: Patch,
 ) -> None:
-    there = {"hydra-joblib-launcher": "1.2.0"}
+    there = {"submitit": "1.5.4"}
 
     def version(name: str) -> str:
         if name not in there:
@@ -223,9 +223,7 @@ def test_the_launcher_that_works_is_told_from_those_that_are_only_there(
         return there[name]
 
     monkeypatch.setattr(metadata, "version", version)
-    others = (
-        "Hydra's, which a sweep cannot use: joblib 1.2.0, submitit not installed, ray not installed"
-    )
+    others = "commands works; submitit 1.5.4, ray not installed"
     found = only(Check("it", lambda: machine.launchers(True)))
     assert found == Finding("launchers", f"local works; {others}")
     found = only(Check("it", lambda: machine.launchers(False)))

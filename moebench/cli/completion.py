@@ -18,7 +18,7 @@ import typer
 import yaml
 
 from moebench.cli.options import load_plugins
-from moebench.config.presets import DEFAULT_STUDY, KNOBS, STUDY, STUDY_KNOBS, Presets
+from moebench.config.presets import DEFAULT_STUDY, KNOBS, LAUNCHER, STUDY, STUDY_KNOBS, Presets
 from moebench.disk import read_yaml
 from moebench.errors import MoebenchError
 
@@ -179,6 +179,14 @@ def studies(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
 def runs_and_studies(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
     yield from runs(ctx, incomplete)
     yield from studies(ctx, incomplete)
+
+
+@_without_errors
+def launchers(ctx: typer.Context, incomplete: str) -> Iterator[Choice]:
+    """The presets that say where a sweep trains its runs."""
+    presets = Presets(ctx.params.get("config_dir"))
+    for preset in filter(HARMLESS.fullmatch, presets.choices(LAUNCHER)):
+        yield preset, presets.meaning(LAUNCHER, preset)
 
 
 @_without_errors

@@ -21,7 +21,7 @@ from rich.table import Column
 
 from moebench.cli.output import print_message, stderr_console
 from moebench.plans import Job
-from moebench.study.launcher import LocalLauncher
+from moebench.study.launcher import Launcher
 from moebench.study.status import current_status, in_sweep, last_status
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
@@ -139,7 +139,7 @@ class DataDisplay(Display):
 class SweepDisplay(Display):
     """The progress of a launcher's jobs, and of the whole sweep in steps."""
 
-    def __init__(self, launcher: LocalLauncher) -> None:
+    def __init__(self, launcher: Launcher) -> None:
         super().__init__()
         self.launcher = launcher
         self.jobs = {job.id: job for job in launcher.plan.jobs}

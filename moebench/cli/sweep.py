@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moebench.cli.exit_codes import PARTLY_FAILED
+from moebench.cli.launching import (
+    Detach,
+    EngineOptions,
+    Gpus,
+    LauncherName,
+    check_detach,
+    open_engine,
+    precision,
+    run,
+)
 from moebench.cli.options import (
     RUNS,
     AsJson,
@@ -37,9 +46,10 @@ from moebench.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moebench.study import Axes, Job, LocalLauncher, Plan
+    from moebench.study import Axes, Job, Launcher, Plan
     from moebench.study.allowance import Allowance
     from moebench.study.budget import Budget, Totals
+    from moebench.study.engines import Engine
 
 Jobs = Annotated[
     int | None,
@@ -106,6 +116,10 @@ def sweep(
     hours: Hours = None,
     jobs: Jobs = None,
     timeout: Timeout = None,
+    launcher: LauncherName = "local",
+    engine: EngineOptions = None,
+    gpus: Gpus = None,
+    detach: Detach = False,
     status: Status = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -124,74 +138,84 @@ def sweep(
     if status and dry_run:
         raise ConfigError("--status --dry-run: one shows runs, one plans them; use only one")
     load_plugins(plugin)
-    from moebench.study import Axes
+    if as_json and launcher == "commands":
+        raise ConfigError("--json --launcher commands: both write to stdout; use only one")
+    if hours and launcher != "local":
+        raise ConfigError(
+            f"--hours: is for --launcher local, whose speed is measured here; with {launcher}, "
+            "choose the runs by --seeds"
+        )
+    from moebench.study import Axes, Launcher
+    from moebench.study.engines.choice import Choice
 
+    chosen = Choice(launcher, engine or (), jobs, gpus, timeout)
+    place = open_engine(chosen, config_dir, runs_dir)
     axes = Axes(seeds, name, tuple(exclude or ()))
-    plan = _plan(overrides or [], axes, config_dir, runs_dir, known=status)
+    plan = _plan(overrides or [], axes, config_dir, runs_dir, place, known=status)
     if status:
         _print_status(plan, runs_dir, as_json)
         return
     if print_config:
         _print_configs(plan, as_json)
         return
-    launcher = _launcher(plan, runs_dir, jobs, timeout)
+    sweep = Launcher(plan, runs_dir, place)
+    if detach:
+        check_detach(sweep, launcher)
     console = stdout_console() if dry_run and not as_json else stderr_console()
-    _print_plan(launcher, console)
-    budget = _budget(launcher) if dry_run or hours else None
-    allowance = _allow(launcher, hours, budget, console) if hours and budget else None
-    totals = budget.totals(launcher.waiting) if budget and dry_run else None
+    _print_plan(sweep, console)
+    budget = _budget(sweep) if dry_run or hours else None
+    allowance = _allow(sweep, hours, budget, console) if hours and budget else None
+    totals = budget.totals(sweep.waiting) if budget and dry_run else None
     if totals is not None:
-        _print_totals(totals, launcher, console)
+        _print_totals(totals, sweep, console)
     if not dry_run:
-        _run(launcher, allowance)
+        done: dict[int, float] = {}
+        each = None if allowance is None else partial(_trim, sweep, allowance, done)
+        run(sweep, detach=detach, each=each)
+        place.close()
     if as_json:
         _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
     elif not dry_run:
         elsewhere = [] if runs_dir == RUNS else ["--runs-dir", str(runs_dir)]
         command = shlex.join(["moebench", "report", "--study", plan.slug, *elsewhere])
         print_message(f"{command} compares the runs")
-    _report_failures(launcher)
+    _report_failures(sweep)
 
 
 def _plan(
-    words: list[str], axes: "Axes", config_dir: Path | None, runs_dir: Path, known: bool
+    words: list[str],
+    axes: "Axes",
+    config_dir: Path | None,
+    runs_dir: Path,
+    engine: "Engine",
+    known: bool,
 ) -> "Plan":
     """The plan that the words describe, or with `known` also that of an earlier sweep, by name."""
-    from moebench import device
     from moebench.config.compose import Composer
     from moebench.study import find_plan, make_plan
 
     if known and not any(axes) and len(words) < 2 and "=" not in "".join(words):
         return find_plan(runs_dir, *words)
-    composer = Composer(config_dir, device.suited_precision)  # the sweep trains on this machine
+    composer = Composer(config_dir, precision(engine))
     plan, _ = make_plan(composer, words, axes, progress=print_message)
     return plan
 
 
-def _launcher(
-    plan: "Plan", runs_dir: Path, jobs: int | None, timeout: float | None
-) -> "LocalLauncher":
-    from moebench.config.compose import from_dict
-    from moebench.machine import usable_cores
-    from moebench.study import LocalLauncher
-    from moebench.study.stacking import on_gpu, stack_size
-
-    # One process with a stack of runs fills a GPU; several would only compete for it.
-    stacked = any(on_gpu(from_dict(job.config)) for job in plan.jobs)
-    workers = jobs or (1 if stacked else usable_cores())
-    return LocalLauncher(plan, runs_dir, workers, timeout, partial(stack_size, processes=workers))
-
-
-def _budget(launcher: "LocalLauncher") -> "Budget":
+def _budget(launcher: "Launcher") -> "Budget":
     """What the jobs that are not done will take here; this times them for a few seconds."""
     from moebench.study.budget import Budget
 
-    return Budget(launcher.waiting, launcher.workers, launcher.stack_size)
+    return Budget(launcher.waiting, _at_once(launcher), launcher.engine.stack_size)
 
 
-def _allow(
-    launcher: "LocalLauncher", hours: float, budget: "Budget", console: "Console"
-) -> "Allowance":
+def _at_once(launcher: "Launcher") -> int:
+    """Processes at a time, if this machine trained all runs."""
+    from moebench.machine import usable_cores
+
+    return launcher.engine.room if launcher.engine.worker() is None else usable_cores()
+
+
+def _allow(launcher: "Launcher", hours: float, budget: "Budget", console: "Console") -> "Allowance":
     """Keep the seeds that fit into some hours, and print how many these are."""
     from moebench.study.allowance import Allowance
 
@@ -202,10 +226,10 @@ def _allow(
     return allowance
 
 
-def _print_totals(totals: "Totals", launcher: "LocalLauncher", console: "Console") -> None:
+def _print_totals(totals: "Totals", launcher: "Launcher", console: "Console") -> None:
     from moebench.study.budget import lines
 
-    for line in lines(totals, launcher.workers):
+    for line in lines(totals, _at_once(launcher)):
         print_message(line, console)
 
 
@@ -213,7 +237,7 @@ def _as_dict(totals: "Totals") -> dict[str, Any]:
     return {**totals._asdict(), "seconds": totals.seconds._asdict()}
 
 
-def _trim(launcher: "LocalLauncher", allowance: "Allowance", done: dict[int, float]) -> None:
+def _trim(launcher: "Launcher", allowance: "Allowance", done: dict[int, float]) -> None:
     """Leave out waiting jobs whose seed would no longer end in time.
 
     Args:
@@ -233,20 +257,7 @@ def _trim(launcher: "LocalLauncher", allowance: "Allowance", done: dict[int, flo
         launcher.waiting = kept
 
 
-def _run(launcher: "LocalLauncher", allowance: "Allowance | None" = None) -> None:
-    from moebench.cli.progress import SweepDisplay
-
-    launcher.plan.write(launcher.runs_dir)
-    done: dict[int, float] = {}
-    # Closing the generator stops the processes, also after an error or Ctrl-C.
-    with SweepDisplay(launcher) as display, closing(launcher.run()) as polls:
-        for _ in polls:
-            display.refresh()
-            if allowance is not None and launcher.waiting:
-                _trim(launcher, allowance, done)
-
-
-def _report_failures(launcher: "LocalLauncher") -> None:
+def _report_failures(launcher: "Launcher") -> None:
     """Print an error line per failed run and exit, if there are any."""
     from moebench.study.status import in_sweep
 
@@ -283,7 +294,7 @@ def _print_configs(plan: "Plan", as_json: bool) -> None:
         print(f"--- # {job.run}", to_yaml(from_dict(job.config)), sep="\n", end="")
 
 
-def _print_plan(launcher: "LocalLauncher", console: "Console") -> None:
+def _print_plan(launcher: "Launcher", console: "Console") -> None:
     """Print the overrides that all runs share, then a table with one row per arm."""
     plan = launcher.plan
     shared = [
@@ -297,7 +308,7 @@ def _print_plan(launcher: "LocalLauncher", console: "Console") -> None:
     console.print(_arms_table(launcher, shared))
 
 
-def _on_gpu(launcher: "LocalLauncher") -> str:
+def _on_gpu(launcher: "Launcher") -> str:
     """The precision of runs and how many one process stacks; nothing for fp32 one by one."""
     from moebench.config.compose import from_dict
 
@@ -305,13 +316,13 @@ def _on_gpu(launcher: "LocalLauncher") -> str:
     precisions = sorted({job.config["train"]["precision"] for job in jobs})
     if precisions != ["fp32"]:
         words.append(f" in {' and '.join(precisions)}")
-    stacked = launcher.stack_size(from_dict(jobs[0].config)) if launcher.stack_size else 1
+    stacked = launcher.engine.stack_size(from_dict(jobs[0].config))
     if stacked > 1 and len(jobs) > 1:
         words.append(f", up to {min(stacked, len(jobs))} of them stacked in one process")
     return "".join(words)
 
 
-def _arms_table(launcher: "LocalLauncher", shared: list[str]) -> Any:
+def _arms_table(launcher: "Launcher", shared: list[str]) -> Any:
     from rich.table import Table
     from rich.text import Text
 

@@ -22,6 +22,7 @@ KNOBS = {key: field for key, field, _ in knobs(ExperimentConfig())}
 STUDY_KNOBS = {f"study.{key}": field for key, field, _ in knobs(StudyConfig()) if key != "name"}
 
 STUDY = "study"  # a folder of presets that is no group: a study is no part of a run's config
+LAUNCHER = "launcher"  # likewise; it says where runs are trained
 DEFAULT_STUDY = "scope"
 SCOPE = "scope"  # a group whose presets are declared in `scopes.py`
 NO_EXPERIMENT = "experiment=null"
@@ -58,7 +59,7 @@ class Presets:
             self.roots.append(overlay.resolve())
 
     def choices(self, group: str) -> list[str]:
-        """The presets of a group, or of STUDY, sorted."""
+        """The presets of a group, of STUDY or of LAUNCHER, sorted."""
         if group not in self._choices:
             names = {path.stem for root in self.roots for path in _presets(root / group)}
             self._choices[group] = sorted(names.union(SCOPES) if group == SCOPE else names)
@@ -80,7 +81,9 @@ class Presets:
         subject = f"--config-dir {overlay}"
         if not overlay.is_dir():
             raise ConfigError(f"{subject}: is not a folder; name one with presets")
-        presets = [path for group in (*self.groups, STUDY) for path in _presets(overlay / group)]
+        presets = [
+            path for group in (*self.groups, STUDY, LAUNCHER) for path in _presets(overlay / group)
+        ]
         # The schema is not a file, but would be one if there were a file of its name.
         for path in [overlay / "config.yaml", overlay / "schema.yaml", *presets]:
             name = path.relative_to(overlay)

@@ -29,7 +29,7 @@ CHILD = "import moebench.study"  # what each job of a sweep begins with
 CHILD_ALONE = f"see why: {PYTHON} -c {shlex.quote(CHILD)}"
 OTHER_RUNS = "name another folder with --runs-dir"
 OTHER_CACHE = "name another folder in the environment variable MOEBENCH_CACHE"
-LAUNCHERS = ("joblib", "submitit", "ray")  # Hydra's; each is a distribution of its own
+LAUNCHERS = ("submitit", "ray")  # of a sweep; each needs the distribution of that name
 
 
 def cores() -> Iterator[Finding]:
@@ -150,7 +150,7 @@ def compiler() -> Iterator[Finding]:
 
 
 def child() -> Iterator[Finding]:
-    """Whether a sweep can start its jobs: a process as `study.LocalLauncher` starts them."""
+    """Whether a sweep can start its jobs: a process as `study.engines.local` starts them."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
@@ -168,7 +168,7 @@ def child() -> Iterator[Finding]:
 
 
 def launchers(works: bool) -> Iterator[Finding]:
-    """What starts the jobs of a sweep, and which of Hydra's launchers are there, unused.
+    """What can start the jobs of a sweep.
 
     Args:
         works: whether a child process starts, which is all that `local` needs.
@@ -176,10 +176,10 @@ def launchers(works: bool) -> Iterator[Finding]:
     versions: list[str] = []
     for name in LAUNCHERS:
         try:
-            versions.append(f"{name} {metadata.version(f'hydra-{name}-launcher')}")
+            versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             versions.append(f"{name} not installed")
-    others = f"Hydra's, which a sweep cannot use: {', '.join(versions)}"
+    others = f"commands works; {', '.join(versions)}"
     if works:
         yield Finding("launchers", f"local works; {others}")
     else:

@@ -18,8 +18,8 @@ from moebench.data.maps import check_map
 from moebench.errors import MoebenchError, RecordError, Stopped, TrainingError
 from moebench.experiment.execution import check_ranks, device_kind
 from moebench.experiment.session import Session
-from moebench.experiment.trouble import stop_signals
 from moebench.lock import hold
+from moebench.processes import collected
 from moebench.protection import checkpoint_path
 from moebench.records import Record
 from moebench.train.build import make_objective, make_state
@@ -77,7 +77,7 @@ def run_experiment(
                     ranks.broadcast(DONE)
                     return record
                 _clear(record, resume=resume, force=force)
-                with stop_signals() as signals:
+                with collected() as signals:
                     of_run = treatment, corpus, record, ranks, signals
                     session = Session(*of_run, command=command, on_event=on_event)
                     [error] = train_in_lockstep([session.run()])
@@ -111,7 +111,7 @@ def run_stack(
     pairs = list(zip(map(Treatment.of, configs), corpora, strict=True))
     records = [Record(runs_dir / run_name(config, data.content_hash)) for config, data in pairs]
     errors: list[Exception | None] = [None for _ in pairs]
-    with ExitStack() as held, stop_signals() as signals:
+    with ExitStack() as held, collected() as signals:
         numbers = []
         for number, ((treatment, data), record) in enumerate(zip(pairs, records, strict=True)):
             try:
@@ -180,7 +180,7 @@ def _follow(treatment: Treatment, corpus: Corpus, record: Record, ranks: Ranks) 
         if step:
             objective = make_objective(treatment, corpus.domains)
             restore(state, checkpoint_path(record.path, step), objective, device)
-        with stop_signals():  # the first rank acts on them
+        with collected():  # the first rank acts on them
             for event in train(treatment, corpus, state, device, ranks):
                 stopping = ranks.broadcast(None)
                 if stopping and event.step < config.train.steps:

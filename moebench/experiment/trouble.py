@@ -1,45 +1,18 @@
-"""What can go wrong in a run: signals, a full disk, too little memory."""
+"""What can go wrong in a run: a full disk, too little memory."""
 
 import errno
 import os
 import re
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from moebench import processes
 from moebench.config.schema import ExperimentConfig
 from moebench.errors import CONTINUES, TrainingError
 from moebench.records import FULL, Record
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # no right to write, or a fault
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the stop signals that arrive, in a list; a second SIGINT interrupts at once."""
-    arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
-
-    def collect(number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and arrived:
-            raise KeyboardInterrupt
-        arrived.append(number)
-
-    before = {number: signal.signal(number, collect) for number in processes.stop_signals()}
-    try:
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def explained(

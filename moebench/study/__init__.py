@@ -2,7 +2,7 @@
 
 from moebench.plans import Job, Plan, find_plan, read_plan
 from moebench.study.axes import Axes
-from moebench.study.launcher import LocalLauncher
+from moebench.study.launcher import Launcher
 from moebench.study.plan import make_plan
 
-__all__ = ["Axes", "Job", "LocalLauncher", "Plan", "find_plan", "make_plan", "read_plan"]
+__all__ = ["Axes", "Job", "Launcher", "Plan", "find_plan", "make_plan", "read_plan"]

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,11 +20,16 @@ METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def start(module: str, words: Sequence[str], log: Path) -> BaseProcess:
+def start(
+    module: str, words: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
+) -> BaseProcess:
     """Start `python -m module words`, with one thread, in a session of its own.
 
     It gets this process's environment, working directory and `sys.path`, writes to the end of
     `log`, and is stopped when this process has ended, for whatever reason.
+
+    Args:
+        environ: what it finds in its environment beside that.
 
     Raises:
         OSError: the process cannot be started.
@@ -32,8 +37,8 @@ def start(module: str, words: Sequence[str], log: Path) -> BaseProcess:
     context = get_context(METHOD)
     if METHOD == "forkserver":
         context.set_forkserver_preload(PRELOADED)
-    environ = {**os.environ, **ONE_THREAD}
-    process = context.Process(target=_run, args=(module, list(words), str(log), environ))
+    around = {**os.environ, **ONE_THREAD, **(environ or {})}
+    process = context.Process(target=_run, args=(module, list(words), str(log), around))
     # The server imports the same code as this process, and nothing else from the working directory.
     path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
     with starting({**ONE_THREAD, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}):

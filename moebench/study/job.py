@@ -10,15 +10,14 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from moebench.lock import is_held
 from moebench.plans import Job
 from moebench.records import Record, printable
 from moebench.registry import plugins
 from moebench.study.child import GRACE, start
-from moebench.study.status import last_status
+from moebench.study.status import STOPPED, last_status, leave_unfinished
 
 LOCKED = 4  # exit code of a job whose run another process trains
 MODULE = "moebench.study"  # what the process runs
@@ -34,6 +33,7 @@ class Attempt:
         job: the job to train.
         timeout: seconds without a completed step after which the process is ended; None: never.
         stacked: jobs to train in one stack with `job`.
+        environ: what the process finds in its environment, beside what this one has.
 
     Raises:
         OSError: the process cannot be started.
@@ -45,6 +45,7 @@ class Attempt:
         job: Job,
         timeout: float | None = None,
         stacked: Sequence[Job] = (),
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.job, self.jobs = job, (job, *stacked)
         self._runs_dir = plan_path.parents[2]
@@ -55,7 +56,8 @@ class Attempt:
         ids = ",".join(str(job.id) for job in self.jobs)
         with open(self.log, "ab") as output:
             self._log_start = output.tell()
-        self.process = start(MODULE, [str(plan_path.resolve()), ids, *plugins()], self.log)
+        words = [str(plan_path.resolve()), ids, *plugins()]
+        self.process = start(MODULE, words, self.log, environ)
         self._heartbeats = self._read_heartbeats()
         self._last_change = time.monotonic()
         self._kill_at = math.inf
@@ -101,25 +103,20 @@ class Attempt:
         ended = status["state"] in ("failed", "stopped")
         return ended and status.get("pid") == self.process.pid and not self._hung
 
+    def goes_again(self, job: Job) -> bool:
+        """Whether another process trained the job, or a job of its stack ended the process."""
+        locked = self.process.exitcode == LOCKED
+        return (locked or len(self.jobs) > 1) and not self.reported(job)
+
     def reason_unfinished(self, job: Job | None = None) -> str:
         """Why the ended process left a job unfinished. The reason is also written to the record."""
         job = job or self.job
         record = self._record(job)
-        status = last_status(record)
         if self.reported(job):
-            return str(status.get("reason"))
-        state, reason = "failed", self._hung or self._last_output(job)
+            return str(last_status(record).get("reason"))
         if self.is_ending:
-            state, reason = "stopped", "stopped with the sweep; the same sweep continues it"
-        if record.exists() and not is_held(record):  # otherwise another process has it
-            kept = {key: status[key] for key in status.keys() - {"state", "pid", "heartbeat"}}
-            try:
-                record.set_status(
-                    state, **{**kept, "steps": job.config["train"]["steps"], "reason": reason}
-                )
-            except OSError as error:
-                reason += f"; its status cannot be written ({error.strerror})"
-        return reason
+            return leave_unfinished(record, job, "stopped", STOPPED)
+        return leave_unfinished(record, job, "failed", self._hung or self._last_output(job))
 
     @property
     def is_ending(self) -> bool:

@@ -1,20 +1,17 @@
-"""Runs the jobs of a plan on this machine, several at a time; other sweeps may run the same."""
+"""Runs the jobs of a plan on an engine; other sweeps may run the same jobs at the same time."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import NamedTuple
 
 from moebench.config.compose import from_dict
-from moebench.config.schema import ExperimentConfig
 from moebench.config.stackable import stack_key
 from moebench.lock import is_held
 from moebench.plans import Job, Plan
 from moebench.records import Record
-from moebench.study.job import LOCKED, Attempt
+from moebench.study.engines import Batch, Engine, Placed
 from moebench.study.status import last_status
-
-POLL = 0.2  # seconds between polls of the processes
 
 
 class Elsewhere(NamedTuple):
@@ -24,43 +21,38 @@ class Elsewhere(NamedTuple):
     since: float  # when this was first noticed, in epoch seconds
 
 
-class LocalLauncher:
-    """Runs the jobs of a plan as one-thread processes on this machine, `workers` at a time.
+class Launcher:
+    """Runs the jobs of a plan on an engine, as many at a time as it has room for.
 
-    A process trains a stack of jobs if `stack_size` allows it and their shapes agree. If such a
+    A process trains a stack of jobs if the engine allows it and their shapes agree. If such a
     process ends early, its jobs run again one by one, so that one job cannot stop the others.
 
-    Iterate over `run()`: it yields after each poll of the processes, so that the caller can show
-    progress. Closing it stops them. A job that fails does not stop the others. If another process
-    trains a run, the launcher waits, and continues the run if that process leaves it unfinished.
+    Iterate over `run()`: it yields after each look at the engine, so that the caller can show
+    progress. Closing it ends what runs. A job that fails does not stop the others. If another
+    process trains a run, the launcher waits, and continues the run if that process leaves it
+    unfinished.
 
     Args:
-        timeout: seconds without a completed step after which a run counts as hung.
-        stack_size: how many jobs of a config's shape one process trains at once; None means 1.
+        plan: whose jobs are run.
+        within: the plan on disk, if `plan` is a part of it; None: `plan` itself.
 
     Attributes:
         waiting: jobs that are not started, in the order in which they will start.
-        running: the processes of this launcher.
-        elsewhere: jobs that run in other processes.
+        running: what the engine has taken and not ended.
+        elsewhere: jobs that run in processes of others.
         failed: the jobs that did not finish, each with the reason.
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        runs_dir: Path,
-        workers: int,
-        timeout: float | None = None,
-        stack_size: Callable[[ExperimentConfig], int] | None = None,
+        self, plan: Plan, runs_dir: Path, engine: Engine, within: Plan | None = None
     ) -> None:
         self.plan = plan
         self.runs_dir = runs_dir
-        self.workers = workers
-        self.timeout = timeout
-        self.stack_size = stack_size
+        self.engine = engine
+        engine.open(within or plan, runs_dir)
         self._alone: set[int] = set()  # jobs whose stack ended early; they run alone
         self.waiting = [job for job in plan.jobs if not self.record(job).is_done()]
-        self.running: list[Attempt] = []
+        self.running: list[Placed] = []
         self.elsewhere: list[Elsewhere] = []
         self.failed: list[tuple[Job, str]] = []
 
@@ -68,24 +60,32 @@ class LocalLauncher:
         return Record(self.runs_dir / job.run)
 
     def run(self) -> Generator[None]:
-        """Run all jobs; yields after each poll."""
+        """Run all jobs; yields after each look at the engine."""
         try:
+            self._attach()
             while self.waiting or self.running or self.elsewhere:
                 self._check_elsewhere()
-                self._start()
+                self.start()
                 yield
-                time.sleep(POLL)
-                for attempt in list(self.running):
-                    if attempt.has_ended():
-                        self.running.remove(attempt)
-                        self._finish(attempt)
+                time.sleep(self.engine.poll)
+                for placed in list(self.running):
+                    if placed.has_ended():
+                        self.running.remove(placed)
+                        self._finish(placed)
             yield
         finally:
-            self._end_all()
+            self.end()
 
-    def _start(self) -> None:
-        """Start waiting jobs while there is a free worker."""
-        while self.waiting and len(self.running) < self.workers:
+    def leave(self) -> list[Placed]:
+        """Start all jobs and let them be; what the engine has of them."""
+        self._attach()
+        self.start()
+        return self.running
+
+    def batches(self) -> list[Batch]:
+        """The waiting jobs that the engine has room for, as batches; they wait no longer."""
+        batches: list[Batch] = []
+        while self.waiting and len(self.running) + len(batches) < self.engine.room:
             job = self.waiting.pop(0)
             record = self.record(job)
             if record.is_done():  # by another sweep
@@ -93,20 +93,42 @@ class LocalLauncher:
             if is_held(record):
                 self.elsewhere.append(Elsewhere(job, time.time()))
                 continue
-            stacked = self._take_stack(job)
-            path = self.plan.path(self.runs_dir)
-            try:
-                self.running.append(Attempt(path, job, self.timeout, stacked))
-            except OSError as error:
-                reason = f"cannot be started ({error})"
-                self.failed += [(failed, reason) for failed in (job, *stacked)]
+            batches.append((job, *self._take_stack(job)))
+        return batches
+
+    def start(self) -> None:
+        """Start waiting jobs while the engine has room."""
+        if batches := self.batches():
+            self.running += self.engine.start(batches)
+
+    def end(self) -> None:
+        """Ask every process to stop at its next step, and kill those that do not stop in time."""
+        ending = list(self.running)
+        try:
+            for placed in ending:
+                placed.end()
+            while not all(placed.has_ended() for placed in ending):
+                time.sleep(min(self.engine.poll, 0.05))
+        finally:  # a second Ctrl-C kills at once
+            for placed in ending:
+                placed.kill()
+                for job in placed.jobs:
+                    if not self.record(job).is_done():
+                        placed.reason_unfinished(job)
+
+    def _attach(self) -> None:
+        """Take over what an earlier sweep has left with the engine."""
+        found = self.engine.running(self.waiting)
+        self.running += found
+        taken = {job.id for placed in found for job in placed.jobs}
+        self.waiting = [job for job in self.waiting if job.id not in taken]
 
     def _take_stack(self, job: Job) -> list[Job]:
         """Remove from the waiting jobs those that one process can train together with `job`."""
-        if self.stack_size is None or job.id in self._alone:
+        if job.id in self._alone:
             return []
         config = from_dict(job.config)
-        key, room = stack_key(config), self.stack_size(config) - 1
+        key, room = stack_key(config), self.engine.stack_size(config) - 1
         if not room:
             return []
         stacked = [
@@ -120,19 +142,16 @@ class LocalLauncher:
         self.waiting = [other for other in self.waiting if other not in stacked]
         return stacked
 
-    def _finish(self, attempt: Attempt) -> None:
+    def _finish(self, placed: Placed) -> None:
         """Queue again, or record as failed, the jobs that a process left unfinished."""
-        for job in reversed(attempt.jobs):
+        for job in reversed(placed.jobs):
             if self.record(job).is_done():
                 continue
-            # Another process trains it, or a job of its stack ended the process.
-            locked = attempt.process.exitcode == LOCKED and not attempt.reported(job)
-            taken_down = len(attempt.jobs) > 1 and not attempt.reported(job)
-            if locked or taken_down:
+            if placed.goes_again(job):
                 self.waiting.insert(0, job)
                 self._alone.add(job.id)
             else:
-                self.failed.append((job, attempt.reason_unfinished(job)))
+                self.failed.append((job, placed.reason_unfinished(job)))
 
     def _check_elsewhere(self) -> None:
         """Queue jobs that other processes left unfinished, unless they failed."""
@@ -146,18 +165,3 @@ class LocalLauncher:
                 self.failed.append((item.job, str(status.get("reason"))))
             elif not record.is_done():
                 self.waiting.insert(0, item.job)
-
-    def _end_all(self) -> None:
-        """Ask every process to stop at its next step, and kill those that do not stop in time."""
-        ending = list(self.running)
-        try:
-            for attempt in ending:
-                attempt.end()
-            while not all(attempt.has_ended() for attempt in ending):
-                time.sleep(0.05)
-        finally:  # a second Ctrl-C kills at once
-            for attempt in ending:
-                attempt.kill()
-                for job in attempt.jobs:
-                    if not self.record(job).is_done():
-                        attempt.reason_unfinished(job)

@@ -10,21 +10,26 @@ CUDA_GROUPS = 1023  # maximum number of groups of a grouped product on a GPU
 BYTE_VOCABULARY = 257
 
 
-def stack_size(config: ExperimentConfig, processes: int = 1) -> int:
+def stack_size(config: ExperimentConfig, processes: int = 1, gpu_bytes: int | None = None) -> int:
     """Runs of this shape in a stack: `run.stack`, within the limits of a GPU.
 
     Args:
         processes: that share the GPU.
+        gpu_bytes: free memory of the GPU of a worker, 0 without one; None: this machine's.
     """
+    there = on_gpu(config) if gpu_bytes is None else bool(gpu_bytes) and config.run.device != "cpu"
     wanted = config.run.stack
     if wanted != "auto":
         size = int(wanted)
-        return min(size, _most(config)) if size > 1 and on_gpu(config) else size
-    return min(_most(config), MOST, _fitting(config, processes)) if on_gpu(config) else 1
+        return min(size, _most(config)) if size > 1 and there else size
+    if not there:
+        return 1
+    free = _free(config) if gpu_bytes is None else gpu_bytes
+    return min(_most(config), MOST, _fitting(config, free / processes))
 
 
 def on_gpu(config: ExperimentConfig) -> bool:
-    """Whether runs of this config use a GPU."""
+    """Whether runs of this config use a GPU here."""
     return device.capability(config.run.device) is not None
 
 
@@ -32,13 +37,14 @@ def _most(config: ExperimentConfig) -> int:
     return max(1, CUDA_GROUPS // config.model.num_experts)
 
 
-def _fitting(config: ExperimentConfig, processes: int) -> int:
-    import torch
-
+def _free(config: ExperimentConfig) -> int:
     try:
-        free, _ = torch.cuda.mem_get_info()
+        return device.free_bytes()
     except RuntimeError as error:
         raise device.unusable(config.run.device, error) from None
+
+
+def _fitting(config: ExperimentConfig, free: float) -> int:
     of_bytes = config.data.tokenizer == "bytes"
     vocabulary = BYTE_VOCABULARY if of_bytes else config.data.vocab_size
-    return max(1, int(MEMORY_SHARE * free / processes / memory_bytes(config, vocabulary)))
+    return max(1, int(MEMORY_SHARE * free / memory_bytes(config, vocabulary)))

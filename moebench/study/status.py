@@ -1,4 +1,4 @@
-"""The status of each run of a plan, read from its files and its lock. Nothing is written."""
+"""The status of each run of a plan, read from its files and its lock."""
 
 import time
 from collections import Counter
@@ -18,6 +18,7 @@ from moebench.plans import Job, Plan
 from moebench.records import STATES, Record, printable
 
 QUIET = 60.0  # seconds without a step after which `render` mentions it
+STOPPED = "stopped with the sweep; the same sweep continues it"
 GONE = "its process ended without a message; the same sweep continues from the last checkpoint"
 
 
@@ -45,6 +46,25 @@ def current_status(record: Record) -> dict[str, Any]:
     if status["state"] in ("running", "done"):
         return {**status, "state": "stopped", "reason": GONE}
     return status
+
+
+def leave_unfinished(record: Record, job: Job, state: str, reason: str) -> str:
+    """Write why a run's process, which did not say so itself, left it unfinished.
+
+    The record of a run that another process trains, or that never began, is left alone.
+
+    Returns:
+        The reason, with the error if it cannot be written.
+    """
+    if record.exists() and not is_held(record):
+        status = last_status(record)
+        kept = {key: status[key] for key in status.keys() - {"state", "pid", "heartbeat"}}
+        steps = job.config["train"]["steps"]
+        try:
+            record.set_status(state, **{**kept, "steps": steps, "reason": reason})
+        except OSError as error:
+            reason += f"; its status cannot be written ({error.strerror})"
+    return reason
 
 
 def in_sweep(run: str, reason: str) -> str:

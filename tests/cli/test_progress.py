@@ -11,7 +11,8 @@ from moebench.cli.output import print_message
 from moebench.cli.progress import SweepDisplay, TrainDisplay, describe_row
 from moebench.lock import hold
 from moebench.records import Record
-from moebench.study import Job, LocalLauncher, Plan
+from moebench.study import Job, Launcher, Plan
+from moebench.study.engines.local import Local
 from moebench.study.launcher import Elsewhere
 
 ROW = {"train/loss": 5.25, "valid/nats": 5.125, "speed/tokens_per_second": 12345.6}
@@ -65,11 +66,11 @@ def test_a_run_has_a_bar_on_a_terminal(terminal: io.StringIO) -> None:
     assert last.rstrip().endswith("left")
 
 
-def launcher(folder: Path) -> LocalLauncher:
+def launcher(folder: Path) -> Launcher:
     config = {"train": {"steps": 4}}
     jobs = (Job(n, f"arm-s{n}", "arm", "0", n, (), config) for n in range(2))
     plan = Plan("sweep", "", "", "arm", "valid/nats", tuple(jobs))
-    return LocalLauncher(plan, folder, 1)
+    return Launcher(plan, folder, Local(1))
 
 
 class Running:

@@ -12,7 +12,8 @@ import pytest
 
 from moebench.lock import hold
 from moebench.records import Record
-from moebench.study import LocalLauncher, Plan
+from moebench.study import Launcher, Plan
+from moebench.study.engines.local import Local
 from moebench.study.job import LOCKED, LOST, Attempt
 from moebench.study.status import last_status
 from tests.processes import is_alive, is_running, until
@@ -46,10 +47,10 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Callable[..., LocalLauncher]:
-    def made(plan: Plan, workers: int = 2) -> LocalLauncher:
+def launch(tmp_path: Path) -> Callable[..., Launcher]:
+    def made(plan: Plan, workers: int = 2) -> Launcher:
         plan.write(tmp_path / "runs")
-        launcher = LocalLauncher(plan, tmp_path / "runs", workers)
+        launcher = Launcher(plan, tmp_path / "runs", Local(workers))
         for _ in launcher.run():
             assert len(launcher.running) <= workers
         return launcher
@@ -57,7 +58,7 @@ def launch(tmp_path: Path) -> Callable[..., LocalLauncher]:
     return made
 
 
-Launch = Callable[..., LocalLauncher]
+Launch = Callable[..., Launcher]
 DONE = "say('done'); (run / 'summary.json').write_text('{}')\n"
 
 
@@ -107,7 +108,7 @@ def test_a_job_that_never_started_leaves_no_record(script: Script, launch: Launc
     assert not launcher.record(launcher.plan.jobs[0]).path.exists()
 
 
-def begun(launcher: LocalLauncher, polls: Iterator[None]) -> list[int]:
+def begun(launcher: Launcher, polls: Iterator[None]) -> list[int]:
     """The process ids of two running jobs."""
     records = [launcher.record(job) for job in launcher.plan.jobs[:2]]
     while not all(last_status(record)["state"] == "running" for record in records):
@@ -130,7 +131,7 @@ def test_closing_a_launcher_ends_its_processes_and_records_it(
     script.write(f"signal.signal(signal.SIGTERM, {handler})\nsay('running')\ntime.sleep(60)")
     plan = a_plan(3)
     plan.write(tmp_path / "runs")
-    launcher = LocalLauncher(plan, tmp_path / "runs", 2)
+    launcher = Launcher(plan, tmp_path / "runs", Local(2))
     with closing(launcher.run()) as polls:
         pids = begun(launcher, polls)
     assert not any(map(is_alive, pids))
@@ -232,7 +233,7 @@ def test_a_hung_run_does_not_stop_the_others(
     )
     plan = a_plan(3)
     plan.write(tmp_path / "runs")
-    launcher = LocalLauncher(plan, tmp_path / "runs", 1, timeout=3)
+    launcher = Launcher(plan, tmp_path / "runs", Local(1, timeout=3))
     for _ in launcher.run():
         pass
     [(job, reason)] = launcher.failed
@@ -245,15 +246,15 @@ def test_a_hung_run_does_not_stop_the_others(
 
 
 @pytest.fixture
-def shared(script: Script, tmp_path: Path) -> LocalLauncher:
+def shared(script: Script, tmp_path: Path) -> Launcher:
     """A launcher of two jobs that both finish immediately."""
     script.write(DONE + "open(plan.parents[3] / 'order', 'a').write(f'{number} ')")
     plan = a_plan(2)
     plan.write(tmp_path / "runs")
-    return LocalLauncher(plan, tmp_path / "runs", 1)
+    return Launcher(plan, tmp_path / "runs", Local(1))
 
 
-def until_alone(launcher: LocalLauncher, polls: Iterator[None]) -> None:
+def until_alone(launcher: Launcher, polls: Iterator[None]) -> None:
     """Run until only the job of another process is left."""
     while launcher.waiting or launcher.running:
         next(polls)
@@ -261,9 +262,7 @@ def until_alone(launcher: LocalLauncher, polls: Iterator[None]) -> None:
     assert other.job.id == 0
 
 
-def test_the_launcher_waits_for_a_run_of_another_process(
-    shared: LocalLauncher, tmp_path: Path
-) -> None:
+def test_the_launcher_waits_for_a_run_of_another_process(shared: Launcher, tmp_path: Path) -> None:
     record = shared.record(shared.plan.jobs[0])
     polls = shared.run()
     with hold(record):
@@ -277,7 +276,7 @@ def test_the_launcher_waits_for_a_run_of_another_process(
 
 
 def test_the_launcher_continues_a_run_that_another_process_left(
-    shared: LocalLauncher, tmp_path: Path
+    shared: Launcher, tmp_path: Path
 ) -> None:
     record = shared.record(shared.plan.jobs[0])
     polls = shared.run()
@@ -290,9 +289,7 @@ def test_the_launcher_continues_a_run_that_another_process_left(
     assert (tmp_path / "order").read_text() == "1 0 "
 
 
-def test_a_run_that_failed_elsewhere_counts_as_failed(
-    shared: LocalLauncher, tmp_path: Path
-) -> None:
+def test_a_run_that_failed_elsewhere_counts_as_failed(shared: Launcher, tmp_path: Path) -> None:
     record = shared.record(shared.plan.jobs[0])
     record.begin("a: 1", {})
     record.set_status("failed", step=1, reason="an older failure")
@@ -305,7 +302,7 @@ def test_a_run_that_failed_elsewhere_counts_as_failed(
     assert (tmp_path / "order").read_text() == "1 "
 
 
-def test_a_run_that_failed_earlier_is_tried_again(shared: LocalLauncher, tmp_path: Path) -> None:
+def test_a_run_that_failed_earlier_is_tried_again(shared: Launcher, tmp_path: Path) -> None:
     record = shared.record(shared.plan.jobs[0])
     record.begin("a: 1", {})
     record.set_status("failed", step=1, reason="an older failure")

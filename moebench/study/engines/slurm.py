@@ -1,0 +1,74 @@
+"""What SLURM says of jobs: by its accounting, or where there is none by its queue."""
+
+import subprocess
+import time
+
+ASK = 5.0  # seconds between two questions; a question is about all jobs
+FADED = 60.0  # seconds after which a state that mostly passes is final
+CANCELLED = "CANCELLED"
+GONE = "no longer in the queue"  # without accounting
+LOST = ("PREEMPTED", "TIMEOUT", "NODE_FAIL")
+OPEN = (
+    *("PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING"),
+    *("COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT"),
+)
+
+
+class Queue:
+    """The states of jobs, asked for all together and not too often."""
+
+    def __init__(self) -> None:
+        self._jobs: set[str] = set()
+        self._states: dict[str, str] = {}
+        self._since: dict[str, float] = {}  # when a job was first seen in a state that may pass
+        self._asked_at = float("-inf")
+        self._accounts: bool | None = None
+
+    def add(self, job: str) -> None:
+        self._jobs.add(job)
+        self._asked_at = float("-inf")
+
+    def ended(self, job: str) -> str:
+        """The state in which a job has ended; "" while it waits or runs, or while nobody knows."""
+        if job not in self._jobs:
+            self.add(job)
+        if time.monotonic() - self._asked_at > max(ASK, len(self._jobs) / 100):
+            self._asked_at = time.monotonic()
+            self._ask()
+        state = self._states.get(job, "")
+        if not state or state.split(" ")[0] in OPEN:
+            self._since.pop(job, None)
+            return ""
+        # A preempted job may be on its way back into the queue.
+        since = self._since.setdefault(job, time.monotonic())
+        passing = state == "PREEMPTED" and time.monotonic() - since < FADED
+        return "" if passing else state
+
+    def _ask(self) -> None:
+        masters = sorted({job.split("_")[0] for job in self._jobs})
+        if self._accounts is not False:
+            listed = _lines("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(masters))
+            self._accounts = listed is not None
+            if listed is not None:
+                self._states.update(_states(listed, "|"))
+                return
+        listed = _lines("squeue", "-h", "-r", "-o", "%i|%T", "-t", "all", "-j", ",".join(masters))
+        if listed is not None:
+            found = _states(listed, "|")
+            self._states = {job: found.get(job, GONE) for job in self._jobs}
+
+
+def _states(lines: list[str], mark: str) -> dict[str, str]:
+    """The state of each job; of the elements of an array that wait together, of none."""
+    return {job: state for job, _, state in (line.partition(mark) for line in lines)}
+
+
+def _lines(*command: str) -> list[str] | None:
+    """The output of a command; None if it fails, and none for a job that SLURM has forgotten."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    return done.stdout.splitlines()
