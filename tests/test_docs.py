@@ -42,7 +42,7 @@ def test_there_are_commands_and_python_to_try() -> None:
     assert {command.split()[1] for command in COMMANDS} >= {"train", "sweep", "report", "dashboard"}
     assert PYTHON
     assert SCRIPTS
-    assert len([name for page in PAGES for name, _ in named_files(page)]) == 2
+    assert len([name for page in PAGES for name, _ in named_files(page)]) == 3
 
 
 @pytest.fixture(scope="module")

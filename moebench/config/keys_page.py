@@ -14,6 +14,7 @@ from moebench import scopes
 from moebench.config.compose import Composer
 from moebench.config.knob import knobs, type_words
 from moebench.config.presets import (
+    LAUNCHER,
     SCOPE,
     STUDY,
     STUDY_KNOBS,
@@ -27,6 +28,10 @@ COMMAND = "python -m moebench.config.keys_page > docs/keys.md"
 COLUMNS = ("key", "meaning", "unit", "range", "default", "source")
 TOP = ""  # section of the keys without a group; that of the keys of a study is STUDY
 
+LAUNCHERS = """\
+Where `moebench sweep` trains runs; no part of a config. [Clusters](clusters.md) has the options.
+"""
+
 INTRODUCTION = f"""\
 # Keys
 
@@ -37,7 +42,7 @@ first sentence of its file. This page is generated from the schema and the prese
 
 
 def keys_page() -> str:
-    """The page in Markdown: a section a group, the study last."""
+    """The page in Markdown: a section a group, the study and the launchers last."""
     default = default_presets(shipped_conf())
     tables: dict[str, list[str]] = {}
     for key, field, value in _keys():
@@ -59,6 +64,8 @@ def keys_page() -> str:
             parts.append("".join([_line(COLUMNS), _line(["---"] * len(COLUMNS)), *tables[group]]))
         if presets:
             parts.append("".join(presets))
+    launchers = (f"- `--launcher {name}`: {meaning}\n" for name, meaning in _presets(LAUNCHER))
+    parts += [f"## {LAUNCHER}\n", LAUNCHERS, "".join(launchers)]
     return "\n".join(parts)
 
 
