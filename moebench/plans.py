@@ -6,8 +6,8 @@ any launcher can start it. `moebench.study` makes plans; the report reads them.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,10 +111,12 @@ class Plan:
         """Write the plan among the runs; returns its path."""
         about: dict[str, Any] = {key: getattr(self, key) for key in _TEXTS}
         about |= {"order": list(self.order), "average_twin": self.average_twin}
-        runs = [asdict(job) for job in self.jobs]
+        shared = _shared([job.config for job in self.jobs])
+        runs = [vars(job) | {"config": _own(job.config, shared)} for job in self.jobs]
         path = self.path(runs_dir)
+        content = {"schema_version": SCHEMA_VERSION, **about, "shared": shared, "runs": runs}
         try:
-            write_json(path, {"schema_version": SCHEMA_VERSION, **about, "runs": runs})
+            write_json(path, content)
         except OSError as error:
             raise cannot_write(runs_dir, error) from None
         return path
@@ -136,13 +138,9 @@ def read_plan(path: Path) -> Plan:
     wrong = _first_wrong(content)
     if wrong:
         raise RecordError(f"{path}: is not a plan ({wrong})")
-    jobs = (
-        Job(**{key: run[key] for key in (*_RUN, "differs") if key in run})
-        for run in content["runs"]
-    )
     return Plan(
         **{key: content[key] for key in _TEXTS},
-        jobs=tuple(replace(job, overrides=tuple(job.overrides)) for job in jobs),
+        jobs=tuple(_job(run, content.get("shared", {})) for run in content["runs"]),
         folder=path.parent,
         order=tuple(content.get("order", ())),
         average_twin=content.get("average_twin", False),
@@ -160,6 +158,53 @@ _RUN = {
 }
 
 
+def _job(run: Mapping[str, Any], shared: Mapping[str, Any]) -> Job:
+    values = {key: run[key] for key in (*_RUN, "differs") if key in run}
+    own = {"overrides": tuple(run["overrides"]), "config": _merged(shared, run["config"])}
+    return Job(**values | own)
+
+
+# Thousands of jobs read the whole plan, so it holds only once what their configs have in common.
+
+
+def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What nested configs have in common."""
+    first, *others = configs
+    common: dict[str, Any] = {}
+    for key, value in first.items():
+        values = [other.get(key, _ABSENT) for other in others]
+        if isinstance(value, dict) and all(isinstance(other, dict) for other in values):
+            common[key] = _shared([value, *values])
+        elif all(type(other) is type(value) and other == value for other in values):
+            common[key] = value
+    return common
+
+
+_ABSENT = object()
+
+
+def _own(config: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """What a nested config does not share."""
+    own: dict[str, Any] = {}
+    for key, value in config.items():
+        if key not in shared:
+            own[key] = value
+        elif isinstance(value, dict) and (inner := _own(value, shared[key])):
+            own[key] = inner
+    return own
+
+
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested config, from what it shares and what it does not."""
+    merged = dict(shared)
+    for key, value in [*shared.items(), *own.items()]:
+        if isinstance(value, dict):  # a copy, whether or not the other has it too
+            before = merged.get(key)
+            value = _merged(before if isinstance(before, dict) else {}, value)
+        merged[key] = value
+    return merged
+
+
 def _first_wrong(content: Mapping[str, Any]) -> str:
     """What a plan lacks, or holds of a wrong type; "" if nothing."""
     for key in _TEXTS:
@@ -172,6 +217,8 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
         return "holds no usable list 'order'"
     if type(content.get("average_twin", False)) is not bool:
         return "holds no usable 'average_twin'"
+    if not isinstance(content.get("shared", {}), dict):  # missing in plans of an earlier version
+        return "holds no usable 'shared'"
     runs = content.get("runs")
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
         return "holds no usable list 'runs'"

@@ -44,6 +44,40 @@ def test_a_plan_is_found_by_its_name_and_the_last_one_by_none(tmp_path: Path) ->
         find_plan(runs, "../x")
 
 
+def config(seed: int, balance: object, options: object, terms: object) -> dict[str, Any]:
+    return {"seed": seed, "loss": {"balance": balance}, "method": options, "terms": terms}
+
+
+CONFIGS = [
+    config(0, 0.1, {"options": {}}, [{}]),
+    config(1, 0.2, {"options": {"a": 1}}, [{}]),
+    config(2, 0, {"options": {"a": 1, "b": {}}}, None),
+    config(3, True, {"options": {"a": {}}}, {}),
+]
+
+
+@pytest.mark.parametrize("configs", [CONFIGS[:n] for n in (1, 2, 3, 4)] + [CONFIGS[1:3]])
+def test_what_configs_share_is_written_once(tmp_path: Path, configs: list[Any]) -> None:
+    [job] = a_plan().jobs
+    jobs = tuple(replace(job, id=n, config=own) for n, own in enumerate(configs))
+    path = replace(a_plan(), jobs=jobs).write(tmp_path)
+    read = [job.config for job in read_plan(path).jobs]
+    assert json.dumps(read, sort_keys=True) == json.dumps(configs, sort_keys=True)
+
+
+def test_a_plan_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    plan = replace(a_plan(), jobs=tuple(replace(a_plan().jobs[0], id=n) for n in range(9)))
+    path = plan.write(tmp_path)
+    content = json.loads(path.read_text())
+    assert [run["config"] for run in content["runs"]] == [{}] * 9
+    for run in content["runs"]:
+        run["config"] = content["shared"]
+        del run["differs"]
+    del content["shared"]
+    path.write_text(json.dumps(content))
+    assert read_plan(path) == plan
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"runs": [{}]}', '{"runs": 1}', "\x00"])
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.json"
@@ -70,6 +104,8 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
         ({"seed": True}, "run 0 holds no usable 'seed'"),
         ({"overrides": [1]}, "run 0 holds no usable 'overrides'"),
         ({"config": []}, "run 0 holds no usable 'config'"),
+        ({"shared": []}, "holds no usable 'shared'"),
+        ({"differs": None}, "run 0 holds no usable 'differs'"),
     ],
 )
 def test_a_damaged_plan_is_refused_with_what_is_wrong(
