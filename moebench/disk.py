@@ -66,15 +66,21 @@ def is_name(text: str) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` when the block ends without an error."""
+    """Open a file that replaces `path` when the block ends without an error.
+
+    It makes the folder of `path` if that is missing. Each call here is a request to the server of a
+    shared directory, so there are as few as can be.
+    """
     aside = _aside(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(aside, "wb") as file:
+        with _created(aside) as file:
             yield file
-        publish(aside, path)
-    finally:
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
         aside.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -142,6 +148,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _created(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "wb")
 
 
 def _sync(path: Path) -> None:

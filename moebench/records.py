@@ -92,9 +92,12 @@ class Record:
 
         A run that ended before it wrote its status is waiting, at step 0.
         """
-        if not (self.path / "status.json").exists():
+        try:
+            status = read_json(self.path / "status.json")
+        except FileNotFoundError:
             return {"state": "waiting", "step": 0}
-        status = self._json("status.json")
+        except (OSError, ValueError):
+            status = self._json("status.json")  # raises its error
         if status.get("state") not in STATES or type(status.get("step")) is not int:
             raise RecordError(f"{self.path}/status.json: is not a status; the record is damaged")
         return status

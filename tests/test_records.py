@@ -79,7 +79,7 @@ def test_a_record_that_is_found_has_its_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr("moebench.disk.publish", lambda aside, path: written.append(path.name))
+    monkeypatch.setattr("moebench.disk.os.replace", lambda _, path: written.append(path.name))
     Record(tmp_path / "run").begin(CONFIG, {})
     assert written == ["manifest.json", "config.yaml"]
 

@@ -30,7 +30,9 @@ from moebench.train.loop import Event, TrainingRun
 from moebench.train.ranks import Ranks
 from moebench.train.stack import GradientRequest, GradientRequests
 
-STATUS_EVERY = 0.5  # seconds between updates of status.json
+# Seconds between updates of status.json: at least so many, for each run of a stack; and a share of
+# the run's time, so that thousands of long runs do not keep a shared file system busy.
+STATUS_EVERY, STATUS_SHARE, STATUS_MOST = 0.5, 0.01, 10.0
 IN_STATUS = ("train/loss", "valid/nats", "speed/tokens_per_second")
 
 
@@ -176,7 +178,7 @@ class Session:
             run.finite.check()
             kept = self.record.path / CHECKPOINTS
             save_checkpoint(kept, run.state, protection_of(self.record))
-        if time.monotonic() - self.last_status > STATUS_EVERY:
+        if time.monotonic() - self.last_status > status_every(self._seconds(), self.stacked):
             self.last_status = time.monotonic()
             self._set_status("running")
         if stopping and event.step < self.config.train.steps:
@@ -223,3 +225,13 @@ class Session:
     def _seconds(self) -> float:
         """Time of the run so far, over all its sessions."""
         return time.monotonic() - self.start
+
+
+def status_every(seconds: float, stacked: int = 1) -> float:
+    """Seconds between updates of the status of a run.
+
+    Args:
+        seconds: that the run has taken so far.
+        stacked: runs of its process.
+    """
+    return min(STATUS_MOST, max(STATUS_EVERY * stacked, STATUS_SHARE * seconds))

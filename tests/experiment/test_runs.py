@@ -18,6 +18,7 @@ from moebench.config.identity import run_name
 from moebench.data.corpus import Corpus
 from moebench.errors import DataError, RecordError, Stopped, TrainingError
 from moebench.experiment import run_experiment
+from moebench.experiment.session import status_every
 from moebench.records import Record, find_records
 from moebench.train.build import make_model
 from moebench.train.loop import Event
@@ -323,3 +324,8 @@ def test_ranks_of_a_run_that_is_done_end_together(
     monkeypatch.setattr("moebench.experiment.joined", lambda _: nullcontext(Told(rank, 2)))
     assert run_experiment(compose(), corpus, tmp_path).path == record.path
     assert said == [["done"], [None]][rank]
+
+
+def test_the_status_of_a_long_run_or_a_stack_is_written_less_often() -> None:
+    assert [status_every(seconds) for seconds in (0, 50, 300, 1e5)] == [0.5, 0.5, 3, 10]
+    assert [status_every(0, stacked) for stacked in (1, 4, 64)] == [0.5, 2, 10]
