@@ -22,7 +22,7 @@ from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
 from moebench.train.feed import with_domain
 from moebench.train.prescribed import Prescription
-from moebench.train.replay import replay_cost
+from moebench.train.replay_cost import replay_cost
 from moebench.train.step import Objective, Outcome, method_states
 
 RECENT = 0.9  # decay, a step, of the loads by which experts are placed on ranks

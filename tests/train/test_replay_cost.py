@@ -12,7 +12,7 @@ from moebench.balance import Steering
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
 from moebench.experiment import run_experiment
-from moebench.train.replay import donors, replay_cost
+from moebench.train.replay_cost import donors, replay_cost
 
 DRAW = np.random.default_rng(0)
 TOKENS = DRAW.integers(0, 6, (9, 8))
