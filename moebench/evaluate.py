@@ -24,6 +24,7 @@ from torch import Tensor
 from moebench import __version__
 from moebench.balance import Routing, Steering
 from moebench.config.compose import Composer
+from moebench.config.replayed import replays
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import map_layers
 from moebench.data.corpus import Corpus, prepare
@@ -67,8 +68,9 @@ class Checkpoint:
         self,
         tokens: Int[Tensor, "sequences tokens"],
         domain: Int[Tensor, " sequences"] | None = None,
+        forced: Int[Tensor, "layers sequences tokens slots"] | None = None,
     ) -> tuple[Float[Tensor, "sequences tokens vocab"], Routing]:
-        """Logits and routing. Experts are selected as at the end of training.
+        """Logits and routing. Experts are selected as at the end of training, or `forced`.
 
         Args:
             domain: of each sequence, among the run's; needed if the run `reads_domains`. Under
@@ -81,14 +83,25 @@ class Checkpoint:
             size = self.record.manifest()["data"]["vocab_size"]
             tokens = with_domain(tokens, domain.to(tokens.device), size)
         steering = self.steering
-        if self.prescription is not None:
+        if forced is None and self.prescription is not None:
             forced = self.prescription(tokens, domain)
+        if forced is not None:
             steering = (steering or Steering())._replace(forced=forced)
         if self.model.gating.random:
             noise = keys(0, len(tokens), self.device)
             steering = (steering or Steering())._replace(noise=noise)
         logits, routing = self.model(tokens, steering)
         return logits[:, int(named) :], routing
+
+    @property
+    def note(self) -> str:
+        """What a user must know of the experts of a new text; "" if there is nothing."""
+        if not replays(self.config):
+            return ""
+        return (
+            f"{self.record.path}: was trained with the selections of another run, which has none "
+            "for this text; its own router selects the experts"
+        )
 
     @property
     def reads_domains(self) -> bool:
@@ -190,7 +203,7 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     model.to(device).eval()
     steering = steering_after(objective, model, loaded.balance)
     prescription = None
-    if map_layers(config):
+    if map_layers(config) and not replays(config):
         tokens = size + (domains if config.data.domain_token else 0)
         path, experts = str(record.path / MAP), config.model.num_experts
         read = from_bytes(record.map(), path, vocabulary=tokens, experts=experts)
@@ -234,6 +247,7 @@ def run_tasks(
     record, step = checkpoint.record, checkpoint.step
     weights = record.path / "checkpoints" / f"step-{step}" / "model.safetensors"
     about = {
+        **({"note": checkpoint.note} if checkpoint.note else {}),
         "run": record.name,
         "step": step,
         "weights": sha256(weights),

@@ -38,7 +38,8 @@ class Steering(NamedTuple):
             tokens; None: all are active.
         noise: [sequences] keys of the step's draws for each sequence; None: nothing is drawn.
         forced: [first layers, sequences, tokens, slots] experts that a token is sent to, whatever
-            the router's scores; None: the scores decide. The gate weighs them.
+            the router's scores, and -1 in an empty slot; None: the scores decide. The gate weighs
+            them.
     """
 
     bias: Float[Tensor, "layers experts"] | None = None

@@ -85,6 +85,14 @@ LEARNING = (
         window="validation set",
         needs="a method that assigns experts",
     ),
+    Metric(
+        "own/nats",
+        "cross-entropy per token with the experts that the run's own router selects, where "
+        "`valid/nats` is with those of another run",
+        unit="nats",
+        window="validation set",
+        needs="`router=replay`",
+    ),
     *_on("the other half of the validation documents, at the last step", "tune", "", "none"),
     *_on("domains that are not trained on", "heldout", "`data.heldout`", "all"),
 )

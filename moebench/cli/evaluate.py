@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins, path
-from moebench.cli.output import print_json, stdout_console
+from moebench.cli.output import print_json, print_message, stdout_console
 from moebench.errors import apply_to_all
 
 Runs = Annotated[
@@ -57,6 +57,8 @@ def evaluate(
     names, settings = check_names(tasks), Settings(blimp, limit, questions, seed, domain)
     checkpoints = [open_checkpoint(Record(run), step) for run in runs]
     apply_to_all(lambda checkpoint: check_domain(checkpoint, names, settings), checkpoints)
+    for note in filter(None, (checkpoint.note for checkpoint in checkpoints)):
+        print_message(note)
     results = {
         str(checkpoint.record.path): run_tasks(
             checkpoint,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins, path
-from moebench.cli.output import print_json, stdout_console
+from moebench.cli.output import print_json, print_message, stdout_console
 from moebench.errors import ConfigError
 
 Run = Annotated[
@@ -36,6 +36,16 @@ Step = Annotated[
     int | None,
     typer.Option("--step", help="step of the evaluation or checkpoint; by default the last"),
 ]
+Replay = Annotated[
+    Path | None,
+    typer.Option(
+        "--replay",
+        parser=path,
+        metavar="RUN",
+        help="compare with the experts that another run selected for the same text",
+        autocompletion=completion("runs"),
+    ),
+]
 Layer = Annotated[
     int | None,
     typer.Option(
@@ -56,6 +66,7 @@ def inspect(
     step: Step = None,
     layer: Layer = None,
     domain: TextDomain = None,
+    replay: Replay = None,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -69,6 +80,9 @@ def inspect(
         raise ConfigError("inspect: name either a run, or a checkpoint directory with --hf")
     if domain is not None and text is None:
         raise ConfigError(f"--domain={domain}: says what a text is of; add --text")
+    if replay is not None:
+        _print_exchange(run, replay, step, as_json, alone=text is None and layer is None)
+        return
     if hf is not None:
         if text is not None or step is not None or data is None:
             raise ConfigError(
@@ -100,6 +114,22 @@ def inspect(
         show(inspection, stdout_console(), layer)
 
 
+def _print_exchange(
+    run: Path | None, other: Path, step: int | None, as_json: bool, *, alone: bool
+) -> None:
+    """Print what a run makes of the experts that another run selected."""
+    if run is None or not alone:
+        raise ConfigError(f"--replay={other}: needs a run, and no --hf, --text or --layer")
+    from moebench.inspect.exchange import exchange
+    from moebench.inspect.render import show_exchange
+
+    found = exchange(run, other, step)
+    if as_json:
+        print_json(found._asdict())
+    else:
+        show_exchange(found, stdout_console())
+
+
 def _print_text(
     run: Path, text: str, step: int | None, layer: int | None, domain: str | None, as_json: bool
 ) -> None:
@@ -108,6 +138,8 @@ def _print_text(
     from moebench.inspect.render import show_text
 
     routed = inspect_text(run, text, step, domain)
+    if routed.note:
+        print_message(routed.note)
     if as_json:
         print_json(routed._asdict())
     else:

@@ -146,6 +146,15 @@ def _map_contradictions(config: ExperimentConfig) -> Contradictions:
         router.map == "none" and router.hash_layers is not None,
         f"router.hash_layers={router.hash_layers}: is for a prescribed router; add router=hash",
     )
+    yield (
+        router.map == "replay" and router.replay is None,
+        "router.map=replay: needs router.replay=RUN, a run with recorded selections "
+        "(run.record_selections=true)",
+    )
+    yield (
+        router.map != "replay" and router.replay is not None,
+        f"router.replay={router.replay}: is for router.map=replay; add router=replay",
+    )
     if router.map == "none" or not config.model.moe:
         return
     layers = moe_layers(config)

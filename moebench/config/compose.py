@@ -37,6 +37,7 @@ from moebench.config.overrides import (
 )
 from moebench.config.places import located
 from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS, check_interpolations
+from moebench.config.replayed import complete_replay
 from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
 from moebench.config.treatment import group_of, plugins_of
 from moebench.disk import read_yaml_text
@@ -321,4 +322,5 @@ def _complete(values: Values, suited: Callable[[str], str] | None = None) -> Exp
     _, size = group_of(config, TermConfig())
     scopes = (config.scope, *(term.scope for term in config.balance.terms))
     balance = replace(config.balance, plugins=plugins_of(filter(None, scopes)))
-    return complete_method(replace(config, balance_bsz=size, balance=balance))
+    config = complete_replay(replace(config, balance_bsz=size, balance=balance))
+    return complete_method(config)

@@ -13,6 +13,8 @@ from typing import Any
 
 from moebench import scopes
 from moebench.config.knob import HASHED, NOT_HASHED, knobs
+from moebench.config.replayed import source_label
+from moebench.config.schema import RouterConfig
 from moebench.config.treatment import (
     BalanceTerm,
     EstimatorChoice,
@@ -27,9 +29,11 @@ from moebench.methods import LOSS, declared
 from moebench.registry import content_of
 from moebench.scopes import GLOBAL
 
-OTHERWISE = ("gate", "renormalize", "perturb", "map", "hash_layers")  # put in words otherwise
+# put in words otherwise
+OTHERWISE = ("gate", "renormalize", "perturb", "map", "hash_layers", "replay", "recording")
 LONGEST = 80  # characters of the label in the name of a run
 GROUP = "group"  # GLOBAL as it is hashed
+REPLAY = "router.replay"
 
 # Keys that are hashed in the canonical form of the treatment.
 CANONICAL = (
@@ -104,6 +108,8 @@ def _router_keys(treatment: Treatment) -> dict[str, Any]:
         keys["router.group_bsz"] = treatment.router_bsz
     if 0 < map_layers(treatment.config) < moe_layers(treatment.config):
         keys["router.hash_layers"] = map_layers(treatment.config)
+    if router.recording:
+        keys[REPLAY] = router.recording.get("selections")
     if router.start_experts is not None:
         keys["router.full_at"] = in_steps(router.full_at, treatment.config.train.steps)
     if router.prune_below:
@@ -170,6 +176,8 @@ def arm_hash(config: Meaning, content_hash: str) -> str:
     """The same without the seed: runs of one arm share it."""
     keys = science(config, content_hash)
     del keys["seed"]
+    if replay := keys.get(REPLAY):  # each seed replays a run of its own
+        keys[REPLAY] = Treatment.of(config).config.router.recording.get("arm_hash", replay)
     return _digest(keys)
 
 
@@ -229,7 +237,7 @@ def _convention_words(treatment: Treatment) -> list[str]:
 
 def _router_words(treatment: Treatment) -> list[str]:
     config = treatment.config
-    words = [config.router.map] if map_layers(config) else []
+    words = [_map_word(config.router)] if map_layers(config) else []
     if 0 < map_layers(config) < moe_layers(config):
         words.append(f"hash_layers={map_layers(config)}")
     words += [treatment.gate] if treatment.gate != "softmax" else []
@@ -243,6 +251,10 @@ def _router_words(treatment: Treatment) -> list[str]:
         if value := getattr(config.model, key):
             words.append(f"{key}={value}")
     return words
+
+
+def _map_word(router: RouterConfig) -> str:
+    return f"replay ({source_label(router)})" if router.map == "replay" else router.map
 
 
 def term_label(treatment: Treatment, term: BalanceTerm) -> str:

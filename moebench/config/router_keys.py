@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from moebench.config.knob import knob
+from moebench.config.knob import NOT_HASHED, knob
 
 GATES = ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax", "relu")
-MAPS = ("none", "hash", "sequence_hash", "domain", "domain_token")
+MAPS = ("none", "hash", "sequence_hash", "domain", "domain_token", "replay")
 
 
 @dataclass
@@ -87,8 +87,8 @@ class RouterConfig:
     map: str = knob(
         "none",
         "a fixed map prescribes the experts, and the gate weighs them: by hash of the token, "
-        "sequence_hash, domain and sequence, or domain_token, by domain and token; none: the gate "
-        "selects",
+        "sequence_hash, domain and sequence, or domain_token, by domain and token; replay: a "
+        "recorded run prescribes them; none: the gate selects",
         choices=MAPS,
         neutral="none",
         source="hash: arXiv 2106.04426; domain: arXiv 2604.07030",
@@ -99,6 +99,19 @@ class RouterConfig:
         unit="layers",
         low=1,
         source="DeepSeek-V4",
+    )
+    replay: str | None = knob(
+        None,
+        "with router.map=replay: the run whose recorded selections are taken; of several that a "
+        "pattern names, each seed takes its own",
+        neutral=NOT_HASHED,
+        source="Megatron-LM: router_replay.py",
+    )
+    recording: dict[str, str] = knob(
+        {},
+        "of router.replay: its run, its arm, and a hash of its selections, which stands for the "
+        "path in an identity; filled in",
+        neutral=NOT_HASHED,
     )
     expert_groups: int = knob(
         1, "groups of experts, of which each token takes some", low=1, neutral=1

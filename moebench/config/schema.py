@@ -244,6 +244,11 @@ class RunConfig:
         "on a GPU, sum in a fixed order, so that a run of the same card and versions gives equal "
         "bits; slower where router=relu or a method that chooses tokens leaves slots empty",
     )
+    record_selections: bool = knob(
+        False,
+        "store the experts of every token at every step and evaluation, a byte each, for "
+        "router.replay of other runs",
+    )
     log_every: int = knob(10, "steps between rows of metrics", unit="steps", low=1)
     checkpoint_every: int = knob(100, "steps between checkpoints", unit="steps", low=1)
 

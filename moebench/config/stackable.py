@@ -15,7 +15,7 @@ from moebench.methods import declared
 STACKABLE = (
     *("scope", "balance_bsz", "micro_bsz", "seed"),
     *("loss.", "balance.", "optim."),
-    *("router.perturb", "train.eval_every"),
+    *("router.perturb", "train.eval_every", "router.replay", "router.recording"),
     *("data.homogeneity", "data.sampling", "data.temperature", "data.weights", "data.max_epochs"),
 )
 
@@ -25,11 +25,16 @@ def stack_key(config: ExperimentConfig) -> tuple[tuple[str, str], ...]:
     if not declared(config.method.name).stackable:
         return (("alone", repr(config)),)
     counts = "counts", Treatment.of(config).counts  # the model computes what f counts
-    return counts, *(
-        # maps of whatever kind are arguments of one shape
-        (key, repr(value != "none" if key == "router.map" else value))
-        for key, _, value in knobs(config)
-        if not any(key == own or (own[-1] == "." and key.startswith(own)) for own in STACKABLE)
+    slots = "slots", config.router.recording.get("slots", "")  # of a run that is replayed
+    return (
+        counts,
+        slots,
+        *(
+            # maps of whatever kind are arguments of one shape
+            (key, repr(value not in ("none", "replay") or value if key == "router.map" else value))
+            for key, _, value in knobs(config)
+            if not any(key == own or (own[-1] == "." and key.startswith(own)) for own in STACKABLE)
+        ),
     )
 
 

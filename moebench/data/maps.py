@@ -25,10 +25,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from moebench.config.replayed import replays
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import map_layers
 from moebench.data.corpus import Corpus
 from moebench.data.draws import key, permutation
+from moebench.data.recording import check_recording
 from moebench.data.turns import shares as shares_of
 from moebench.errors import ConfigError, RecordError
 
@@ -116,9 +118,12 @@ def from_bytes(content: bytes, path: str, *, vocabulary: int, experts: int) -> R
 
 
 def check_map(config: ExperimentConfig, corpus: Corpus) -> None:
-    """Raise ConfigError for a prescribed router that these domains do not allow."""
+    """Raise ConfigError for a prescribed router that these domains or a recording do not allow."""
     kind, experts = config.router.map, config.model.num_experts
     if not map_layers(config):
+        return
+    if replays(config):
+        check_recording(config, corpus)
         return
     if experts > MOST_EXPERTS:
         raise ConfigError(
@@ -142,12 +147,12 @@ def check_map(config: ExperimentConfig, corpus: Corpus) -> None:
 
 
 def make_map(config: ExperimentConfig, corpus: Corpus) -> RoutingMap | None:
-    """The map of a run's prescribed router; None if its router selects experts itself.
+    """The map of a run's prescribed router; None if it has none of these maps.
 
     It depends on the run's seed, so that means over seeds are means over maps, too.
     """
     layers = map_layers(config)
-    if not layers:
+    if not layers or replays(config):
         return None
     model = config.model
     recipe = (config.router.map, layers, model.num_experts, model.top_k, config.seed)

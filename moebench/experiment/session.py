@@ -10,9 +10,9 @@ import torch
 
 from moebench.config.compose import to_yaml
 from moebench.config.cost import training_flops
-from moebench.config.treatment import Treatment
+from moebench.config.treatment import Treatment, moe_layers
 from moebench.data.corpus import Corpus
-from moebench.errors import LockedError, MoebenchError, Stopped
+from moebench.errors import LockedError, MoebenchError, RecordError, Stopped
 from moebench.experiment.execution import prepare_device, resolved
 from moebench.experiment.provenance import continued, describe, shape_dependent_products
 from moebench.experiment.resumption import continued_from
@@ -21,12 +21,14 @@ from moebench.experiment.trouble import explained
 from moebench.lock import check_held
 from moebench.protection import CHECKPOINTS, permit, protection_of
 from moebench.records import Record, manifest_bytes
+from moebench.selections import append, cut, entries_of
 from moebench.tensorboard import View
 from moebench.train import kernels as kernels_of
 from moebench.train.build import State, make_objective, make_state
 from moebench.train.checkpoint import save_checkpoint
 from moebench.train.gradients import Wrap
 from moebench.train.loop import Event, TrainingRun
+from moebench.train.prescribed import Prescription
 from moebench.train.ranks import Ranks
 from moebench.train.stack import GradientRequest, GradientRequests
 
@@ -136,10 +138,11 @@ class Session:
             permit(record, to_yaml(config).encode(), manifest_bytes(now))
             record.begin(to_yaml(config), now)
             record.cut(state.step if found else -1)
+            self._cut_selections(state.step if found else -1)
         self._set_status("running")
         self.ranks.broadcast((config.run, state.step, kernels))
         run = TrainingRun(self.treatment, corpus, state, device, self.ranks)
-        if run.prescription is not None:
+        if isinstance(run.prescription, Prescription):
             record.save_map(run.prescription.map.to_bytes())
         return run, kernels_of.wrapper(kernels)
 
@@ -170,6 +173,10 @@ class Session:
             if event.routing is not None:
                 self.record.save_routing(event.step, event.routing)
             view.add(row, event.routing)
+        for part, index in event.selections.items():
+            entries = len(self._entries(part))
+            experts = self.config.model.num_experts
+            append(self.record.path, part, index.cpu().numpy(), experts=experts, entries=entries)
         if self.on_event is not None:
             self.on_event(event)
         # read once: a signal may arrive at any moment
@@ -183,6 +190,27 @@ class Session:
             self._set_status("running")
         if stopping and event.step < self.config.train.steps:
             raise Stopped(self.record.path, event.step, stopping)
+
+    def _entries(self, part: str) -> list[int]:
+        """The steps of the entries that a file of selections has in the end."""
+        return entries_of(part, self.config.train.steps, self.config.train.eval_every)
+
+    def _cut_selections(self, step: int) -> None:
+        """Remove the selections after a step, from which the run continues.
+
+        Raises RecordError if earlier ones are missing.
+        """
+        if not self.config.run.record_selections or not moe_layers(self.config):
+            return
+        parts = ["train", "valid", "tune", *(["heldout"] if self.corpus.heldout else [])]
+        kept = {part: sum(at <= step for at in self._entries(part)) for part in parts}
+        try:
+            cut(self.record.path, kept)
+        except ValueError as error:
+            raise RecordError(
+                f"run.record_selections=true: {self.record.path}: {error}, which the run has "
+                "passed; --force starts afresh"
+            ) from None
 
     def _append(self, event: Event) -> dict[str, Any]:
         """Append the row of a step to the record, and return it."""

@@ -106,11 +106,13 @@ class Routed(NamedTuple):
             character, and the others show their bytes in hexadecimal.
         experts: [layers][tokens][top_k], the likeliest first.
         num_experts: of a layer.
+        note: what a user must know of them, in one line; "" if there is nothing.
     """
 
     tokens: list[str]
     experts: list[list[list[int]]]
     num_experts: int
+    note: str = ""
 
 
 def inspect_text(
@@ -148,6 +150,7 @@ def inspect_text(
         _split(content, [checkpoint.tokenizer.bytes_in(token) for token in tokens]),
         routing.expert_index[:, 0, -len(tokens) :].tolist(),  # without a token of the domain
         routing.counts.shape[-1],
+        checkpoint.note,
     )
 
 

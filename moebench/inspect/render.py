@@ -1,7 +1,7 @@
 """Inspections and task results as text in a terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.cells import cell_len
@@ -15,6 +15,9 @@ from moebench.errors import ConfigError
 from moebench.inspect import Inspection, Routed
 from moebench.metrics.clustering import domain_tree, shares
 from moebench.records import printable
+
+if TYPE_CHECKING:
+    from moebench.inspect.exchange import Exchange
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 TALLEST = 2.0  # the load of a full block, in multiples of even
@@ -153,6 +156,25 @@ def _tree(inspection: Inspection) -> Tree:
     tree = Tree(Text(title, style="bold"))
     grow(tree, number + len(merges) - 1)
     return tree
+
+
+def show_exchange(found: "Exchange", console: Console) -> None:
+    """Print the nats of a run with its own experts and with those of another run."""
+    what = "validation" if found.text == "valid" else "probe"
+    console.print(Text(printable(f"{found.run}, step {found.step}"), style="bold"))
+    console.print(Text(f"nats a token on the {found.sequences} sequences of the {what}"))
+    error = "" if found.error is None else f" ± {found.error:.4f}"
+    table = Table(box=None, pad_edge=False)
+    table.add_column("experts of")
+    table.add_column("nats", justify="right")
+    for whose, value in (
+        ("this run", f"{found.own:.4f}"),
+        (printable(found.other), f"{found.replayed:.4f}"),
+        ("difference", f"{found.difference:+.4f}{error}"),
+    ):
+        table.add_row(Text(whose), value)
+    console.print(table)
+    console.print(Text(f"{found.same:.1%} of assignments are those of both runs"))
 
 
 def show_text(routed: Routed, console: Console, layer: int | None = None) -> None:

@@ -76,7 +76,7 @@ def routing_metrics(
         row["specialization/coactivation"] = largest_partner_share(together)
     for layer, used in enumerate(load.utilization(mixed).tolist()):
         row[f"load/utilization/{layer}"] = [round(value, 5) for value in used]
-    probe = index[:, :: max(1, len(domain) // PROBE)][:, :PROBE]
+    probe = index[:, probed(len(domain))]
     arrays = {
         "counts": by_domain.long().numpy(),
         "coactivation": together.numpy(),
@@ -85,6 +85,12 @@ def routing_metrics(
     if routing.weights is not None:
         arrays["probability"] = _likeliest(routing.weights)
     return row, arrays
+
+
+def probed(sequences: int) -> slice:
+    """The sequences of a validation set whose experts are kept: PROBE of them, or all of fewer."""
+    apart = max(1, sequences // PROBE)
+    return slice(0, PROBE * apart, apart)
 
 
 def _likeliest(weights: Tensor) -> np.ndarray:

@@ -45,6 +45,7 @@ class Gating:
         shift: shifts the scores token by token; None: nothing does.
         threshold: whether a token goes to all experts whose moved score is above 0; where the bias
             is not a number yet, to its top-k.
+        partial: whether prescribed experts may be -1, where a slot is empty.
         by_logits: whether experts are selected by logits in place of the gate's scores.
         counts: the selection that f counts: the top-k of all `scores`, that within the best groups
             (`grouped`), the actual one, with the bias in it (`biased`), or each token's `first`
@@ -73,6 +74,7 @@ class Gating:
     method: Method | None = None
     shift: Method | None = None
     threshold: bool = False
+    partial: bool = False
     by_logits: bool = False
     counts: Counts = "scores"
     observes: frozenset[str] = frozenset()

@@ -230,9 +230,12 @@ class Router(nn.Module):
         return selection._replace(assignments=order.indices.numel())
 
     def _prescribed(self, logits: Tensor, gate: Gated, steering: Steering) -> Selection:
-        """The experts of a map. In further layers, a bias may move what f counts; here, nothing."""
+        """Given experts. In further layers, a bias may move what f counts; here, nothing."""
         assert steering.forced is not None
-        selection = self._weighted(logits, gate, steering.forced.long(), steering)
+        expert_index, there = steering.forced.long(), None
+        if self.gating.partial:
+            expert_index, there = expert_index.clamp(min=0), expert_index >= 0
+        selection = self._weighted(logits, gate, expert_index, steering, there)
         if steering.bias is None and steering.factor is None:
             return selection
         routing = selection.routing

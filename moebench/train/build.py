@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moebench.balance import Estimator, Schedule, Scope, Term, make_method, make_scope
 from moebench.config.identity import term_label
+from moebench.config.replayed import replays
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import BalanceTerm, Meaning, Treatment, in_steps
 from moebench.errors import ConfigError
@@ -104,6 +105,7 @@ def make_gating(treatment: Treatment) -> Gating:
         method=method if declared(chosen.name).assigns else None,
         shift=method if declared(chosen.name).shifts else None,
         threshold=declared(chosen.name).thresholds,
+        partial=replays(treatment.config),
         by_logits=method is not None and method.by_logits,
         counts=cast(Any, treatment.counts),
         observes=frozenset() if method is None else method.observes,

@@ -21,15 +21,14 @@ from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import Meaning, Treatment
 from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
-from moebench.data.maps import make_map
 from moebench.train.build import COMPUTE, State, make_objective
 from moebench.train.feed import Feed
 from moebench.train.finite import FiniteCheck
 from moebench.train.forces import forces
 from moebench.train.gradients import accumulate_gradients, estimator_error
-from moebench.train.measure import evaluate, fetched, recent_load, step_metrics
+from moebench.train.measure import Evaluation, evaluate, fetched, recent_load, step_metrics
 from moebench.train.optimizer import learning_rate
-from moebench.train.prescribed import Prescription
+from moebench.train.prescribed import Place, prescription_of
 from moebench.train.ranks import Ranks
 from moebench.train.step import Outcome, Step, initial_states, steering_after
 from moebench.train.update import Update, apply
@@ -41,12 +40,14 @@ class Event:
 
     `row` is None at a step that is not logged; `routing` is None without an evaluation. While the
     metrics are on their way from a GPU, the row is `pending`: the next step can be launched before
-    `wait` waits for them.
+    `wait` waits for them. `selections` [layers, sequences, tokens, slots] of the step (`train`) and
+    of an evaluation's texts are there with `run.record_selections`.
     """
 
     step: int
     row: dict[str, Any] | None = None
     routing: dict[str, np.ndarray] | None = None
+    selections: dict[str, Tensor] = field(default_factory=dict)
     pending: Callable[[], dict[str, Any]] | None = None
 
     def wait(self) -> None:
@@ -137,7 +138,7 @@ class TrainingRun:
         self.device_bsz = config.run.device_bsz or config.global_bsz // self.ranks.size
         self.clock = Clock()
         self.finite = FiniteCheck(state, self.objective, device)
-        self.prescription = Prescription.on(make_map(config, corpus), device)
+        self.prescription = prescription_of(config, corpus, device)
         named = config.data.domain_token
         self._feed = Feed(make_batches(corpus, config), device, named=named)
         self._estimator_error: dict[str, float] = {}
@@ -151,8 +152,10 @@ class TrainingRun:
         if not self.ranks.first:
             return Event(0, {"step": 0})
         with self.clock.paused():
-            row, routing = self._evaluate()
-        return Event(0, {"step": 0, **row}, routing)
+            found = self._evaluate(0)
+        return Event(
+            0, {"step": 0, **found.row}, found.arrays or None, self._kept(found.selections)
+        )
 
     def next_step(self) -> Step:
         """The next step, with the gradients at zero."""
@@ -166,7 +169,8 @@ class TrainingRun:
             seed=_draw_seed(config.seed, number),
             draws=state.model.gating.draws,
             ranks=self.ranks,
-            forced=self.prescription and self.prescription(tokens[:, :-1], domain),
+            forced=self.prescription
+            and self.prescription(tokens[:, :-1], domain, Place("train", number)),
             uncounted=int(config.data.domain_token),
         )
         if state.balance is None:
@@ -202,6 +206,7 @@ class TrainingRun:
         self.clock.steps += 1
 
         event = Event(number)
+        event.selections = self._kept({"train": outcome.routing.expert_index})
         if self._is_logged(number):
             event.pending = self._pending_row(outcome, load_before, norm)
         every = config.train.eval_every
@@ -215,9 +220,11 @@ class TrainingRun:
         if evaluates:
             self.finite.check()
             with self.clock.paused():
-                row, event.routing = self._evaluate(last=number == steps)
+                found = self._evaluate(number)
                 pulls = forces(state.model, self.objective, step, state.balance or ())
-            event.row = {"step": number, **(event.row or {}), **row, **pulls}
+            event.routing = found.arrays or None  # a dense model has none
+            event.selections |= self._kept(found.selections)
+            event.row = {"step": number, **(event.row or {}), **found.row, **pulls}
         return event
 
     def _pending_row(
@@ -252,11 +259,14 @@ class TrainingRun:
 
         return row
 
-    def _evaluate(
-        self, *, last: bool = False
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
+    def _kept(self, selections: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Selections if they are recorded; a dense model has none."""
+        recorded = self.config.run.record_selections
+        return {part: index for part, index in selections.items() if recorded and len(index)}
+
+    def _evaluate(self, number: int) -> Evaluation:
         model = self.state.model
-        row, routing = evaluate(
+        return evaluate(
             self.config,
             self.corpus,
             model,
@@ -264,9 +274,8 @@ class TrainingRun:
             steering_after(self.objective, model, self.state.balance),
             self.prescription,
             device_bsz=self.device_bsz,
-            last=last,
+            step=number,
         )
-        return row, routing or None  # a dense model has none
 
     def _is_logged(self, number: int) -> bool:
         steps = self.config.train.steps

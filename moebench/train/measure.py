@@ -21,7 +21,7 @@ from moebench.metrics.quality import Documents, quality, standard_errors
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
 from moebench.train.feed import with_domain
-from moebench.train.prescribed import Prescription
+from moebench.train.prescribed import Place, Prescription, Replay
 from moebench.train.replay_cost import replay_cost
 from moebench.train.step import Objective, Outcome, method_states
 
@@ -108,6 +108,22 @@ def _rounded(values: Tensor) -> list[float]:
     return [round(value, 5) for value in values.tolist()]
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation measures.
+
+    Attributes:
+        row: `valid/*` (and `heldout/*`, `tune/*`), `assigned/nats` of a method that assigns
+            experts, `own/nats` of a run that replays another, and the row of `routing_metrics`.
+        arrays: of `routing_metrics`, with the same probe in every run, and `active` [layers,
+            experts] where experts come and go; none of a dense model.
+        selections: `valid` and so on: [layers, sequences, tokens, slots] the experts of all tokens.
+    """
+
+    row: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    selections: dict[str, Tensor]
+
+
 @torch.no_grad()
 def evaluate(
     config: ExperimentConfig,
@@ -115,34 +131,35 @@ def evaluate(
     model: MoETransformer,
     device: torch.device,
     steering: Steering | None = None,
-    prescription: Prescription | None = None,
+    prescription: Prescription | Replay | None = None,
     *,
     device_bsz: int,
-    last: bool = False,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    step: int,
+) -> Evaluation:
     """Evaluate a model on the `test` half of the validation set.
+
+    The last evaluation also measures the quality on the other half, and `router/replay_cost`, which
+    takes two forward passes more.
 
     Args:
         steering: of the selection of experts, as training left it; it does not change here.
         prescription: of a prescribed router.
         device_bsz: sequences in a forward pass.
-        last: whether to add what only the last evaluation measures: the quality on the other half,
-            and `router/replay_cost`, which takes two forward passes more.
-
-    Returns:
-        A row of `valid/*` (and `heldout/*`, `tune/*`), `assigned/nats` of a method that assigns
-        experts, and the row and the arrays of `routing_metrics`, with the same probe in every run,
-        and `active` [layers, experts] where experts come and go; no arrays of a dense model.
+        step: after which the evaluation is.
     """
     row: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
+    selections: dict[str, Tensor] = {}
+    last = step == config.train.steps
     for prefix, half, domains in _halves(corpus, tune=last):
         sizes = {"sequences": config.data.valid_sequences, "seq_len": config.seq_len}
         size: dict[str, Any] = {**sizes, "domains": domains}
         batch = validation(corpus, half, **size)
-        text = Text.of(batch, config, corpus, device, prescription)
+        text = Text.of(batch, config, corpus, device, prescription, Place(prefix, step))
+        unforced = _steered(model, text._replace(forced=None), steering)
         steering = _steered(model, text, steering)
         nats, routing = _forward_all(model, text, device_bsz, steering)
+        selections[prefix] = routing.expert_index
         row |= quality(
             prefix,
             torch.cat([part.sum(1) for part in nats]).double().cpu().numpy(),
@@ -158,6 +175,9 @@ def evaluate(
             continue
         if model.gating.method is not None:
             row["assigned/nats"] = _assigned_nats(model, text, device_bsz, steering)
+        if isinstance(prescription, Replay):
+            own, _ = _forward_all(model, text, device_bsz, unforced)
+            row["own/nats"] = float(torch.cat(own).double().mean())  # domains have equal parts
         if model.router_weights:
             domain = torch.from_numpy(batch.domain)
             mixture = torch.tensor(shares(corpus, config.data), dtype=torch.float64)
@@ -167,7 +187,7 @@ def evaluate(
                 row |= _replayed(model, text, batch.domain, routing, device_bsz, steering)
             if steering is not None and steering.mask is not None:
                 arrays["active"] = steering.mask.cpu().numpy()
-    return row, arrays
+    return Evaluation(row, arrays, selections)
 
 
 def _steered(model: MoETransformer, text: "Text", steering: Steering | None) -> Steering | None:
@@ -209,12 +229,13 @@ class Text(NamedTuple):
         config: ExperimentConfig,
         corpus: Corpus,
         device: torch.device,
-        prescription: Prescription | None,
+        prescription: Prescription | Replay | None,
+        place: Place,
     ) -> "Text":
         tokens, domain = (torch.from_numpy(each).to(device) for each in batch)
         if named := config.data.domain_token:
             tokens = with_domain(tokens, domain, corpus.vocab_size)
-        forced = prescription and prescription(tokens[:, :-1], domain)
+        forced = prescription and prescription(tokens[:, :-1], domain, place)
         return cls(tokens, int(named), forced)
 
     def nats(self, logits: Tensor, span: slice) -> Tensor:

@@ -1,20 +1,41 @@
-"""Prescribed routers in a run: from tokens and domains to the experts of a map.
+"""Prescribed routers in a run: experts from a map of tokens and domains, or from a recorded run.
 
 The experts enter the model's forward as `Steering.forced`. They depend on the sequence alone, and
-so on no split of a step, and are the same in training and evaluation.
+so on no split of a step. A map is the same in training and evaluation; a recording holds both.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from moebench.balance.devices import to_device
-from moebench.data.maps import BY_DOMAIN, BY_TOKEN, PREFIX, RoutingMap
+from moebench.config.replayed import replays
+from moebench.config.schema import ExperimentConfig
+from moebench.config.treatment import map_layers
+from moebench.data.corpus import Corpus
+from moebench.data.maps import BY_DOMAIN, BY_TOKEN, PREFIX, RoutingMap, make_map
+from moebench.disk import reason
+from moebench.errors import RecordError
 from moebench.model.noise import GOLDEN, mixed
+from moebench.selections import entries_of, path_of, read_entry
 
 SPREAD = 2**31  # numbers that the hash of a sequence takes in a layer
+
+
+class Place(NamedTuple):
+    """Where text is met in a run.
+
+    Attributes:
+        part: `train`, or the prefix of what an evaluation measures: `valid`, `heldout`, `tune`.
+        step: of training, or after which the evaluation is.
+    """
+
+    part: str
+    step: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +57,17 @@ class Prescription:
         return cls(routing_map, torch.from_numpy(routing_map.table).to(device))
 
     def __call__(
-        self, tokens: Int[Tensor, "sequences tokens"], domain: Int[Tensor, " sequences"] | None
+        self,
+        tokens: Int[Tensor, "sequences tokens"],
+        domain: Int[Tensor, " sequences"] | None,
+        place: Place | None = None,
     ) -> Int[Tensor, "layers sequences tokens slots"]:
         """The experts of each token in the first layers, int16.
 
         Args:
             tokens: the inputs of whole sequences, from their first token on.
             domain: of each sequence, on any device; may be None if the map is not of domains.
+            place: plays no part.
         """
         kind, layers = self.map.kind, len(self.table)
         if kind in BY_TOKEN:
@@ -56,6 +81,55 @@ class Prescription:
             row = row + own[:, None]
         layer = torch.arange(layers, device=tokens.device)[:, None, None]
         return self.table[layer, row]
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """The selections of another run, at each step and evaluation what they were there.
+
+    Attributes:
+        run: its directory.
+        layers: first ones that are prescribed.
+        steps: of which its files have an entry: those of training, and those of evaluations.
+    """
+
+    run: Path
+    layers: int
+    steps: int
+    every: int
+
+    def __call__(
+        self,
+        tokens: Int[Tensor, "sequences tokens"],
+        domain: Int[Tensor, " sequences"] | None,
+        place: Place,
+    ) -> Int[Tensor, "layers sequences tokens slots"]:
+        """The experts of each token in the first layers, int32, with -1 in an empty slot.
+
+        Raises RecordError for selections that were damaged since the run began.
+        """
+        number = entries_of(place.part, self.steps, self.every).index(place.step)
+        try:
+            found = read_entry(self.run, place.part, number)
+            if found.shape[1:3] != tokens.shape:
+                raise ValueError("is of other text")
+        except (OSError, ValueError) as error:
+            path = path_of(self.run, place.part)
+            raise RecordError(
+                f"{path}: cannot be replayed ({reason(error)}); see moebench verify"
+            ) from None
+        return to_device(torch.from_numpy(found[: self.layers]), tokens.device)
+
+
+def prescription_of(
+    config: ExperimentConfig, corpus: Corpus, device: torch.device
+) -> "Prescription | Replay | None":
+    """What prescribes the experts of a run; None: its router selects them."""
+    if not replays(config):
+        return Prescription.on(make_map(config, corpus), device)
+    assert config.router.replay is not None, "checked by the config"
+    train = config.train
+    return Replay(Path(config.router.replay), map_layers(config), train.steps, train.eval_every)
 
 
 def prefix_hash(tokens: Int[Tensor, "sequences tokens"]) -> Int[Tensor, "sequences tokens"]:

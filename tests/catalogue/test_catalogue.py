@@ -31,7 +31,8 @@ RUNS = (
     "method=bias router=sigmoid",
     "method=expert_choice",
     "method=remoe router=relu",
-    "router=growing",
+    "router=growing run.record_selections=true",
+    "router=replay router.replay=RUN",  # the one before
 )
 FROM_ELSEWHERE = {"balance/allreduce_bytes", "balance/allreduce_seconds", "method"}
 
@@ -49,8 +50,12 @@ def train(place: Path, text_folder: Path, words: str) -> Record:
 def written(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> dict[str, set[str]]:
     """Every key that the rows and the summaries of some runs hold -> the types of its values."""
     types: dict[str, set[str]] = {}
+    path = ""
     for words in RUNS:
-        record = train(tmp_path_factory.mktemp("runs"), text_folder, words)
+        record = train(
+            tmp_path_factory.mktemp("runs"), text_folder, words.replace("RUN", str(path))
+        )
+        path = record.path
         for row in (*record.rows(), record.summary()):
             for key, value in row.items():
                 if "/" in key:

@@ -26,7 +26,7 @@ PRESETS = [
     f"{group}={preset}"
     for group in COMPOSER.groups
     for preset in COMPOSER.choices(group)
-    if group not in ("data", "scope")
+    if group not in ("data", "scope") and preset != "replay"  # which needs a run
 ]
 SCOPES = [
     "scope=none",

@@ -36,13 +36,17 @@ METRIC_BOUND = 1e-6  # of a metric, whose f is in fp32
 
 
 class Case(NamedTuple):
-    """A router, the methods, the estimator, a map by token, and zero-computation experts."""
+    """A router, the methods, the estimator, a map by token, zero-computation and shared experts.
+
+    Where the gating is `partial`, some slots of the map are empty.
+    """
 
     gating: Gating = Gating()
     methods: tuple[Method, ...] = ()
     estimator: Estimator = Estimator()
     prescribed: bool = False
     zero_experts: int = 0
+    shared: int = 0
 
 
 CASES = {
@@ -54,7 +58,13 @@ CASES = {
     "round robin": Case(Gating(round_robin=True)),
     "capacity": Case(Gating(capacity_factor=1.0, group_bsz=MICRO)),
     "prescribed": Case(prescribed=True),
+    "replayed": Case(Gating("sigmoid", partial=True), prescribed=True),
+    "groups and a shared expert in the gate": Case(
+        Gating("sigmoid", shared_gate=1, expert_groups=4, top_groups=2, group_worth="max"),
+        shared=1,
+    ),
     "bias": Case(Gating("sigmoid"), (Bias(0.05),)),
+    "bias on logits": Case(Gating("sqrt_softplus", by_logits=True), (Bias(0.05, logits=1),)),
     "bias over micro-batches": Case(methods=(Bias(0.05, MICRO),)),
     "multiplicative bias": Case(methods=(Bias(0.05, multiplicative=1, centred=1),)),
     "bias and stale f": Case(Gating(noise=0.5), (Bias(0.05),), Estimator("stale")),
@@ -93,7 +103,7 @@ class Result(NamedTuple):
     row: dict[str, Any]
 
 
-def model_of(gating: Gating, zero_experts: int = 0) -> MoETransformer:
+def model_of(gating: Gating, zero_experts: int = 0, shared: int = 0) -> MoETransformer:
     model = MoETransformer(
         vocab_size=16,
         d_model=16,
@@ -101,6 +111,7 @@ def model_of(gating: Gating, zero_experts: int = 0) -> MoETransformer:
         num_heads=2,
         num_experts=8,
         zero_experts=zero_experts,
+        num_shared_experts=shared,
         top_k=2,
         expert_dim=8,
         compute=torch.float64,
@@ -116,13 +127,15 @@ def model_of(gating: Gating, zero_experts: int = 0) -> MoETransformer:
 def run(
     case: Case, device_bsz: int = SEQUENCES, ranks: Ranks | None = None, reverse: bool = False
 ) -> Result:
-    model, ranks = model_of(case.gating, case.zero_experts), ranks or Ranks()
+    model, ranks = model_of(case.gating, case.zero_experts, case.shared), ranks or Ranks()
     terms = (Term(Global(), 5.0), Term(Micro(MICRO), 0.5))
     what = Objective(terms, MICRO, z=0.1, estimator=case.estimator, methods=case.methods)
     draw, states = torch.Generator().manual_seed(0), None
     losses, load, row = torch.zeros(()), None, {}
     expert = torch.arange(2 * 16).view(2, 16) % 7
     experts = torch.stack([expert, expert + 1], -1)  # [layers, tokens, slots]
+    if case.gating.partial:
+        experts[:, ::3, 1] = -1
     for number in range(1, STEPS + 1):
         low = torch.arange(4).roll(number).repeat_interleave(MICRO)[:, None] * 4
         passes = SEQUENCES // (device_bsz * ranks.size)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moebench.records import Record
@@ -40,7 +41,7 @@ def the_run(place: Path) -> Record:
 
 def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> None:
     words = [f"data.path={text_folder}", "scope=global", "loss.balance=1", "run.device_bsz=2"]
-    words += ["loss.z=0.01", "balance.estimator_error=true"]
+    words += ["loss.z=0.01", "balance.estimator_error=true", "run.record_selections=true"]
     alone = train(tmp_path / "one", 1, *words)
     assert alone.code == 0, alone.err
     both = train(tmp_path / "two", 2, "--json", *words)
@@ -54,6 +55,9 @@ def test_two_ranks_train_the_run_of_one(tmp_path: Path, text_folder: Path) -> No
     for before, row in zip(one.rows(), two.rows(), strict=True):
         for key in before.keys() - VARIES:
             assert row[key] == pytest.approx(before[key], rel=1e-4, abs=1e-6), key
+    for part in ("train", "valid", "tune"):
+        index = [np.load(run.path / "selections" / f"{part}.npy") for run in (one, two)]
+        assert (index[0] == index[1]).mean() > 0.999, "rounding may turn a tie"
     layers, experts, integer = 2, 8, 8
     assert two.summary()["balance/allreduce_bytes"] == layers * experts * integer
     assert two.summary()["balance/allreduce_seconds"] > 0

@@ -26,7 +26,7 @@ from moebench.train.build import State, make_model, make_state
 from moebench.train.gradients import accumulate_gradients
 from moebench.train.loop import TrainingRun
 from moebench.train.measure import Text
-from moebench.train.prescribed import Prescription
+from moebench.train.prescribed import Place, Prescription
 from moebench.train.stack import Stack
 
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def test_training_and_evaluation_take_the_experts_of_the_loop(text_folder: Path,
         expected = literal(found.map, [256 + domain, *text[:-1]], domain)
         assert outcome.routing.expert_index[:, number].tolist() == expected
     batch = validation(corpus, "test", sequences=4, seq_len=32)
-    held = Text.of(batch, config, corpus, CPU, found)
+    held = Text.of(batch, config, corpus, CPU, found, Place("valid", 0))
     _, routing = run.state.model(held.tokens[:, :-1], Steering(forced=held.forced))
     for number, (text, domain) in enumerate(zip(*(each.tolist() for each in batch), strict=True)):
         expected = literal(found.map, [256 + domain, *text[:-1]], domain)
