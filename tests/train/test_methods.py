@@ -1,20 +1,28 @@
 """Every method in training: splits of a step do not change it, and a run resumes to the bit."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from moebench import methods
 from moebench.config.compose import Composer
 from moebench.config.schema import ExperimentConfig
-from moebench.data.corpus import prepare
+from moebench.data.corpus import Corpus, prepare
 from moebench.errors import ConfigError, Stopped
 from moebench.experiment import run_experiment
-from moebench.train.loop import Event
+from moebench.train.build import State, make_objective, make_state
+from moebench.train.checkpoint import restore, save_checkpoint
+from moebench.train.gradients import accumulate_gradients
+from moebench.train.loop import Event, TrainingRun
 from tests.results import results
 
+CPU = torch.device("cpu")
 COMPOSER = Composer()
 SMALL = [
     *("model=smoke", "train.steps=6", "global_bsz=8", "seq_len=16", "data.valid_sequences=2"),
@@ -62,12 +70,68 @@ def test_a_method_acts_and_no_split_of_a_step_changes_it(
     assert values["whole"] != pytest.approx(values["none"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["quantile", "specialize", "remoe", "threshold", "snippet"])
+def stateful() -> list[str]:
+    """The methods that carry a state from step to step, whichever are declared."""
+    targets = {each.name: each.load() for each in methods.SHIPPED if each.target is not None}
+    return [name for name, target in targets.items() if target.State is not None]
+
+
+# so that every state changes between steps; a method that is not here needs no more than its name
+WITH_STATE = {
+    **METHODS,
+    "budget": ["method=budget", "model.zero_experts=2"],
+    "moving_quantile": ["method=moving_quantile", "router=sigmoid"],
+    "snippet": ["method=snippet", "method.options.every=3", "method.options.weight=1"],
+}
+
+
+def steps_to(last: int, config: ExperimentConfig, corpus: Corpus, state: State) -> State:
+    """Train to a step."""
+    run = TrainingRun(config, corpus, state, CPU)
+    while state.step < last:
+        step = run.next_step()
+        outcome = accumulate_gradients(state.model, run.objective, step, state.balance)
+        run.finish(step, outcome)
+    return state
+
+
+@pytest.mark.parametrize("name", stateful())
 def test_the_state_of_a_method_is_resumed_to_the_bit(
     compose: Compose, tmp_path: Path, name: str
 ) -> None:
-    snippet = ["method=snippet", "method.options.every=3", "method.options.weight=1"]
-    config = compose(*METHODS.get(name, snippet))
+    words = WITH_STATE.get(name, [f"method={name}"])
+    config = compose(*words)
+    corpus = prepare(config.data)
+    objective = make_objective(config, corpus.domains)
+    begin, cut, whole, resumed = (make_state(config, corpus.vocab_size, CPU) for _ in range(4))
+    steps_to(1, config, corpus, begin)
+    save_checkpoint(tmp_path, steps_to(3, config, corpus, cut))
+    restore(resumed, tmp_path / "step-3", objective, CPU)
+    for state in (whole, resumed):
+        steps_to(5, config, corpus, state)
+    tensors = [_tensors(state) for state in (begin, cut, whole, resumed)]
+    assert all(torch.equal(tensors[2][key], tensors[3][key]) for key in tensors[2])
+    own = [key for key in tensors[2] if key.startswith("method ")]
+    assert own
+    for one, other in itertools.pairwise(tensors[:3]):
+        changed = [key for key in own if not torch.equal(one[key], other[key])]
+        assert changed, "a state that never changes needs no checkpoint"
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    """Weights, moments and states by name."""
+    found = dict(state.model.state_dict())
+    for name, parameter in state.model.named_parameters():
+        moments = state.optimizer.state[parameter]
+        found |= {f"{kind} of {name}": value for kind, value in moments.items()}
+    for number, each in enumerate(state.balance or ()):
+        for field in () if each is None else each._fields:
+            found[f"method {number} {field}"] = getattr(each, field)
+    return {name: value.clone() for name, value in found.items()}
+
+
+def test_a_stopped_run_with_a_state_is_resumed_to_the_bit(compose: Compose, tmp_path: Path) -> None:
+    config = compose(*METHODS["threshold"])
     corpus = prepare(config.data)
 
     def stop(event: Event) -> None:

@@ -167,6 +167,7 @@ ROUTED = [
     *("experiment=inkling router.softcap=5 router.expert_scale=true", "experiment=longcat-flash"),
     *("router=grouped_max method=bias_logits", "router=sigmoid method=smebu"),
     *("method=expert_threshold", "method=moving_quantile", "method=causal_bias"),
+    *("router=round_robin", "experiment=deepseek-v4"),
     *("model.moe=false", "model.dense_layers=1"),
 ]
 
