@@ -18,7 +18,8 @@ COMPARABLE = (
     "train.steps",
     "train.precision",
     "data.valid_sequences",
-)  # and every model.* key but model.moe
+)  # and every model.* key but these, whose arms are arms among others
+OF_ARMS = ("model.moe", "model.zero_experts")
 ABSENT = "absent"  # stands for the value of a key that an arm leaves at its neutral value
 
 
@@ -38,7 +39,7 @@ def number_tables(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> tuple[di
         keys |= {
             key: value
             for key, value in science.items()
-            if key.startswith("model.") and key != "model.moe"  # dense is an arm among others
+            if key.startswith("model.") and key not in OF_ARMS
         }
         keys |= {"device": row["device"], "moebench": row["made_with"].get("moebench", "?")}
         keys |= {key: value_of(row, key) for key in by}
