@@ -79,7 +79,7 @@ def stateful() -> list[str]:
 # so that every state changes between steps; a method that is not here needs no more than its name
 WITH_STATE = {
     **METHODS,
-    "budget": ["method=budget", "model.zero_experts=2"],
+    "budget": ["method.name=budget", "model.zero_experts=2"],
     "moving_quantile": ["method=moving_quantile", "router=sigmoid"],
     "snippet": ["method=snippet", "method.options.every=3", "method.options.weight=1"],
 }
