@@ -57,12 +57,11 @@ def entrants(layer: Layer, dtype: torch.dtype, device: torch.device) -> dict[str
     x, upstream = (
         torch.randn(layer.tokens, layer.d_model, generator=draw).to(device, dtype) for _ in range(2)
     )
-    counts = torch.bincount(index.flatten(), minlength=layer.num_experts)
     inputs = [x.requires_grad_(), weights.requires_grad_(), *experts.parameters()]
 
     def entrant(fused: bool) -> list[Tensor]:
         experts.fused = fused
-        out = experts(x, index, weights, counts)
+        out = experts(x, index, weights)
         return [out.detach(), *torch.autograd.grad(out, inputs, upstream)]
 
     return {"torch": lambda: entrant(False), "Triton": lambda: entrant(True)}

@@ -4,8 +4,8 @@
     hidden[row] = silu(gate) * value * scale
     out[token] = the sum of hidden[row] @ down[expert] over the copies of the token
 
-Forward keeps `pre` alone for backward. As in `grouped.py`, the vmap rules turn stacked arms into
-more groups. The operators are declared without Triton, which the first call of one imports.
+Forward keeps `pre` alone for backward. The operators are declared without Triton, which the first
+call of one imports.
 """
 
 from typing import Any, NamedTuple
@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from moebench.model.grouped import mapped, shifted
 
 SIDE = 64  # most columns of a tile, and both sides of a tile of a weight gradient
 INNER = 32  # most terms of a sum that are loaded at once
@@ -72,7 +70,7 @@ def launch(kernel: str, programs: int, warps: int, *arguments: Any, **constants:
 
 def _experts(
     x: Tensor, up: Tensor, down: Tensor, scale: Tensor, order: Tensor, ends: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     copies, dim = order.shape[0], down.shape[1]
     tiles = tile_map(ends, copies, x.dtype)
     pre, hidden = x.new_empty(copies if keep else 0, 2 * dim), x.new_empty(copies, dim)
@@ -84,18 +82,13 @@ def _experts(
         KEEP=keep,
         **_shape(x.dtype, x.shape[1], dim),
     )
-    return _product_to_tokens(hidden, down, order, ends, tiles, _top_k(order, x)), pre
+    return _product(hidden, down, x, order, ends, tiles), pre, tiles
 
 
-def _product(rows: Tensor, matrices: Tensor, like: Tensor, order: Tensor, ends: Tensor) -> Tensor:
-    tiles = tile_map(ends, order.shape[0], rows.dtype)
-    return _product_to_tokens(rows, matrices, order, ends, tiles, _top_k(order, like))
-
-
-def _product_to_tokens(
-    rows: Tensor, matrices: Tensor, order: Tensor, ends: Tensor, tiles: Tensor, top_k: int
+def _product(
+    rows: Tensor, matrices: Tensor, like: Tensor, order: Tensor, ends: Tensor, tiles: Tensor
 ) -> Tensor:
-    copies, (width, dim) = order.shape[0], matrices.shape[1:]
+    copies, (width, dim), top_k = order.shape[0], matrices.shape[1:], _top_k(order, like)
     out = rows.new_empty(copies, dim)
     launch(
         *("scattered", *_programs(tiles, dim, rows.dtype)),
@@ -107,10 +100,15 @@ def _product_to_tokens(
 
 
 def _hidden_grad(
-    grad: Tensor, down: Tensor, pre: Tensor, scale: Tensor, order: Tensor, ends: Tensor
+    grad: Tensor,
+    down: Tensor,
+    pre: Tensor,
+    scale: Tensor,
+    order: Tensor,
+    ends: Tensor,
+    tiles: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     copies, dim = order.shape[0], down.shape[1]
-    tiles = tile_map(ends, copies, grad.dtype)
     shape = _shape(grad.dtype, grad.shape[1], dim)
     pre_grad, hidden = torch.empty_like(pre), grad.new_empty(copies, dim)
     parts = grad.new_empty(1, _ceil(dim, shape["COLUMNS"]), copies, dtype=torch.float32)
@@ -150,10 +148,15 @@ def tile_map(ends: Tensor, copies: int, dtype: torch.dtype) -> Tensor:
     There are as many as any routing needs: the sum over experts of ceil(rows / rows of a tile).
     """
     (groups,), rows = ends.shape, BLOCKS[dtype].rows
-    bound = (copies + min(groups, copies) * (rows - 1)) // rows
-    tiles = ends.new_empty(2, bound)
+    tiles = _empty_tile_map(ends, copies, dtype)
+    bound = tiles.shape[1]
     launch("map_tiles", groups, 4, ends, tiles, bound, groups, ROWS=rows, SPAN=SPAN)
     return tiles
+
+
+def _empty_tile_map(ends: Tensor, copies: int | torch.SymInt, dtype: torch.dtype) -> Tensor:
+    (groups,), rows = ends.shape, BLOCKS[dtype].rows
+    return ends.new_empty(2, (copies + min(groups, copies) * (rows - 1)) // rows)
 
 
 def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
@@ -204,18 +207,25 @@ def _precision() -> str:
 
 def _fake_experts(
     x: Tensor, up: Tensor, down: Tensor, scale: Tensor, order: Tensor, ends: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(order.shape[0] if keep else 0, up.shape[2])
+) -> tuple[Tensor, Tensor, Tensor]:
+    pre = x.new_empty(order.shape[0] if keep else 0, up.shape[2])
+    return x.new_empty(x.shape), pre, _empty_tile_map(ends, order.shape[0], x.dtype)
 
 
 def _fake_product(
-    rows: Tensor, matrices: Tensor, like: Tensor, order: Tensor, ends: Tensor
+    rows: Tensor, matrices: Tensor, like: Tensor, order: Tensor, ends: Tensor, tiles: Tensor
 ) -> Tensor:
     return rows.new_empty(like.shape[0], matrices.shape[2])
 
 
 def _fake_hidden_grad(
-    grad: Tensor, down: Tensor, pre: Tensor, scale: Tensor, order: Tensor, ends: Tensor
+    grad: Tensor,
+    down: Tensor,
+    pre: Tensor,
+    scale: Tensor,
+    order: Tensor,
+    ends: Tensor,
+    tiles: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     hidden = pre.new_empty(pre.shape[0], down.shape[1])
     return pre.new_empty(pre.shape), hidden, scale.new_empty(scale.shape)
@@ -227,20 +237,22 @@ def _fake_outer(
     return left.new_empty(ends.shape[0], left.shape[1], right.shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:6], output[1])
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:6], *output[1:])
     ctx.set_materialize_grads(False)  # `pre` has no gradient; one of zeros would be large
 
 
-def _backward(ctx: Any, grad: Tensor, _of_pre: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, up, down, scale, order, ends, pre = ctx.saved_tensors
+def _backward(
+    ctx: Any, grad: Tensor, _of_pre: Tensor | None, _of_tiles: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    x, up, down, scale, order, ends, pre, tiles = ctx.saved_tensors
     by_x, by_up, by_down, by_scale, *_ = ctx.needs_input_grad
     operators = torch.ops.moebench
     pre_grad, hidden, scale_grad = operators.experts_hidden_grad(
-        grad, down, pre, scale, order, ends
+        grad, down, pre, scale, order, ends, tiles
     )
     return (
-        operators.experts_product(pre_grad, up.mT, x, order, ends) if by_x else None,
+        operators.experts_product(pre_grad, up.mT, x, order, ends, tiles) if by_x else None,
         operators.experts_outer(x, pre_grad, order, ends, True) if by_up else None,
         operators.experts_outer(hidden, grad, order, ends, False) if by_down else None,
         scale_grad if by_scale else None,
@@ -253,42 +265,25 @@ def _register(name: str, schema: str, kernel: Any, fake: Any) -> None:
     torch.library.define(f"moebench::{name}", schema)
     torch.library.impl(f"moebench::{name}", "default", kernel)
     torch.library.register_fake(f"moebench::{name}", fake)
-    operator = getattr(torch.ops.moebench, name)
-
-    def over_arms(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        number = sum(isinstance(each, Tensor) for each in inputs)
-        *others, order, ends = mapped(info, dims[:number], *inputs[:number])
-        copies = order.shape[1]
-        places = shifted(order, copies), shifted(ends, copies)
-        found = operator(*(each.flatten(0, 1) for each in others), *places, *inputs[number:])
-        if isinstance(found, Tensor):
-            return _apart(found, info), 0
-        return tuple(_apart(each, info) for each in found), (0,) * len(found)
-
-    torch.library.register_vmap(f"moebench::{name}", over_arms)
-
-
-def _apart(found: Tensor, info: Any) -> Tensor:
-    arms = info.batch_size
-    return found.unflatten(0, (arms, found.shape[0] // arms))
 
 
 _register(
     "experts",
     "(Tensor x, Tensor up, Tensor down, Tensor scale, Tensor order, Tensor ends, bool keep)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
     _experts,
     _fake_experts,
 )
 _register(
     "experts_product",
-    "(Tensor rows, Tensor matrices, Tensor like, Tensor order, Tensor ends) -> Tensor",
+    "(Tensor rows, Tensor matrices, Tensor like, Tensor order, Tensor ends, Tensor tiles)"
+    " -> Tensor",
     _product,
     _fake_product,
 )
 _register(
     "experts_hidden_grad",
-    "(Tensor grad, Tensor down, Tensor pre, Tensor scale, Tensor order, Tensor ends)"
+    "(Tensor grad, Tensor down, Tensor pre, Tensor scale, Tensor order, Tensor ends, Tensor tiles)"
     " -> (Tensor, Tensor, Tensor)",
     _hidden_grad,
     _fake_hidden_grad,

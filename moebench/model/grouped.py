@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moebench.errors import ConfigError
+from moebench.model.arms import mapped, shifted
 
 ROW_BYTES = 16  # every row of an operand must be a multiple of this
 
@@ -41,25 +42,25 @@ def grouped_mm(
 
 
 def dispatch(
-    x: Float[Tensor, "rows width"], order: Int[Tensor, " copies"], place: Int[Tensor, " copies"]
+    x: Float[Tensor, "rows width"], row: Int[Tensor, " copies"], place: Int[Tensor, " copies"]
 ) -> Float[Tensor, "copies width"]:
-    """top_k copies of each row, sorted by `order`.
+    """Copies of each row, in any order.
 
     Args:
-        order: the copy at each position; r * top_k + c is copy c of row r.
-        place: the position of each copy; the inverse of `order`.
+        row: the row at each position; each row has as many copies as any other.
+        place: the position of each copy; that of copy c of row r is at r * copies of a row + c.
     """
-    return _Dispatch.apply(x, order, place)  # pyright: ignore
+    return _Dispatch.apply(x, row, place)  # pyright: ignore
 
 
 def combine(
     y: Float[Tensor, "copies width"],
-    order: Int[Tensor, " copies"],
+    row: Int[Tensor, " copies"],
     place: Int[Tensor, " copies"],
     rows: int,
 ) -> Float[Tensor, "rows width"]:
     """The sum of each row's copies; the transpose of `dispatch`."""
-    return _Combine.apply(y, order, place, rows)  # pyright: ignore
+    return _Combine.apply(y, row, place, rows)  # pyright: ignore
 
 
 def _mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
@@ -121,20 +122,6 @@ def _mm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-def mapped(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
-    """Tensors with the arm axis first; a tensor that arms share is expanded."""
-    return [
-        tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-        for tensor, dim in zip(tensors, dims, strict=True)
-    ]
-
-
-def shifted(places: Tensor, rows: int) -> Tensor:
-    """[arms, n] positions in the `rows` of each arm, as [arms * n] in the rows of all arms."""
-    offset = torch.arange(places.shape[0], dtype=places.dtype, device=places.device) * rows
-    return (places + offset[:, None]).flatten()
-
-
 def _folded(info: Any, dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
     """Tensors whose arm axis is folded into their first axis; the last one is `ends`."""
     *others, ends = mapped(info, dims, *tensors)
@@ -177,36 +164,33 @@ class _Dispatch(torch.autograd.Function):
     on a GPU."""
 
     @staticmethod
-    def forward(x: Tensor, order: Tensor, place: Tensor) -> Tensor:
-        return x.index_select(0, order // (order.shape[0] // x.shape[0]))
+    def forward(x: Tensor, row: Tensor, place: Tensor) -> Tensor:
+        return x.index_select(0, row)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        x, order, place = inputs
-        ctx.rows = x.shape[0]
-        ctx.save_for_backward(order, place)
+        ctx.rows = inputs[0].shape[0]
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        order, place = ctx.saved_tensors
-        return combine(grad, order, place, ctx.rows), None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor):  # pyright: ignore
-        x, order, place = mapped(info, in_dims, *inputs)
-        copies = order.shape[1]
-        sorted_x = dispatch(x.flatten(0, 1), shifted(order, copies), shifted(place, copies))
-        return sorted_x.unflatten(0, order.shape), 0
+        row, place = ctx.saved_tensors
+        return combine(grad, row, place, ctx.rows), None, None
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(y: Tensor, order: Tensor, place: Tensor, rows: int) -> Tensor:
-        copies = y.index_select(0, place).unflatten(0, (rows, -1))
+    def forward(y: Tensor, row: Tensor, place: Tensor, rows: int) -> Tensor:
+        gathered = y.index_select(0, place)
+        if len(gathered) == rows:
+            return gathered
+        copies = gathered.unflatten(0, (rows, -1))
+        if y.is_cuda:
+            return copies.sum(1)
         total = copies[:, 0]
-        for number in range(1, copies.shape[1]):  # a sum over the short axis is much slower
+        for number in range(1, copies.shape[1]):  # a sum over the short axis is slower on a CPU
             total = total + copies[:, number]
-        return total if copies.shape[1] > 1 else total.clone()
+        return total
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
@@ -214,16 +198,8 @@ class _Combine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore
-        order, place = ctx.saved_tensors
-        return dispatch(grad, order, place), None, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any):  # pyright: ignore
-        y, order, place = mapped(info, in_dims[:3], *inputs[:3])
-        arms, copies, rows = *order.shape, inputs[3]
-        order, place = shifted(order, copies), shifted(place, copies)
-        total = combine(y.flatten(0, 1), order, place, arms * rows)
-        return total.unflatten(0, (arms, rows)), 0
+        row, place = ctx.saved_tensors
+        return dispatch(grad, row, place), None, None, None
 
 
 for _function in (_Dispatch, _Combine):  # torch asks at every call, which takes as long as the call

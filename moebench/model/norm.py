@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moebench.model.arms import mapped
+
 EPS = 1e-6
 
 
@@ -35,6 +37,7 @@ class _FusedNorm(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(inputs[0], output[1])
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)  # `inverse` has no gradient, which would be zeros
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:  # pyright: ignore
@@ -42,7 +45,7 @@ class _FusedNorm(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> Any:  # pyright: ignore
-        return _FusedNorm.apply(_arms_first(x, in_dims[0])), (0, 0)
+        return _FusedNorm.apply(*mapped(info, in_dims, x)), (0, 0)
 
 
 class _FusedNormBackward(torch.autograd.Function):
@@ -56,10 +59,4 @@ class _FusedNormBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> Any:  # pyright: ignore
-        arms = [_arms_first(tensor, dim) for tensor, dim in zip(tensors, in_dims, strict=True)]
-        return _FusedNormBackward.apply(*arms), 0
-
-
-def _arms_first(tensor: Tensor, dim: int | None) -> Tensor:
-    """A tensor with the arm axis in front; one that arms share is the same for each."""
-    return tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+        return _FusedNormBackward.apply(*mapped(info, in_dims, *tensors)), 0

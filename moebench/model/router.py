@@ -284,7 +284,8 @@ class Router(nn.Module):
         if steering.mask is not None:
             logits = logits.masked_fill(~steering.mask, -math.inf)
         routing = observe(logits, gate.probs, expert_index, selected=selected)
-        weights, shared = self._weights(gate, expert_index, selected)
+        known = routing.weights if selected is None and gate.values is gate.probs else None
+        weights, shared = self._weights(gate, expert_index, selected, known)
         if gating.capacity_factor is not None:
             priority = {
                 "probability": gate.scores.gather(-1, expert_index),
@@ -306,11 +307,19 @@ class Router(nn.Module):
         return Selection(expert_index, weights, routing, selected, assignments, shared)
 
     def _weights(
-        self, gate: Gated, expert_index: Tensor, selected: Tensor | None
+        self,
+        gate: Gated,
+        expert_index: Tensor,
+        selected: Tensor | None,
+        known: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The final weights of the selected experts, and those of the shared ones in the gate."""
+        """The final weights of the selected experts, and those of the shared ones in the gate.
+
+        Args:
+            known: [1, sequences, tokens, slots] the gate's values of the experts, if gathered.
+        """
         gating, shared = self.gating, gate.shared
-        weights = gate.values.gather(-1, expert_index)
+        weights = gate.values.gather(-1, expert_index) if known is None else known.squeeze(0)
         weights = weights if selected is None else weights * selected
         if gating.renormalize or gating.gate == "topk_softmax":
             total = weights.sum(-1, keepdim=True)

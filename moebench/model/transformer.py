@@ -13,29 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moebench.balance import Routing, Steering, join, no_routing
+from moebench.model.conversion import Convert, converting
 from moebench.model.experts import Experts, SharedExpert
 from moebench.model.norm import rms_norm
+from moebench.model.rotary import Rotary, heads, rotary_tables
 from moebench.model.router import Gating, Router, Selection
-
-ROPE_BASE = 10_000.0
-Rotary = tuple[Float[Tensor, "tokens half"], Float[Tensor, "tokens half"]]  # cos and sin
-
-
-def rotary_tables(
-    length: int, width: int, dtype: torch.dtype, device: torch.device | None = None
-) -> Rotary:
-    """cos and sin of the rotary angles, each [length, width / 2] (RoFormer, Eq. 15)."""
-    half = torch.arange(0, width, 2, device=device, dtype=torch.float32)
-    position = torch.arange(length, device=device, dtype=torch.float32)
-    angle = torch.outer(position, ROPE_BASE ** (-half / width))
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate(
-    x: Float[Tensor, "*batch tokens width"], cos: Tensor, sin: Tensor
-) -> Float[Tensor, "*batch tokens width"]:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class Attention(nn.Module):
@@ -54,16 +36,13 @@ class Attention(nn.Module):
         x: Float[Tensor, "sequences tokens d_model"],
         rotary: Rotary,
         mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
+        convert: Convert | None = None,
     ) -> Float[Tensor, "sequences tokens d_model"]:
-        sequences, tokens, d_model = x.shape
-        width = d_model // self.num_heads
-        qkv = F.linear(x, self.qkv.to(x.dtype)).view(sequences, tokens, 3, self.num_heads, width)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        # only the product of query and key matters, so one gain serves both
-        q = rotate(rms_norm(q) * self.gain.to(x.dtype), *rotary)
-        k = rotate(rms_norm(k), *rotary)
+        convert = convert or converting(x.dtype)
+        qkv = F.linear(x, convert(self.qkv)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = heads(qkv, convert(self.gain), rotary)
         mixed = causal_attention(q, k, v, mask, sdpa=self.sdpa)
-        return F.linear(mixed.transpose(1, 2).flatten(2), self.out.to(x.dtype))
+        return F.linear(mixed.transpose(1, 2).flatten(2), convert(self.out))
 
 
 def causal_attention(
@@ -148,37 +127,42 @@ class Block(nn.Module):
             SharedExpert(d_model, num_shared_experts * expert_dim) if num_shared_experts else None
         )
 
+    def products(self) -> list[Tensor]:
+        """The weights that are read in the dtype of products: all but the router's."""
+        attention, dense = self.attention, self.dense if self.gating is None else self.shared
+        weights: list[Tensor] = [attention.qkv, attention.gain, attention.out]
+        weights += [] if dense is None else [dense.up, dense.down]
+        return weights if self.gating is None else [*weights, self.experts.up, self.experts.down]
+
     def forward(
         self,
         x: Float[Tensor, "sequences tokens d_model"],
         compute: torch.dtype,
+        convert: Convert,
         rotary: Rotary,
         mask: Bool[Tensor, "sequences tokens tokens"] | None = None,
         steering: Steering | None = None,
         *,
         training: bool = False,
     ) -> tuple[Float[Tensor, "sequences tokens d_model"], Routing | None]:
-        x = x + self.attention(rms_norm(x).to(compute), rotary, mask).to(x.dtype)
+        x = x + self.attention(rms_norm(x).to(compute), rotary, mask, convert).to(x.dtype)
         normed = rms_norm(x)
         if self.gating is None:
-            return x + self.dense(normed.to(compute)).to(x.dtype), None
+            return x + self.dense(normed.to(compute), None, convert).to(x.dtype), None
         chosen: Selection = self.router(normed, steering, training=training)
         normed, routing = normed.to(compute), chosen.routing
         if "outputs" in self.gating.observes:
-            mixed, outputs = self._expert_outputs(normed, chosen)
+            mixed, outputs = self._expert_outputs(normed, chosen, convert)
             routing = routing._replace(outputs=outputs[None])
         elif chosen.assignments is not None:
-            mixed = self._mixed_sparse(normed, chosen, training)
+            mixed = self._mixed_sparse(normed, chosen, convert, training)
         else:
-            counts = routing.counts.sum((0, 1)) if chosen.selected is None else None
-            mixed = self._mixed(normed, chosen.expert_index, chosen.weights, counts)
+            mixed = self._mixed(normed, chosen.expert_index, chosen.weights, convert)
         if self.shared is not None:
-            mixed = mixed + self.shared(normed, chosen.shared)
+            mixed = mixed + self.shared(normed, chosen.shared, convert)
         return x + mixed.to(x.dtype), routing
 
-    def _mixed(
-        self, x: Tensor, expert_index: Tensor, weights: Tensor, counts: Tensor | None = None
-    ) -> Tensor:
+    def _mixed(self, x: Tensor, expert_index: Tensor, weights: Tensor, convert: Convert) -> Tensor:
         """The weighted sum of each token's experts.
 
         An expert that returns its input is computed as another expert with a weight of 0, since the
@@ -187,29 +171,29 @@ class Block(nn.Module):
         if self.zero_experts:
             computed = self.experts.up.shape[0]
             zero = expert_index >= computed
-            own = self._mixed_computed(x, expert_index % computed, weights * ~zero)
+            own = self._mixed_computed(x, expert_index % computed, weights * ~zero, convert)
             return own + (weights * zero).sum(-1, keepdim=True).to(x.dtype) * x
-        return self._mixed_computed(x, expert_index, weights, counts)
+        return self._mixed_computed(x, expert_index, weights, convert)
 
     def _mixed_computed(
-        self, x: Tensor, expert_index: Tensor, weights: Tensor, counts: Tensor | None = None
+        self, x: Tensor, expert_index: Tensor, weights: Tensor, convert: Convert
     ) -> Tensor:
-        if counts is None:
-            flat = expert_index.flatten()
-            empty = torch.zeros(self.experts.up.shape[0], dtype=flat.dtype, device=flat.device)
-            counts = empty.scatter_add(0, flat, torch.ones_like(flat))
         rows = x.flatten(0, -2), expert_index.flatten(0, -2), weights.flatten(0, -2)
-        return self.experts(*rows, counts).view_as(x)
+        return self.experts(*rows, convert).view_as(x)
 
-    def _expert_outputs(self, x: Tensor, chosen: Selection) -> tuple[Tensor, Tensor]:
+    def _expert_outputs(
+        self, x: Tensor, chosen: Selection, convert: Convert
+    ) -> tuple[Tensor, Tensor]:
         """The weighted sum over experts, and each output: [sequences, tokens, slots, d_model]."""
         slots = chosen.expert_index.shape[-1]
         copies = x.unsqueeze(2).expand(-1, -1, slots, -1)
         one = torch.ones_like(chosen.weights).unsqueeze(-1)
-        outputs = self._mixed(copies, chosen.expert_index.unsqueeze(-1), one)
+        outputs = self._mixed(copies, chosen.expert_index.unsqueeze(-1), one, convert)
         return (chosen.weights.unsqueeze(-1).to(outputs.dtype) * outputs).sum(2), outputs
 
-    def _mixed_sparse(self, x: Tensor, chosen: Selection, training: bool) -> Tensor:
+    def _mixed_sparse(
+        self, x: Tensor, chosen: Selection, convert: Convert, training: bool
+    ) -> Tensor:
         """The weighted sum over experts where many slots are empty, which are not computed.
 
         In training, the number of computed slots may not depend on the data.
@@ -224,6 +208,7 @@ class Block(nn.Module):
             rows.index_select(0, first // slots),
             chosen.expert_index.flatten()[first].unsqueeze(-1),
             chosen.weights.flatten()[first].unsqueeze(-1),
+            convert,
         )
         return torch.zeros_like(rows).index_add(0, first // slots, outputs).view_as(x)
 
@@ -324,16 +309,21 @@ class MoETransformer(nn.Module):
         x = F.embedding(tokens, table)
         mask = None if self.document_end is None else within_documents(tokens, self.document_end)
         rotary = rotary_tables(tokens.shape[1], self.head_width, self.compute, x.device)
+        convert = converting(self.compute, self._weights_of_products())
         layers: list[Routing] = []
         for block in self.blocks:
             of_layer = None if steering is None else steering.layer(len(layers))
-            x, routing = block(x, self.compute, rotary, mask, of_layer, training=training)
+            x, routing = block(x, self.compute, convert, rotary, mask, of_layer, training=training)
             if routing is not None:
                 layers.append(routing)
-        logits = F.linear(rms_norm(x).to(self.compute), self.head.to(self.compute))
+        logits = F.linear(rms_norm(x).to(self.compute), convert(self.head))
         if not layers:
             layers = [no_routing(tokens.shape[0], tokens.shape[1], self.num_experts, like=x)]
         return logits.to(x.dtype), join(layers, along="layers")
+
+    def _weights_of_products(self) -> list[Tensor]:
+        """All weights that are read in the dtype `compute`."""
+        return [*(weight for block in self.blocks for weight in block.products()), self.head]  # pyright: ignore
 
 
 CONSTANT = {"gain": 3.0, "router.temperature": math.log(2), "router.bias": 0.0, "router.scale": 1.0}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moebench.model import fused
-from moebench.model.experts import Experts
+from moebench.model.experts import Experts, mixture
 from moebench.model.fused import fused_experts
 from tests.model.expert_truth import Case, Results, bounds, truth
 
@@ -84,8 +84,7 @@ def computed(case: Case, dtype: torch.dtype, device: str) -> Results:
     x = case.x.to(device, dtype).requires_grad_()
     weights = case.weights.to(device, torch.float32).requires_grad_()
     index = case.selected.to(device)
-    counts = torch.bincount(case.selected.flatten(), minlength=len(case.up)).to(device)
-    out = experts(x, index, weights, counts)
+    out = experts(x, index, weights)
     inputs = (x, weights, experts.up, experts.down)
     return Results(out.detach(), *torch.autograd.grad(out, inputs, case.upstream.to(device, dtype)))
 
@@ -137,23 +136,31 @@ def with_gradients(function: Any, inputs: list[Tensor], upstream: Tensor) -> lis
     return [out.detach(), *torch.autograd.grad(out, leaves, upstream)]
 
 
+def mixed(x: Tensor, weights: Tensor, up: Tensor, down: Tensor, index: Tensor) -> Tensor:
+    return mixture(x, index, weights, up, down, fused=True)
+
+
 @pytest.mark.parametrize("device", DEVICES)
-def test_stacked_arms_are_more_groups(device: str) -> None:
-    inputs, upstream = operands(torch.float32, device, 2)
-    stacked = with_gradients(torch.func.vmap(fused_experts), inputs, upstream)
+def test_stacked_arms_have_the_bits_of_each_alone(device: str) -> None:
+    cases = [drawn(routed(6 + arm, 2, 3)[:6], 3, 16, 8, torch.float32) for arm in range(2)]
+    *floats, upstream, index = map(torch.stack, zip(*cases, strict=True))
+    inputs = [*(each.to(device, torch.float32) for each in floats), index.to(device)]
+    upstream = upstream.to(device, torch.float32)
+    stacked = with_gradients(torch.func.vmap(mixed), inputs, upstream)
     for arm in range(2):
-        alone = with_gradients(fused_experts, [each[arm] for each in inputs], upstream[arm])
+        alone = with_gradients(mixed, [each[arm] for each in inputs], upstream[arm])
         assert all(torch.equal(one[arm], other) for one, other in zip(stacked, alone, strict=True))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_operands_that_arms_share_are_passed_once(device: str) -> None:
-    inputs, _ = operands(torch.float32, device, 2)
-    shared = [inputs[0][0], inputs[1], *(each[0] for each in inputs[2:])]
-    dims = (None, 0, None, None, None, None)
-    found = torch.func.vmap(fused_experts, in_dims=dims)(*shared)
-    alone = fused_experts(shared[0], shared[1][1], *shared[2:])
-    assert torch.equal(found[1], alone)
+    case = drawn(routed(6, 2, 3), 3, 16, 8, torch.float32)
+    x, weights, up, down = (each.to(device, torch.float32) for each in case[:4])
+    index, both = case.selected.to(device), torch.stack([up, 2 * up])
+    found = torch.func.vmap(mixed, in_dims=(None, None, 0, None, None))(
+        x, weights, both, down, index
+    )
+    assert torch.equal(found[1], mixed(x, weights, 2 * up, down, index))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -164,8 +171,9 @@ def test_the_copies_of_a_token_are_summed_in_their_order(device: str) -> None:
     rows = torch.randn(21, 8, generator=torch.Generator().manual_seed(0)).to(device)
     product, matrices = torch.ops.moebench.experts_product, case.down.to(device, torch.float32)
     copies, tokens = rows, rows[:7]
-    first, second, third = product(rows, matrices, copies, order, ends).view(7, 3, 16).unbind(1)
-    found = product(rows, matrices, tokens, order, ends)
+    places = order, ends, fused.tile_map(ends, 21, torch.float32)
+    first, second, third = product(rows, matrices, copies, *places).view(7, 3, 16).unbind(1)
+    found = product(rows, matrices, tokens, *places)
     assert torch.equal(found, first + second + third)
 
 
@@ -173,7 +181,7 @@ def test_the_copies_of_a_token_are_summed_in_their_order(device: str) -> None:
 def test_nothing_is_kept_without_gradients(device: str) -> None:
     inputs, _ = operands(torch.float32, device, 1)
     inputs = [each[0] for each in inputs]
-    out, pre = torch.ops.moebench.experts(*inputs, True)
+    out, pre, _ = torch.ops.moebench.experts(*inputs, True)
     assert pre.shape == (12, 16)
     with torch.no_grad():
         assert torch.equal(fused_experts(*inputs), out)
@@ -208,9 +216,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str) -
     monkeypatch.setattr(fused, "launch", launch)
     inputs, upstream = operands(dtype, device, 1)
     x, up, down, scale, order, ends = inputs = [each[0].to(device) for each in inputs]
-    pre = fused._experts(*inputs, keep=True)[1]
-    pre_grad, hidden, _ = fused._hidden_grad(upstream[0], down, pre, scale, order, ends)
-    fused._product(pre_grad, up.mT, x, order, ends)
+    _, pre, tiles = fused._experts(*inputs, keep=True)
+    pre_grad, hidden, _ = fused._hidden_grad(upstream[0], down, pre, scale, order, ends, tiles)
+    fused._product(pre_grad, up.mT, x, order, ends, tiles)
     fused._outer(x, pre_grad, order, ends, True)
     fused._outer(hidden, upstream[0], order, ends, False)
     return launches
@@ -220,7 +228,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str) -
 def test_the_host_reads_no_data(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of the meta device have no data that could be read."""
     forward = ["map_tiles", "gate_up", "scattered", "summed"]
-    backward = ["map_tiles", "hidden_grad", "map_tiles", "scattered", "summed", "outer", "outer"]
+    backward = ["hidden_grad", "scattered", "summed", "outer", "outer"]
     assert [kernel for kernel, *_ in recorded(monkeypatch, dtype, "meta")] == forward + backward
 
 
@@ -258,12 +266,12 @@ def test_the_operators_pass_torchs_checks(device: str) -> None:
     inputs, upstream = operands(torch.float32, device, 1)
     x, up, down, scale, order, ends = inputs = [each[0] for each in inputs]
     upstream, operators = upstream[0], torch.ops.moebench
-    pre = operators.experts(*inputs, True)[1]
+    _, pre, tiles = operators.experts(*inputs, True)
     leaves = [each.clone().requires_grad_() for each in inputs[:4]]
     torch.library.opcheck(operators.experts, (*leaves, order, ends, True))
     for operator, given in (
-        (operators.experts_hidden_grad, (upstream, down, pre, scale, order, ends)),
-        (operators.experts_product, (pre, up.mT, x, order, ends)),
+        (operators.experts_hidden_grad, (upstream, down, pre, scale, order, ends, tiles)),
+        (operators.experts_product, (pre, up.mT, x, order, ends, tiles)),
         (operators.experts_outer, (x, pre, order, ends, True)),
     ):
         torch.library.opcheck(operator, given)

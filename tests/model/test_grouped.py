@@ -1,12 +1,14 @@
 """Grouped products equal a loop over groups, alone, stacked and compiled."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from moebench.errors import ConfigError
+from moebench.model.experts import mixture
 from moebench.model.grouped import combine, dispatch, grouped_mm
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -118,22 +120,30 @@ def drawn(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_rows_are_copied_and_summed_in_their_order(top_k: int) -> None:
-    index = torch.randint(0, 4, (2, 5 * top_k), generator=torch.Generator().manual_seed(0))
-    order = index.argsort(dim=1, stable=True)
-    place = order.argsort(dim=1)
-    x = drawn(2, 5, 3)
-    copies = torch.func.vmap(dispatch)(x, order, place)
-    for arm in range(2):
-        assert torch.equal(copies[arm], x[arm].repeat_interleave(top_k, 0)[order[arm]])
-    scale = drawn(2, 5 * top_k, 1)
+    order = torch.randperm(5 * top_k, generator=torch.Generator().manual_seed(0))
+    row, place = order // top_k, order.argsort()
+    x, scale = drawn(5, 3), drawn(5 * top_k, 1)
+    assert torch.equal(dispatch(x, row, place), x.repeat_interleave(top_k, 0)[order])
 
-    def there_and_back(x: Tensor, scale: Tensor, order: Tensor, place: Tensor) -> Tensor:
-        return combine(dispatch(x, order, place) * scale, order, place, 5)
+    def there_and_back(x: Tensor, scale: Tensor) -> Tensor:
+        return combine(dispatch(x, row, place) * scale, row, place, 5)
 
-    found = torch.func.vmap(there_and_back)(x, scale, order, place)
-    of_row = scale.gather(1, place[..., None]).unflatten(1, (5, top_k)).sum(2)
-    assert torch.allclose(found, x * of_row)
-    assert torch.autograd.gradcheck(
-        lambda x, scale: there_and_back(x, scale, order[0], place[0]),
-        (x[0].detach().requires_grad_(), scale[0].detach().requires_grad_()),
-    )
+    of_row = scale[place].unflatten(0, (5, top_k)).sum(1)
+    assert torch.allclose(there_and_back(x, scale), x * of_row)
+    assert torch.autograd.gradcheck(there_and_back, (x, scale))
+
+
+def test_stacked_experts_are_those_of_each_arm() -> None:
+    index = torch.randint(0, 4, (3, 5, 2), generator=torch.Generator().manual_seed(0))
+    inputs = [drawn(3, 5, 6), drawn(3, 5, 2), drawn(3, 4, 6, 8), drawn(3, 4, 4, 6)]
+
+    def with_gradients(mixed: Callable[..., Tensor], arm: slice | int) -> list[Tensor]:
+        x, weights, up, down = own = [each[arm].detach().requires_grad_() for each in inputs]
+        found = mixed(x, index[arm], weights, up, down)
+        return [found, *torch.autograd.grad(found.square().sum(), own)]
+
+    mixed = partial(mixture, fused=False)
+    stacked = with_gradients(torch.func.vmap(mixed), slice(None))
+    for arm in range(3):
+        alone = with_gradients(mixed, arm)
+        assert all(torch.equal(one[arm], other) for one, other in zip(stacked, alone, strict=True))
