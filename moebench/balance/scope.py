@@ -39,6 +39,11 @@ class Scope:
         """
         raise NotImplementedError
 
+    @property
+    def steady(self) -> bool:
+        """Whether the groups are the same in every step of as many sequences."""
+        return type(self).labels is Global.labels and type(self).groups is Scope.groups
+
     def members(
         self,
         sequences: int,

@@ -47,10 +47,12 @@ class Feed:
         self.resident = resident
         if resident:
             # torch has no arithmetic for unsigned types above uint8: the bits are read as signed
-            self._mask = (1 << (8 * streams[0].itemsize)) - 1
-            self._tokens = _on_device(batches.corpus.content_hash, streams, device)
+            bits = 8 * streams[0].itemsize
+            above = bits > 8 and batches.corpus.vocab_size > 1 << (bits - 1)
+            self._mask = (1 << bits) - 1 if above else None
+            tokens = _on_device(batches.corpus.content_hash, streams, device)
+            self._sequences = tokens.unfold(0, batches.seq_len + 1, 1)  # from each place on; a view
             self._base = np.cumsum([0, *(len(stream) for stream in streams[:-1])])
-            self._within = torch.arange(batches.seq_len + 1, device=device)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         places = self.batches.places(step)
@@ -66,7 +68,8 @@ class Feed:
 
     def _gather(self, places: Places) -> Tensor:
         start = self._to_device(places.start + self._base[places.domain])
-        return self._tokens[start.unsqueeze(1) + self._within].long() & self._mask
+        tokens = self._sequences.index_select(0, start).long()
+        return tokens if self._mask is None else tokens & self._mask
 
     def _to_device(self, numbers: np.ndarray) -> Tensor:
         return to_device(torch.from_numpy(numbers), self.device)

@@ -30,7 +30,7 @@ RECENT = 0.9  # decay, a step, of the loads by which experts are placed on ranks
 
 def recent_load(before: Tensor | None, outcome: Outcome) -> Tensor:
     """[layers, experts] decayed sum of the loads of all steps so far."""
-    counts = outcome.routing.counts.sum(1).float()
+    counts = outcome.routing.counts.sum(1, dtype=torch.float32)
     return counts if before is None else RECENT * before + counts
 
 
@@ -77,7 +77,7 @@ def step_metrics(
         scalars["train/balance_loss"] = total / weight
     for method, state in method_states(objective, outcome.states):
         scalars |= {f"method/{name}": value for name, value in method.metrics(state).items()}
-    if any(method.penalizes for method in objective.methods):
+    if outcome.penalty is not None:
         scalars["train/penalty"] = outcome.penalty
     by_micro = micro_batch_counts(routing, micro_bsz)
     shape = by_micro.shape

@@ -122,7 +122,8 @@ class ArmStep:
         )
         self.tallies: list[Tensor] = []
         self.nats: Tensor | None = None
-        self.penalty = torch.zeros((), device=step.tokens.device)
+        penalizes = any(method.penalizes for method in objective.methods)
+        self.penalty = torch.zeros((), device=step.tokens.device) if penalizes else None
         self.losses: dict[int, Tensor] = {}
         self.routings: list[Routing] = []
 
@@ -142,7 +143,11 @@ class ArmStep:
                 if value is not None:
                     value = value / self.step.ranks.size  # the ranks sum their values
                     value.backward()
-                    self.penalty = self.penalty + value.detach()
+                    self._add_penalty(value)
+
+    def _add_penalty(self, value: Tensor) -> None:
+        assert self.penalty is not None, "a method with a penalty says so"
+        self.penalty = self.penalty + value.detach()
 
     def count(self, routing: Routing, span: slice) -> None:
         """Add the counts of a counting pass."""
@@ -174,7 +179,7 @@ class ArmStep:
             value = method.penalty(state, routing, total)
             if value is not None:
                 loss = loss + value
-                self.penalty = self.penalty + value.detach()
+                self._add_penalty(value)
         self.nats = nats.detach() if self.nats is None else self.nats + nats.detach()
         self.routings.append(detached(routing._replace(outputs=None)))
         return loss
@@ -183,9 +188,10 @@ class ArmStep:
         """The values of the whole step, after its last pass."""
         objective, ranks = self.objective, self.step.ranks
         assert self.nats is not None
-        sums = torch.stack([self.nats, self.penalty, *self.losses.values()])
         tallies = self._tallies_of_all_ranks()
-        nats, penalty, *values = ranks.sum(sums)
+        own = [self.nats, *self.losses.values(), *([] if self.penalty is None else [self.penalty])]
+        nats, *values = own if ranks.size == 1 else ranks.sum(torch.stack(own))
+        penalty = None if self.penalty is None else values.pop()
         losses = dict(zip(self.losses, values, strict=True))
         zero = nats if len(losses) == len(objective.terms) else torch.zeros_like(nats)
         balance = [

@@ -7,6 +7,7 @@ and gradients of passes and ranks simply add.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -76,7 +77,7 @@ class Outcome(NamedTuple):
         cross_entropy: mean over all target tokens, in nats.
         balance: for each term of the objective, its weight in this step and its unscaled loss; the
             loss is 0 for a term that does not act.
-        penalty: of the methods, weighted.
+        penalty: of the methods, weighted; None: no method has one.
         routing: of the whole step, detached, without `outputs`.
         states: of each term, then of each method, after this step; None for one without a state.
         norm: of the gradient, if the parameters are updated already; None if they are not.
@@ -84,7 +85,7 @@ class Outcome(NamedTuple):
 
     cross_entropy: Tensor
     balance: list[tuple[float, Tensor]]
-    penalty: Tensor
+    penalty: Tensor | None
     routing: Routing
     states: list[Any]
     norm: Tensor | None = None
@@ -160,6 +161,8 @@ class Step:
         Args:
             pass_bsz: sequences in a logical pass, where f is a prefix over passes; else None.
         """
+        if scope.steady:
+            return _steady_groups(scope, self.sequences, pass_bsz, self.tokens.device)
         return scope.groups(
             self.sequences,
             self.tokens.shape[1] - 1,
@@ -169,6 +172,14 @@ class Step:
             pass_bsz=pass_bsz,
             device=self.tokens.device,
         )
+
+
+@lru_cache(maxsize=64)  # else every step would make the same few numbers again
+def _steady_groups(
+    scope: Scope, sequences: int, pass_bsz: int | None, device: torch.device
+) -> Groups:
+    """The groups of a scope that are the same in every step."""
+    return scope.groups(sequences, 1, pass_bsz=pass_bsz, device=device)
 
 
 def initial_states(objective: Objective, model: MoETransformer, step: Step) -> list[Any]:
@@ -232,6 +243,6 @@ def weighted_terms(objective: Objective, outcome: Outcome) -> dict[str, float]:
     for term, (weight, value) in zip(objective.terms, outcome.balance, strict=True):
         values[f"balance loss over {term.name}"] = weight * objective.uniform * value
     values["z-loss"] = objective.z * z_loss(outcome.routing)
-    if any(method.penalizes for method in objective.methods):
+    if outcome.penalty is not None:
         values["penalty of the method"] = outcome.penalty
     return {name: value.item() for name, value in values.items()}

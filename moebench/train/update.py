@@ -64,12 +64,12 @@ def apply_together(updates: Sequence[Update]) -> list[Tensor]:
     """Update the parameters of several runs on one device, with the results of `apply` for each.
 
     Nothing waits for the device, which skips by itself the update of a run that is not finite.
-    A further run launches four kernels: its norm, its clipping and its two groups of parameters.
+    A further run launches three kernels: its clipping and its two groups of parameters.
     """
     gradients = [update.gradients for update in updates]
     of_each = torch.stack(torch._foreach_norm([part for own in gradients for part in own]))  # pyright: ignore
-    parts = of_each.split([len(own) for own in gradients])
-    norms = torch.stack([torch.linalg.vector_norm(part) for part in parts])
+    # runs of equal shape have gradients of the same parameters
+    norms = torch.linalg.vector_norm(of_each.view(len(updates), -1), dim=1)
     settings = torch.tensor([[update.number, update.clip] for update in updates], dtype=norms.dtype)
     number, clip = to_device(settings, norms.device).unbind(1)
     losses = torch.stack([update.outcome.cross_entropy for update in updates])

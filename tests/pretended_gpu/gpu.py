@@ -65,8 +65,8 @@ class Gpu:
     def wait(self, why: str) -> None:
         """Note that the host waits for the device."""
         if self.waits_are_errors:
-            raise WaitedError(f"{why} at {_place()}")
-        self.waits[f"{_place()}: {why}"] += 1
+            raise WaitedError(f"{why} at {place()}")
+        self.waits[f"{place()}: {why}"] += 1
 
     def launch(self, name: str, number: int = 1) -> None:
         self.launches[name] += number
@@ -124,7 +124,7 @@ class Gpu:
             self.wait(name)
         if name.rstrip("_") in ("scatter_add", "index_add") and _adds_twice(name, args):
             if not torch.are_deterministic_algorithms_enabled():
-                self.unordered[f"{_place()}: {name}"] += 1
+                self.unordered[f"{place()}: {name}"] += 1
             elif name.startswith("scatter") and args[0].ndim > 1:
                 raise RuntimeError(f"{name} does not have a deterministic implementation")
         if name not in NO_LAUNCH and name not in COPIES:
@@ -142,12 +142,16 @@ def _adds_twice(name: str, args: tuple[Any, ...]) -> bool:
     return bool((counts.scatter_add(dim, index, torch.ones_like(index)) > 1).any())
 
 
-def _place() -> str:
-    """The line of moebench that asked for an operation; of a backward there is none."""
+def place() -> str:
+    """The line of moebench that asked for an operation, or the node of backward that it is in."""
     for frame in reversed(traceback.extract_stack()):
         if "/moebench/" in frame.filename and "/tests/" not in frame.filename:
-            return f"{frame.filename.rpartition('/moebench/')[2]}:{frame.lineno}"
-    return "backward"
+            line = f"{frame.filename.rpartition('/moebench/')[2]}:{frame.lineno}"
+            if not line.startswith("train/gradients.py"):
+                return line
+            break
+    node = torch._C._current_autograd_node()
+    return "backward" if node is None else f"backward of {node.name()}"
 
 
 def _returned(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:

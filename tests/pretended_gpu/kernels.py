@@ -103,14 +103,23 @@ def attention_backward(gpu: "Gpu", func: Any, args: tuple[Any, ...], kwargs: dic
 def fused_rms_norm(gpu: "Gpu", func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The rows, and the inverse of their root mean square in at least fp32."""
     x, _, _, eps = args
+    _count_copies(gpu, x)
     wide = x.host.to(torch.promote_types(x.dtype, torch.float32))
     inverse = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()
     return OnGpu((wide * inverse).to(x.dtype)), OnGpu(inverse)
 
 
+def _count_copies(gpu: "Gpu", *tensors: Tensor) -> None:
+    """The kernels of norms copy what is not contiguous."""
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            gpu.launch("contiguous")
+
+
 def fused_rms_norm_backward(
     gpu: "Gpu", func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    _count_copies(gpu, *args[:2])
     grad, x, inverse = args[0].host, args[1].host, args[3].host
     normed = x.to(inverse.dtype) * inverse
     along = (grad * normed).mean(-1, keepdim=True)

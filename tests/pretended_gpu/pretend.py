@@ -19,7 +19,7 @@ from tests.pretended_gpu.tensor import CUDA, OnGpu, on_host
 FREE, TOTAL = 60 << 30, 80 << 30  # bytes of memory that it claims
 # A CPU build of torch has no kernel for them on a GPU, and would take them apart.
 LIBRARY = torch.library.Library("aten", "IMPL")
-for name in ("_fused_rms_norm", "_fused_rms_norm_backward"):
+for name in ("_fused_rms_norm", "_fused_rms_norm_backward", "silu_backward"):
     LIBRARY.impl(name, lambda *_: None, "CUDA")
 real_attention, real_launch = F.scaled_dot_product_attention, fused.launch
 
