@@ -17,6 +17,7 @@ from moebench.records import SCHEMA_VERSION, cannot_write, printable
 
 PRIMARY = "valid/nats"  # the endpoint of a study that names none
 GRID = "sweep"  # the name of a grid that has none of its own
+SECONDARY = ("router/replay_cost", "load/max_vio_micro")  # of runs of no study, and of a grid
 COST_FILE = "cost.json"  # beside a plan: the time that a step of each arm takes alone
 
 
@@ -69,6 +70,7 @@ class Plan:
         name, question, size: of the study.
         baseline: the label of an arm.
         primary: the name of a metric.
+        secondary: names of metrics, whose tests share a level of their own.
         order: names of findings, in the order in which they are tested.
         average_twin: whether differences are to the mean of the baseline and its A/A twin.
         folder: where it was read from; None for a plan that was not.
@@ -82,6 +84,7 @@ class Plan:
     primary: str
     jobs: tuple[Job, ...]
     folder: Path | None = field(default=None, compare=False, repr=False)
+    secondary: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
     average_twin: bool = False
     costs: dict[str, Cost] = field(default_factory=dict, compare=False, repr=False)
@@ -110,7 +113,8 @@ class Plan:
     def write(self, runs_dir: Path) -> Path:
         """Write the plan among the runs; returns its path."""
         about: dict[str, Any] = {key: getattr(self, key) for key in _TEXTS}
-        about |= {"order": list(self.order), "average_twin": self.average_twin}
+        about |= {key: list(getattr(self, key)) for key in _LISTS}
+        about["average_twin"] = self.average_twin
         shared = _shared([job.config for job in self.jobs])
         runs = [vars(job) | {"config": _own(job.config, shared)} for job in self.jobs]
         path = self.path(runs_dir)
@@ -123,6 +127,7 @@ class Plan:
 
 
 _TEXTS = ("name", "question", "size", "baseline", "primary")
+_LISTS = ("secondary", "order")  # of names; plans of an earlier version hold neither
 
 
 def read_plan(path: Path) -> Plan:
@@ -142,6 +147,7 @@ def read_plan(path: Path) -> Plan:
         **{key: content[key] for key in _TEXTS},
         jobs=tuple(_job(run, content.get("shared", {})) for run in content["runs"]),
         folder=path.parent,
+        secondary=tuple(content.get("secondary", ())),
         order=tuple(content.get("order", ())),
         average_twin=content.get("average_twin", False),
     )
@@ -212,9 +218,10 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
             return f"holds no usable {key!r}"
     if not is_name(content["name"]):
         return "'name' is no name of a folder"
-    order = content.get("order", [])  # plans of an earlier version hold neither of these two
-    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
-        return "holds no usable list 'order'"
+    for key in _LISTS:
+        names = content.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            return f"holds no usable list {key!r}"
     if type(content.get("average_twin", False)) is not bool:
         return "holds no usable 'average_twin'"
     if not isinstance(content.get("shared", {}), dict):  # missing in plans of an earlier version

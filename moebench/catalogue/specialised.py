@@ -83,6 +83,14 @@ SPECIALISED = (
         inspected="largest share of a domain's tokens",
     ),
     _measured(
+        "specialization/largest_over_even",
+        "the largest share of a domain's tokens that one expert gets over the even share k/E, mean "
+        "over domains",
+        even=1,
+        random=Random("a little above 1"),
+        inspected="its mean over domains / even share",
+    ),
+    _measured(
         "specialization/vocabulary",
         "how often a token goes to the expert that its vocabulary entry favours; the favourite and "
         "the frequency come from different sequences",
@@ -133,6 +141,13 @@ SPECIALISED = (
         random=_NONE,
         needs="two domains, and as many experts for every token",
         inspected="nats by experts of another domain",
+        column=Column(
+            "load",
+            "replay\ncost",
+            4,
+            "replay cost: nats by experts of another domain",
+            optional=True,
+        ),
     ),
     Metric(
         "router/intervention",

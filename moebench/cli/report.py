@@ -17,6 +17,9 @@ from moebench.errors import ConfigError
 if TYPE_CHECKING:
     from moebench.report import Report
 
+VERDICTS = {"agrees": "green", "contradicts": "red", "cannot tell|not decided": "yellow"}
+"""How a terminal shows the words of a verdict."""
+
 Directories = Annotated[
     list[Path] | None,
     typer.Argument(
@@ -158,7 +161,10 @@ def _show(report: "Report", full: bool) -> None:
     if full:
         lines = [Text(line) for line in report.render("table", width).splitlines()]
     else:
-        lines = [Text(text, style) for text, style in report.brief(width)]
+        lines = report.brief(width)
+    for line in lines:
+        for words, style in VERDICTS.items():
+            line.highlight_regex(rf"\b({words})\b", style)
     paged = sys.stdout.isatty() and len(lines) >= height
     if paged:
         os.environ.setdefault("LESS", "FRX")

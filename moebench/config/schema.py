@@ -294,6 +294,7 @@ class StudyConfig:
     )
     baseline: str = knob("", "label of the arm that the others are compared with")
     primary: str = knob("valid/nats", "the metric that gets p values and verdicts")
+    secondary: list[str] = knob([], "further metrics that get verdicts, at a level of their own")
     order: list[str] = knob(
         [], "findings in the order in which they are tested; all others are described"
     )

@@ -54,7 +54,7 @@ def routing_metrics(
     of_each = by_domain / by_domain.sum(-1, keepdim=True)  # [layers, domains, experts]
     mixed = torch.einsum("ldx,d->lx", of_each, (mixture / mixture.sum()).to(of_each.dtype))
     together = coactivation(index, num_experts)
-    largest = domain_frequency(by_domain, top_k).amax((1, 2))
+    largest = domain_frequency(by_domain, top_k).amax(2)  # [layers, domains]
     row: dict[str, Any] = {
         "load/max_vio_global": load.max_violation(mixed).mean().item(),
         "load/dead_experts_global": load.dead_experts(mixed).mean().item(),
@@ -69,7 +69,8 @@ def routing_metrics(
         "specialization/domain_given_position": domain_specialization_given_position(
             index, domain, num_experts
         ),
-        "specialization/largest_share": largest.mean().item(),
+        "specialization/largest_share": largest.amax(1).mean().item(),
+        "specialization/largest_over_even": largest.mean().item() * num_experts / top_k,
         "specialization/vocabulary": vocabulary_specialization(index, token, num_experts),
     }
     if top_k > 1:

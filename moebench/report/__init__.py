@@ -19,19 +19,22 @@ from moebench.plans import Plan
 from moebench.records import printable
 from moebench.report.infer.arms import Arm, Table, make_table
 from moebench.report.paper.judge import judge
+from moebench.report.paper.overlap import overlaps
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
 from moebench.report.read.interim import Interim, interim
 from moebench.report.read.studies import find_plans, plans_of_study
 from moebench.report.show.blocks import Block, Heading, Sentences
-from moebench.report.show.brief import Line, brief
+from moebench.report.show.brief import brief
 from moebench.report.show.diff import compare_two
 from moebench.report.show.export import as_csv, as_dict, as_parquet, write
 from moebench.report.show.formats import as_latex, as_markdown, as_text
 from moebench.report.show.table import Shown, blocks
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from moebench.report.draw.style import Plot
 
 __all__ = ["FORMATS", "Report", "compare_two", "load", "make_report", "write"]
@@ -101,7 +104,7 @@ class Report:
 
         paths = {row["run"]: row["path"] for row in self.frame.rows()}
         sections = [
-            Section(blocks(table, verdicts, self.shown), self.plots(table), table, paths)
+            Section(self._blocks(table, verdicts), self.plots(table), table, paths)
             for table, verdicts in zip(self.tables, self.verdicts, strict=True)
         ]
         missing = self._missing()
@@ -113,8 +116,11 @@ class Report:
         """The report in order: title, tables with their sentences, what is missing."""
         content: list[Block] = [Heading(self.title)] if self.title else []
         for table, verdicts in zip(self.tables, self.verdicts, strict=True):
-            content += blocks(table, verdicts, self.shown)
+            content += self._blocks(table, verdicts)
         return content + self._missing()
+
+    def _blocks(self, table: Table, verdicts: Sequence[Verdict]) -> list[Block]:
+        return blocks(table, verdicts, self.shown, overlaps(table, self.frame))
 
     def _missing(self) -> list[Block]:
         content: list[Block] = []
@@ -125,7 +131,7 @@ class Report:
             content.append(Sentences("Left out", reasons))
         return content
 
-    def brief(self, width: int = 80) -> list[Line]:
+    def brief(self, width: int = 80) -> "list[Text]":
         """The report in at most 40 lines: the answers and one line an arm."""
         unfinished = [str(run) for run in self.unfinished]
         left_out = [f"left out: {run}: {reason}" for run, reason in self.problems]

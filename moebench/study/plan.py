@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from moebench.catalogue import METRICS, find
 from moebench.config.compose import Composer, to_dict
 from moebench.config.identity import arm_hash, label, run_name
 from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
@@ -16,8 +17,9 @@ from moebench.config.treatment import Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.maps import check_map
-from moebench.errors import ConfigError, apply_to_all
-from moebench.plans import GRID, PRIMARY, Job, Plan
+from moebench.errors import ConfigError, apply_to_all, nearest
+from moebench.plans import GRID, PRIMARY, SECONDARY, Job, Plan
+from moebench.records import printable
 from moebench.study.axes import NO_AXES, Axes, cells_of
 from moebench.study.labels import distinct
 
@@ -58,13 +60,17 @@ def make_plan(
     if study is None:
         labels = [job.label for job in jobs]
         baseline = "micro" if "micro" in labels else labels[0]
-        study = StudyConfig(name=axes.name or GRID, size="", baseline=baseline, primary=PRIMARY)
+        name = axes.name or GRID
+        study = StudyConfig(
+            name=name, size="", baseline=baseline, primary=PRIMARY, secondary=[*SECONDARY]
+        )
     plan = Plan(
         name=study.name,
         question=study.question,
         size=study.size,
         baseline=study.baseline,
         primary=study.primary,
+        secondary=_metrics(study.secondary),
         order=tuple(study.order),
         average_twin=study.average_twin,
         jobs=tuple(jobs),
@@ -75,6 +81,16 @@ def make_plan(
             f"{', '.join(dict.fromkeys(job.label for job in jobs))}"
         )
     return plan, list(corpora.values())
+
+
+def _metrics(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of a study's metrics; ConfigError for one that nobody declared."""
+    for name in names:
+        if find(name) is None:
+            near = nearest(name, METRICS)
+            remedy = f"did you mean {' or '.join(near)}?" if near else "see docs/metrics.md"
+            raise ConfigError(f"study.secondary={printable(name)}: is no metric; {remedy}")
+    return tuple(names)
 
 
 def _check_data(config: ExperimentConfig, corpus: Corpus) -> None:

@@ -128,6 +128,7 @@ def test_an_evaluation_equals_loops_over_tokens() -> None:
             "specialization/purity": sum(max(p[e] for p in given) for e in range(6)) / 3,
             "specialization/domain_uncorrected": sum(bits),
             "specialization/largest_share": max(2 * each for p in given for each in p),
+            "specialization/largest_over_even": mean([6 * max(p) for p in given]),
             "specialization/coactivation": mean(commonest),
         }.items():
             wanted.setdefault(key, []).append(value)
@@ -149,6 +150,7 @@ def test_perfectly_balanced() -> None:
     assert found["specialization/domain"] == pytest.approx(0)
     assert found["specialization/domain_uncorrected"] == pytest.approx(0)
     assert found["specialization/largest_share"] == pytest.approx(2 / 8)
+    assert found["specialization/largest_over_even"] == pytest.approx(1)
 
 
 def test_collapsed_to_one_expert() -> None:

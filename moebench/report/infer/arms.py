@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from moebench.plans import PRIMARY, Cost, Plan
+from moebench.plans import PRIMARY, SECONDARY, Cost, Plan
 from moebench.report.infer.decisions import Decision, too_early
 from moebench.report.infer.metrics import ArmMetric, control_of, describe
 from moebench.report.infer.pairing import other_batches, other_starts
@@ -71,7 +71,9 @@ class Table:
         comparisons: of the primary endpoint.
         order: names of the findings in which the study tests; empty for Holm's method.
         too_early: why no verdict can be given yet; "" if one can.
+        secondary: names of the secondary endpoints that the study declares.
         decisions: about each arm's difference in the primary endpoint, by the arm's name.
+        secondary_decisions: the same by secondary endpoint; without those that no run measured.
         control: what differences are to: the baseline, and its A/A twin if the mean of both.
         twin_close: the baseline's A/A twin where the study wants the mean of both as the control
             and the twin has not parted; None otherwise.
@@ -92,8 +94,10 @@ class Table:
     primary: str
     comparisons: Comparisons
     order: tuple[str, ...] = ()
+    secondary: tuple[str, ...] = ()
     too_early: str = ""
     decisions: dict[str, Decision] = field(default_factory=dict)
+    secondary_decisions: dict[str, dict[str, Decision]] = field(default_factory=dict)
     control: tuple[str, ...] = ()
     twin_close: str | None = None
     baseline_missing: str | None = None
@@ -164,6 +168,7 @@ def make_table(
         primary=primary,
         comparisons=comparisons,
         order=_agreed([plan.order for plan in plans], ()),
+        secondary=_agreed([plan.secondary for plan in plans], SECONDARY),
         too_early=UNFINISHED if interim else _too_early(frame, runs, arms),
         control=tuple(ranked[side] for side in sides),
         twin_close=ranked[twin] if twin is not None and twin not in sides else None,

@@ -1,12 +1,14 @@
-"""The verdicts of a table: its comparisons and findings, tested together at one level.
+"""The verdicts of a table: its comparisons and findings, in two families at one level each.
 
-With an order that the study declares, its findings are tested, one after the other; all else is
-described. Without one, every finding and every difference to the baseline is tested, by Holm's
+The first family is that of the primary endpoint. With an order that the study declares, its
+findings are tested, one after the other; all else is described. Without one, every finding and
+every difference to the baseline is tested, by Holm's method. The second family are the differences
+in the secondary endpoints that the study declares, and the findings on load and routing, by Holm's
 method. A comparison that is both counts once. An A/A arm is never tested.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +36,7 @@ from moebench.report.paper.verdicts import (
     Verdict,
     effects,
     few_seeds,
+    metric_of,
     verdict,
 )
 
@@ -42,68 +45,145 @@ BLOCKED = "a finding before it in the study's order is not decided"
 TWIN = "it is the noise floor"
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """A metric of a table: what its runs show, and what is compared in it.
+
+    Attributes:
+        evidence: the values.
+        effects: on the findings about it.
+        differences: to the control, by column; empty where only findings are tested.
+    """
+
+    evidence: Evidence
+    effects: list[Effect]
+    differences: dict[int, Contrast]
+
+    @property
+    def metric(self) -> str:
+        return self.evidence.metric
+
+    def key(self, columns: Iterable[int]) -> Hashable:
+        """Of the test of two arms, in no order."""
+        return self.metric, frozenset(columns)
+
+    def key_of(self, effect: Effect) -> Hashable:
+        plain = effect.finding["type"] == "difference"
+        return self.key(effect.columns) if plain else (effect.name, tuple(effect.columns))
+
+
 def judge(table: Table) -> tuple[Table, tuple[Verdict, ...]]:
     """The table with its decisions, and its verdicts on the findings.
 
     Raises:
         RecordError: if the study's order names a finding that does not exist.
     """
-    evidence = _evidence(table)
-    shown = effects(evidence) if table.primary == PRIMARY else []
-    compared = _differences(table, evidence)
-    order = _ranks(table.order)
+    first = [_endpoint(table, table.primary, compared=True)]
+    of_findings = map(metric_of, findings().values())
+    measured = {metric for arm in table.arms for metric in arm.metrics}
+    second = [
+        _endpoint(table, metric, compared=metric in table.secondary)
+        for metric in dict.fromkeys([*table.secondary, *of_findings])
+        if metric in measured - {table.primary, PRIMARY}
+    ]
+    decisions: dict[str, dict[str, Decision]] = {}
+    verdicts: list[Verdict] = []
+    for endpoints, order in ((first, table.order), (second, ())):
+        decided, found = _family(table, endpoints, _ranks(order))
+        decisions |= decided
+        verdicts += found
+    arms = [_with_p(arm, decisions) for arm in table.arms]
+    primary = decisions.pop(table.primary)
+    table = replace(table, arms=tuple(arms), decisions=primary, secondary_decisions=decisions)
+    return table, tuple(verdicts)
+
+
+def _family(
+    table: Table, endpoints: Sequence[Endpoint], order: Mapping[str, int]
+) -> tuple[dict[str, dict[str, Decision]], list[Verdict]]:
+    """The decisions, by metric and arm, and the verdicts of endpoints that share a level."""
+    effects = [(endpoint, effect) for endpoint in endpoints for effect in endpoint.effects]
     named = sorted(
-        (effect for effect in shown if effect.name in order),
-        key=lambda effect: (order[effect.name], 0 not in effect.columns),
+        ((endpoint, effect) for endpoint, effect in effects if effect.name in order),
+        key=lambda pair: (order[pair[1].name], 0 not in pair[1].columns),
     )
-    tests = {_key(effect): _p(effect.contrast, effect.p) for effect in named or shown}
+    tests = {
+        endpoint.key_of(effect): _p(effect.contrast, effect.p)
+        for endpoint, effect in named or effects
+    }
     if not named:
-        for i, difference in compared.items():
-            if PERTURB not in table.arms[i].science:
-                tests.setdefault(frozenset((i, 0)), _p(difference, difference.estimate().p))
+        for endpoint in endpoints:
+            for i, difference in endpoint.differences.items():
+                if PERTURB not in table.arms[i].science:
+                    alone = _p(difference, difference.estimate().p)
+                    tests.setdefault(endpoint.key((i, 0)), alone)
     settled = {} if table.too_early else _settled(tests, bool(named))
     decisions = {
-        table.arms[i].name: _decision(table, i, difference, settled)
-        for i, difference in compared.items()
+        endpoint.metric: {
+            table.arms[i].name: _decision(table, endpoint, i, difference, settled)
+            for i, difference in endpoint.differences.items()
+        }
+        for endpoint in endpoints
     }
-    verdicts = []
-    for effect in shown:
-        p, withheld = _of(table, settled, _key(effect), effect.contrast)
-        treatment = _treatment(table, effect.columns) if effect.takes else None
-        verdicts.append(
-            verdict(
-                effect,
-                evidence,
-                p=p,
-                withheld=(TOO_EARLY if table.too_early else NOT_TESTED, withheld),
-                treatment=treatment,
-                took=treatment is None or treatment >= SHOWS,
-                tests=max(1, len(tests)),
-                family=1 if named else max(1, len(tests)),
-            )
-        )
-    arms = [_with_p(arm, table.primary, decisions.get(arm.name)) for arm in table.arms]
-    return replace(table, arms=tuple(arms), decisions=decisions), tuple(verdicts)
+    size = max(1, len(tests))
+    verdicts = [
+        _verdict(table, endpoint, effect, settled, tests=size, family=1 if named else size)
+        for endpoint, effect in effects
+    ]
+    return decisions, verdicts
 
 
-def _evidence(table: Table) -> Evidence:
+def _verdict(
+    table: Table,
+    endpoint: Endpoint,
+    effect: Effect,
+    settled: Mapping[Hashable, float | str],
+    *,
+    tests: int,
+    family: int,
+) -> Verdict:
+    p, withheld = _of(table, settled, endpoint.key_of(effect), effect.contrast)
+    takes = effect.takes and endpoint.metric == PRIMARY
+    treatment = _treatment(table, effect.columns) if takes else None
+    return verdict(
+        effect,
+        endpoint.evidence,
+        p=p,
+        withheld=(TOO_EARLY if table.too_early else NOT_TESTED, withheld),
+        treatment=treatment,
+        took=treatment is None or treatment >= SHOWS,
+        tests=tests,
+        family=family,
+    )
+
+
+def _endpoint(table: Table, metric: str, *, compared: bool) -> Endpoint:
+    """A metric of a table.
+
+    Args:
+        compared: whether arms are compared with the control in it.
+    """
     seeds = sorted({seed for arm in table.arms for seed in arm.seeds})
-    per_seed = [arm.per_seed.get(table.primary, {}) for arm in table.arms]
+    per_seed = [arm.per_seed.get(metric, {}) for arm in table.arms]
     values = np.array([[of.get(seed, np.nan) for of in per_seed] for seed in seeds])
     names = [arm.name for arm in table.arms]
     values[:, 0] = control_of(values, [names.index(name) for name in table.control])
     sciences = [arm.science for arm in table.arms]
-    return Evidence(names, sciences, values, table.bytes_per_token)
+    of_bytes = table.bytes_per_token if metric == PRIMARY else None
+    evidence = Evidence(names, sciences, values, of_bytes, metric)
+    differences = _differences(table, evidence) if compared else {}
+    return Endpoint(evidence, effects(evidence), differences)
 
 
 def _differences(table: Table, evidence: Evidence) -> dict[int, Contrast]:
     """Each arm's contrast with the control, by its column; without a twin that is a part of it."""
     arms = np.eye(len(table.arms))
-    return {
+    contrasts = {
         i: contrast(evidence.values, arms[i] - arms[0])
         for i in range(1, len(arms))
-        if table.arms[i].name in table.comparisons.arms and table.arms[i].name not in table.control
+        if table.arms[i].name not in table.control
     }
+    return {i: measured for i, measured in contrasts.items() if measured.seeds}
 
 
 def _ranks(order: Sequence[str]) -> dict[str, int]:
@@ -118,11 +198,6 @@ def _ranks(order: Sequence[str]) -> dict[str, int]:
     return {name: rank for rank, name in enumerate(order)}
 
 
-def _key(effect: Effect) -> Hashable:
-    plain = effect.finding["type"] == "difference"
-    return frozenset(effect.columns) if plain else (effect.name, tuple(effect.columns))
-
-
 def _p(measured: Contrast, p: float | None) -> float | None:
     return p if measured.seeds >= VERDICT_SEEDS and measured.error is not None else None
 
@@ -131,8 +206,7 @@ def _settled(tests: Mapping[Hashable, float | None], ordered: bool) -> dict[Hash
     """By the key of a test, its adjusted p, or why it has none.
 
     Args:
-        tests: p of each alone, by its key: the two columns of a difference, in no order; for others
-            the finding and its columns. None where too few seeds have its arms.
+        tests: p of each alone, by the key of its endpoint. None where too few seeds have its arms.
         ordered: whether they come in a declared order.
     """
     known = {key: p for key, p in tests.items() if ordered or p is not None}
@@ -160,13 +234,17 @@ def _of(
 
 
 def _decision(
-    table: Table, column: int, measured: Contrast, settled: Mapping[Hashable, float | str]
+    table: Table,
+    endpoint: Endpoint,
+    column: int,
+    measured: Contrast,
+    settled: Mapping[Hashable, float | str],
 ) -> Decision:
-    p, withheld = _of(table, settled, frozenset((column, 0)), measured)
+    p, withheld = _of(table, settled, endpoint.key((column, 0)), measured)
     science = table.arms[column].science
     if PERTURB in science:
         p, withheld = None, TWIN
-    takes = not {*CONTROLS} & {*science}
+    takes = endpoint.metric == table.primary and not {*CONTROLS} & {*science}
     treatment = _treatment(table, (column, 0)) if takes else None
     return Decision(p, withheld, treatment, measured.estimate())
 
@@ -177,8 +255,11 @@ def _treatment(table: Table, columns: Sequence[int]) -> float | None:
     return treatment_shows(first, last)
 
 
-def _with_p(arm: Arm, primary: str, decision: Decision | None) -> Arm:
-    if decision is None or primary not in arm.metrics:
-        return arm
-    metric = replace(arm.metrics[primary], p=decision.p)
-    return replace(arm, metrics=arm.metrics | {primary: metric})
+def _with_p(arm: Arm, decisions: Mapping[str, Mapping[str, Decision]]) -> Arm:
+    """The arm with the p of what is decided about it, by metric and arm."""
+    decided = {
+        metric: replace(arm.metrics[metric], p=of_arms[arm.name].p)
+        for metric, of_arms in decisions.items()
+        if arm.name in of_arms and metric in arm.metrics
+    }
+    return replace(arm, metrics=arm.metrics | decided)

@@ -4,21 +4,27 @@ The arms of a finding differ in nothing else. `judge.py` adjusts the p values of
 
 - A *difference* or a *trend* is decided if the paired t of its contrast is below 5 %. It agrees on
   the paper's side of 0, and contradicts on the other.
+- A *ranking* is decided if each arm differs from the next, and agrees if each is higher. It
+  contradicts if an arm is lower than the next, at the level for all of these differences together.
 - An *equality* agrees if the arms differ by less than a quarter of the gap between micro and global
   in the same runs, and contradicts if they differ by more.
 
 An undecided difference contradicts, too, if its interval excludes the paper's size. These intervals
 hold for all findings tested together (Bonferroni); that is a family of its own. The paper's sizes
-are log ratios of perplexities per token, divided by an assumed number of bytes per token.
+are log ratios of perplexities per token, divided by an assumed number of bytes per token. It gives
+none for load and routing.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from moebench.catalogue import find
+from moebench.plans import PRIMARY
 from moebench.report.infer.contrasts import EQUAL_SHARE, Contrast, bend, contrast, equality, slope
 from moebench.report.infer.decisions import LEVEL, excludes
 from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate, seeds_needed
@@ -33,9 +39,10 @@ MIXED = "homogeneity of micro-batches"  # the axis of a trend whose arms may hav
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say of one finding; sizes in nats a byte, or a token where bytes are unknown.
+    """What the runs say of one finding; nats in nats a byte, or a token where bytes are unknown.
 
     Attributes:
+        metric: that it is about.
         claim, source, type: as in the finding's file.
         arms: their names.
         verdict: `agrees`, `contradicts`, `cannot tell`, `not tested` or `too early`.
@@ -46,12 +53,13 @@ class Verdict:
         here: the difference, or the slope, with its own 95 % interval.
         paper: the same in the paper, at 4, 3 and 5 bytes a token; None where it gives no figure.
         per: what a slope is for, such as " a doubling"; "" for others.
-        unit: "byte" or "token".
+        unit: "byte" or "token" of nats, else that of the metric.
         resolved: half of the interval, the smallest size that these seeds can tell from 0.
         seeds: that would show the paper's size in four of five studies; None if unknown or above
             10,000.
     """
 
+    metric: str
     claim: str
     source: str
     type: str
@@ -75,19 +83,29 @@ class Evidence:
     Attributes:
         arms: names, in the order of the columns; the baseline first.
         sciences: of each arm, every key that is not at its neutral value.
-        values: of `valid/nats`, [seeds, arms], NaN where there is none; in nats a token. The
+        values: of the metric, [seeds, arms], NaN where there is none; nats in nats a token. The
             baseline's column is what differences are to.
-        bytes_per_token: None where it is not known.
+        bytes_per_token: None where it is not known, and for a metric other than nats.
+        metric: its name.
     """
 
     arms: Sequence[str]
     sciences: Sequence[Mapping[str, Any]]
     values: np.ndarray
     bytes_per_token: float | None
+    metric: str = PRIMARY
+
+    @property
+    def unit(self) -> str:
+        """Of the sizes in a verdict."""
+        if self.metric == PRIMARY:
+            return "byte" if self.bytes_per_token else "token"
+        declared = find(self.metric)
+        return declared.unit if declared else ""
 
 
 class Effect(NamedTuple):
-    """What the runs show of one finding, before any verdict; in nats a token.
+    """What the runs show of one finding, before any verdict; in the metric's unit.
 
     Attributes:
         name: of the finding's file.
@@ -117,22 +135,33 @@ class Effect(NamedTuple):
 
 
 def effects(evidence: Evidence) -> list[Effect]:
-    """Every finding whose arms are there, for each set of arms that are equal in all else."""
-    judges = {"difference": _difference, "equality": _equality, "trend": _trend}
+    """Every finding on the metric whose arms are there, for each set equal in all else."""
+    judges = {
+        "difference": _difference,
+        "equality": _equality,
+        "ranking": _ranking,
+        "trend": _trend,
+    }
     sciences = [options_as_keys(science) for science in evidence.sciences]
     evidence = replace(evidence, sciences=sciences)
     return [
         effect
         for name, finding in findings().items()
+        if finding["type"] in judges and metric_of(finding) == evidence.metric
         for effect in judges[finding["type"]](name, finding, evidence)
     ]
+
+
+def metric_of(finding: Mapping[str, Any]) -> str:
+    return finding.get("metric", PRIMARY)
 
 
 def _difference(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Effect]:
     for arm, against in pairs(evidence.sciences, finding["arm"], finding["against"]):
         measured = contrast(evidence.values, _less(evidence, arm, against))
         if measured.seeds:
-            yield _by_sign(name, finding, (arm, against), measured, log_ratio(finding))
+            paper = log_ratio(finding) if "perplexity" in finding else None
+            yield _by_sign(name, finding, (arm, against), measured, paper)
 
 
 def _less(evidence: Evidence, arm: int, against: int) -> np.ndarray:
@@ -195,6 +224,30 @@ def _by_sign(
         if_decided=decided,
         otherwise="not told from 0",
     )
+
+
+def _ranking(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Effect]:
+    """The step that is told worst stands for all of them: no more is known of their order."""
+    for columns in pairs(evidence.sciences, *finding["highest_first"]):
+        steps = [contrast(evidence.values, _less(evidence, *two)) for two in pairwise(columns)]
+        if not all(step.seeds for step in steps):
+            continue
+        higher = [2 * step.tail(step.value) for step in steps]
+        lower = [2 * len(steps) * step.tail(-step.value) for step in steps]
+        agrees, weakest = max(higher) <= min(lower), higher.index(max(higher))
+        above, below = (evidence.arms[columns[weakest + i]] for i in (0, 1))
+        yield Effect(
+            name,
+            finding,
+            columns,
+            steps[weakest],
+            None,
+            p=min(1.0, max(higher), *lower),
+            if_decided=(AGREES, f"the weakest step is {above} above {below}")
+            if agrees
+            else (CONTRADICTS, f"{above} is below {below}"),
+            otherwise=f"{above} not told from {below}",
+        )
 
 
 def _equality(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iterable[Effect]:
@@ -268,6 +321,7 @@ def verdict(
         needed = seeds_needed(sd / size, family, wanted)
     half = None if here.low is None or here.high is None else (here.high - here.low) / 2
     return Verdict(
+        metric=evidence.metric,
         claim=effect.finding["claim"],
         source=f"{PAPER}, {effect.finding['source']}",
         type=effect.finding["type"],
@@ -279,7 +333,7 @@ def verdict(
         here=here,
         paper=sizes,
         per=effect.per,
-        unit="byte" if known else "token",
+        unit=evidence.unit,
         resolved=half,
         seeds=needed,
     )

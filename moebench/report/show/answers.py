@@ -1,7 +1,8 @@
 """The answers of a table in a few lines: what stands first in every form of the report.
 
 One line a question: which arm has the best primary endpoint and how sure that is, what the arms do
-to load and to specialisation, and what they cost. All but the first describe.
+to load and to specialisation, and what they cost. Beside a secondary endpoint stands how many of
+its differences are decided; the others describe.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,12 +11,13 @@ from typing import NamedTuple
 
 from moebench.catalogue import find
 from moebench.report.infer.arms import PERTURB, Arm, Table
+from moebench.report.infer.decisions import Decision
 from moebench.report.infer.headroom import BITS, headroom
 from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate
 from moebench.report.show.numbers import four_decimals, interval, p_value
 from moebench.report.show.sentences import control, interim
 
-LOAD, DOMAIN = "load/max_vio_micro", "specialization/domain"
+LOAD, REPLAY, DOMAIN = "load/max_vio_micro", "router/replay_cost", "specialization/domain"
 SLOWDOWN = "ep/slowdown"
 
 
@@ -23,7 +25,7 @@ class Answer(NamedTuple):
     """One line of the report's beginning.
 
     Attributes:
-        question: `interim`, `headroom`, `quality`, `load`, `specialisation` or `cost`.
+        question: `interim`, `headroom`, `quality`, `load`, `specialisation`, `treatment` or `cost`.
         text: the sentence.
         metric: that it is about.
         arm: the one that has the best or the smallest mean.
@@ -48,8 +50,21 @@ def answers(table: Table) -> list[Answer]:
         *meanwhile,
         _headroom(table),
         _quality(table),
-        _range("load", LOAD, "MaxVio of micro-batches (0 is even)", table, ".2f"),
-        _range("specialisation", DOMAIN, "Domain bits (0: experts ignore domains)", table, ".3f"),
+        _range("load", LOAD, "Load: MaxVio of micro-batches (0 is even)", table, ".2f"),
+        _range(
+            "specialisation",
+            REPLAY,
+            "Specialisation: replay cost, nats a token by experts of another domain,",
+            table,
+            ".4f",
+        ),
+        _range(
+            "treatment",
+            DOMAIN,
+            "Check of the treatment: domain bits (0: experts ignore domains)",
+            table,
+            ".3f",
+        ),
         _cost(table),
     ]
     return [answer for answer in found if answer is not None]
@@ -98,7 +113,8 @@ def _quality(table: Table) -> Answer | None:
         text += ", and is the baseline"
     elif best in table.comparisons.arms:
         text += f"; to {control(table)}: {_difference(best, table)}"
-    return Answer("quality", f"{text}. {_sureness(table)}", table.primary, best)
+    text += "." if table.interim else f". {_sureness(table)}"
+    return Answer("quality", text, table.primary, best)
 
 
 def _difference(name: str, table: Table) -> str:
@@ -120,17 +136,26 @@ def _sureness(table: Table) -> str:
     if compared and all(len(each.per_seed) < VERDICT_SEEDS for each in compared.values()):
         seeds = max(len(each.per_seed) for each in compared.values())
         return f"No verdict: {seeds} shared seed{'s' * (seeds != 1)}, and it takes {VERDICT_SEEDS}."
-    given = [each for each in table.decisions.values() if each.p is not None]
-    if not given:
-        return "There is no verdict."
-    decided = sum(each.decided for each in given)
-    return f"{decided} of {len(given)} tested difference{'s' * (len(given) != 1)} decided at 5 %."
+    return _told(table.decisions.values()) or "There is no verdict."
 
 
 def _range(question: str, name: str, title: str, table: Table, form: str) -> Answer | None:
     """From which arm to which a metric goes, and where the baseline lies."""
     means = _means(table, name)
-    return _from_to(question, name, title, means, table.baseline, lambda x: format(x, form))
+    found = _from_to(question, name, title, means, table.baseline, lambda x: format(x, form))
+    told = _told(table.secondary_decisions.get(name, {}).values())
+    if found is None or not told:
+        return found
+    return found._replace(text=f"{found.text} {told}")
+
+
+def _told(decisions: Iterable[Decision]) -> str:
+    """How many differences to the control are decided; "" where none is tested."""
+    given = [each for each in decisions if each.p is not None]
+    if not given:
+        return ""
+    decided, several = sum(each.decided for each in given), "s" * (len(given) != 1)
+    return f"{decided} of {len(given)} tested difference{several} decided at 5 %."
 
 
 def _cost(table: Table) -> Answer | None:
@@ -141,9 +166,9 @@ def _cost(table: Table) -> Answer | None:
         if arm.cost and arm.cost.step_seconds
     }
     if len(timed) > 1:
-        return _from_to("cost", "", "Seconds a step", timed, table.baseline, "{:.4f}".format)
+        return _from_to("cost", "", "Cost: seconds a step", timed, table.baseline, "{:.4f}".format)
     means = _means(table, SLOWDOWN)
-    title = "Virtual slowdown of expert layers (1 is even)"
+    title = "Cost: virtual slowdown of expert layers (1 is even)"
     return _from_to("cost", SLOWDOWN, title, means, table.baseline, "{:.3f}".format)
 
 
@@ -158,10 +183,7 @@ def _from_to(
     if len(means) < 2:
         return None
     least, most = (end(means, key=lambda arm: means[arm]) for end in (min, max))
-    text = (
-        f"{question.capitalize()}: {title} from {form(means[least])} ({least}) "
-        f"to {form(means[most])} ({most})"
-    )
+    text = f"{title} from {form(means[least])} ({least}) to {form(means[most])} ({most})"
     if baseline in means and baseline not in (least, most):
         text += f"; {baseline} {form(means[baseline])}"
     return Answer(question, f"{text}.", name, least)

@@ -7,16 +7,25 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from moebench.catalogue import find
 from moebench.records import printable
 from moebench.report.infer.arms import Arm, Table
+from moebench.report.infer.decisions import Decision
 from moebench.report.infer.statistics import Estimate
-from moebench.report.show.answers import DOMAIN, LOAD, answers
+from moebench.report.show.answers import DOMAIN, LOAD, REPLAY, answers
 from moebench.report.show.numbers import four_decimals, p_value
 
 LINES = 40  # of the whole report
 NARROWEST = 80
 WIDEST_NAME = 28
 GAP = 2
+
+
+class Cell(NamedTuple):
+    """A cell of the table, and how a terminal shows it."""
+
+    text: str
+    style: str = ""
 
 
 class Column(NamedTuple):
@@ -27,17 +36,13 @@ class Column(NamedTuple):
 
     header: str
     rank: int
-    cell: Callable[[Arm, Table], str]
+    cell: Callable[[Arm, Table], Cell]
 
 
-class Line(NamedTuple):
-    """A line and how it is shown on a terminal: `bold`, `dim` or ""."""
-
-    text: str
-    style: str = ""
+GOOD, BAD, NEITHER, UNDECIDED = "green", "red", "bold", "yellow"  # how a verdict is shown
 
 
-def brief(title: str, tables: Sequence[Table], missing: Sequence[str], width: int) -> list[Line]:
+def brief(title: str, tables: Sequence[Table], missing: Sequence[str], width: int) -> list[Text]:
     """At most 40 lines, none wider than the given width (at least 80).
 
     Args:
@@ -47,40 +52,42 @@ def brief(title: str, tables: Sequence[Table], missing: Sequence[str], width: in
         width: of the terminal, in columns.
     """
     width = max(width, NARROWEST)
-    foot = [Line(text, "dim") for text in _foot(missing, width)]
-    lines = [Line(text, "bold") for text in wrapped(title, width)[:2]] if title else []
-    lines += [Line("")] * bool(lines)
+    marked = any(_marked(table) for table in tables)
+    foot = [Text(text, "dim") for text in _foot(missing, width, marked)]
+    lines = [Text(text, "bold") for text in wrapped(title, width)[:2]] if title else []
+    lines += [Text()] * bool(lines)
     for index, table in enumerate(tables):
         room = LINES - len(lines) - len(foot) - 1
         part = _table(table, width, room)
         if part is None:
             rest = len(tables) - index
-            lines.append(Line(f"{rest} more table{'s' * (rest != 1)}: --full shows them"))
+            lines.append(Text(f"{rest} more table{'s' * (rest != 1)}: --full shows them"))
             break
         lines += part
     return [*lines, *foot]
 
 
-def _table(table: Table, width: int, room: int) -> list[Line] | None:
+def _table(table: Table, width: int, room: int) -> list[Text] | None:
     """The answers and the arms of one table; None where room lacks for them."""
-    head: list[Line] = []
+    head: list[Text] = []
     if table.differs:
         keys = ", ".join(f"{key}={value}" for key, value in table.differs.items())
-        head += [Line(_cut(printable(f"Runs with {keys}"), width), "bold")]
+        head += [Text(_cut(printable(f"Runs with {keys}"), width), "bold")]
     found = answers(table)
     for answer in found:
-        head += [Line(text) for text in wrapped(answer.text, width, "  ")]
+        first, *rest = wrapped(answer.text, width, "  ")
+        label = first.partition(":")[0]
+        head += [Text.assemble((label, "bold"), first.removeprefix(label)), *map(Text, rest)]
     if head:
-        head.append(Line(""))
+        head.append(Text())
     shown = _fewer(table, {answer.arm for answer in found}, room - len(head) - 3)
     if not shown:
         return None
     left = len(table.arms) - len(shown)
-    header, *rows = _grid(shown, table, width)
-    lines = [*head, Line(header, "bold"), *(Line(row) for row in rows)]
+    lines = [*head, *_grid(shown, table, width)]
     if left:
-        lines.append(Line(f"{left} more arm{'s' * (left != 1)}: --full shows them"))
-    return [*lines, Line("")]
+        lines.append(Text(f"{left} more arm{'s' * (left != 1)}: --full shows them"))
+    return [*lines, Text()]
 
 
 def _fewer(table: Table, named: Set[str], room: int) -> list[Arm]:
@@ -90,31 +97,45 @@ def _fewer(table: Table, named: Set[str], room: int) -> list[Arm]:
     return [arm for arm in table.arms if arm.name in kept]
 
 
-def _grid(arms: Sequence[Arm], table: Table, width: int) -> list[str]:
+def _grid(arms: Sequence[Arm], table: Table, width: int) -> list[Text]:
     """A header and a line an arm; whole columns are dropped, and no number is broken."""
-    cells = [[column.cell(arm, table) for arm in arms] for column in COLUMNS]
-    headers = [column.header or table.primary for column in COLUMNS]
-    names = [_cut(arm.name, WIDEST_NAME) for arm in arms]
-    room = width - max(map(cell_len, ["arm", *names]))
+    cells = [
+        [Cell(column.header or table.primary, "bold"), *(column.cell(arm, table) for arm in arms)]
+        for column in COLUMNS
+    ]
+    names = [Cell("arm", "bold"), *(Cell(_cut(arm.name, WIDEST_NAME)) for arm in arms)]
+    room = width - _widest(names)
     kept = set()
     for at in sorted(range(len(COLUMNS)), key=lambda at: COLUMNS[at].rank):
-        needed = GAP + max(map(cell_len, [headers[at], *cells[at]]))
-        if any(cells[at]) and needed <= room:
+        needed = GAP + _widest(cells[at])
+        if any(cell.text for cell in cells[at][1:]) and needed <= room:
             kept.add(at)
             room -= needed
-    columns = [[headers[at], *cells[at]] for at in sorted(kept)]
-    padded = [_left(["arm", *names]), *map(_right, columns)]
-    return [(" " * GAP).join(row).rstrip() for row in zip(*padded, strict=True)]
+    lines = [Text() for _ in names]
+    for number, column in enumerate([names, *(cells[at] for at in sorted(kept))]):
+        widest = _widest(column)
+        for line, cell in zip(lines, column, strict=True):
+            blanks = " " * (widest - cell_len(cell.text))
+            line.append(f"{' ' * GAP}{blanks}" if number else "")  # numbers to the right
+            line.append(cell.text, cell.style)
+            line.append("" if number else blanks)
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
-def _difference(arm: Arm, table: Table) -> str:
+def _widest(cells: Sequence[Cell]) -> int:
+    return max(cell_len(cell.text) for cell in cells)
+
+
+def _difference(arm: Arm, table: Table) -> Cell:
     """To the control, ± half of the interval of the paired t."""
     if arm.name not in table.comparisons.arms:
-        return ""
+        return Cell("")
     alone = _alone(arm, table)
     if alone.low is None or alone.high is None:
-        return four_decimals(alone.value)
-    return f"{four_decimals(alone.value)} ±{(alone.high - alone.low) / 2:.4f}"
+        return Cell(four_decimals(alone.value))
+    return Cell(f"{four_decimals(alone.value)} ±{(alone.high - alone.low) / 2:.4f}")
 
 
 def _alone(arm: Arm, table: Table) -> Estimate:
@@ -123,41 +144,74 @@ def _alone(arm: Arm, table: Table) -> Estimate:
     return comparison.paired or comparison.adjusted
 
 
-def _verdict(arm: Arm, table: Table) -> str:
+def _verdict(arm: Arm, table: Table) -> Cell:
     decision = table.decisions.get(arm.name)
     if decision is None or decision.p is None:
-        return ""
+        return Cell("")
+    style, p = _style(decision, table.primary), p_value(decision.p)
     if not decision.decided:
-        return f"cannot tell, {p_value(decision.p)}"
-    return f"{'lower' if _alone(arm, table).value < 0 else 'higher'}, {p_value(decision.p)}"
+        return Cell(f"cannot tell, {p}", style)
+    return Cell(f"{'lower' if decision.estimate.value < 0 else 'higher'}, {p}", style)
 
 
-def _mean(name: str, form: str) -> Callable[[Arm, Table], str]:
-    def cell(arm: Arm, table: Table) -> str:
+def _style(decision: Decision, name: str) -> str:
+    """How a verdict is shown: whether it is decided, and to the better."""
+    if not decision.decided:
+        return UNDECIDED
+    metric = find(name)
+    direction = metric.direction if metric else "neither"
+    if direction == "neither":
+        return NEITHER
+    return GOOD if (decision.estimate.value < 0) == (direction == "lower") else BAD
+
+
+def _marked(table: Table) -> bool:
+    """Whether a secondary endpoint has a verdict, which its cells show by a mark."""
+    return any(
+        decision.p is not None
+        for of_arms in table.secondary_decisions.values()
+        for decision in of_arms.values()
+    )
+
+
+def _mean(name: str, form: str) -> Callable[[Arm, Table], Cell]:
+    """The mean of a metric, with the mark of its verdict if it is a secondary endpoint."""
+
+    def cell(arm: Arm, table: Table) -> Cell:
         metric = arm.metrics.get(name)
-        return "" if metric is None or metric.mean is None else format(metric.mean, form)
+        if metric is None or metric.mean is None:
+            return Cell("")
+        text, decided = format(metric.mean, form), table.secondary_decisions.get(name, {})
+        if all(decision.p is None for decision in decided.values()):
+            return Cell(text)
+        decision = decided.get(arm.name)
+        if decision is None or decision.p is None:
+            return Cell(f"{text}  ")
+        mark = ("↓" if decision.estimate.value < 0 else "↑") if decision.decided else "?"
+        return Cell(f"{text} {mark}", _style(decision, name))
 
     return cell
 
 
-def _primary(arm: Arm, table: Table) -> str:
+def _primary(arm: Arm, table: Table) -> Cell:
     return _mean(table.primary, ".4f")(arm, table)
 
 
 COLUMNS = (
-    Column("seeds", 6, lambda arm, table: str(len(arm.seeds))),
+    Column("seeds", 7, lambda arm, table: Cell(str(len(arm.seeds)))),
     Column("", 0, _primary),
     Column("difference", 1, _difference),
     Column("verdict", 2, _verdict),
     Column("MaxVio", 3, _mean(LOAD, ".2f")),
-    Column("domain bits", 4, _mean(DOMAIN, ".3f")),
-    Column("dead", 7, _mean("load/dead_experts", ".3f")),
-    Column("MaxVio global", 5, _mean("load/max_vio_global", ".2f")),
-    Column("bits a byte", 8, _mean("valid/bits_per_byte", ".4f")),
+    Column("replay cost", 4, _mean(REPLAY, ".4f")),
+    Column("domain bits", 5, _mean(DOMAIN, ".3f")),
+    Column("dead", 8, _mean("load/dead_experts", ".3f")),
+    Column("MaxVio global", 6, _mean("load/max_vio_global", ".2f")),
+    Column("bits a byte", 9, _mean("valid/bits_per_byte", ".4f")),
 )
 
 
-def _foot(missing: Sequence[str], width: int) -> list[str]:
+def _foot(missing: Sequence[str], width: int, marked: bool) -> list[str]:
     more = len(missing) - 2
     lines = [_cut(text, width) for text in missing[:2]]
     if more > 0:
@@ -166,7 +220,10 @@ def _foot(missing: Sequence[str], width: int) -> list[str]:
         )
     lines += wrapped(
         "Means over seeds; MaxVio: of micro-batches. Differences: paired by seed, ± half of a "
-        "95 % interval. All tables, findings, limits and cautions: --full, or --html FILE for a "
+        "95 % interval."
+        + " ↑ ↓: higher or lower than the baseline, decided at 5 %; ?: cannot tell."
+        * marked
+        + " All tables, findings, limits and cautions: --full, or --html FILE for a "
         "page.",
         width,
     )
@@ -190,13 +247,3 @@ def _fitting(text: str, width: int) -> str:
 
 def _cut(text: str, width: int) -> str:
     return text if cell_len(text) <= width else _fitting(text, width - 1) + "…"
-
-
-def _left(texts: Sequence[str]) -> list[str]:
-    widest = max(map(cell_len, texts))
-    return [text + " " * (widest - cell_len(text)) for text in texts]
-
-
-def _right(texts: Sequence[str]) -> list[str]:
-    widest = max(map(cell_len, texts))
-    return [" " * (widest - cell_len(text)) + text for text in texts]

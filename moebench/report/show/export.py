@@ -37,7 +37,8 @@ def as_dict(
     `rows` holds one object an arm. The baseline's differences are null. The primary endpoint's
     carry `per_seed`, `paired` (Student's t alone) and `left_pool` beside the interval, which is
     adjusted for the number of arms; and `p`, on which the verdict rests, or null with the reason in
-    `withheld`. The differences of all others are paired, with Student's t.
+    `withheld`. The differences of all others are paired, with Student's t; those of the secondary
+    endpoints carry `p` and `withheld`, too.
 
     Args:
         tables: of the report.
@@ -112,6 +113,10 @@ def _row(index: int, table: Table, arm: Arm, wanted: Sequence[str]) -> dict[str,
     if arm.name in table.comparisons.arms and table.primary in metrics:
         tested = _tested(table.comparisons.arms[arm.name], table.decisions.get(arm.name))
         metrics[table.primary] |= {"p": arm.metrics[table.primary].p, **tested}
+    for name, decisions in table.secondary_decisions.items():
+        decision = decisions.get(arm.name)
+        if decision is not None and name in metrics:
+            metrics[name] |= {"p": decision.p, "withheld": decision.withheld}
     return {
         "arm": arm.name,
         "n": len(arm.seeds),
@@ -130,7 +135,8 @@ def _finding(index: int, verdict: Verdict) -> dict[str, Any]:
     here = verdict.here
     return {
         "table": index,
-        **{key: getattr(verdict, key) for key in ("claim", "source", "type", "verdict", "reason")},
+        **{key: getattr(verdict, key) for key in ("metric", "claim", "source", "type")},
+        **{key: getattr(verdict, key) for key in ("verdict", "reason")},
         "arms": list(verdict.arms),
         "unit": verdict.unit,
         "here": {"value": here.value, "low": here.low, "high": here.high},
@@ -164,6 +170,7 @@ def _about(table: Table) -> dict[str, Any]:
         "answers": [answer._asdict() for answer in answers(table)],
         "baseline": table.baseline,
         "primary": table.primary,
+        "secondary": list(table.secondary),
         "control": list(table.control),
         "order": list(table.order),
         "too_early": table.too_early,

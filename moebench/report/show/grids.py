@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from moebench.catalogue import METRICS, Metric
 from moebench.plans import PRIMARY
 from moebench.report.infer.arms import Arm, Table
+from moebench.report.infer.decisions import Decision
 from moebench.report.infer.frontier import MAX_VIO, WEIGHT, frontier
 from moebench.report.infer.metrics import ArmMetric
 from moebench.report.infer.statistics import FEWEST_SEEDS
-from moebench.report.paper.findings import PAPER
-from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.run import SCOPES
 from moebench.report.show import numbers
 from moebench.report.show.blocks import Cell, Grid
 from moebench.report.show.numbers import estimate_cell, four_decimals, interval, mean_cell, p_value
 from moebench.report.show.sentences import control
 
+DOMAIN_BITS = (
+    "Domain bits: information of the expert about the domain, a check of the treatment, as evening "
+    "the load of each domain drives them to 0 by itself"
+)
 DESCRIBED = "95 % for all arms together, as description"
 PAIRED = "paired t: 95 % for one arm alone, with the p of its verdict where there is one"
 
@@ -45,11 +48,55 @@ def load(table: Table) -> Grid:
         caption="Means over seeds, ± half of a 95 % interval where there are 3. Group: whose "
         "counts the balance loss averages. MaxVio: largest load over the mean, less 1, in a "
         "micro-batch, a step and the validation set; 0 is even. Load entropy: 1 is even. "
-        + "; ".join(["Domain bits: information of the expert about the domain", *_notes(metrics)])
+        + "; ".join([DOMAIN_BITS, *_notes(metrics)])
         + ".",
         headers=["arm", "seeds", "group\nseqs", "group\ntokens", *_headings(metrics)],
         rows=rows,
     )
+
+
+def secondary(table: Table) -> list[Grid]:
+    """The differences in the secondary endpoints, with their verdicts."""
+    decided = {name: found for name, found in table.secondary_decisions.items() if found}
+    if not decided:
+        return []
+    rows = []
+    for arm in table.arms[1:]:
+        cells: list[Cell] = []
+        for name, decisions in decided.items():
+            metric, decision = arm.metrics.get(name), decisions.get(arm.name)
+            if metric is None or metric.difference is None or decision is None:
+                cells += [("", ""), ("", "")]
+                continue
+            ends = interval(metric.difference_low, metric.difference_high)
+            cells += [(four_decimals(metric.difference), ends), _told(decision)]
+        rows.append([(arm.name, ""), _seeds(arm), *cells])
+    headers = [text for name in decided for text in (_short(name), "verdict")]
+    return [
+        Grid(
+            title=f"Secondary endpoints; differences are to {control(table)}",
+            caption="Paired t: 95 % for one arm alone. p: adjusted by Holm's method for all of "
+            "these differences and the findings on load and routing together, a family of its own.",
+            headers=["arm", "seeds", *headers],
+            rows=rows,
+        )
+    ]
+
+
+def _told(decision: Decision) -> Cell:
+    """The verdict on a difference, and its p."""
+    if decision.p is None:
+        return "", ""
+    word = "cannot tell"
+    if decision.decided:
+        word = "lower" if decision.estimate.value < 0 else "higher"
+    return word, p_value(decision.p)
+
+
+def _short(name: str) -> str:
+    """The heading of a metric's column in two lines, else its name."""
+    metric = METRICS.get(name)
+    return metric.column.heading if metric and metric.column else name
 
 
 def perplexity(table: Table) -> Grid:
@@ -212,34 +259,6 @@ def scopes(table: Table) -> list[Grid]:
     ]
 
 
-def findings(verdicts: Sequence[Verdict]) -> list[Grid]:
-    """The paper's findings beside these runs, where they can be compared."""
-    if not verdicts:
-        return []
-    rows = [
-        [
-            (verdict.claim, f"{_compared(verdict)}; {verdict.source.partition(', ')[2]}"),
-            (verdict.verdict, p_value(verdict.p)),
-            estimate_cell(verdict.here),
-            _paper(verdict),
-            ("-" if verdict.resolved is None else f"{verdict.resolved:.4f}", ""),
-            ("-" if verdict.seeds is None else f"{verdict.seeds:,}", ""),
-        ]
-        for verdict in verdicts
-    ]
-    return [
-        Grid(
-            title=f"Findings of {PAPER}, in nats a {verdicts[0].unit}",
-            caption="Here: with its own 95 % interval (paired t). p: adjusted. In the paper: its "
-            "log ratio over an assumed 4 bytes a token (5 to 3). Resolves: half of the interval; "
-            "smaller sizes these seeds cannot tell from 0. Seeds: about how many show the paper's "
-            "size, or equality within a quarter of its gap, in four of five studies.",
-            headers=["finding", "verdict", "here", "in the\npaper", "resolves", "seeds"],
-            rows=rows,
-        )
-    ]
-
-
 # Columns
 
 
@@ -294,23 +313,6 @@ def _domain_cell(metric: ArmMetric | None) -> Cell:
         return "-", ""
     difference = "" if metric.difference is None else f"{metric.difference:+.4f}"
     return "-" if metric.mean is None else f"{metric.mean:.4f}", difference
-
-
-def _compared(verdict: Verdict) -> str:
-    reason = verdict.reason
-    if verdict.treatment is not None:
-        reason += f"; MaxVio micro differs by {verdict.treatment:.1f} deviations"
-    if verdict.type == "trend":
-        return f"over {', '.join(verdict.arms)};{verdict.per}; {reason}"
-    arm, against = verdict.arms
-    return f"{arm} against {against}: {reason}"
-
-
-def _paper(verdict: Verdict) -> Cell:
-    if verdict.paper is None:
-        return "-", ""
-    middle, far, near = map(four_decimals, verdict.paper)
-    return middle, f"{near} to {far}"
 
 
 def _meaning(table: Table) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from moebench.plans import PRIMARY
 from moebench.records import printable
 from moebench.report.infer.arms import Table
+from moebench.report.paper.overlap import Overlap
 from moebench.report.paper.verdicts import Verdict
-from moebench.report.show import grids, headroom, sentences
+from moebench.report.show import findings, grids, headroom, sentences
 from moebench.report.show.answers import answers
 from moebench.report.show.blocks import Block, Grid, Heading, Sentences
 
@@ -31,13 +32,19 @@ class Shown:
     per_domain: bool = False
 
 
-def blocks(table: Table, verdicts: Sequence[Verdict] = (), shown: Shown = Shown()) -> list[Block]:
+def blocks(
+    table: Table,
+    verdicts: Sequence[Verdict] = (),
+    shown: Shown = Shown(),
+    overlaps: Sequence[Overlap] = (),
+) -> list[Block]:
     """All that is said about one table, in order.
 
     Args:
         table: the arms and their differences.
         verdicts: what this table says of the paper's findings.
         shown: what the reader asked for.
+        overlaps: which domains share experts.
     """
     differs = ", ".join(
         printable(f"{key} at its default" if value is None else f"{key}={value}")
@@ -48,13 +55,13 @@ def blocks(table: Table, verdicts: Sequence[Verdict] = (), shown: Shown = Shown(
     if shown.metrics:
         content.append(grids.chosen_metrics(table, shown.metrics))
     else:
-        content += [grids.load(table), grids.perplexity(table)]
+        content += [grids.load(table), *grids.secondary(table), grids.perplexity(table)]
         if table.primary != PRIMARY:
             content.append(grids.primary_endpoint(table))
     if shown.per_domain:
         content.append(grids.domains(table))
     content += [*grids.cost(table), *grids.scopes(table), *headroom.blocks(table)]
-    content += grids.findings(verdicts)
+    content += findings.blocks(verdicts, overlaps)
     content += [
         Sentences("What the numbers can and cannot tell", sentences.verdicts(table)),
         Sentences("How far these runs reach", sentences.limits(table)),

@@ -80,11 +80,12 @@ SCOPES = {"micro": MICRO, "global": GLOBAL, "shuffled": SHUFFLED}
 
 
 def test_every_finding_is_whole() -> None:
-    assert len(findings()) == 12
+    assert len(findings()) == 17
     for finding in findings().values():
         assert {"claim", "source", "type"} <= {*finding}
-        assert finding["type"] in ("difference", "equality", "trend")
-        assert "perplexity" in finding or "sign" in finding
+        assert finding["type"] in ("difference", "equality", "trend", "ranking", "described")
+        decides = {"perplexity", "sign", "highest_first"} & {*finding}
+        assert bool(decides) == (finding["type"] != "described")
     assert paper_gap() == pytest.approx(0.0159, abs=5e-5)
 
 

@@ -67,7 +67,7 @@ def test_arms_are_compared_at_the_last_evaluation_that_all_seeds_share(
     assert row["load/max_vio_micro"]["difference"] == pytest.approx(1)
     assert found["tables"][0]["tokens"] == 200 * 32 * SCIENCE["seq_len"]
     assert [state["state"] for state in found["unfinished"]] == ["stopped"] * 12
-    text = "\n".join(line.text for line in report.brief())
+    text = "\n".join(line.plain for line in report.brief())
     words = " ".join(text.split())
     assert "Interim: the study has not ended (12 stopped)." in words
     assert "Compared at step 200 of 400, the last evaluation that all arms share in" in words
@@ -79,7 +79,7 @@ def test_an_interim_report_holds_no_p_value_however_many_seeds_have_ended(
     study(runs, run, plan, {"a": [400] * 8, "b": [*[400] * 7, 100]})
     report = make_report([runs], study="scope")
     assert compared(report) == (400, (*range(7),), (7,))
-    text = report.render() + report.render("md") + "\n".join(line.text for line in report.brief())
+    text = report.render() + report.render("md") + "\n".join(line.plain for line in report.brief())
     assert "p 0." not in text
     assert "p <" not in text
     found = report.to_dict()

@@ -55,7 +55,7 @@ def test_the_first_answer_is_the_headroom(runs: Path, run: Make) -> None:
         f"Headroom in nats a byte: H = T - TD {found.by_token.value:.4f} ("
     )
     assert first.text.endswith("1 of 2 learned arms are behind T in every seed.")
-    assert any("H = T - TD" in line.text for line in report.brief(80))
+    assert any("H = T - TD" in line.plain for line in report.brief(80))
 
 
 def test_differences_are_those_by_hand(runs: Path, run: Make) -> None:
