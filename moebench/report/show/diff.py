@@ -1,4 +1,7 @@
-"""Two runs or two studies side by side: configs, metrics and curves. It tests nothing."""
+"""Two runs or two studies side by side: metrics, configs and curves. It tests nothing.
+
+Quality, load and specialisation come first, then what differs in the configs, then all else.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from moebench.catalogue import find
 from moebench.errors import ConfigError, RecordError, apply_to_all, nearest
 from moebench.plans import PRIMARY, Plan, study_of
 from moebench.records import Record, find_records, printable
@@ -17,7 +21,13 @@ from moebench.report.read.studies import find_plans, plans_of_study
 from moebench.report.show.blocks import Block, Cell, Grid, Heading, Sentences
 from moebench.report.show.formats import as_latex, as_markdown, as_text
 
-OF_STUDIES = (PRIMARY, "load/max_vio_micro", "load/max_vio_global", "specialization/domain")
+FIRST = (
+    PRIMARY,
+    "load/max_vio_micro",
+    "load/max_vio_global",
+    "router/replay_cost",
+    "specialization/domain",
+)
 MOST_STEPS = 12  # rows of a table of curves
 WRITERS = {"table": as_text, "md": as_markdown, "latex": as_latex}
 
@@ -90,6 +100,7 @@ def _of_runs(a: Record, b: Record) -> list[Block]:
     rows = [read_run(record) for record in (a, b)]
     return [
         Heading(f"A {printable(a.name)}, B {printable(b.name)}"),
+        *_first(rows[0]["metrics"], rows[1]["metrics"]),
         _keys(_about(a, rows[0]), _about(b, rows[1])),
         _metrics(rows[0]["metrics"], rows[1]["metrics"]),
         *_curves(a, b),
@@ -114,17 +125,37 @@ def _value(config: Mapping[str, Any], key: str) -> str:
     return printable(str(config[key])) if key in config else "-"
 
 
+def _first(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Block]:
+    """Quality, load and specialisation, as far as a run has them."""
+    rows = [
+        [(name, _better(name)), *_both(a.get(name), b.get(name))]
+        for name in FIRST
+        if name in a or name in b
+    ]
+    title = "Quality, load and specialisation"
+    return [Grid(title, "At the end.", ["metric", "A", "B", "B - A"], rows)] if rows else []
+
+
+def _better(name: str) -> str:
+    """Which values of a metric are better."""
+    metric = find(name)
+    return (
+        "" if metric is None or metric.direction == "neither" else f"{metric.direction} is better"
+    )
+
+
 def _metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> Block:
-    names = [name for name in sorted({*a, *b}) if not name.startswith(("tune/", "speed/"))]
-    if not names:
-        return Sentences("Metrics", ["Neither run is finished."])
+    known = [name for name in sorted({*a, *b}) if not name.startswith(("tune/", "speed/"))]
+    if not known:
+        return Sentences("Other metrics", ["Neither run is finished."])
+    names = [name for name in known if name not in FIRST]
     differing = [name for name in names if a.get(name) != b.get(name)]
     equal = len(names) - len(differing)
     if not differing:
-        return Sentences("Metrics", [f"All {equal} are equal, bit for bit."])
+        return Sentences("Other metrics", [f"All {equal} are equal, bit for bit."])
     rows = [[_cell(name), *_both(a.get(name), b.get(name))] for name in differing]
     caption = f"At the end; {equal} more are equal, bit for bit." if equal else "At the end."
-    return Grid("Metrics", caption, ["metric", "A", "B", "B - A"], rows)
+    return Grid("Other metrics", caption, ["metric", "A", "B", "B - A"], rows)
 
 
 def _curves(a: Record, b: Record) -> list[Block]:
@@ -170,8 +201,7 @@ def _of_studies(frames: Sequence[Frame], names: Sequence[str]) -> list[Block]:
     """Means of arms of one name over finished seeds, and what the two sets of runs do not share."""
     a, b = frames
     content: list[Block] = [Heading("A {}, B {}".format(*map(printable, names)))]
-    content.append(_keys(_shared_keys(a), _shared_keys(b)))
-    for metric in OF_STUDIES:
+    for metric in FIRST:
         rows = []
         for arm in dict.fromkeys([*a.metrics["arm"], *b.metrics["arm"]]):
             values = [_values(frame, arm, metric) for frame in frames]
@@ -183,6 +213,7 @@ def _of_studies(frames: Sequence[Frame], names: Sequence[str]) -> list[Block]:
             headers = ["arm", "seeds", "A", "B", "B - A"]
             caption = "Means over finished seeds; differences of studies are not paired."
             content.append(Grid(metric, caption, headers, rows))
+    content.append(_keys(_shared_keys(a), _shared_keys(b)))
     only = [
         f"only in {side}: {printable(arm)}"
         for side, frame, other in (("A", a, b), ("B", b, a))

@@ -23,17 +23,20 @@ def rows(off: float) -> list[dict[str, float]]:
 
 def test_two_runs(runs: Path, run: Make) -> None:
     a = run(runs, "micro", 0, 1.6, rows=rows(0), metrics={"load/entropy": 0.9})
-    b = run(runs, "global", 0, 1.5, rows=rows(0.5), metrics={"load/entropy": 0.9}, torch="2.12.0")
+    more: dict[str, float | None] = {"load/entropy": 0.9, "load/max_vio_micro": 1.5, "zz/z": 1.0}
+    b = run(runs, "global", 0, 1.5, rows=rows(0.5), metrics=more, torch="2.12.0")
     text = compare_two([a.path, Path(b.name)], runs)
     words = " ".join(text.split())
     assert f"A {a.name}, B {b.name}" in words
     assert "torch 2.11.0 2.12.0" in words
-    assert "valid/nats 1.6 1.5 -0.1" in words
+    assert "valid/nats 1.6 1.5 -0.1 lower is better load/max_vio_micro - 1.5" in words
+    assert words.index("valid/nats") < words.index("torch 2.11.0") < words.index("zz/z - 1")
     assert "1 more are equal, bit for bit" in words
     assert "The training loss differs from step 30 on." in words
     content = json.loads(compare_two([a.path, b.path], runs, "json"))
-    (metrics,) = [table for table in content["tables"] if table["title"] == "Metrics"]
-    assert {"metric": "valid/nats", "A": "1.6", "B": "1.5", "B - A": "-0.1"} in metrics["rows"]
+    first, *_, others = [table for table in content["tables"] if "metric" in table["rows"][0]]
+    assert first["rows"][0] == {"metric": "valid/nats", "A": "1.6", "B": "1.5", "B - A": "-0.1"}
+    assert {"metric": "zz/z", "A": "-", "B": "1", "B - A": "-"} in others["rows"]
 
 
 def test_a_run_and_itself(runs: Path, run: Make) -> None:
@@ -51,6 +54,7 @@ def test_two_studies(runs: Path, run: Make, plan: Callable[..., Path]) -> None:
     words = " ".join(compare_two([Path("short"), Path("longer")], runs).split())
     assert "train.steps 400 800" in words
     assert "micro 1 and 2 1.6 1.2 -0.4" in words
+    assert words.index("1.2 -0.4") < words.index("train.steps 400 800")
     assert "only in A: global" in words
 
 
