@@ -9,6 +9,10 @@ with at least one false verdict. Rates of 20,000 studies have a standard error o
 
 A finding that is not decided is contradicted, too, where its interval excludes the paper's size. So
 the last tables make every arm differ by that size, and count studies that contradict any of them.
+
+The family of the secondary endpoints has two metrics of all arms, and three findings on two more
+metrics: a difference in each, and a ranking of two arms and the baseline. Its tests share one level
+by Holm's method, however the metrics of a run are correlated.
 """
 
 import argparse
@@ -25,6 +29,8 @@ DEVIATIONS = (0.1, 0.3, 1.0, 3.0)
 EFFECT = 2.0  # of all arms, in deviations of a run, where power is measured
 SIZES = (0.1, 0.5, 1.0, 2.0)  # of the paper's, in deviations of a run
 RULES = ("order", "Holm", "Dunnett")
+METRICS = 4  # of the secondary family: two endpoints, and two that only findings are about
+CORRELATIONS = (0.0, 0.5, 0.95)  # of the metrics of a run
 
 
 def draw(
@@ -123,6 +129,52 @@ def contradiction_rate(
     return float(contradicted(difference, size, rule).any(axis=1).mean())
 
 
+def secondary_error_rate(
+    studies: int,
+    seeds: int,
+    deviations: Sequence[float],
+    correlation: float,
+    shown: bool = False,
+) -> float:
+    """The share of studies with a false verdict in the family of the secondary endpoints.
+
+    Args:
+        studies, seeds: their number.
+        deviations: of the baseline, and of each arm.
+        correlation: of any two metrics of a run.
+        shown: whether all arms do differ from the baseline in the first metric, and by far.
+    """
+    rng = np.random.default_rng(20)
+    runs = studies, seeds, len(deviations)
+    shared = rng.normal(size=runs)
+    values = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.normal(
+        size=(METRICS, *runs)
+    )
+    values *= np.asarray(deviations)
+    difference = values[..., 1:] - values[..., :1]  # [metrics, studies, seeds, arms]
+    difference[0] += 1000 * shown
+    endpoints = [paired_p(each) for each in difference[:2]]
+    findings = [paired_p(each)[:, :1] for each in difference[2:]]
+    steps = np.stack(
+        [difference[3, ..., 0] - difference[3, ..., 1], difference[3, ..., 1]], axis=-1
+    )
+    p = np.concatenate([*endpoints, *findings, ranking_p(steps)[:, None]], axis=1)
+    false = slice(difference.shape[-1] if shown else 0, None)
+    return float((adjusted(p, ordered=False) < LEVEL)[:, false].any(axis=1).mean())
+
+
+def ranking_p(steps: np.ndarray) -> np.ndarray:
+    """p of a ranking, [studies], whose steps [studies, seeds, steps] are all above 0 if it holds.
+
+    It agrees if every step is told from 0, and contradicts if one is below 0 at the level for all
+    of them together.
+    """
+    alone, above = paired_p(steps), steps.mean(axis=1) > 0
+    agrees = np.where(above, alone, 2 - alone).max(axis=1)
+    contradicts = (steps.shape[2] * np.where(above, 2 - alone, alone)).min(axis=1)
+    return np.minimum(1, np.minimum(agrees, contradicts))
+
+
 def cases(arms: int) -> list[tuple[str, list[float]]]:
     """Which deviation is unequal, and those of the baseline and of each arm."""
     found = [("all equal", [1.0] * (arms + 1))]
@@ -144,11 +196,34 @@ def table(header: str, rows: Sequence[tuple[str, Sequence[float]]]) -> str:
     return "\n".join(lines)
 
 
+def secondary_table(studies: int) -> str:
+    """Errors of the family of the secondary endpoints, in %, by seeds."""
+    rows = []
+    for arms in (2, 5):
+        for name, deviations in cases(arms):
+            if not name.endswith((" equal", " 3 times")):
+                continue
+            for correlation in CORRELATIONS:
+                for shown in (False, True):
+                    truth = "all arms differ in one metric" if shown else "no arm differs"
+                    rates = [
+                        secondary_error_rate(studies, seeds, deviations, correlation, shown)
+                        for seeds in SEEDS
+                    ]
+                    rows.append((f"{arms}, {name}, {correlation:g}, {truth}", rates))
+    return table("arms, deviation, correlation of metrics, truth", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="How often verdicts err, and their power.")
     parser.add_argument("--studies", type=int, default=STUDIES)
-    studies = parser.parse_args().studies
-    for arms in (2, 5):
+    parser.add_argument(
+        "--secondary", action="store_true", help="only the table of the secondary endpoints"
+    )
+    options = parser.parse_args()
+    studies = options.studies
+    print(f"Secondary endpoints: errors in %, by seeds\n\n{secondary_table(studies)}")
+    for arms in () if options.secondary else (2, 5):
         for shown in (0, 1):
             truth = "no arm differs" if not shown else "the first arm differs by far"
             print(f"\n{arms} comparisons, {truth}: errors in %, by seeds\n")

@@ -13,8 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from benchmarks.error_rates import RULES, contradiction_rate, draw, error_rate, power
+from benchmarks.error_rates import (
+    RULES,
+    contradiction_rate,
+    draw,
+    error_rate,
+    power,
+    ranking_p,
+    secondary_error_rate,
+)
 from moebench.report.infer.contrasts import equality
 from moebench.report.infer.decisions import excludes
 from moebench.report.infer.dunnett import critical_value
@@ -135,6 +144,25 @@ def test_verdicts_err_in_5_percent_of_studies_at_most_whatever_the_variances(
                 assert found < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
                 if rule == "order":  # it uses the whole level
                     assert near(found, 0.05, 2000)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.95])
+@pytest.mark.parametrize("shown", [False, True])
+def test_secondary_verdicts_err_in_5_percent_of_studies_at_most(
+    correlation: float, shown: bool
+) -> None:
+    for deviations in ([1.0] * 4, [3.0, 1, 1, 1], [1.0, 3, 1, 1]):
+        found = secondary_error_rate(2000, 6, deviations, correlation, shown)
+        assert 0.005 < found < 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_a_ranking_has_the_p_of_its_weakest_step() -> None:
+    steps = np.random.default_rng(0).normal(size=(50, 7, 2)) + np.array([1.0, 0.5])
+    for p, values in zip(ranking_p(steps), steps, strict=True):
+        t = values.mean(axis=0) / values.std(axis=0, ddof=1) * math.sqrt(7)
+        above = [2 * float(stats.t.sf(each, 6)) for each in t]
+        below = [4 * float(stats.t.cdf(each, 6)) for each in t]
+        assert p == pytest.approx(min(1, max(above), *below))
 
 
 def test_a_pooled_test_errs_where_one_arm_varies_more() -> None:
