@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
@@ -37,14 +38,30 @@ def run(app: typer.Typer, words: Sequence[str]) -> int:
     """
     received = _interrupt_on_signals()
     try:
-        code = app(words, prog_name="moebench", standalone_mode=False) or 0
-        print(end="", flush=True)  # so that output that cannot be written raises here
-    except KeyboardInterrupt:
+        code = _call(app, words)
+    except KeyboardInterrupt:  # also while an error was reported
         code = INTERRUPTED
-    except Exception as error:
-        code = _report(error)
+    finally:
+        _ignore_signals()  # the end is near, and nothing is left to stop
     # Typer turns every KeyboardInterrupt into this code, whichever signal caused it.
     return _report_signal(received[0], words) if received and code == INTERRUPTED else code
+
+
+def _call(app: typer.Typer, words: Sequence[str]) -> int:
+    try:
+        code = app(words, prog_name="moebench", standalone_mode=False) or 0
+        print(end="", flush=True)  # so that output that cannot be written raises here
+    except Exception as error:
+        return _report(error)
+    return code
+
+
+def _ignore_signals() -> None:
+    """Ignore the stopping signals, one of which may arrive meanwhile."""
+    for number in stop_signals():
+        while signal.getsignal(number) != signal.SIG_IGN:
+            with suppress(KeyboardInterrupt):
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _interrupt_on_signals() -> list[int]:

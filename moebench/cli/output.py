@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+LONGEST = 400  # characters of a word in an error
 SCHEMA_VERSION = 1  # of everything that --json prints
 
 
@@ -45,5 +46,14 @@ def print_message(text: str, console: "Console | None" = None) -> None:
 
 def print_error(text: str) -> None:
     """Print `error: text` as one line to stderr. It uses no other module, so it cannot fail."""
-    line = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    line = " ".join(map(_shortened, text.split()))
+    line = "".join(char if char.isprintable() else "?" for char in line)
     print(f"error: {line}", file=sys.stderr)
+
+
+def _shortened(word: str) -> str:
+    """A word without its middle, if it is a value that nobody reads to the end."""
+    left_out = len(word) - LONGEST
+    if left_out <= 0:
+        return word
+    return f"{word[: LONGEST // 2]}[{left_out} characters]{word[-LONGEST // 2 :]}"

@@ -24,7 +24,9 @@ from moebench.config.zipped import is_zipped, rows_of
 from moebench.disk import reason
 from moebench.errors import ConfigError, apply_to_all, remedy
 
-MOST_RUNS = 100_000  # of a sweep; more are a typing error, as in seed=range(0,1e9)
+MOST_RUNS = 10_000  # of a sweep; more are a typing error, as in seed=range(0,1e9)
+LONGEST = 20_000  # characters of an override; Hydra parses some thousand a second
+DEEPEST = 16  # brackets in brackets
 
 
 class OverrideParser(Presets):
@@ -116,6 +118,11 @@ class OverrideParser(Presets):
             _refuse_odd(override)
             if known is KNOBS and self.is_group(override):
                 picks = _sweep(override) if override.is_sweep_override() else [word_of(override)]
+                if len({*picks}) > 2 * len(self.choices(key)):
+                    raise ConfigError(
+                        f"{override.input_line}: names more than there are; list some of "
+                        f"{', '.join(self.choices(key))}"
+                    )
                 apply_to_all(partial(self._check_pick, key), picks)
             elif key not in known and not _is_entry(key, known):
                 if known is KNOBS and key.split(".")[0] == STUDY:
@@ -151,6 +158,7 @@ class OverrideParser(Presets):
         if text not in self._parsed:
             if "=" not in text and not text.startswith("~"):
                 raise ConfigError(f"{text}: is neither an option nor an override; write key=value")
+            _check_size(text)
             try:
                 parsed = self._parser.parse_override(text)
             except (HydraException, ValueError, RecursionError) as error:
@@ -160,6 +168,18 @@ class OverrideParser(Presets):
             parsed.config_loader = cast(Any, self)  # for glob(), see get_group_options
             self._parsed[text] = parsed
         return self._parsed[text]
+
+
+def _check_size(text: str) -> None:
+    """Refuse what Hydra's parser would work on for minutes."""
+    if len(text) > LONGEST:
+        raise ConfigError(f"{text}: has {len(text)} characters; write at most {LONGEST}")
+    depth = deepest = 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise ConfigError(f"{text}: is nested {deepest} deep; {how_to_quote(text)}")
 
 
 def _check_utf8(text: str) -> None:

@@ -21,6 +21,7 @@ def call(
     monkeypatch.chdir(place)
     monkeypatch.setenv("COLUMNS", "80")
     before = {number: signal.getsignal(number) for number in STOPPING}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 
     def made(*words: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["moebench", *map(str, words)])

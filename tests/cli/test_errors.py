@@ -93,7 +93,9 @@ WRONG = {
     "train seed=1\nseed=2": "seed=1 seed=2: does not parse (",
     "train seed=\x1b[31m1": "seed=?[31m1: does not parse (",
     "train seed=nope(3)": "seed=nope(3): does not parse (",
-    f"train seed={'1' * 5000}": f"seed={'1' * 5000}: ",
+    f"train seed={'1' * 5000}": f"seed={'1' * 195}[4606 characters]{'1' * 199}: ",
+    f"train seed={'1' * 20_000}": f"seed={'1' * 195}[19606 characters]{'1' * 199}: has 20005 char",
+    f"train seed={'[' * 3000}": f"seed={'[' * 195}[2606 characters]{'[' * 199}: is nested",
     # values that do not go together
     "train model.top_k=9 model.num_experts=8": "model.top_k=9: must be between 1 and "
     "model.num_experts=8",
@@ -108,7 +110,9 @@ WRONG = {
     "sweep seed=range(0)": "seed=range(0): the sweep is empty; give at least one value",
     "sweep scope=glob(x*)": "scope=glob(x*): the sweep is empty; give at least one value",
     "sweep optim.lr=interval(0,1)": "optim.lr=interval(0,1): is not a sweep that can run (",
-    "sweep seed=range(0,1000000000)": "seed=range(0,1000000000): is more than 100000 runs; sweep ",
+    "sweep seed=range(0,1000000000)": "seed=range(0,1000000000): is more than 10000 runs; sweep ",
+    "sweep scope=range(1,1000000000)": "scope=range(1,1000000000): names more than there "
+    "are; list some of domain, global, ",
     "sweep model.top_k=1,99": "model.top_k=99: must be between 1 and model.num_experts=16",
     "sweep optim.lr=0.1,two": "optim.lr=two: must be a number",
     "sweep seed=0,1 modle=x": "modle=x: no such key; did you mean model?",
