@@ -115,7 +115,10 @@ def _git() -> dict[str, Any]:
 
     def git(*words: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
+            ["git", "--no-optional-locks", "-C", str(here), *words],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 
