@@ -33,7 +33,7 @@ from moebench.data.making.cache import (
 from moebench.data.making.shards import bin_path
 from moebench.data.making.trigram import trigram_bits
 from moebench.data.making.workers import Reporter
-from moebench.data.sources import choose_domains, choose_heldout, open_source
+from moebench.data.sources import choose_domains, choose_heldout, downloads, open_source
 from moebench.data.sources.document import stem
 from moebench.data.tokenizer import (
     BYTES,
@@ -148,6 +148,7 @@ def prepare(
     progress: Callable[[str], None] | None = None,
     bar: Callable[[str, float], None] | None = None,
     processes: int | None = None,
+    download: bool = True,
 ) -> Corpus:
     """The corpus of a config. It is read from the cache or, the first time, made and cached.
 
@@ -157,12 +158,13 @@ def prepare(
             not spare.
         bar: gets the current work and the share of it that is done, often.
         processes: at most; one per core by default.
+        download: whether text may come from the network, which only the user's own words allow.
 
     Raises DataError for text that is missing, broken or too short, and for a cache that cannot be
     written.
     """
     reporter = Reporter(progress, bar)
-    directory, manifest = _prepare_bytes(config, processes, reporter)
+    directory, manifest = _prepare_bytes(config, processes, reporter, download)
     chosen = choose_domains(config, sorted(manifest["domains"]))
     heldout = choose_heldout(config, chosen)
     domains = tuple(name for name in chosen if name not in heldout)
@@ -195,7 +197,7 @@ def _warnings(corpus: Corpus) -> Iterator[str]:
 
 
 def _prepare_bytes(
-    config: DataConfig, processes: int | None, reporter: Reporter
+    config: DataConfig, processes: int | None, reporter: Reporter, download: bool
 ) -> tuple[Path, Manifest]:
     """The shards of bytes of a source: of all its domains, or of the chosen ones."""
     source = open_source(config)
@@ -214,6 +216,11 @@ def _prepare_bytes(
             domains, directory = chosen, directory_of(chosen)
 
     def build(folder: Path) -> Manifest:
+        if not download and (remote := downloads(config)):
+            raise DataError(
+                f"data.name={remote}: is not on this machine, and a record's config downloads "
+                "nothing; moebench data prepare with its data.* keys fetches it"
+            )
         names = f"{', '.join(domains)} " if domains is not None else ""
         reporter.say(f"{source.label}: preparing {names}in {directory}")
         size = sum(unit.size for unit in source.units(domains))

@@ -11,6 +11,7 @@ from moebench.data.sources.huggingface import HuggingFace
 from moebench.data.sources.installed import Installed
 from moebench.data.sources.mixture import Mixture
 from moebench.data.sources.synthetic import Synthetic
+from moebench.disk import expanded
 from moebench.errors import DataError, nearest
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Source",
     "choose_domains",
     "choose_heldout",
+    "downloads",
     "open_source",
 ]
 
@@ -36,6 +38,15 @@ def open_source(config: DataConfig) -> Source:
     if config.source == "mixture":
         return Mixture([_part(part) for part in sources_of(config)])
     return Installed()
+
+
+def downloads(config: DataConfig) -> str:
+    """The first dataset of the Hub that a config names; "" if its text is on this machine."""
+    if config.source == "mixture":
+        return next(filter(None, map(downloads, sources_of(config))), "")
+    if config.source != "huggingface" or expanded(config.name or "").is_dir():
+        return ""
+    return config.name or ""
 
 
 def _part(config: DataConfig) -> tuple[Source, tuple[str, ...] | None]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from moebench.data.sources.document import Text
-from moebench.disk import open_regular, reason, unpacked
+from moebench.disk import open_regular, reason, regular_status, unpacked
 from moebench.errors import DataError
 
 ENDINGS = (".txt", ".md", ".jsonl", ".json")
@@ -36,7 +36,9 @@ PIECE_BYTES = 16_384  # of a .txt file
 PIECES = 40  # at least, of a small .txt file with enough lines
 BLOCK = 1 << 20  # bytes that are read or checked at a time
 MAX_LINE_BYTES = 1 << 26  # of JSON; parsing a line can take twenty times its memory
-MAX_DOCUMENT_BYTES = 1 << 30  # of plain text without a line end
+MAX_DOCUMENT_BYTES = 1 << 27  # of plain text without a line end
+BOMB_BYTES = 1 << 26  # of text that a file may hold whatever its own size
+BOMB_RATIO = 100  # bytes of text to a byte of a larger file; text compresses to a tenth at best
 MAX_BATCH_BYTES = 1 << 30  # of rows of a Parquet file that are in memory at a time
 ARRAY = "write one array of objects, or one object a line"
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -66,10 +68,17 @@ def ending(name: str) -> str:
 
 def rows(path: Path, columns: Columns) -> Iterator[Row]:
     """The rows of a file whose text is not empty; DataError for a broken file."""
-    kind = Path(ending(path.name)).stem or ending(path.name)
+    kind, total = Path(ending(path.name)).stem or ending(path.name), 0
     with reading(path):
+        most = max(BOMB_BYTES, BOMB_RATIO * regular_status(path).st_size)
         made = _parquet if kind == PARQUET else partial(_unpacked_rows, kind)
         for row in made(path, columns):
+            total += len(row[1]) or 1
+            if total > most:
+                raise DataError(
+                    f"{path}: unpacks to more than {BOMB_RATIO} times its size, which no text "
+                    "does; remove it"
+                )
             if row[1]:
                 yield row
 

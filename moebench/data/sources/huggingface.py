@@ -49,6 +49,11 @@ class HuggingFace:
         assert config.name, "checked by the config"
         path = expanded(config.name)
         self.folder = path if path.is_dir() else None
+        if self.folder is not None and "://" in _header(self.folder):
+            raise DataError(
+                f"{self.label}: its README.md names data on the network, which a folder of text "
+                "must not fetch; remove those lines"
+            )
         if self.folder is None and not COMMIT.fullmatch(config.revision or ""):
             revision = "null" if config.revision is None else config.revision
             raise DataError(
@@ -156,13 +161,18 @@ class HuggingFace:
 
 def _card(folder: Path) -> str:
     """The licence in the YAML at the beginning of a dataset's README.md."""
+    licence = re.search(r"^license:\s*(.+)$", _header(folder), re.MULTILINE)
+    return licence[1].strip() if licence else ""
+
+
+def _header(folder: Path) -> str:
+    """The YAML at the beginning of a dataset's README.md, from which the library takes files."""
     try:
-        text = read_bytes(folder / "README.md").decode()
+        text = read_bytes(folder / "README.md").decode(errors="replace")
     except (OSError, ValueError):
         return ""
-    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    licence = re.search(r"^license:\s*(.+)$", head[1], re.MULTILINE) if head else None
-    return licence[1].strip() if licence else ""
+    head = re.match(r"\s*---\s*\n(.*?)\n---", text, re.DOTALL)
+    return head[1] if head else ""
 
 
 def _check_network(label: str) -> None:
