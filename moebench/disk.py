@@ -1,7 +1,8 @@
 """Files on disk: atomic writes, checksums, and bounded reads of files that others wrote.
 
-A file or folder is written aside as `.NAME.PID.tmp`, synced, then renamed. After a crash, its name
-refers to the old content or to the new content, never to a part of it.
+A file or folder is written aside as `.NAME.PID.tmp`, synced, then renamed, and the folder that
+holds its name is synced. After a crash, its name refers to the old content or to the new content,
+never to a part of it. A folder is removed under such a name, too.
 
 Readers accept regular files only, since a pipe or a device may never end, and `open_regular` is the
 one door to them. What is read whole is bounded. Readers raise OSError, ValueError or, for YAML,
@@ -26,9 +27,15 @@ from typing import IO, Any, cast
 import yaml
 
 MAX_BYTES = 2**28  # of a file that is read whole
-MAX_YAML_BYTES = 2**18  # a record's config.yaml has a few thousand
-MAX_YAML_DEPTH = 16  # of nested tables and lists; a config has three
+MAX_JSON_BYTES = 2**26  # a plan has a few thousand a run; to parse more takes seconds
+MAX_YAML_BYTES = 2**16  # a record's config.yaml has a few thousand
+MAX_LINE_BYTES = 2**24  # a row of metrics has tens of thousands
+MAX_DEPTH = 16  # of nested tables and lists; a config has three
+MAX_DIGITS = 20  # of a whole number
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
 LEFTOVERS = ".*.tmp"  # files and folders that a killed process was writing aside
+
+YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is there
 
 # Places
 
@@ -65,11 +72,14 @@ def is_name(text: str) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, lasting: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that replaces `path` when the block ends without an error.
 
     It makes the folder of `path` if that is missing. Each call here is a request to the server of a
     shared directory, so there are as few as can be.
+
+    Args:
+        lasting: whether the new file must outlast a loss of power, whatever is written next.
     """
     aside = _aside(path)
     try:
@@ -78,6 +88,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        if lasting:
+            _sync_folder(path.parent)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -88,7 +100,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Make an empty folder that replaces `path` when the block ends without an error."""
     aside = _aside(path)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    make_folder(aside)
     try:
         yield aside
         publish(aside, path)
@@ -99,29 +111,44 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 def publish(aside: Path, path: Path) -> None:
     """Give a file or folder that was written aside its final name, once its content is on disk.
 
-    The rename of a folder is synced too, so that what it replaces can be deleted.
+    The rename is synced too, so that what comes next on disk never outlives it.
     """
-    if not aside.is_dir():
+    if aside.is_dir():
+        for part in aside.rglob("*"):
+            _sync_folder(part) if part.is_dir() else _sync(part)
+        _sync_folder(aside)
+        if path.exists():
+            remove_folder(path)
+    else:
         _sync(aside)
-        os.replace(aside, path)
-        return
-    for part in aside.rglob("*"):
-        _sync(part)
-    shutil.rmtree(path, ignore_errors=True)
     os.replace(aside, path)
-    with suppress(OSError):  # some file systems do not sync folders
-        _sync(path.parent)
+    _sync_folder(path.parent)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically, and its folder if that is missing."""
-    with replacing(path) as file:
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing; their names are synced."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder. If this is killed, what is left has a hidden name, see `LEFTOVERS`."""
+    aside = _aside(folder).with_suffix(".old.tmp")
+    os.replace(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
+    """Write a file atomically, and its folder if that is missing; see `replacing`."""
+    with replacing(path, lasting=lasting) as file:
         file.write(content)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any], *, lasting: bool = True) -> None:
     """Write an object as readable JSON, atomically. Values that are not finite become null."""
-    write_bytes(path, json_bytes(content))
+    write_bytes(path, json_bytes(content), lasting=lasting)
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
@@ -154,7 +181,7 @@ def _created(path: Path) -> IO[bytes]:
     try:
         return open(path, "wb")
     except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         return open(path, "wb")
 
 
@@ -164,6 +191,21 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems do not sync folders
+        _sync(folder)
+
+
+def why_not_written(path: Path, error: OSError) -> str:
+    """Why something below a folder could not be written, with the free bytes of a full disk."""
+    reason = error.strerror or str(error)
+    with suppress(OSError):
+        there = next(folder for folder in (path, *path.parents) if folder.is_dir())
+        if error.errno == errno.ENOSPC:
+            return f"{reason}: {shutil.disk_usage(there).free:,} bytes are free"
+    return reason
 
 
 # Reading
@@ -225,6 +267,7 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes."""
     with open_regular(path) as file:
+        _check_size(os.fstat(file.fileno()).st_size, limit)
         return _bounded(file, limit)
 
 
@@ -234,12 +277,29 @@ def read_unpacked(path: Path, limit: int = MAX_BYTES) -> bytes:
         return _bounded(file, limit)
 
 
+def read_lines(path: Path, limit: int = MAX_BYTES) -> Iterator[bytes]:
+    """The whole lines of a regular file of at most `limit` bytes; not a last one without an end.
+
+    Only a line at a time is in memory, of at most MAX_LINE_BYTES.
+    """
+    with open_regular(path) as file:
+        _check_size(os.fstat(file.fileno()).st_size, limit)
+        while (line := file.readline(MAX_LINE_BYTES + 1)).endswith(b"\n"):
+            yield line[:-1]
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"has a line of more than {MAX_LINE_BYTES >> 20} MiB")
+
+
 def _bounded(file: IO[bytes], limit: int) -> bytes:
     content = file.read(limit + 1)
-    if len(content) > limit:
-        unit, size = ("MiB", limit >> 20) if limit >> 20 else ("KiB", limit >> 10)
-        raise ValueError(f"is larger than {size} {unit}")
+    _check_size(len(content), limit)
     return content
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        unit, most = ("MiB", limit >> 20) if limit >> 20 else ("KiB", limit >> 10)
+        raise ValueError(f"is larger than {most} {unit}")
 
 
 def _regular(status: os.stat_result, path: Path) -> os.stat_result:
@@ -256,19 +316,49 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
-    content = json_object(read_bytes(path))
-    if content is None:
+    return parse_json(read_bytes(path, MAX_JSON_BYTES))
+
+
+def parse_json(text: bytes) -> dict[str, Any]:
+    """A JSON object from its text. Raises ValueError for anything that no writer here makes:
+
+    other JSON, NaN and infinity, a whole number of more than MAX_DIGITS, deeper than MAX_DEPTH.
+    """
+    try:
+        content = json.loads(text, parse_int=_whole, parse_constant=_refused)
+    except _NumberError:
+        raise
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
         raise ValueError("is not a JSON object")
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH and _depth(content) > MAX_DEPTH:
+        raise ValueError("is nested too deeply")
     return content
 
 
-def json_object(text: bytes) -> dict[str, Any] | None:
-    """A JSON object from its text; None if the text is anything else, or is nested too deeply."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+class _NumberError(ValueError):
+    """A number that no writer here makes."""
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise _NumberError(f"holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _refused(name: str) -> float:
+    raise _NumberError(f"holds {name}")
+
+
+def _depth(content: Any) -> int:
+    """How deeply tables and lists are nested, at most MAX_DEPTH + 1."""
+    depth, level = 0, [content]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        tables = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for table in tables for item in table if isinstance(item, dict | list)]
+    return depth
 
 
 def read_yaml_text(path: Path) -> str:
@@ -281,19 +371,19 @@ def read_yaml_text(path: Path) -> str:
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text") from None
     depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
+    for event in yaml.parse(text, YAML):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("has a YAML alias, which no config needs")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_YAML_DEPTH:
+        if depth > MAX_DEPTH:
             raise ValueError("is nested too deeply")
     return text
 
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file as plain values."""
-    return yaml.safe_load(read_yaml_text(path))
+    return yaml.load(read_yaml_text(path), YAML)
 
 
 def reason(error: BaseException) -> str:

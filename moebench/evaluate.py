@@ -27,6 +27,7 @@ from moebench.config.compose import Composer
 from moebench.config.replayed import replays
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import map_layers
+from moebench.contents import anything, fields
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.maps import BY_DOMAIN, from_bytes
 from moebench.data.tokenizer import BYTES, ByteTokenizer, Tokenizer
@@ -35,13 +36,13 @@ from moebench.errors import ConfigError, DataError, RecordError, remedy
 from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
-from moebench.protection import steps_kept
+from moebench.protection import CHECKPOINTS, STATE, check_files, checkpoint_path, steps_kept
 from moebench.records import MAP, Record
 from moebench.train.build import make_model, make_objective
-from moebench.train.checkpoint import load_checkpoint
+from moebench.train.checkpoint import check_fit, load_checkpoint
 from moebench.train.feed import with_domain
 from moebench.train.prescribed import Prescription
-from moebench.train.step import state_types, steering_after
+from moebench.train.step import steering_after
 
 BATCH_TOKENS = 8192
 CHOICES = 4  # candidates of a cloze question
@@ -127,7 +128,7 @@ class Checkpoint:
     @cached_property
     def corpus(self) -> Corpus:
         """The run's data. Raises DataError if it is missing or differs from what the run read."""
-        corpus = prepare(self.config.data)
+        corpus = prepare(self.config.data, download=False)
         wanted = self.record.manifest()["data"]["content_hash"]
         if corpus.content_hash != wanted:
             raise DataError(
@@ -175,6 +176,14 @@ class Checkpoint:
         return scores
 
 
+NEEDED = fields(
+    {
+        "data": fields({"vocab_size": anything, "content_hash": anything}),
+        "domains": anything,
+    }
+)
+
+
 def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     """The last checkpoint of a run, or the checkpoint of a step.
 
@@ -183,23 +192,31 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     """
     if not record.exists():
         raise RecordError(f"{record.path}: is not a run; moebench train makes one")
-    kept = steps_kept(record.path / "checkpoints")
+    kept = steps_kept(record.path / CHECKPOINTS)
     if not kept:
         raise RecordError(f"{record.path}: has no checkpoint yet")
     step = kept[-1] if step is None else step
     if step not in kept:
         known = ", ".join(map(str, kept))
         raise RecordError(f"--step={step}: {record.path} has no such checkpoint; it has {known}")
+    path = checkpoint_path(record.path, step)
+    used = [f"{CHECKPOINTS}/step-{step}/{STATE}"] if record.is_done() else []
+    check_files(record, "config.yaml", "manifest.json", *used, step=step)
     config = Composer().compose([], base=record.path / "config.yaml")
     manifest = record.manifest()
+    if wrong := NEEDED(manifest, ""):
+        raise RecordError(f"{record.path}/manifest.json: {wrong}; the record is damaged")
+    if map_layers(config):
+        check_files(record, MAP, step=step)
     # a single text is not a logical group, so nothing is dropped
     dropless = replace(config.router, capacity_factor=None)
     size, domains = manifest["data"]["vocab_size"], len(manifest["domains"])
-    model = make_model(replace(config, router=dropless), size, domains)
     objective = make_objective(config, manifest["domains"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    path = record.path / "checkpoints" / f"step-{step}"
-    loaded = load_checkpoint(path, model, device=device, types=state_types(objective))
+    described = replace(config, router=dropless)
+    check_fit(path, described, size, domains)
+    model = make_model(described, size, domains)
+    loaded = load_checkpoint(path, model, device=device, objective=objective)
     model.to(device).eval()
     steering = steering_after(objective, model, loaded.balance)
     prescription = None

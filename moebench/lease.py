@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moebench.disk import json_object
+from moebench.disk import open_regular, parse_json
 
 BEAT = 15.0  # seconds between two touches
 LIFE = 90.0  # seconds; more than a beat and the 60 s for which NFS clients cache a file's times
@@ -152,14 +152,16 @@ def _create(path: Path) -> int:
 
 def _owner(path: Path) -> Owner | None:
     """The owner that a lease names; None without a lease. One that is not written yet is nobody."""
+    content: dict[str, Any] = {}
+    touched = time.time()
     try:
-        with open(path, "rb") as file:  # to open a file makes an NFS client ask for its times
-            content: dict[str, Any] = json_object(file.read(MOST)) or {}
+        with open_regular(path) as file:  # to open a file makes an NFS client ask for its times
             touched = os.fstat(file.fileno()).st_mtime
+            content = parse_json(file.read(MOST))
     except FileNotFoundError:
         return None
-    except OSError:
-        content, touched = {}, time.time()  # there, and not to be read: it may be alive
+    except (OSError, ValueError):
+        pass  # there, and not to be read: it may be alive
     pid, start = content.get("pid"), content.get("start")
     return Owner(
         machine=str(content.get("machine", "")),

@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moebench.disk import is_name, read_json, reason, write_json
+from moebench.contents import FLAG, NAME, NUMBER, TEXT, WORD, each, fields, table, whole
+from moebench.disk import read_json, reason, write_json
 from moebench.errors import RecordError, nearest
-from moebench.records import SCHEMA_VERSION, cannot_write, printable
+from moebench.record_files import SEED, plain
+from moebench.records import cannot_write, printable
+from moebench.seals import SCHEMA_VERSION
 
 PRIMARY = "valid/nats"  # the endpoint of a study that names none
 GRID = "sweep"  # the name of a grid that has none of its own
@@ -52,6 +55,10 @@ class Job:
     def title(self) -> str:
         """The name of its record, and what that name does not tell of its arm."""
         return f"{self.run}  {self.differs}".rstrip()
+
+    @property
+    def steps(self) -> int:
+        return self.config["train"]["steps"]
 
 
 class Cost(NamedTuple):
@@ -140,8 +147,7 @@ def read_plan(path: Path) -> Plan:
         content = read_json(path)
     except (OSError, ValueError) as error:
         raise RecordError(f"{path}: is not a plan ({reason(error)})") from None
-    wrong = _first_wrong(content)
-    if wrong:
+    if wrong := _first_wrong(content):
         raise RecordError(f"{path}: is not a plan ({wrong})")
     return Plan(
         **{key: content[key] for key in _TEXTS},
@@ -153,19 +159,34 @@ def read_plan(path: Path) -> Plan:
     )
 
 
-_RUN = {
-    "id": int,
-    "run": str,
-    "arm": str,
-    "arm_hash": str,
-    "seed": int,
-    "overrides": list,
-    "config": dict,
+RUN = {
+    "id": whole(),
+    "run": NAME,
+    "arm": WORD,
+    "arm_hash": WORD,
+    "seed": SEED,
+    "overrides": each(TEXT),
+    "config": table(plain),
 }
+PLAN = fields(
+    {**dict.fromkeys(_TEXTS, TEXT), "name": NAME, "runs": each(fields(RUN, {"differs": TEXT}))},
+    # missing in those of earlier versions
+    {**dict.fromkeys(_LISTS, each(TEXT)), "average_twin": FLAG, "shared": table(plain)},
+)
+CONFIG = fields({"train": fields({"steps": whole()})})
+COSTS = table(
+    fields(
+        {},
+        {
+            **dict.fromkeys(("step_seconds", "counting_seconds"), each(NUMBER)),
+            "machine": TEXT,
+        },
+    )
+)
 
 
 def _job(run: Mapping[str, Any], shared: Mapping[str, Any]) -> Job:
-    values = {key: run[key] for key in (*_RUN, "differs") if key in run}
+    values = {key: run[key] for key in (*RUN, "differs") if key in run}
     own = {"overrides": tuple(run["overrides"]), "config": _merged(shared, run["config"])}
     return Job(**values | own)
 
@@ -213,33 +234,14 @@ def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]
 
 def _first_wrong(content: Mapping[str, Any]) -> str:
     """What a plan lacks, or holds of a wrong type; "" if nothing."""
-    for key in _TEXTS:
-        if not isinstance(content.get(key), str):
-            return f"holds no usable {key!r}"
-    if not is_name(content["name"]):
-        return "'name' is no name of a folder"
-    for key in _LISTS:
-        names = content.get(key, [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            return f"holds no usable list {key!r}"
-    if type(content.get("average_twin", False)) is not bool:
-        return "holds no usable 'average_twin'"
-    if not isinstance(content.get("shared", {}), dict):  # missing in plans of an earlier version
-        return "holds no usable 'shared'"
-    runs = content.get("runs")
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
-        return "holds no usable list 'runs'"
-    for number, run in enumerate(runs):
-        for key, kind in _RUN.items():
-            if type(run.get(key)) is not kind:
-                return f"run {number} holds no usable {key!r}"
-        if not is_name(run["run"]):
-            return f"'run' of run {number} is no name of a folder"
-        if not isinstance(run.get("differs", ""), str):  # missing in plans of an earlier version
-            return f"run {number} holds no usable 'differs'"
-        if not all(isinstance(override, str) for override in run["overrides"]):
-            return f"run {number} holds no usable 'overrides'"
-    return ""
+    if wrong := PLAN(content, ""):
+        return wrong
+    ids = [run["id"] for run in content["runs"]]
+    if len({*ids}) < len(ids):  # a job is started by its id
+        return "two runs have one id"
+    configs = (_merged(content.get("shared", {}), run["config"]) for run in content["runs"])
+    wrong = (CONFIG(config, f"runs[{number}].config") for number, config in enumerate(configs))
+    return next(filter(None, wrong), "")
 
 
 def study_of(folder: Path) -> str:
@@ -284,14 +286,17 @@ def read_costs(folder: Path) -> dict[str, Cost]:
         return {}
     try:
         content = read_json(path)
-        return {
-            arm_hash: Cost(
-                tuple(map(float, cost["step_seconds"])),
-                tuple(map(float, cost.get("counting_seconds", ()))),
-                printable(str(cost.get("machine", "?"))),
-            )
-            for arm_hash, cost in content.items()
-            if isinstance(cost, dict) and cost.get("step_seconds")
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise RecordError(f"{path}: is not a table of costs; time the study again") from None
+        wrong = COSTS(content, "")
+    except (OSError, ValueError) as error:
+        content, wrong = {}, reason(error)
+    if wrong:
+        raise RecordError(f"{path}: is not a table of costs ({wrong}); time the study again")
+    return {
+        arm_hash: Cost(
+            tuple(map(float, cost["step_seconds"])),
+            tuple(map(float, cost.get("counting_seconds", ()))),
+            printable(cost.get("machine", "?")),
+        )
+        for arm_hash, cost in content.items()
+        if cost.get("step_seconds")
+    }

@@ -4,7 +4,8 @@
 SHA-256 of its `state.json` and of the config, the manifest, the map and each evaluation's routing,
 and of its own content. A run that continues writes its config and manifest again: their new SHA-256
 is added beside the old one first, so that a crash between the two leaves no false alarm.
-Checkpoints of earlier versions lack the file: their runs continue unchecked, and a message says so.
+`state.json` says whether there is a `record.json`, so that a deleted one is missed. Checkpoints of
+earlier versions have none: their runs continue unchecked, and a message says so.
 """
 
 import hashlib
@@ -14,11 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moebench.disk import open_regular, read_json, reason, sha256, write_json
-from moebench.records import MAP, Record, digest_of, with_digest
+from moebench.disk import open_regular, sha256, write_json
+from moebench.errors import RecordError
+from moebench.record_files import CHECKPOINT, PROTECTION_FILE, STEP, read_object
+from moebench.records import MAP, SEE, Record
+from moebench.seals import is_sealed, with_digest
 
 CHECKPOINTS = "checkpoints"  # in the directory of a run
 PROTECTION = "record.json"  # in the folder of a checkpoint
+STATE = "state.json"  # there, the names of its files with their SHA-256
 ROWS = "metrics.jsonl"
 CHUNK = 1 << 20  # bytes
 PROTECTED = re.compile(rf"config\.yaml|manifest\.json|{re.escape(MAP)}|routing/step-\d+\.npz")
@@ -30,9 +35,9 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def steps_kept(directory: Path) -> list[int]:
-    """The steps of the whole checkpoints in a directory, ascending."""
-    names = (path.parent.name.removeprefix("step-") for path in directory.glob("step-*/state.json"))
-    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", name))
+    """The steps of the checkpoints in a directory, whole or damaged, ascending."""
+    found = (STEP.fullmatch(path.name) for path in directory.glob("step-*"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def protection_of(record: Record) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def protection_of(record: Record) -> dict[str, Any]:
 
 def write_protection(folder: Path, protection: Mapping[str, Any]) -> None:
     """Write `protection_of` a record into the folder of a checkpoint, once that is complete."""
-    content = {**protection, "state": sha256(folder / "state.json")}
+    content = {**protection, "state": sha256(folder / STATE)}
     write_json(folder / PROTECTION, with_digest(content))
 
 
@@ -67,14 +72,23 @@ def permit(record: Record, config: bytes, manifest: bytes) -> None:
 
 
 def is_protected(record: Record, step: int) -> bool:
-    """Whether a checkpoint has hashes of the record, whole or not."""
-    return os.path.lexists(checkpoint_path(record.path, step) / PROTECTION)
+    """Whether a checkpoint has hashes of the record, or should have."""
+    folder = checkpoint_path(record.path, step)
+    if os.path.lexists(folder / PROTECTION):
+        return True
+    try:
+        return bool(read_object(folder / STATE, CHECKPOINT).get("protected"))
+    except RecordError:
+        return False
 
 
-def record_damage(record: Record, step: int) -> list[str]:
+def record_damage(record: Record, step: int, *names: str) -> list[str]:
     """A line for each file of a record that is not what the checkpoint of a step says of it.
 
     What came after the checkpoint is not looked at: a run that continues cuts it.
+
+    Args:
+        names: the files to look at; none means all.
     """
     folder = checkpoint_path(record.path, step)
     if not is_protected(record, step):
@@ -82,19 +96,22 @@ def record_damage(record: Record, step: int) -> list[str]:
     content = _read(folder)
     prefix = f"{CHECKPOINTS}/step-{step}"
     if content is None:
-        return [f"{prefix}/{PROTECTION}: was changed"]
-    lines = []
-    if _hash(folder / "state.json") != content["state"]:
-        lines.append(f"{prefix}/state.json: was changed")
-    if _rows_hash(record.path / ROWS, content["rows"]["bytes"]) != content["rows"]["sha256"]:
+        there = os.path.lexists(folder / PROTECTION)
+        return [f"{prefix}/{PROTECTION}: {'was changed' if there else 'is missing'}"]
+    lines, files = [], content["files"]
+    if _hash(folder / STATE) != content["state"]:
+        lines.append(f"{prefix}/{STATE}: was changed")
+    of_rows = not names or ROWS in names
+    rows = content["rows"]
+    if of_rows and _rows_hash(record.path / ROWS, rows["bytes"]) != rows["sha256"]:
         lines.append(f"{ROWS}: a row up to step {step} was changed or lost")
-    files = content["files"]
-    for name, accepted in files.items():
+    for name in names or files:
         found = _hash(record.path / name)
-        if found not in accepted:
+        if name in files and found not in files[name]:
             lines.append(f"{name}: {'was changed' if found else 'is missing or unreadable'}")
     routed = (f"routing/step-{at}.npz" for at in record.routing_steps() if at <= step)
-    return lines + [f"{name}: was added" for name in routed if name not in files]
+    wanted = (name for name in routed if not names or name in names)
+    return lines + [f"{name}: was added" for name in wanted if name not in files]
 
 
 def checkpoint_damage(record: Record, step: int) -> list[str]:
@@ -102,15 +119,15 @@ def checkpoint_damage(record: Record, step: int) -> list[str]:
     folder = checkpoint_path(record.path, step)
     prefix = f"{CHECKPOINTS}/step-{step}"
     try:
-        digests = read_json(folder / "state.json")["sha256"]
-        named = {name: digest for name, digest in digests.items() if "/" not in name}
-    except (OSError, ValueError, LookupError, AttributeError) as error:
-        return [f"{prefix}/state.json: cannot be read ({reason(error)})"]
+        digests = read_object(folder / STATE, CHECKPOINT)["sha256"]
+    except RecordError as error:
+        return [str(error).replace(str(record.path) + "/", "", 1).partition(";")[0]]
+    present = {path.name for path in folder.iterdir()} - {STATE, PROTECTION}
     return [
         f"{prefix}/{name}: was changed or lost"
-        for name, digest in named.items()
+        for name, digest in digests.items()
         if _hash(folder / name) != digest
-    ]
+    ] + [f"{prefix}/{name}: was added" for name in sorted(present - digests.keys())]
 
 
 def unfinished_damage(record: Record) -> list[str]:
@@ -120,24 +137,36 @@ def unfinished_damage(record: Record) -> list[str]:
         for step in steps_kept(record.path / CHECKPOINTS)
         for line in (*record_damage(record, step), *checkpoint_damage(record, step))
     ]
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys((*lines, *record.unsealed_damage())))
+
+
+def check_files(record: Record, *names: str, step: int | None = None) -> None:
+    """Raise RecordError for the first of some files that is not what the run wrote.
+
+    A finished run's files have its seal; those of an unfinished one are checked by a checkpoint,
+    where they are older than it.
+
+    Args:
+        step: of the checkpoint of an unfinished run; by default the last.
+    """
+    if record.is_done():
+        record.check_seal(*names)
+        return
+    kept = steps_kept(record.path / CHECKPOINTS)
+    if not kept:
+        return
+    if lines := record_damage(record, kept[-1] if step is None else step, *names):
+        raise RecordError(f"{record.path}/{lines[0]}; {SEE}")
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
     """The content of a checkpoint's PROTECTION; None if it is missing, changed or no such file."""
     try:
-        content = read_json(folder / PROTECTION)
-    except (OSError, ValueError):
+        content = read_object(folder / PROTECTION, PROTECTION_FILE)
+    except RecordError:
         return None
-    rows, files = content.get("rows"), content.get("files")
-    usable = (
-        content.get("sha256") == digest_of(content)
-        and isinstance(rows, dict)
-        and type(rows.get("bytes")) is int
-        and isinstance(files, dict)
-        and all(PROTECTED.fullmatch(name) and isinstance(files[name], list) for name in files)
-    )
-    return content if usable else None
+    known = all(PROTECTED.fullmatch(name) for name in content["files"])
+    return content if known and is_sealed(content) else None
 
 
 def _hash(path: Path) -> str | None:

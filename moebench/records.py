@@ -8,13 +8,12 @@ from `evaluate`, and each holds its own SHA-256. `tensorboard/` and the report a
 files and can be made again.
 """
 
-import errno
-import hashlib
 import io
 import json
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,35 +22,51 @@ import numpy as np
 import yaml
 
 from moebench import __version__
-from moebench.config.knob import flat
+from moebench.config.knob import as_type, flat, type_words
+from moebench.config.presets import KNOBS
+from moebench.contents import Arrays, read_arrays
 from moebench.disk import (
+    FULL,
     finite,
     json_bytes,
-    json_object,
+    make_folder,
     read_bytes,
-    read_json,
+    read_lines,
     read_yaml,
     reason,
     remove_leftovers,
-    sha256,
+    why_not_written,
     write_bytes,
     write_json,
 )
-from moebench.errors import RecordError
+from moebench.errors import CONTINUES, RecordError
+from moebench.record_files import (
+    MANIFEST,
+    ROUTING,
+    STATES,
+    STATUS,
+    STEP,
+    SUMMARY,
+    foreign,
+    read_object,
+    read_row,
+    unreadable,
+)
+from moebench.seals import SCHEMA_VERSION, changed, is_sealed, seal_of, seen_changes, with_digest
 
-SCHEMA_VERSION = 1
-STATES = ("waiting", "running", "done", "failed", "stopped")
 MAP = "map.npz"
 UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
-MAX_METRICS_BYTES = 2**32  # of metrics.jsonl
+MAX_METRICS_BYTES = 2**30  # of metrics.jsonl
+RESULTS = ("config.yaml", "manifest.json")  # what gives the numbers of a summary their meaning
+SEE = "see moebench verify"
 
 
 def cannot_write(path: Path, error: OSError) -> RecordError:
     """The error for a directory of runs that cannot be written."""
     remedy = "free some space, or name" if error.errno in FULL else "name"
     return RecordError(
-        f"{path}: cannot be written ({error.strerror}); {remedy} another directory with --runs-dir"
+        f"{path}: cannot be written ({why_not_written(path, error)}); {remedy} another directory "
+        "with --runs-dir"
     )
 
 
@@ -77,37 +92,37 @@ class Record:
     # Reading
 
     def config(self) -> dict[str, Any]:
-        """The resolved config as dotted key -> value."""
+        """The resolved config as dotted key -> value; known keys have the type of the schema."""
         path = self.path / "config.yaml"
         try:
             nested = read_yaml(path)
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
         if not isinstance(nested, dict):
             raise RecordError(f"{path}: holds no config")
-        return dict(flat(nested))
+        values = dict(flat(nested))
+        for key in values.keys() & KNOBS.keys():
+            try:
+                values[key] = as_type(values[key], KNOBS[key].type)
+            except (TypeError, OverflowError):
+                must = f"must be {type_words(KNOBS[key].type)}"
+                raise RecordError(f"{path}: {key}={values[key]}: {must}") from None
+        return values
 
     def status(self) -> dict[str, Any]:
         """`state` (of STATES), `step`, `steps`, `reason`, `pid`, `heartbeat` (epoch seconds).
 
         A run that ended before it wrote its status is waiting, at step 0.
         """
-        try:
-            status = read_json(self.path / "status.json")
-        except FileNotFoundError:
-            return {"state": "waiting", "step": 0}
-        except (OSError, ValueError):
-            status = self._json("status.json")  # raises its error
-        if status.get("state") not in STATES or type(status.get("step")) is not int:
-            raise RecordError(f"{self.path}/status.json: is not a status; the record is damaged")
+        path = self.path / "status.json"
+        status = read_object(path, STATUS, missing={"state": "waiting", "step": 0})
+        if {"sha256", "schema_version"} & status.keys() and not is_sealed(status):
+            raise RecordError(f"{path}: was changed; the next session writes it")
         return status
 
     def manifest(self) -> dict[str, Any]:
         """Provenance: versions, device, data and tokenizer hash, arm, command line, start."""
-        manifest = self._json("manifest.json")
-        if manifest.get("schema_version") != SCHEMA_VERSION:
-            raise RecordError(f"{self.path}: {_foreign(manifest)}")
-        return manifest
+        return read_object(self.path / "manifest.json", MANIFEST, versioned=True)
 
     def other_version(self) -> str:
         """The versions of moebench and torch that the run began with, if not the present ones."""
@@ -116,43 +131,53 @@ class Record:
         return " and ".join(other)
 
     def summary(self) -> dict[str, Any]:
-        """Final metrics and the seal; RecordError for a run that is not done."""
-        return self._json("summary.json")
+        """Final metrics and the seal of a run that is done.
+
+        Raises RecordError for another run, and if the summary does not match its own SHA-256.
+        """
+        summary = read_object(self.path / "summary.json", SUMMARY, versioned=True)
+        if not is_sealed(summary):
+            raise self._changed("summary.json: was changed")
+        return summary
 
     def is_done(self) -> bool:
+        """Whether there is a summary, whole or not."""
         return (self.path / "summary.json").is_file()
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics in order of step, without a torn last line, as a crash leaves it."""
-        path = self.path / "metrics.jsonl"
+        path, rows = self.path / "metrics.jsonl", []
         try:
-            *lines, _torn = read_bytes(path, MAX_METRICS_BYTES).split(b"\n")
+            for number, line in enumerate(read_lines(path, MAX_METRICS_BYTES), 1):
+                rows.append(read_row(path, number, line))
         except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from None
-        rows = []
-        for number, line in enumerate(lines, 1):
-            row = json_object(line)
-            if row is None or type(row.get("step")) is not int:
-                raise RecordError(
-                    f"{path}:{number}: is not a row of metrics; the record is damaged"
-                )
-            rows.append(row)
+            raise unreadable(path, error) from None
         return rows
 
     def routing_steps(self) -> list[int]:
         """The steps whose evaluation was kept, ascending."""
-        paths = (self.path / "routing").glob("step-*.npz")
-        steps = (path.stem.removeprefix("step-") for path in paths)
-        return sorted(int(step) for step in steps if step.isdecimal())
+        found = (STEP.fullmatch(path.stem) for path in (self.path / "routing").glob("*.npz"))
+        return sorted(int(match[1]) for match in found if match)
 
-    def routing(self, step: int) -> dict[str, np.ndarray]:
-        """The routers' choices at an evaluation; `experiment` documents the arrays."""
+    def routing(self, step: int, *needed: str) -> Arrays:
+        """The routers' choices at an evaluation; `record_files.ROUTING` names the arrays.
+
+        Args:
+            needed: the arrays that must be there; earlier versions wrote fewer.
+        """
         path = self.path / "routing" / f"step-{step}.npz"
         try:
-            with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
-                return dict(arrays)
-        except Exception as error:  # numpy and zipfile raise a dozen kinds at broken bytes
-            raise _unreadable(path, error) from None
+            return read_arrays(path, ROUTING, *needed)
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error) from None
+
+    def probes(self) -> dict[int, np.ndarray]:
+        """Step -> the experts of the probe's tokens, of equal shape, where they were kept."""
+        of_step = {step: self.routing(step).get("probe_index") for step in self.routing_steps()}
+        probes = {step: probe for step, probe in of_step.items() if probe is not None}
+        if len({probe.shape for probe in probes.values()}) > 1:
+            raise RecordError(f"{self.path}/routing: the evaluations differ in shape; {SEE}")
+        return probes
 
     def map(self) -> bytes:
         """The content of `map.npz`: the experts that a prescribed router sends tokens to."""
@@ -166,21 +191,33 @@ class Record:
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         """The results of `evaluate`, by the name of their file."""
-        return {path.stem: self._json(f"tasks/{path.name}") for path in self._task_paths()}
+        return {path.stem: self._task(path) for path in self._task_paths()}
+
+    def _task(self, path: Path) -> dict[str, Any]:
+        result = read_object(path)
+        if not is_sealed(result):
+            raise self._changed(f"tasks/{path.name}: was changed")
+        return result
 
     # Sealing
 
     def seal(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write `summary.json`, with the SHA-256 of every other file and of its own content."""
-        files = {name: sha256(self.path / name) for name in self._sealable()}
-        content = with_digest({**summary, "files": files})
+        content = with_digest({**summary, **seal_of(self.path, self._sealable())})
         write_json(self.path / "summary.json", content)
         return content
 
     def save_task(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write `tasks/<name>.json`, with the SHA-256 of its own content."""
-        result = with_digest(content)
-        write_json(self.path / "tasks" / f"{name}.json", result)
+        result, path = with_digest(content), self.path / "tasks" / f"{name}.json"
+        try:
+            write_json(path, result)
+        except OSError as error:
+            why = why_not_written(self.path, error)
+            raise RecordError(
+                f"{path}: cannot be written ({why}); make room for {len(json_bytes(result)):,} "
+                "bytes there, or evaluate a copy of the run"
+            ) from None
         return result
 
     def check_seal(self, *names: str) -> dict[str, Any]:
@@ -189,49 +226,68 @@ class Record:
         Raises RecordError for the first of them that is missing or was changed.
         """
         summary = self.summary()
-        sealed = _sealed_files(summary)
-        if sealed is None:
-            raise RecordError("summary.json: was changed after the run; see moebench verify")
         for name in names:
-            if not (self.path / name).is_file():
-                raise RecordError(self._lost(name))
-            if sealed.get(name) != sha256(self.path / name):
-                raise RecordError(f"{name}: was changed after the run; see moebench verify")
+            if line := changed(self.path, summary, name):
+                raise self._changed(line)
         return summary
+
+    def refuse_changes(self) -> None:
+        """Raise RecordError, with a remedy, if the results of a finished run are not what it wrote.
+
+        A quick check: of the summary, the config and the manifest.
+        """
+        try:
+            self.check_seal(*RESULTS)
+        except RecordError as error:
+            line = str(error).removesuffix(f"; {SEE}")
+            remedy = "--force starts afresh"
+            if line.startswith(f"{self.path}/summary.json"):
+                remedy = f"remove it and {CONTINUES} from the last checkpoint"
+            raise RecordError(f"{line}; restore it, or {remedy}") from None
+
+    def is_sound(self) -> bool:
+        """Whether a run is done, and `refuse_changes` finds nothing."""
+        try:
+            self.check_seal(*RESULTS)
+        except RecordError:
+            return False
+        return True
+
+    def seen_damage(self) -> list[str]:
+        """What a quick look finds changed in a finished run, a line a file; see `seen_changes`."""
+        try:
+            sealed_at = (self.path / "summary.json").stat().st_mtime_ns
+            return list(seen_changes(self.path, self.summary(), sealed_at))
+        except (OSError, RecordError):
+            return ["summary.json: is missing or was changed"]
 
     def damage(self) -> list[str]:
         """A line for each file that does not match the seal; empty for an untouched record."""
         try:
-            summary = self.summary()
+            summary = read_object(self.path / "summary.json", SUMMARY)
         except RecordError:
             return ["summary.json: is missing or was changed"]
-        if summary.get("schema_version") != SCHEMA_VERSION:
-            return [f"summary.json: {_foreign(summary)}"]
-        sealed = _sealed_files(summary)
-        if sealed is None:
+        if not is_sealed(summary):
             return ["summary.json: was changed"]
-        present = self._sealable()
-        return [
-            *(self._lost(name) for name in sealed if name not in present),
-            *(f"{name}: was added" for name in present if name not in sealed),
-            *(
-                f"{name}: was changed"
-                for name in present
-                if name in sealed and sha256(self.path / name) != sealed[name]
-            ),
-            *self._damaged_tasks(),
-        ]
+        if summary.get("schema_version") != SCHEMA_VERSION:
+            return [f"summary.json: {foreign(summary)}"]
+        names = dict.fromkeys((*summary["files"], *self._sealable()))
+        lines = [line for name in names if (line := changed(self.path, summary, name))]
+        return [*lines, *self.unsealed_damage()]
 
-    def _lost(self, name: str) -> str:
-        there = ".." not in Path(name).parts and os.path.lexists(self.path / name)
-        return f"{name}: {'is not a regular file' if there else 'is missing'}"
+    def unsealed_damage(self) -> list[str]:
+        """A line for each file with a SHA-256 of its own that does not match it."""
+        lines = []
+        for read in (self.status, *(partial(self._task, path) for path in self._task_paths())):
+            try:
+                read()
+            except RecordError as error:
+                line = str(error).removeprefix(f"{self.path}/").partition(";")[0]
+                lines.append(line.removesuffix(" after the run"))
+        return lines
 
-    def _damaged_tasks(self) -> list[str]:
-        return [
-            f"tasks/{path.name}: was changed"
-            for path in self._task_paths()
-            if not _holds_digest(path)
-        ]
+    def _changed(self, line: str) -> RecordError:
+        return RecordError(f"{self.path}/{line} after the run; {SEE}")
 
     def _sealable(self) -> list[str]:
         """The files that a seal covers: all but the UNSEALED and those with a hidden part."""
@@ -252,17 +308,15 @@ class Record:
 
         `config.yaml`, by which a record is found, comes last.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         remove_leftovers(self.path)
         write_bytes(self.path / "manifest.json", manifest_bytes(manifest))
         write_bytes(self.path / "config.yaml", config_yaml.encode())
 
     def set_status(self, state: str, **more: Any) -> None:
         assert state in STATES
-        write_json(
-            self.path / "status.json",
-            {"state": state, "pid": os.getpid(), "heartbeat": time.time(), **more},
-        )
+        content = {"state": state, "pid": os.getpid(), "heartbeat": time.time(), **more}
+        write_json(self.path / "status.json", with_digest(content), lasting=False)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row of metrics: `step` and `group/name` keys with a number or a list of them.
@@ -293,15 +347,6 @@ class Record:
 
     def save_map(self, content: bytes) -> None:
         write_bytes(self.path / MAP, content)
-
-    def _json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        try:
-            return read_json(path)
-        except OSError as error:
-            raise _unreadable(path, error) from None
-        except ValueError as error:
-            raise RecordError(f"{path}: {error}; the record is damaged") from None
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
@@ -336,43 +381,3 @@ def find_sealed(root: Path) -> list[Record]:
 def find_unfinished(root: Path) -> list[Record]:
     """The runs under a directory, or that directory itself, that are not finished; by name."""
     return [record for record in find_records(root) if not record.is_done()]
-
-
-def _sealed_files(summary: Mapping[str, Any]) -> dict[str, str] | None:
-    """The SHA-256 of each sealed file; None if the summary itself was changed."""
-    files = summary.get("files")
-    unchanged = summary.get("sha256") == digest_of(summary)
-    return files if unchanged and isinstance(files, dict) else None
-
-
-def with_digest(content: Mapping[str, Any]) -> dict[str, Any]:
-    """An object with the SHA-256 of its own content, which it may hold already."""
-    versioned = finite({"schema_version": SCHEMA_VERSION, **content})
-    return {**versioned, "sha256": digest_of(versioned)}
-
-
-def _holds_digest(path: Path) -> bool:
-    """Whether a file holds an object with the SHA-256 of its own content."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return False
-    return content.get("sha256") == digest_of(content)
-
-
-def digest_of(content: Mapping[str, Any]) -> str:
-    """The SHA-256 of an object's content, without the field that holds it."""
-    rest = {key: value for key, value in content.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _foreign(content: Mapping[str, Any]) -> str:
-    made = content.get("schema_version")
-    return (
-        f"is a record of version {made}, this moebench reads version {SCHEMA_VERSION}; "
-        "use the moebench that made it"
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> RecordError:
-    return RecordError(f"{path}: cannot be read ({reason(error)})")

@@ -9,7 +9,7 @@ from moebench.disk import sha256
 from moebench.protection import PROTECTION
 from moebench.records import Record
 
-VARIES = ("speed/", "memory/", "time", "seconds", "end", "sha256", "files")
+VARIES = ("speed/", "memory/", "time", "seconds", "end", "sha256", "files", "bytes")
 EVERYTHING = {"scalars": 0, "images": 0, "tensors": 0}
 
 

@@ -1,5 +1,6 @@
 """Writes survive crashes, and reads accept nothing that could hang or fill the memory."""
 
+import errno
 import gzip
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,19 +21,22 @@ from moebench.disk import (
     cache_root,
     expanded,
     finite,
-    json_object,
     open_regular,
+    parse_json,
     publish,
     read_bytes,
     read_json,
+    read_lines,
     read_unpacked,
     read_yaml,
     reason,
     regular_status,
+    remove_folder,
     remove_leftovers,
     replacing,
     replacing_folder,
     sha256,
+    why_not_written,
     write_bytes,
     write_json,
 )
@@ -82,7 +87,7 @@ def test_a_file_is_synced_before_it_gets_its_name(
     existed: list[bool] = []
     monkeypatch.setattr("moebench.disk.os.fsync", lambda _: existed.append(path.exists()))
     write_bytes(path, b"new")
-    assert existed == [False]
+    assert existed == [False, False, True], "the folder of `deep`, the content, the name"
     assert path.read_bytes() == b"new"
 
 
@@ -100,7 +105,23 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Mon
     synced: list[str] = []
     monkeypatch.setattr("moebench.disk._sync", lambda path: synced.append(path.name))
     publish(folder, tmp_path / "step-2")
-    assert synced == ["b", tmp_path.name]
+    assert synced == ["b", "step-1", tmp_path.name]
+    monkeypatch.setattr("moebench.disk.shutil.rmtree", lambda *_, **__: None)  # killed here
+    remove_folder(tmp_path / "step-2")
+    assert [path.name[0] for path in tmp_path.iterdir()] == ["."], "nothing passes for a folder"
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_with_its_free_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moebench.disk.shutil.disk_usage", lambda _: SimpleNamespace(free=12345))
+    full = OSError(errno.ENOSPC, "No space left on device")
+    inside = tmp_path / "not" / "there"
+    assert why_not_written(inside, full) == "No space left on device: 12,345 bytes are free"
+    assert why_not_written(inside, OSError(errno.EROFS, "Read-only")) == "Read-only"
 
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -138,7 +159,12 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert why(read_bytes, tmp_path / "pipe") == "is not a regular file"
     os.truncate(path, 2**40)
-    assert why(read_json, path) == "is larger than 256 MiB"
+    assert why(read_json, path) == "is larger than 64 MiB"
+    assert why(lambda: list(read_lines(path))) == "is larger than 256 MiB"
+    os.truncate(path, 2**25)
+    assert why(lambda: list(read_lines(path))) == "has a line of more than 16 MiB"
+    path.write_bytes(b"a\n\nb\ntorn")
+    assert list(read_lines(path)) == [b"a", b"", b"b"]
 
 
 def test_no_reader_waits_for_a_pipe(tmp_path: Path) -> None:
@@ -175,11 +201,21 @@ def test_a_checksum_is_that_of_the_content(tmp_path: Path) -> None:
     assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")  # FIPS 180-4
 
 
-@pytest.mark.parametrize("text", ["", "{", "5", "[]", "[" * 100_000, "\x00", "9" * 5000])
-def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        *((text, "is not a JSON object") for text in ("", "{", "5", "[]", "[" * 100_000, "\x00")),
+        ('{"a": ' * 17 + "1" + "}" * 17, "is nested too deeply"),
+        ('{"a": ' + "9" * 10_000 + "}", "holds a number of 10000 digits"),
+        ('{"a": NaN}', "holds NaN"),
+        ('{"a": -Infinity}', "holds -Infinity"),
+    ],
+)
+def test_what_no_writer_makes_is_refused(tmp_path: Path, text: str, wrong: str) -> None:
     (tmp_path / "a").write_text(text)
-    assert json_object(text.encode()) is None
-    assert why(read_json, tmp_path / "a") == "is not a JSON object"
+    assert why(parse_json, text.encode()) == wrong
+    assert why(read_json, tmp_path / "a") == wrong
+    assert parse_json(b'{"a": ' + b"[" * 15 + b"]" * 15 + b"}")["a"]
 
 
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
@@ -189,10 +225,11 @@ BOMB = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"
     ("content", "error"),
     [
         (BOMB.encode(), "has a YAML alias, which no config needs"),
-        (b"[" * 5000, "is nested too deeply"),
-        (b"#" * (MAX_YAML_BYTES + 1), "is larger than 256 KiB"),
+        (b"[" * 20, "is nested too deeply"),
+        (b"[" * 5000, "exceeded maximum nesting depth in line 1"),
+        (b"#" * (MAX_YAML_BYTES + 1), "is larger than 64 KiB"),
         (b"\xff\xfe", "is not UTF-8 text"),
-        (b"a: [", "expected the node content, but found '<stream end>' in line 1"),
+        (b"a: [", "did not find expected node content in line 2"),
     ],
 )
 def test_yaml_that_is_unsafe_or_broken_is_refused(

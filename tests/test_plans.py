@@ -11,10 +11,12 @@ import pytest
 from moebench.errors import RecordError
 from moebench.plans import Job, Plan, find_plan, read_costs, read_plan
 
+CONFIG = {"train": {"steps": 4}}
+
 
 def a_plan(name: str = "mine", seed: int = 0) -> Plan:
     run = f"micro-s{seed}-0123456789"
-    job = Job(0, run, "micro", "0123456789", seed, ("scope=micro",), {"seed": seed})
+    job = Job(0, run, "micro", "0123456789", seed, ("scope=micro",), CONFIG)
     return Plan(name, "Which?", "cpu", "micro", "valid/nats", (job,))
 
 
@@ -45,7 +47,13 @@ def test_a_plan_is_found_by_its_name_and_the_last_one_by_none(tmp_path: Path) ->
 
 
 def config(seed: int, balance: object, options: object, terms: object) -> dict[str, Any]:
-    return {"seed": seed, "loss": {"balance": balance}, "method": options, "terms": terms}
+    return {
+        "train": {"steps": 4},
+        "seed": seed,
+        "loss": {"balance": balance},
+        "method": options,
+        "terms": terms,
+    }
 
 
 CONFIGS = [
@@ -89,23 +97,29 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "wrong"),
     [
-        ({"name": 3}, "holds no usable 'name'"),
-        ({"primary": None}, "holds no usable 'primary'"),
-        ({"name": "../../escaped"}, "'name' is no name of a folder"),
-        ({"name": ""}, "'name' is no name of a folder"),
-        ({"run": "/tmp/escaped"}, "'run' of run 0 is no name of a folder"),
-        ({"run": ".."}, "'run' of run 0 is no name of a folder"),
-        ({"run": "a\0b"}, "'run' of run 0 is no name of a folder"),
-        ({"run": "a" * 256}, "'run' of run 0 is no name of a folder"),
-        ({"runs": {}}, "holds no usable list 'runs'"),
-        ({"runs": [1]}, "holds no usable list 'runs'"),
-        ({"id": "0"}, "run 0 holds no usable 'id'"),
-        ({"arm_hash": None}, "run 0 holds no usable 'arm_hash'"),
-        ({"seed": True}, "run 0 holds no usable 'seed'"),
-        ({"overrides": [1]}, "run 0 holds no usable 'overrides'"),
-        ({"config": []}, "run 0 holds no usable 'config'"),
-        ({"shared": []}, "holds no usable 'shared'"),
-        ({"differs": None}, "run 0 holds no usable 'differs'"),
+        ({"name": 3}, "name is not a name of a file"),
+        ({"primary": None}, "primary is not a text"),
+        ({"name": "../../escaped"}, "name is not a name of a file"),
+        ({"name": ""}, "name is not a name of a file"),
+        ({"run": "/tmp/escaped"}, "runs[0].run is not a name of a file"),
+        ({"run": ".."}, "runs[0].run is not a name of a file"),
+        ({"run": "a\0b"}, "runs[0].run is not a name of a file"),
+        ({"run": "a" * 256}, "runs[0].run is not a name of a file"),
+        ({"runs": {}}, "runs is not a list"),
+        ({"runs": [1]}, "runs[0] is not an object"),
+        ({"runs": [{}]}, "runs[0].id is missing"),
+        ({"id": "0"}, "runs[0].id is not a whole number"),
+        ({"id": 10**400}, "holds a number of 401 digits"),
+        ({"arm_hash": None}, "runs[0].arm_hash is not a text"),
+        ({"seed": True}, "runs[0].seed is not a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "runs[0].seed is not a whole number from 0 to 4294967295"),
+        ({"overrides": [1]}, "runs[0].overrides[0] is not a text"),
+        ({"config": []}, "runs[0].config is not an object"),
+        ({"shared": {}}, "runs[0].config.train is missing"),
+        ({"average_twin": 1}, "average_twin is not true or false"),
+        ({"order": "a"}, "order is not a list"),
+        ({"shared": []}, "shared is not an object"),
+        ({"differs": None}, "runs[0].differs is not a text"),
     ],
 )
 def test_a_damaged_plan_is_refused_with_what_is_wrong(
@@ -118,7 +132,14 @@ def test_a_damaged_plan_is_refused_with_what_is_wrong(
     path.write_text(json.dumps(content))
     with pytest.raises(RecordError) as caught:
         read_plan(path)
-    assert str(caught.value) == f"{path}: is not a plan ({wrong})"
+    assert str(caught.value).startswith(f"{path}: is not a plan ({wrong}")
+
+
+def test_an_id_stands_for_one_run(tmp_path: Path) -> None:
+    plan = a_plan()
+    path = replace(plan, jobs=plan.jobs * 2).write(tmp_path)
+    with pytest.raises(RecordError, match=r"is not a plan \(two runs have one id\)"):
+        read_plan(path)
 
 
 def test_costs_are_read_where_a_study_was_timed(tmp_path: Path) -> None:
@@ -130,6 +151,6 @@ def test_costs_are_read_where_a_study_was_timed(tmp_path: Path) -> None:
     for text in ("[]", "{", '{"0123": {"step_seconds": "x"}}', '{"0123": {"step_seconds": 1}}'):
         path.write_text(text)
         with pytest.raises(
-            RecordError, match=r"cost\.json: is not a table of costs; time the study"
+            RecordError, match=r"cost\.json: is not a table of costs \(.*\); time the study"
         ):
             read_costs(tmp_path)

@@ -9,15 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moebench import records
 from moebench.disk import sha256, write_json
 from moebench.errors import RecordError
-from moebench.records import (
-    Record,
-    find_records,
-    find_sealed,
-    printable,
-)
+from moebench.records import Record, find_records, find_sealed, printable
+from moebench.seals import digest_of
 
 CONFIG = "train:\n  steps: 4\nseed: 0\n"
 
@@ -30,7 +25,7 @@ def sealed(path: Path) -> Record:
         record.append(
             {"step": step, "train/loss": 1 / (step + 3), "load/utilization/0": [0.5, 1.5]}
         )
-    record.save_routing(0, {"counts": np.arange(6).reshape(2, 3)})
+    record.save_routing(0, {"counts": np.arange(6).reshape(1, 2, 3)})
     checkpoint = path / "checkpoints" / "step-4"
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"weights")
@@ -52,7 +47,7 @@ def test_a_record_reads_as_it_was_written(tmp_path: Path) -> None:
     assert [row["step"] for row in record.rows()] == [0, 1, 2, 3, 4]
     assert record.rows()[1]["train/loss"] == 1 / 4
     assert record.routing_steps() == [0]
-    assert record.routing(0)["counts"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert record.routing(0)["counts"].tolist() == [[[0, 1, 2], [3, 4, 5]]]
     assert record.summary()["valid/nats"] == 1 / 3
     assert record.summary()["empty"] is None
     assert record.status()["state"] == "done"
@@ -112,7 +107,7 @@ def test_any_other_broken_line_is_damage(tmp_path: Path, line: str, number: int)
 def test_a_run_is_cut_where_it_goes_on(tmp_path: Path, step: int, kept: list[int]) -> None:
     record = sealed(tmp_path / "run")
     for evaluated in (2, 4):
-        record.save_routing(evaluated, {"counts": np.zeros(1)})
+        record.save_routing(evaluated, {"counts": np.zeros((1, 1, 1), int)})
     before = record.rows()
     with open(record.path / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 5, "tor')
@@ -143,10 +138,9 @@ def test_rows_hold_finite_numbers_only(tmp_path: Path) -> None:
 
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
     record = sealed(tmp_path / "run")
-    views = ("status.json", "tensorboard")
     for path in files(record):
         name = path.relative_to(record.path).as_posix()
-        if name.startswith(views):
+        if name.startswith("tensorboard"):
             continue
         content = path.read_bytes()
         for position in range(0, len(content), max(1, len(content) // 60)):
@@ -154,7 +148,9 @@ def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
             flipped[position] ^= 1
             path.write_bytes(flipped)
             damage = record.damage()
-            assert [line.partition(":")[0] for line in damage] == [name], (name, position)
+            assert [line.partition(":")[0].split(".json")[0] for line in damage] == [
+                name.split(".json")[0]
+            ], (name, position)
         path.write_bytes(content)
         assert record.damage() == []
 
@@ -194,10 +190,8 @@ def test_a_task_seals_itself(tmp_path: Path) -> None:
     "change",
     [
         {"valid/nats": 0.1},
-        {"files": []},
         {"files": {}},
-        {"files": {"../secret": "0" * 64}},
-        {"sha256": None},
+        {"sha256": "0" * 64},
         {"extra": 1},
     ],
 )
@@ -213,9 +207,11 @@ def test_a_seal_reaches_no_file_outside_its_record(tmp_path: Path) -> None:
     secret.write_text("s")
     forged = record.summary()
     forged["files"]["../secret"] = sha256(secret)
-    forged["sha256"] = records.digest_of(forged)
+    forged["sha256"] = digest_of(forged)
     write_json(record.path / "summary.json", forged)
-    assert record.damage() == ["../secret: is missing"]
+    assert record.damage() == ["summary.json: is missing or was changed"]
+    with pytest.raises(RecordError, match="a key of files is not the name of a file of a record"):
+        record.summary()
 
 
 # Hostile and broken content
@@ -234,9 +230,7 @@ def test_a_file_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
     ):
         path = record.path / name
         path.write_text(text)
-        with pytest.raises(
-            RecordError, match=f"^{path}: is not a JSON object; the record is damaged"
-        ):
+        with pytest.raises(RecordError, match=f"^{path}: (is|holds) .*; the record is damaged"):
             read()
 
 
@@ -246,7 +240,7 @@ def test_a_file_that_is_no_object_is_named(tmp_path: Path, text: str) -> None:
 def test_a_status_says_a_state_and_a_step(tmp_path: Path, content: dict[str, Any]) -> None:
     record = sealed(tmp_path / "run")
     write_json(record.path / "status.json", content)
-    with pytest.raises(RecordError, match=r"status\.json: is not a status"):
+    with pytest.raises(RecordError, match=r"status\.json: st(ate|ep) is "):
         record.status()
 
 
@@ -302,7 +296,8 @@ def test_broken_routing_is_named_and_never_loaded_as_something_else(
     tmp_path: Path, data: st.DataObject
 ) -> None:
     record = Record(tmp_path / "run")
-    arrays = {"counts": np.arange(60).reshape(3, 4, 5), "probe_index": np.zeros((2, 2), np.int16)}
+    probe = np.zeros((3, 2, 2, 1), np.int16)
+    arrays = {"counts": np.arange(60).reshape(3, 4, 5), "probe_index": probe}
     record.save_routing(1, arrays)
     path = record.path / "routing" / "step-1.npz"
     content = bytearray(path.read_bytes())
@@ -325,7 +320,7 @@ def test_routing_runs_no_pickle(tmp_path: Path) -> None:
     record = sealed(tmp_path / "run")
     path = record.path / "routing" / "step-0.npz"
     np.savez(path, counts=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(RecordError, match=r"step-0\.npz: cannot be read \(Object arrays"):
+    with pytest.raises(RecordError, match=r"step-0\.npz: cannot be read \(counts\.npy: holds"):
         record.routing(0)
     np.save(path.with_suffix(".npy"), np.zeros(1))
     path.with_suffix(".npy").rename(path)
@@ -371,7 +366,7 @@ def test_a_pipe_in_the_place_of_a_file_is_called_so(tmp_path: Path) -> None:
     (record.path / "metrics.jsonl").unlink()
     os.mkfifo(record.path / "metrics.jsonl")
     assert record.damage() == ["metrics.jsonl: is not a regular file"]
-    with pytest.raises(RecordError, match=r"^metrics\.jsonl: is not a regular file"):
+    with pytest.raises(RecordError, match=r"run/metrics\.jsonl: is not a regular file"):
         record.check_seal("metrics.jsonl")
     os.mkfifo(record.path / "config.yaml")
     assert record.exists()

@@ -143,7 +143,7 @@ class SweepDisplay(Display):
         super().__init__()
         self.launcher = launcher
         self.jobs = {job.id: job for job in launcher.plan.jobs}
-        self.steps = {job.id: job.config["train"]["steps"] for job in launcher.plan.jobs}
+        self.steps = {job.id: job.steps for job in launcher.plan.jobs}
         self.done = {
             number: self.steps[number]
             for number, job in self.jobs.items()

@@ -344,7 +344,7 @@ def _arms_table(launcher: "Launcher", shared: list[str]) -> Any:
             jobs[0].arm + (" (baseline)" if arm_hash == baseline else ""),
             " ".join(overrides),
             " ".join(str(job.seed) for job in jobs),
-            str(jobs[0].config["train"]["steps"]),
+            str(jobs[0].steps),
             f"{sum(launcher.record(job).is_done() for job in jobs)}/{len(jobs)}",
         )
         table.add_row(*map(Text, cells))

@@ -76,6 +76,7 @@ def train(
         _check_exists(record, runs_dir)
     # with several ranks, the first one decides this for all
     if record.is_done() and not force and os.environ.get("WORLD_SIZE", "1") == "1":
+        record.refuse_changes()
         other = record.other_version()
         print_message(f"{record.path}: already done{other and f', by {other}'}")
     else:
@@ -100,7 +101,9 @@ def _print_plan(
     from moebench.data.maps import check_map
 
     steps, done = config.train.steps, record.is_done()
-    if not done:
+    if done:
+        record.refuse_changes()
+    else:
         check_epochs(corpus, config)
         check_map(config, corpus)
     if as_json:

@@ -59,6 +59,6 @@ def _unfinished(record: "Record") -> tuple[list[str], str]:
         return [], "is running; not checked"
     kept = steps_kept(record.path / CHECKPOINTS)
     if not kept:
-        return [], "unfinished; has no checkpoint to check against"
+        return record.unsealed_damage(), "unfinished; has no checkpoint to check against"
     what = "unchanged" if is_protected(record, kept[-1]) else "not protected (an earlier version)"
     return unfinished_damage(record), f"unfinished; {what} up to step {kept[-1]}"

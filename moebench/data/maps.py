@@ -17,7 +17,6 @@ bits on every machine.
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +27,7 @@ import numpy.typing as npt
 from moebench.config.replayed import replays
 from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import map_layers
+from moebench.contents import arrays_from
 from moebench.data.corpus import Corpus
 from moebench.data.draws import key, permutation
 from moebench.data.recording import check_recording
@@ -36,11 +36,13 @@ from moebench.errors import ConfigError, RecordError
 
 BY_TOKEN = ("hash", "domain_token")
 BY_DOMAIN = ("domain", "domain_token")
+KINDS = {*BY_TOKEN, *BY_DOMAIN, "sequence_hash"}
 PREFIX = 16  # tokens of a sequence that its hash depends on
 ROUNDS = 16  # orders of the experts behind the rows of a hash: each expert is in as many rows
 MOST_EXPERTS = 2**15 - 1
 SCALE = 30  # bits of a domain's frequencies
 CHUNK = 1 << 22  # tokens counted at a time
+SHAPES = {"kind": "text", "domains": "int", "turns": "int", "table": "int layers rows experts"}
 
 Ints = npt.NDArray[np.int64]
 
@@ -92,21 +94,15 @@ def from_bytes(content: bytes, path: str, *, vocabulary: int, experts: int) -> R
     Raises RecordError for a file that is not a map, or is one of other tokens or experts.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            domains, turns = int(file["domains"]), int(file["turns"])
-            made = RoutingMap(str(file["kind"]), file["table"], domains, turns)
-        sound = made.table.ndim == 3 and made.table.shape[1] % (domains * turns) == 0
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ZeroDivisionError,
-        EOFError,
-        zipfile.BadZipFile,
-    ) as error:
+        arrays = arrays_from(content, SHAPES, *SHAPES)
+    except ValueError as error:
         raise RecordError(
             f"{path}: is not a map of experts ({error}); train the run again"
         ) from None
+    domains, turns = int(arrays["domains"]), int(arrays["turns"])
+    made = RoutingMap(str(arrays["kind"]), arrays["table"], domains, turns)
+    sound = made.kind in KINDS and domains > 0 < turns and made.table.size > 0
+    sound = sound and made.table.shape[1] % (domains * turns) == 0
     if not sound or made.table.min() < 0 or made.table.max() >= experts:
         raise RecordError(f"{path}: is not a map of {experts} experts; train the run again")
     if made.kind in BY_TOKEN and made.rows_of_domain != vocabulary * turns:

@@ -64,8 +64,10 @@ def run_experiment(
     treatment = Treatment.of(config)
     config = treatment.config
     record = Record(runs_dir / run_name(treatment, corpus.content_hash))
-    if record.is_done() and not force and world_size() == 1:
-        return record
+    if record.is_done() and not force:
+        record.refuse_changes()
+        if world_size() == 1:
+            return record
     _check(treatment, corpus)
     check_ranks(config)
     with joined(device_kind(config.run)) as ranks:
@@ -117,11 +119,12 @@ def run_stack(
             try:
                 _check(treatment, data)
                 held.enter_context(hold(record))
+                if record.is_done():
+                    record.refuse_changes()
+                else:
+                    numbers.append(number)
             except MoebenchError as error:
                 errors[number] = error
-                continue
-            if not record.is_done():
-                numbers.append(number)
         sessions = [
             Session(
                 pairs[number][0],

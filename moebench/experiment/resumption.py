@@ -1,10 +1,10 @@
 """Where an unfinished run continues: at its last whole checkpoint whose record is untouched."""
 
-import shutil
 import sys
 
 import torch
 
+from moebench.disk import remove_folder
 from moebench.errors import RecordError
 from moebench.protection import (
     CHECKPOINTS,
@@ -42,7 +42,7 @@ def continued_from(
             continue
         for error, later in zip(errors, reversed(kept), strict=False):
             _say(f"{error}; continuing from the checkpoint of step {step} instead")
-            shutil.rmtree(checkpoint_path(record.path, later))
+            remove_folder(checkpoint_path(record.path, later))
         if not is_protected(record, step):
             _say(
                 f"{path}: is of an earlier version and does not protect the record; its rows and "

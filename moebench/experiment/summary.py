@@ -61,10 +61,10 @@ def _over_training(
 ) -> dict[str, Any]:
     """Metrics of the whole run: some values at its start, and how soon the routing settled."""
     metrics = {name: first[metric.of] for name, metric in METRICS.items() if metric.of in first}
-    steps = record.routing_steps()
-    if not steps:  # of a dense model
+    probes = record.probes()
+    if not probes:  # of a dense model
         return metrics
-    settled = saturation({step: record.routing(step)["probe_index"] for step in steps})
+    settled = saturation(probes)
     half = min(settled, key=lambda step: abs(step - config.train.steps / 2))
     return {**metrics, "router/saturation": settled[half]}
 
@@ -74,7 +74,8 @@ def routing_change(record: Record, event: Event) -> dict[str, float]:
     earlier = [step for step in record.routing_steps() if step < event.step]
     if event.routing is None or not earlier:
         return {}
-    before, now = record.routing(earlier[-1])["probe_index"], event.routing["probe_index"]
+    before = record.routing(earlier[-1], "probe_index")["probe_index"]
+    now = event.routing["probe_index"]
     return {"router/changed": float(changed_tokens(before, now).mean())}
 
 

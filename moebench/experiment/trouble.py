@@ -9,8 +9,9 @@ import torch
 from safetensors import SafetensorError
 
 from moebench.config.schema import ExperimentConfig
+from moebench.disk import FULL, why_not_written
 from moebench.errors import CONTINUES, TrainingError
-from moebench.records import FULL, Record
+from moebench.records import Record
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # no right to write, or a fault
 
@@ -39,8 +40,9 @@ def explained(
         )
     if number := _write_errno(error, record):
         remedy = "free some space" if number in FULL else "make it writable"
+        why = why_not_written(record.path, OSError(number, os.strerror(number)))
         return TrainingError(
-            f"{record.path}: cannot be written ({os.strerror(number)}); {remedy}, and "
+            f"{record.path}: cannot be written ({why}); {remedy}, and "
             f"{CONTINUES} from the last checkpoint"
         )
     return error

@@ -11,6 +11,7 @@ import numpy as np
 from moebench.catalogue import random_values
 from moebench.errors import ConfigError, RecordError
 from moebench.metrics.change import saturation
+from moebench.protection import ROWS, check_files
 from moebench.records import Record
 
 DENSE = "is of a dense model, which has no routers to inspect"
@@ -59,7 +60,7 @@ def inspect_run(path: Path, step: int | None = None) -> Inspection:
     """A run at its last evaluation, or at the evaluation of a step.
 
     Raises:
-        RecordError: if the run has no evaluation, or none at this step.
+        RecordError: if the run has no evaluation, or none at this step; if a file was changed.
     """
     record = Record(path)
     if not record.exists():
@@ -73,12 +74,14 @@ def inspect_run(path: Path, step: int | None = None) -> Inspection:
     if chosen not in steps:
         known = ", ".join(map(str, steps))
         raise RecordError(f"--step={step}: {path} has no evaluation there; it has {known}")
-    manifest, arrays = record.manifest(), record.routing(chosen)
+    routed = (f"routing/step-{at}.npz" for at in steps)
+    check_files(record, "config.yaml", "manifest.json", ROWS, *routed)
+    manifest, arrays = record.manifest(), record.routing(chosen, "counts", "probe_index")
     row = next((row for row in record.rows() if row["step"] == chosen), {})
     summary = record.summary() if record.is_done() and chosen == steps[-1] else {}
     metrics = {key: value for key, value in {**row, **summary}.items() if "/" in key}
     about = [f"step {chosen} of {record.config().get('train.steps')}, arm {manifest.get('arm')}"]
-    probes = {at: record.routing(at)["probe_index"] for at in steps}
+    probes = record.probes()
     top_k = arrays["probe_index"].shape[-1]
     return Inspection(
         name=str(path),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from moebench.config.compose import from_dict
 from moebench.config.stackable import stack_key
+from moebench.errors import RecordError
 from moebench.lock import is_held
 from moebench.plans import Job, Plan
 from moebench.records import Record
@@ -51,7 +52,7 @@ class Launcher:
         self.engine = engine
         engine.open(within or plan, runs_dir)
         self._alone: set[int] = set()  # jobs whose stack ended early; they run alone
-        self.waiting = [job for job in plan.jobs if not self.record(job).is_done()]
+        self.waiting = [job for job in plan.jobs if not self.record(job).is_sound()]
         self.running: list[Placed] = []
         self.elsewhere: list[Elsewhere] = []
         self.failed: list[tuple[Job, str]] = []
@@ -88,7 +89,11 @@ class Launcher:
         while self.waiting and len(self.running) + len(batches) < self.engine.room:
             job = self.waiting.pop(0)
             record = self.record(job)
-            if record.is_done():  # by another sweep
+            if record.is_done():  # by another sweep, or its results were changed
+                try:
+                    record.refuse_changes()
+                except RecordError as error:
+                    self.failed.append((job, str(error)))
                 continue
             if is_held(record):
                 self.elsewhere.append(Elsewhere(job, time.time()))

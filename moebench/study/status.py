@@ -35,6 +35,10 @@ def current_status(record: Record) -> dict[str, Any]:
     held = is_held(record)
     status = last_status(record)  # read after the lock: if nobody holds it, this status is final
     if record.is_done():
+        try:
+            record.refuse_changes()
+        except RecordError as error:
+            return {**status, "state": "failed", "reason": str(error)}
         return {**status, "state": "done"}
     if held:
         if status["state"] == "running":
@@ -59,7 +63,7 @@ def leave_unfinished(record: Record, job: Job, state: str, reason: str) -> str:
     if record.exists() and not is_held(record):
         status = last_status(record)
         kept = {key: status[key] for key in status.keys() - {"state", "pid", "heartbeat"}}
-        steps = job.config["train"]["steps"]
+        steps = job.steps
         try:
             record.set_status(state, **{**kept, "steps": steps, "reason": reason})
         except OSError as error:
@@ -106,7 +110,7 @@ def run_statuses(plan: Plan, runs_dir: Path) -> list[RunStatus]:
 
 
 def _run_status(job: Job, status: dict[str, Any]) -> RunStatus:
-    state, step, steps = status["state"], status["step"], job.config["train"]["steps"]
+    state, step, steps = status["state"], status["step"], job.steps
     seconds, heartbeat = _number(status.get("seconds")), _number(status.get("heartbeat"))
     running = state == "running"
     reason = in_sweep(job.run, str(status.get("reason") or ""))

@@ -1,25 +1,28 @@
 """A run's state at a step, on disk: safetensors and JSON, checksummed, written aside and renamed.
 
 `checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` if a
-balance term or method has a state, `load.safetensors`, and `state.json` with the sha256 of each. A
-directory with a `state.json` is a whole checkpoint. `record.json` protects the run's record.
+balance term or method has a state, `load.safetensors`, and `state.json` with the sha256 of each.
+`record.json` protects the run's record.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moebench.disk import read_json, replacing_folder, sha256, write_json
+from moebench.config.treatment import Meaning, Treatment
+from moebench.disk import open_regular, remove_folder, replacing_folder, sha256, write_json
 from moebench.errors import RecordError
-from moebench.protection import steps_kept, write_protection
-from moebench.train.build import State
+from moebench.model.transformer import MoETransformer
+from moebench.protection import STATE, steps_kept, write_protection
+from moebench.record_files import CHECKPOINT, read_object
+from moebench.train.build import State, blank_model
 from moebench.train.optimizer import AdamW
-from moebench.train.step import Objective, state_types
+from moebench.train.step import Objective, method_states, state_types
 
 KEPT = 2
 
@@ -42,13 +45,14 @@ def save_checkpoint(
     final = directory / f"step-{state.step}"
     with replacing_folder(final) as aside:
         for name, tensors in files.items():
-            save_file(_contiguous(tensors), aside / name)
+            _save(tensors, aside / name)
         digests = {name: sha256(aside / name) for name in files}
-        write_json(aside / "state.json", {"step": state.step, "sha256": digests})
+        protected = protection is not None
+        write_json(aside / STATE, {"step": state.step, "protected": protected, "sha256": digests})
         if protection is not None:
             write_protection(aside, protection)
     for old in steps_kept(directory)[:-KEPT]:
-        shutil.rmtree(directory / f"step-{old}")
+        remove_folder(directory / f"step-{old}")
     return final
 
 
@@ -71,27 +75,33 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: AdamW | None = None,
     device: torch.device | None = None,
-    types: Sequence[type | None] = (),
+    objective: Objective | None = None,
 ) -> Loaded:
     """Load a checkpoint's weights into a model, and its moments into an optimizer if given.
 
     Args:
         device: of the states and loads.
-        types: the NamedTuple of each balance term's and method's state; None for one without.
+        objective: of the run, whose balance terms and methods may have a state.
 
     Raises:
         RecordError: if a file is missing, does not match its checksum, or does not fit the model or
             the states.
     """
+    types = state_types(objective) if objective is not None else []
     try:
-        content = read_json(path / "state.json")
-        for name, digest in content["sha256"].items():
+        content = read_object(path / STATE, CHECKPOINT)
+        digests = content["sha256"]
+        for name, digest in digests.items():
             if sha256(path / name) != digest:
                 raise RecordError(f"{path / name}: does not match its checksum; remove {path}")
+        needed = ["model", *(["optimizer"] if optimizer else []), *(["balance"] * any(types))]
+        for name in needed:
+            if f"{name}.safetensors" not in digests:
+                raise RecordError(f"{path / STATE}: names no {name}.safetensors; remove {path}")
         model.load_state_dict(load_file(path / "model.safetensors"))
         if optimizer is not None:
             _restore(load_file(path / "optimizer.safetensors"), model, optimizer)
-        step = int(content["step"])
+        step = content["step"]
         balance: list[Any] = [None] * len(types)
         if any(types):
             tensors = load_file(path / "balance.safetensors", device=str(device or "cpu"))
@@ -99,23 +109,47 @@ def load_checkpoint(
                 if kind is not None:
                     fields: tuple[str, ...] = kind._fields  # pyright: ignore
                     balance[number] = kind(**{name: tensors[f"{number}/{name}"] for name in fields})
+            _check_states(balance, objective, model)
         load = None
-        if "load.safetensors" in content["sha256"]:
+        if "load.safetensors" in digests:
             load = load_file(path / "load.safetensors", device=str(device or "cpu"))["recent"]
         if path.name != f"step-{step}":
             raise RecordError(f"{path}: holds the state of step {step}; remove it")
     except torch.OutOfMemoryError:
         raise
-    except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RecordError(f"{path}: cannot be loaded ({reason}); remove it") from None
     return Loaded(step, balance, load)
 
 
+def check_fit(path: Path, config: Meaning, vocab_size: int, domains: int) -> None:
+    """Raise RecordError if a checkpoint's weights are not those of a config's model.
+
+    Only names and shapes are compared, and no memory is taken for a model that does not fit.
+    """
+    file = path / "model.safetensors"
+    try:
+        with open_regular(file):  # else to map it could wait for a pipe
+            pass
+        with safe_open(file, "pt") as content:
+            found = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
+        if Treatment.of(config).config.model.num_layers > len(found):
+            raise ValueError("has fewer tensors than the model has layers")
+        with torch.device("meta"):
+            model = blank_model(config, vocab_size, domains)
+        wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
+        odd = [name for name in {*wanted, *found} if found.get(name) != wanted.get(name)]
+        if odd:
+            raise ValueError(f"{len(odd)} tensors are not those of the config, as {min(odd)}")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RecordError(f"{file}: does not fit ({reason}); remove {path}") from None
+
+
 def restore(state: State, path: Path, objective: Objective, device: torch.device) -> None:
     """Set a run's state to that of a checkpoint. Raises as `load_checkpoint`."""
-    types = state_types(objective)
-    loaded = load_checkpoint(path, state.model, state.optimizer, device, types)
+    loaded = load_checkpoint(path, state.model, state.optimizer, device, objective)
     state.step, state.balance, state.load = loaded
 
 
@@ -139,11 +173,35 @@ def _moments(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
 
 def _restore(moments: dict[str, Tensor], model: nn.Module, optimizer: AdamW) -> None:
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key.rsplit("/", 1)[1]: value.to(parameter.device)
+        found = {
+            key.rsplit("/", 1)[-1]: value.to(parameter.device)
             for key, value in moments.items()
             if key.rsplit("/", 1)[0] == name
         }
+        wanted = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        if found and {key: value.shape for key, value in found.items()} != wanted:
+            raise ValueError(f"the moments of {name} differ from it in shape")
+        optimizer.state[parameter] = found
+
+
+def _check_states(states: Sequence[Any], objective: Objective | None, model: nn.Module) -> None:
+    """Raise ValueError for a state of another shape or type than its method begins with."""
+    if objective is None or not isinstance(model, MoETransformer):
+        return
+    for method, state in method_states(objective, states):
+        begun = method.begin(*model.router_shape, model.embedding.device)
+        for name, value in begun._asdict().items() if begun is not None else ():
+            found = getattr(state, name)
+            if (found.shape, found.dtype) != (value.shape, value.dtype):
+                raise ValueError(f"the state of {type(method).__name__} has another {name}")
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors with the permissions of other files; safetensors lets the owner alone read."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(_contiguous(tensors), path)
+    path.chmod(mode)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

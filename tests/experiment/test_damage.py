@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from moebench.data.corpus import Corpus
+from moebench.disk import read_json, write_json
 from moebench.errors import RecordError, Stopped
 from moebench.experiment import run_experiment
 from moebench.protection import unfinished_damage
@@ -56,14 +57,13 @@ def test_an_unfinished_run_is_protected_and_falls_back(
     assert unfinished_damage(cut) == []
     for path in [path for path in cut.path.rglob("*") if path.is_file()]:
         name = path.relative_to(cut.path).as_posix()
-        if name.startswith(("status.json", "tensorboard")):
+        if name.startswith("tensorboard"):
             continue
         content = path.read_bytes()
         flip(path, len(content) // 2)
         assert unfinished_damage(cut), f"a flip in {name} is not found"
         path.unlink()
-        lost = unfinished_damage(cut)
-        assert lost or path.name in ("state.json", "record.json"), f"{name} is not missed"
+        assert unfinished_damage(cut) or name == "status.json", f"{name} is not missed"
         path.write_bytes(content)
     assert unfinished_damage(cut) == []
 
@@ -80,6 +80,8 @@ def test_an_unfinished_run_is_protected_and_falls_back(
             lambda record: flip(record.path / "checkpoints/step-10/state.json", 20),
             lambda record: flip(record.path / "metrics.jsonl", last_row - 1),
             lambda record: (record.path / "routing/step-10.npz").unlink(),
+            lambda record: (record.path / "checkpoints/step-10/record.json").unlink(),
+            lambda record: (record.path / "checkpoints/step-10/state.json").unlink(),
         ]
     ):
         record = damaged(f"back-{number}", damage)
@@ -104,8 +106,12 @@ def test_a_run_whose_rows_were_lost_is_not_sealed(
         RecordError, match=r"metrics\.jsonl: a row up to step 12 was changed or lost"
     ):
         run_experiment(compose(), corpus, tmp_path, resume=True)
-    for protection in record.path.glob("checkpoints/*/record.json"):  # an earlier version
+    for protection in record.path.glob("checkpoints/*/record.json"):
         protection.unlink()
+    with pytest.raises(RecordError, match=r"checkpoints/step-12/record\.json: is missing"):
+        run_experiment(compose(), corpus, tmp_path, resume=True)
+    for state in record.path.glob("checkpoints/*/state.json"):  # as an earlier version wrote it
+        write_json(state, {k: v for k, v in read_json(state).items() if k != "protected"})
     with pytest.raises(RecordError, match=r"metrics\.jsonl: lacks rows of this run; --force"):
         run_experiment(compose(), corpus, tmp_path, resume=True)
     assert not record.is_done()

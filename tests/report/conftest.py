@@ -100,7 +100,7 @@ def make_plan(runs: Path, name: str, records: list[Record], **more: Any) -> Path
         {
             "id": i,
             "overrides": [],
-            "config": {},
+            "config": {"train": {"steps": 400}},
             **{key: manifest[key] for key in ("run", "arm", "arm_hash", "seed")},
         }
         for i, manifest in enumerate(manifests)

@@ -29,6 +29,7 @@ class Script:
     def write(self, code: str) -> None:
         (self.folder / "code_of_a_test.py").write_text(
             "import json, os, signal, sys, time\nfrom pathlib import Path\n"
+            "from moebench.records import Record\n"
             "plan = Path(sys.argv[1]); number = int(sys.argv[2])\n"
             "run = plan.parents[2] / json.loads(plan.read_text())['runs'][number]['run']\n"
             "def say(state, **more):\n"
@@ -59,7 +60,7 @@ def launch(tmp_path: Path) -> Callable[..., Launcher]:
 
 
 Launch = Callable[..., Launcher]
-DONE = "say('done'); (run / 'summary.json').write_text('{}')\n"
+DONE = "Record(run).begin('a: 1', {}); Record(run).seal({}); say('done')\n"
 
 
 def test_every_job_runs_once_and_in_order(script: Script, launch: Launch, tmp_path: Path) -> None:
@@ -69,6 +70,12 @@ def test_every_job_runs_once_and_in_order(script: Script, launch: Launch, tmp_pa
     assert launcher.failed == launcher.running == launcher.waiting == []
     assert launch(a_plan(5), 1).failed == []
     assert (tmp_path / "order").read_text() == "0 1 2 3 4 ", "what is done is left as it is"
+    (tmp_path / "runs" / "arm-s3-0" / "manifest.json").write_text("{}")
+    (tmp_path / "runs" / "arm-s4-0" / "summary.json").write_text("{}")
+    [changed, forged] = launch(a_plan(5), 1).failed
+    assert "arm-s3-0/manifest.json: was changed after the run; restore it, or" in changed[1]
+    assert "arm-s4-0: is a record of version None" in forged[1]
+    assert (tmp_path / "order").read_text() == "0 1 2 3 4 ", "nothing is trained over them"
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,6 @@ def _settled(arm: Arm, frame: Frame) -> Any:
     columns = {}
     for seed, run in arm.runs.items():
         record = Record(paths[run])
-        probes = {step: record.routing(step).get("probe_index") for step in record.routing_steps()}
-        known = {step: probe for step, probe in probes.items() if probe is not None}
-        if known:
-            columns[seed] = pd.Series(saturation(known), dtype=float)
+        if probes := record.probes():
+            columns[seed] = pd.Series(saturation(probes), dtype=float)
     return pd.DataFrame(columns)

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import pyarrow.parquet as pq
 
-from moebench.disk import cache_root, write_bytes
+from moebench.contents import is_number
+from moebench.disk import cache_root, read_bytes, write_bytes
 from moebench.errors import RecordError
 from moebench.records import Record
 
@@ -104,7 +105,7 @@ def _curve(record: Record) -> pa.Table:
         record.check_seal("metrics.jsonl")
     table = _quickly(path)
     if table is None:  # read line by line, so that an error names the line
-        rows = [{k: v for k, v in row.items() if _is_number(v)} for row in record.rows()]
+        rows = [{k: v for k, v in row.items() if is_number(v)} for row in record.rows()]
         keys = dict.fromkeys(key for row in rows for key in row)
         columns = {key: pa.array([_float(row.get(key)) for row in rows]) for key in keys}
         table = pa.table(columns or {"step": pa.array([], pa.float64())})
@@ -121,7 +122,7 @@ def _curve(record: Record) -> pa.Table:
 def _quickly(path: Path) -> pa.Table | None:
     """Parse all lines at once; None where a line is odd, which the slower reader must judge."""
     try:
-        whole, line, _torn = path.read_bytes().rpartition(b"\n")
+        whole, line, _torn = read_bytes(path).rpartition(b"\n")
         if not whole:
             return None
         options = pj.ReadOptions(use_threads=False, block_size=len(whole) + 2)
@@ -207,10 +208,6 @@ def _texts(path: Path) -> dict[str, tuple[str, str]]:
 def _write_texts(path: Path, rows: Mapping[str, tuple[str, str]]) -> None:
     table = pa.table({"run": list(rows), "text": [text for _, text in rows.values()]})
     _write(path, table, {run: stamp for run, (stamp, _) in rows.items()})
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _float(value: Any) -> float | None:

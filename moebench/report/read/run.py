@@ -1,7 +1,7 @@
 """One run as its record describes it: a finished one's results, another's state and step.
 
-The files of a finished run that are read here, `summary.json` and `manifest.json`, are checked
-against the record's seal; `moebench verify` checks the others.
+The files that are read here, `summary.json` and `manifest.json`, are checked against the seal of a
+finished run or the last checkpoint of another; `moebench verify` checks the others.
 """
 
 import sys
@@ -9,10 +9,20 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from moebench.contents import WORD, anything, fields
 from moebench.errors import RecordError
+from moebench.protection import check_files
 from moebench.records import Record, printable
 
 MADE_WITH = ("moebench", "torch", "python", "device_name", "threads", "precision")
+SIZES = ("global_bsz", "seq_len", "train.steps")
+NEEDED = fields(
+    {
+        **dict.fromkeys(("arm", "arm_hash"), WORD),
+        "seed": anything,
+        "science": fields(dict.fromkeys(SIZES, anything)),
+    }
+)
 SCOPES = ("micro", "batch", "global")  # the tokens over which a MaxVio is taken
 SILENT_AFTER = 3600.0  # seconds without a heartbeat after which a running run is called silent
 
@@ -23,19 +33,17 @@ def read_run(record: Record) -> dict[str, Any]:
     Raises:
         RecordError: if anything that the report needs is missing or was changed.
     """
+    check_files(record, "config.yaml", "manifest.json")
     manifest = record.manifest()
-    for key, kind in (("arm", str), ("arm_hash", str), ("science", dict)):
-        if not isinstance(manifest.get(key), kind) or not manifest[key]:
-            raise RecordError(f"manifest.json: holds no usable {key!r}")
-    if type(manifest.get("seed")) is not int:
-        raise RecordError("manifest.json: holds no usable 'seed'")
+    if wrong := NEEDED(manifest, ""):
+        raise RecordError(f"manifest.json: {wrong}")
     group, random = _table(manifest, "group"), _table(manifest, "random_max_vio")
     row = {
         "run": printable(record.name),
         "arm": printable(manifest["arm"]),
         "arm_hash": manifest["arm_hash"],
         "seed": manifest["seed"],
-        "science": manifest["science"],
+        "science": _printable(manifest["science"]),
         "sequences": number(group.get("sequences")),
         "group_tokens": number(group.get("tokens")),
         "trigram_bits": number(_table(manifest, "data").get("trigram_bits")),
@@ -51,7 +59,7 @@ def read_run(record: Record) -> dict[str, Any]:
         **{f"random_{scope}": number(random.get(scope)) for scope in SCOPES},
     }
     if record.is_done():
-        summary = record.check_seal("manifest.json")
+        summary = record.summary()
         values = {k: v for k, v in summary.items() if "/" in k and _is_scalar(v)}
         return row | {
             "state": "done",
@@ -70,6 +78,15 @@ def read_run(record: Record) -> dict[str, Any]:
         "steps": number(status.get("steps")),
         "tokens": None,
     }
+
+
+def _printable(value: Any) -> Any:
+    """A value of the science with printable texts only: it reaches tables and pages."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    return list(map(_printable, value)) if isinstance(value, list) else value
 
 
 def _commit(manifest: Mapping[str, Any]) -> str:
