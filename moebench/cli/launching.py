@@ -123,3 +123,4 @@ def _follow(launcher: "Launcher", each: Callable[[], None] | None) -> None:
             display.refresh()
             if each is not None and launcher.waiting:
                 each()
+        display.refresh(now=True)

@@ -25,6 +25,8 @@ from moebench.study.launcher import Launcher
 from moebench.study.status import current_status, in_sweep, last_status
 
 PLAIN_EVERY = 10.0  # seconds between plain lines
+LOOKING = 0.1  # most of a sweep's time that is spent on the status of its runs, if there are many
+MANY = 50
 
 Item = TypeVar("Item")
 
@@ -154,9 +156,24 @@ class SweepDisplay(Display):
         )
         self.tasks: dict[int, TaskID] = {}  # by the number of the job, while it is active
         self.elsewhere: set[int] = set()  # jobs that another process runs
+        self.finished = {*self.done}
+        self._next = 0.0
 
-    def refresh(self) -> None:
-        """Read the status of the active jobs, update their bars, and print which have ended."""
+    def refresh(self, *, now: bool = False) -> None:
+        """Read the status of the active jobs, update their bars, and print which have ended.
+
+        With thousands of jobs this takes seconds, and is not done at every call.
+
+        Args:
+            now: whether it is done in any case.
+        """
+        began = time.monotonic()
+        if now or began >= self._next:
+            self._refresh()
+            many = len(self.tasks) >= MANY
+            self._next = began + (time.monotonic() - began) / LOOKING if many else 0.0
+
+    def _refresh(self) -> None:
         here = {job.id for attempt in self.launcher.running for job in attempt.jobs}
         elsewhere = {waiting.job.id for waiting in self.launcher.elsewhere}
         self._add(here | elsewhere)
@@ -195,12 +212,18 @@ class SweepDisplay(Display):
         """Remove the bar of a job, and print how it ended."""
         self.bars.remove_task(self.tasks.pop(job.id))
         status = current_status(self.launcher.record(job))
+        if status["state"] == "done":
+            self.finished.add(job.id)
         reason = in_sweep(job.run, str(status.get("reason") or describe_row(status)))
         self.print(f"{status['state']}  {job.title}  {reason}".rstrip())
 
     def _update_total(self, lines: list[str]) -> None:
-        finished = sum(self.launcher.record(job).is_done() for job in self.jobs.values())
-        detail = f"{finished} of {len(self.steps)} done"
+        # jobs that were not started here: another sweep had finished them before their turn
+        unfinished = self.jobs.keys() - self.finished - self.tasks.keys()
+        for number in unfinished - {job.id for job in self.launcher.waiting}:
+            if self.launcher.record(self.jobs[number]).is_done():
+                self.finished.add(number)
+        detail = f"{len(self.finished)} of {len(self.steps)} done"
         steps = sum(self.done.values())
         self.bars.update(self.total, completed=steps, detail=detail)
         share = steps / sum(self.steps.values())

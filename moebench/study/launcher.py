@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Generator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from moebench.config.compose import from_dict
-from moebench.config.stackable import stack_key
+from moebench.config.stackable import stack_key_of
 from moebench.errors import RecordError
 from moebench.lock import is_held
 from moebench.plans import Job, Plan
@@ -132,19 +133,21 @@ class Launcher:
         """Remove from the waiting jobs those that one process can train together with `job`."""
         if job.id in self._alone:
             return []
-        config = from_dict(job.config)
-        key, room = stack_key(config), self.engine.stack_size(config) - 1
-        if not room:
+        room = self.engine.stack_size(from_dict(job.config)) - 1
+        if room < 1:
             return []
-        stacked = [
+        key = stack_key_of(job.config)
+        fitting = (
             other
             for other in self.waiting
             if other.id not in self._alone
-            and stack_key(from_dict(other.config)) == key
+            and stack_key_of(other.config) == key
             and not is_held(self.record(other))
             and not self.record(other).is_done()
-        ][:room]
-        self.waiting = [other for other in self.waiting if other not in stacked]
+        )
+        stacked = list(islice(fitting, room))
+        taken = {other.id for other in stacked}
+        self.waiting = [other for other in self.waiting if other.id not in taken]
         return stacked
 
     def _finish(self, placed: Placed) -> None:
