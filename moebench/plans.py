@@ -80,6 +80,7 @@ class Plan:
         secondary: names of metrics, whose tests share a level of their own.
         order: names of findings, in the order in which they are tested.
         average_twin: whether differences are to the mean of the baseline and its A/A twin.
+        typed: words after `moebench sweep` that make this plan; None where they are not known.
         folder: where it was read from; None for a plan that was not.
         costs: by arm hash, where the study was timed and the costs were read (`read_costs`).
     """
@@ -94,6 +95,7 @@ class Plan:
     secondary: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
     average_twin: bool = False
+    typed: tuple[str, ...] | None = None
     costs: dict[str, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def job(self, number: int) -> Job:
@@ -122,6 +124,7 @@ class Plan:
         about: dict[str, Any] = {key: getattr(self, key) for key in _TEXTS}
         about |= {key: list(getattr(self, key)) for key in _LISTS}
         about["average_twin"] = self.average_twin
+        about |= {} if self.typed is None else {"typed": list(self.typed)}
         shared = _shared([job.config for job in self.jobs])
         runs = [vars(job) | {"config": _own(job.config, shared)} for job in self.jobs]
         path = self.path(runs_dir)
@@ -134,7 +137,7 @@ class Plan:
 
 
 _TEXTS = ("name", "question", "size", "baseline", "primary")
-_LISTS = ("secondary", "order")  # of names; plans of an earlier version hold neither
+_LISTS = ("secondary", "order")  # of names; plans of an earlier version hold neither, nor `typed`
 
 
 def read_plan(path: Path) -> Plan:
@@ -156,6 +159,7 @@ def read_plan(path: Path) -> Plan:
         secondary=tuple(content.get("secondary", ())),
         order=tuple(content.get("order", ())),
         average_twin=content.get("average_twin", False),
+        typed=tuple(content["typed"]) if "typed" in content else None,
     )
 
 
@@ -171,7 +175,11 @@ RUN = {
 PLAN = fields(
     {**dict.fromkeys(_TEXTS, TEXT), "name": NAME, "runs": each(fields(RUN, {"differs": TEXT}))},
     # missing in those of earlier versions
-    {**dict.fromkeys(_LISTS, each(TEXT)), "average_twin": FLAG, "shared": table(plain)},
+    {
+        **dict.fromkeys((*_LISTS, "typed"), each(TEXT)),
+        "average_twin": FLAG,
+        "shared": table(plain),
+    },
 )
 CONFIG = fields({"train": fields({"steps": whole()})})
 COSTS = table(

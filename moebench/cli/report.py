@@ -1,6 +1,7 @@
 """`moebench report`: arms compared in tables, plots and a page."""
 
 import os
+import shlex
 import shutil
 import sys
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moebench.cli.diff import print_diff
-from moebench.cli.options import RUNS, AsJson, RunsDir, command_line, completion, path
+from moebench.cli.options import RUNS, AsJson, RunsDir, completion, path
 from moebench.cli.output import print_message, stdout_console
 from moebench.errors import ConfigError
 
@@ -107,23 +108,15 @@ def report(
         return
     from moebench.report import make_report
 
-    made = make_report(
-        directories or [runs_dir],
-        study=study,
-        baseline=baseline,
-        runs_dir=runs_dir,
-        where=where or (),
-        by=by or (),
-        metrics=[name for name in (metrics or "").split(",") if name],
-        sort=sort,
-        at=at,
-        per_domain=per_domain,
-    )
+    chosen = {"study": study, "baseline": baseline, "where": where or [], "by": by or []}
+    chosen |= {"sort": sort, "at": at, "per_domain": per_domain}
+    names = [name for name in (metrics or "").split(",") if name]
+    made = make_report(directories or [runs_dir], runs_dir=runs_dir, metrics=names, **chosen)
     text = made.encode(form)  # first, so that a wrong --format writes no file
     if plots is not None:
         _write_plots(made, plots)
     if html is not None:
-        _write_page(made, html)
+        _write_page(made, html, _command(html, **chosen, metrics=metrics))
     elif plots is None or form != "table":
         if form == "table":
             _show(made, full or bool(metrics) or per_domain)
@@ -144,11 +137,22 @@ def _write_plots(report: "Report", directory: Path) -> None:
     print_message(f"{directory}: contains the plots")
 
 
-def _write_page(report: "Report", file: Path) -> None:
+def _write_page(report: "Report", file: Path, command: str) -> None:
     from moebench.report import write
 
-    write(file, report.page(command_line()).encode())
+    write(file, report.page(command).encode())
     print_message(f"{file}: open it in a browser")
+
+
+def _command(file: Path, **options: object) -> str:
+    """The command that makes a page again where its runs are all that `runs` holds."""
+    words = ["moebench", "report"]
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, list) else [value]:
+            if each not in (None, False):
+                words += [option] if each is True else [option, str(each)]
+    return shlex.join([*words, "--html", file.name])
 
 
 def _show(report: "Report", full: bool) -> None:

@@ -27,6 +27,15 @@ class Axes(NamedTuple):
     name: str | None = None
     exclude: tuple[str, ...] = ()
 
+    def options(self) -> Iterable[str]:
+        """The same as options of `moebench sweep`."""
+        if self.seeds is not None:
+            yield from ("--seeds", str(self.seeds))
+        if self.name is not None:
+            yield from ("--name", self.name)
+        for text in self.exclude:
+            yield from ("--exclude", text)
+
 
 NO_AXES = Axes()
 

@@ -73,6 +73,7 @@ def make_plan(
         secondary=_metrics(study.secondary),
         order=tuple(study.order),
         average_twin=study.average_twin,
+        typed=(*overrides, *axes.options()),
         jobs=tuple(jobs),
     )
     if plan.baseline_hash() is None:

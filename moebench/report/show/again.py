@@ -1,4 +1,4 @@
-"""The commands that train the runs of a report again."""
+"""The commands that train the runs of a report again, as they are pasted into an empty folder."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,9 @@ from moebench.report.infer.arms import Table
 
 
 def again(tables: Sequence[Table], plans: Sequence[Plan], paths: Mapping[str, Path]) -> list[str]:
-    """Commands that train the runs of some tables again, by their plan or else their record.
+    """Commands that train the runs of some tables again: a sweep a study, which makes its plan too.
+
+    Runs of no plan, and of plans that do not hold what was typed, are trained one by one.
 
     Args:
         tables: of the report.
@@ -17,23 +19,22 @@ def again(tables: Sequence[Table], plans: Sequence[Plan], paths: Mapping[str, Pa
         paths: of the runs, by name.
     """
     named = {run for table in tables for arm in table.arms for run in arm.runs.values()}
-    commands, planned = [], set()
+    commands, left = [], {*named}
     for plan in plans:
-        if plan.size and any(job.run in named for job in plan.jobs):
-            typed = [f"study={plan.name}", f"study.size={plan.size}"]
-            shared = [
-                override
-                for override in plan.jobs[0].overrides
-                if all(override in job.overrides for job in plan.jobs)
+        runs = {job.run for job in plan.jobs}
+        if not runs & left:
+            continue
+        if plan.typed is not None:
+            commands.append(shlex.join(["moebench", "sweep", *plan.typed]))
+        else:
+            commands += [
+                shlex.join(["moebench", "train", *job.overrides])
+                for job in plan.jobs
+                if job.run in left
             ]
-            sweep = shlex.join(["moebench", "sweep", *typed])
-            commands.append(f"{sweep}  # with {shlex.join(shared)}")
-        for job in plan.jobs:
-            if job.run in named - planned:
-                planned.add(job.run)
-                commands.append(shlex.join(["moebench", "train", *job.overrides]))
+        left -= runs
     for run, path in sorted(paths.items()):
-        if run in named - planned:
-            config = ["--config", f"{path}/config.yaml", "--runs-dir", "again"]
-            commands.append(shlex.join(["moebench", "train", *config]))
+        if run in left:
+            words = ["moebench", "train", "--config", f"{path}/config.yaml", "--runs-dir", "again"]
+            commands.append(shlex.join(words))
     return commands

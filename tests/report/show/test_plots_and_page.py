@@ -224,8 +224,11 @@ def test_the_page_tells_how_to_train_the_runs_again(
         planned["overrides"] = [f"scope={planned['arm']}", "loss.z=0"]
     path.write_text(json.dumps(content))
     page = " ".join(checked(make_report([runs], study="scope", runs_dir=runs).page("x")).text)
-    assert "moebench sweep study=scope study.size=cpu  # with loss.z=0" in page
     assert "moebench train scope=global loss.z=0" in page
+    path.write_text(json.dumps(content | {"typed": ["study=scope", "--seeds", "1"]}))
+    page = " ".join(checked(make_report([runs], study="scope", runs_dir=runs).page("x")).text)
+    assert "moebench sweep study=scope --seeds 1" in page
+    assert "moebench train" not in page
 
 
 @pytest.mark.usefixtures("drawn_once")
