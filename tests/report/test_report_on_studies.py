@@ -103,10 +103,10 @@ def test_a_study_may_have_another_primary_endpoint(
 
 def test_a_broken_plan_is_named(runs: Path, run: Make, plan: Callable[..., Path]) -> None:
     plan(runs, "scope", [run(runs, "micro")]).write_text('{"runs": [{}]}')
-    assert "studies/scope-0a1b2c: plan.json: is not a plan (holds no usable 'name')" in texts(
+    assert "studies/scope-0a1b2c: plan.json: is not a plan (name is missing)" in texts(
         make_report([runs])
     )
-    with pytest.raises(RecordError, match=r"holds no usable 'name'\); plan it again"):
+    with pytest.raises(RecordError, match=r"name is missing\); plan it again"):
         make_report([runs], study="scope", runs_dir=runs)
 
 
