@@ -26,7 +26,6 @@ STUDIES = [
     for size in COMPOSER.study(study).sizes or [StudyConfig.size]
 ]
 PARTNERS = {
-    "method=remoe": ("router.gate=relu", "router.renormalize=false"),
     "router=domain_token": ("model.num_experts=12",),  # three domains, top-2
 }
 FILES = sorted(shipped_conf().glob("*/*.yaml"))

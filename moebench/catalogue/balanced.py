@@ -52,6 +52,15 @@ BALANCED = (
         ),
     ),
     Metric(
+        "load/experts_per_token",
+        "experts that a token takes",
+        unit="experts",
+        window="validation set",
+        needs="a router whose tokens take different numbers of experts",
+        inspected="experts a token",
+        column=Column("load", "experts\na token", 2, optional=True),
+    ),
+    Metric(
         "load/within_even_share",
         "utilisation: Σᵢ min(fᵢ, 1/E), the share of the load that even shares would hold "
         "(arXiv 2604.07030)",

@@ -51,7 +51,8 @@ def _method_contradictions(config: ExperimentConfig) -> Contradictions:
     ):
         yield (
             bool(fit) and value not in fit,
-            f"method={name}: is for router.{key}={' or '.join(fit)}, and not for {value}",
+            f"method={name}: is for router.{key}={' or '.join(fit)}, and not for {value}; use "
+            f"router.{key}={fit[0] if fit else value}",
         )
     both = [name for name in ("multiplicative", "logits") if config.method.options.get(name)]
     yield (

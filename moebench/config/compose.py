@@ -102,10 +102,13 @@ class Composer(OverrideParser):
         picks = [pick for pick in picks if pick != NO_EXPERIMENT]
         experiment = [pick for pick in picks if pick.startswith("experiment=")]
         others = [pick for pick in picks if pick not in experiment]
+        # a method may set what it needs of a router, unless one is typed
+        others.sort(key=lambda pick: pick.startswith("router="))
         if base is None:
             values = self._preset("config", *picks)
-            # Hydra applies an experiment last. Typed presets win over it: they are applied again.
-            again = others if experiment else []
+            # Hydra applies an experiment last, and a method after a router. Typed presets win over
+            # the first, and a typed router over the second: they are applied again.
+            again = [pick for pick in others if experiment or pick.startswith("router=")]
         else:
             values, again = _from_file(base), experiment + others
         for pick in again:

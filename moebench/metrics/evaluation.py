@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moebench.balance import Routing
+from moebench.balance.routing import PADDING
 from moebench.metrics import load
 from moebench.metrics.specialization import (
     coactivation,
@@ -41,7 +42,8 @@ def routing_metrics(
         mixture: weights of the domains in training.
 
     Returns:
-        A row of `load/*` and `specialization/*`; and the arrays `counts` [layers, domains,
+        A row of `load/*` and `specialization/*`, with `load/experts_per_token` where tokens have
+        fewer experts than slots; and the arrays `counts` [layers, domains,
         experts], `coactivation` [layers, experts, experts], `probe_index` [layers, sequences,
         tokens, top_k] on some of the sequences, always the same, and `probability` [layers, bins],
         a histogram of the probability of each token's likeliest expert.
@@ -73,6 +75,8 @@ def routing_metrics(
         "specialization/largest_over_even": largest.mean().item() * num_experts / top_k,
         "specialization/vocabulary": vocabulary_specialization(index, token, num_experts),
     }
+    if bool((index == PADDING).any()):
+        row["load/experts_per_token"] = (index != PADDING).sum(-1).double().mean().item()
     if top_k > 1:
         row["specialization/coactivation"] = largest_partner_share(together)
     for layer, used in enumerate(load.utilization(mixed).tolist()):

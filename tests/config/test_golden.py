@@ -36,7 +36,6 @@ SCOPES = [
     "scope=global",
     "scope=domain",
 ]
-PARTNERS = {"method=remoe": "router=relu"}
 STUDIES = [
     f"study={study} study.size={size}"
     for study in COMPOSER.choices("study")
@@ -60,7 +59,7 @@ TYPED = [
 
 
 def composed(words: str) -> dict[str, str]:
-    config = COMPOSER.compose([*DATA, *words.split(), *PARTNERS.get(words, "").split()])
+    config = COMPOSER.compose([*DATA, *words.split()])
     return {
         "label": label(config),
         "arm": arm_hash(config, CONTENT),

@@ -1,5 +1,7 @@
 """The keys `method.*` and `router.*`: options are numbers by name, and what cannot be is said."""
 
+from pathlib import Path
+
 import pytest
 
 from moebench.config.compose import Composer, from_dict, to_dict
@@ -31,6 +33,30 @@ def test_a_method_acts_instead_of_the_loss_unless_that_has_a_weight() -> None:
     assert label(both) == "micro + bias"
     assert label(COMPOSER.compose(["method=z_loss"])) == "z-loss"
     assert label(COMPOSER.compose(["method=none"])) == "none"
+
+
+def test_a_method_brings_the_router_that_it_needs_unless_one_is_typed() -> None:
+    config = COMPOSER.compose(["method=remoe"])
+    assert (config.router.gate, config.router.renormalize) == ("relu", False)
+    for words in (["router=relu", "method=remoe"], ["method=remoe", "router=relu"]):
+        assert COMPOSER.compose(words) == config
+    with pytest.raises(ConfigError, match=r"not for softmax; use router.gate=relu"):
+        COMPOSER.compose(["router=softmax", "method=remoe"])
+    over_experiment = COMPOSER.compose(["experiment=deepseek-v3", "method=remoe", "router=relu"])
+    assert over_experiment.router.gate == "relu"
+    noisy = COMPOSER.compose(["router=sigmoid", "method=importance_load"]).router
+    assert (noisy.gate, noisy.noise) == ("sigmoid", 1.0)
+    assert label(COMPOSER.compose(["method=budget"])) == "budget zero_experts=4"
+
+
+def test_a_preset_of_ones_own_may_name_the_router_of_its_method(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(
+        "# @package _global_\n# Mine.\nmethod: {name: bias}\nrouter: {gate: sigmoid}\n"
+    )
+    composer = Composer(tmp_path)
+    assert composer.compose(["method=mine"]).router.gate == "sigmoid"
+    assert composer.compose(["router=softmax_raw", "method=mine"]).router.gate == "softmax"
 
 
 WRONG = {

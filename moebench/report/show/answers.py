@@ -17,6 +17,8 @@ from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate
 from moebench.report.show.numbers import four_decimals, interval, p_value
 from moebench.report.show.sentences import control, interim
 
+EXPERTS = "load/experts_per_token"
+MORE = 1.05  # times top_k: an arm whose tokens take more experts is a larger model
 LOAD, REPLAY, DOMAIN = "load/max_vio_micro", "router/replay_cost", "specialization/domain"
 SLOWDOWN = "ep/slowdown"
 
@@ -100,7 +102,8 @@ def _ends(value: Estimate) -> str:
 
 
 def _quality(table: Table) -> Answer | None:
-    means = _means(table, table.primary)
+    larger = _larger(table)
+    means = {n: mean for n, mean in _means(table, table.primary).items() if n not in larger}
     if not means:
         return None
     metric = find(table.primary)
@@ -113,8 +116,21 @@ def _quality(table: Table) -> Answer | None:
         text += ", and is the baseline"
     elif best in table.comparisons.arms:
         text += f"; to {control(table)}: {_difference(best, table)}"
+    left_out = [f"{name} ({number:.1f} experts a token)" for name, number in larger.items()]
+    text += f"; left out: {', '.join(left_out)}" if left_out else ""
     text += "." if table.interim else f". {_sureness(table)}"
     return Answer("quality", text, table.primary, best)
+
+
+def _larger(table: Table) -> dict[str, float]:
+    """The arms whose tokens take more experts than top_k, and how many."""
+    top_k = {arm.name: arm.science.get("model.top_k") for arm in table.arms}
+    experts = _means(table, EXPERTS)
+    return {
+        name: number
+        for name, number in experts.items()
+        if (k := top_k[name]) is not None and number > MORE * k
+    }
 
 
 def _difference(name: str, table: Table) -> str:
