@@ -1,9 +1,10 @@
 """What a checkpoint says of its run's record, so that a change to an unfinished run is found.
 
-`checkpoints/step-N/record.json` holds the length and SHA-256 of the rows up to the checkpoint, the
-SHA-256 of its `state.json` and of the config, the manifest, the map and each evaluation's routing,
-and of its own content. A run that continues writes its config and manifest again: their new SHA-256
-is added beside the old one first, so that a crash between the two leaves no false alarm.
+`checkpoints/step-N/record.json` holds the length and SHA-256 of the rows, and of each file of
+recorded selections, up to the checkpoint, the SHA-256 of its `state.json` and of the config, the
+manifest, the map and each evaluation's routing, and of its own content. A run that continues writes
+its config and manifest again: their new SHA-256 is added beside the old one first, so that a crash
+between the two leaves no false alarm.
 `state.json` says whether there is a `record.json`, so that a deleted one is missed. Checkpoints of
 earlier versions have none: their runs continue unchecked, and a message says so.
 """
@@ -20,6 +21,7 @@ from moebench.errors import RecordError
 from moebench.record_files import CHECKPOINT, PROTECTION_FILE, STEP, read_object
 from moebench.records import MAP, SEE, Record
 from moebench.seals import is_sealed, with_digest
+from moebench.selections import FOLDER
 
 CHECKPOINTS = "checkpoints"  # in the directory of a run
 PROTECTION = "record.json"  # in the folder of a checkpoint
@@ -45,9 +47,14 @@ def protection_of(record: Record) -> dict[str, Any]:
     path = record.path
     names = ["config.yaml", "manifest.json", MAP]
     names += [f"routing/step-{step}.npz" for step in record.routing_steps()]
-    length = (path / ROWS).stat().st_size if (path / ROWS).exists() else 0
+    grown = sorted((path / FOLDER).glob("*.npy"))
     return {
-        "rows": {"bytes": length, "sha256": _rows_hash(path / ROWS, length)},
+        "rows": _prefix(path / ROWS),
+        **(
+            {"selections": {f"{FOLDER}/{file.name}": _prefix(file) for file in grown}}
+            if grown
+            else {}
+        ),
         "files": {name: [sha256(path / name)] for name in names if (path / name).exists()},
     }
 
@@ -101,10 +108,12 @@ def record_damage(record: Record, step: int, *names: str) -> list[str]:
     lines, files = [], content["files"]
     if _hash(folder / STATE) != content["state"]:
         lines.append(f"{prefix}/{STATE}: was changed")
-    of_rows = not names or ROWS in names
-    rows = content["rows"]
-    if of_rows and _rows_hash(record.path / ROWS, rows["bytes"]) != rows["sha256"]:
-        lines.append(f"{ROWS}: a row up to step {step} was changed or lost")
+    grown = {ROWS: content["rows"], **content.get("selections", {})}
+    for name, part in grown.items():
+        looked_at = not names or name in names
+        if looked_at and _prefix_hash(record.path / name, part["bytes"]) != part["sha256"]:
+            what = "a row" if name == ROWS else "an entry"
+            lines.append(f"{name}: {what} up to step {step} was changed or lost")
     for name in names or files:
         found = _hash(record.path / name)
         if name in files and found not in files[name]:
@@ -177,7 +186,13 @@ def _hash(path: Path) -> str | None:
         return None
 
 
-def _rows_hash(path: Path, length: int) -> str | None:
+def _prefix(path: Path) -> dict[str, Any]:
+    """Length and hash of a file that grows, as it is now."""
+    length = path.stat().st_size if path.exists() else 0
+    return {"bytes": length, "sha256": _prefix_hash(path, length)}
+
+
+def _prefix_hash(path: Path, length: int) -> str | None:
     """The SHA-256 of the first bytes of a file; None if it has fewer."""
     content = hashlib.sha256()
     if length == 0:

@@ -151,13 +151,15 @@ SUMMARY = both(
 )
 ROW = both(fields({"step": whole()}, {"time": NUMBER}), metrics)
 CHECKPOINT = fields({"step": whole(), "sha256": table(DIGEST, NAME)}, {"protected": FLAG})
+_GROWN = fields({"bytes": whole(), "sha256": DIGEST})
 PROTECTION_FILE = fields(
     {
-        "rows": fields({"bytes": whole(), "sha256": DIGEST}),
+        "rows": _GROWN,
         "files": table(each(DIGEST), _path),
         "state": DIGEST,
         "sha256": DIGEST,
-    }
+    },
+    {"selections": table(_GROWN, _path)},
 )
 
 

@@ -50,9 +50,10 @@ def test_an_unfinished_run_is_protected_and_falls_back(
         if event.step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    whole = run_experiment(compose(), corpus, tmp_path / "whole")
+    recorded = compose("run.record_selections=true")
+    whole = run_experiment(recorded, corpus, tmp_path / "whole")
     with pytest.raises(Stopped):
-        run_experiment(compose(), corpus, tmp_path / "cut", on_event=stop)
+        run_experiment(recorded, corpus, tmp_path / "cut", on_event=stop)
     cut = Record(tmp_path / "cut" / whole.name)
     assert unfinished_damage(cut) == []
     for path in [path for path in cut.path.rglob("*") if path.is_file()]:
@@ -82,6 +83,7 @@ def test_an_unfinished_run_is_protected_and_falls_back(
             lambda record: (record.path / "routing/step-10.npz").unlink(),
             lambda record: (record.path / "checkpoints/step-10/record.json").unlink(),
             lambda record: (record.path / "checkpoints/step-10/state.json").unlink(),
+            lambda record: flip(record.path / "selections/train.npy", -1),
         ]
     ):
         record = damaged(f"back-{number}", damage)

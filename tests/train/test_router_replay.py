@@ -169,14 +169,16 @@ def test_the_gradient_of_a_router_is_that_of_its_weights(renormalize: bool) -> N
 def test_tokens_with_fewer_experts_are_replayed(
     text_folder: Path, tmp_path: Path, words: str
 ) -> None:
-    config, corpus = made(text_folder, *words.split(), "train.steps=2", RECORDED)
+    heldout = "data.heldout=[shapes]"
+    config, corpus = made(text_folder, *words.split(), "train.steps=2", heldout, RECORDED)
     source = run_experiment(config, corpus, tmp_path)
     index = entry(source, "train", 1)
     assert (index == 255).any()
-    config, _ = made(text_folder, *replay(source, "train.steps=2", "scope=none", RECORDED))
-    again = run_experiment(config, corpus, tmp_path)
+    more = ("train.steps=2", "scope=none", heldout, RECORDED)
+    again = run_experiment(made(text_folder, *replay(source, *more))[0], corpus, tmp_path)
     assert (entry(again, "train", 1) == index).all()
-    assert (entry(again, "valid", 1) == entry(source, "valid", 1)).all()
+    for part in ("valid", "heldout"):
+        assert (entry(again, part, 1) == entry(source, part, 1)).all()
 
 
 def stop(event: Event) -> None:
