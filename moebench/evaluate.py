@@ -206,7 +206,8 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     manifest = record.manifest()
     if wrong := NEEDED(manifest, ""):
         raise RecordError(f"{record.path}/manifest.json: {wrong}; the record is damaged")
-    if map_layers(config):
+    has_map = map_layers(config) > 0 and not replays(config)
+    if has_map:
         check_files(record, MAP, step=step)
     # a single text is not a logical group, so nothing is dropped
     dropless = replace(config.router, capacity_factor=None)
@@ -220,7 +221,7 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     model.to(device).eval()
     steering = steering_after(objective, model, loaded.balance)
     prescription = None
-    if map_layers(config) and not replays(config):
+    if has_map:
         tokens = size + (domains if config.data.domain_token else 0)
         path, experts = str(record.path / MAP), config.model.num_experts
         read = from_bytes(record.map(), path, vocabulary=tokens, experts=experts)
