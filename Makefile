@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-all test-gpu check format bench gpu clean
+.PHONY: help demo setup test test-all test-gpu test-engines check format bench gpu clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: $(DEV) test-gpu ## run the tests, except the slow ones
 
 test-gpu: $(DEV) ## run the tests of a GPU, on a pretended one where there is none
 	$(BIN)/pytest -m gpu -n auto --dist worksteal -p tests.pretended_gpu.plugin
+
+test-engines: $(DEV) ## run sweeps on SLURM, Ray and the other engines, as far as this machine has them
+	$(BIN)/pytest tests/engines -n 0 -rs
 
 test-all: $(DEV) test-gpu ## run all tests
 	$(BIN)/pytest -n auto --dist worksteal

@@ -17,34 +17,7 @@ from moebench.study.engines.local import Local
 from moebench.study.job import LOCKED, LOST, Attempt
 from moebench.study.status import last_status
 from tests.processes import is_alive, is_running, until
-from tests.study.conftest import a_plan
-
-
-class Script:
-    """Replaces `moebench.study` in the launcher's processes with the code of a test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def write(self, code: str) -> None:
-        (self.folder / "code_of_a_test.py").write_text(
-            "import json, os, signal, sys, time\nfrom pathlib import Path\n"
-            "from moebench.records import Record\n"
-            "plan = Path(sys.argv[1]); number = int(sys.argv[2])\n"
-            "run = plan.parents[2] / json.loads(plan.read_text())['runs'][number]['run']\n"
-            "def say(state, **more):\n"
-            "    run.mkdir(exist_ok=True); (run / 'config.yaml').write_text('a: 1')\n"
-            "    more = {'step': 1, 'pid': os.getpid(), **more}\n"
-            "    (run / 'status.json').write_text(json.dumps({'state': state, **more}))\n" + code
-        )
-
-
-@pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
-    monkeypatch.setattr("moebench.study.job.MODULE", "code_of_a_test")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return Script(tmp_path)
+from tests.study.conftest import DONE, Script, a_plan
 
 
 @pytest.fixture
@@ -60,7 +33,6 @@ def launch(tmp_path: Path) -> Callable[..., Launcher]:
 
 
 Launch = Callable[..., Launcher]
-DONE = "Record(run).begin('a: 1', {}); Record(run).seal({}); say('done')\n"
 
 
 def test_every_job_runs_once_and_in_order(script: Script, launch: Launch, tmp_path: Path) -> None:
