@@ -105,6 +105,11 @@ class Plan:
                 return job
         raise RecordError(f"{number}: no such job in the plan {self.slug}")
 
+    @property
+    def title(self) -> str:
+        """The name and the question of the study, for a heading."""
+        return printable(f"Study {self.name}" + (f": {self.question}" if self.question else ""))
+
     def baseline_hash(self) -> str | None:
         """The first arm under the baseline's label; None if the plan has no such arm."""
         jobs = (job for job in self.jobs if self.baseline in (job.arm, job.label))

@@ -67,7 +67,7 @@ def test_command_runs(command: str, workplace: Path, text_folder: Path) -> None:
     if program == "torchrun":
         own = words.index("train")
         run_python([*TORCHRUN, *words[:own], *shrink(words[own:], text_folder)], workplace)
-    elif words[0] == "dashboard":
+    elif words[0] in ("dashboard", "watch"):
         serve(words, workplace)
     else:
         words = shrink(words, text_folder)

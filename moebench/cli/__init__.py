@@ -29,6 +29,7 @@ from moebench.cli import (
     sweep,
     train,
     verify,
+    watch,
 )
 
 app = typer.Typer(
@@ -45,7 +46,8 @@ app = typer.Typer(
 )
 for command in (
     *(train.train, sweep.sweep, report.report, diff.diff, evaluate.evaluate, inspect.inspect),
-    *(dashboard.dashboard, verify.verify, bench.bench, doctor.doctor, conform.conform),
+    *(watch.watch, dashboard.dashboard, verify.verify, bench.bench, doctor.doctor),
+    conform.conform,
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", no_args_is_help=True)

@@ -35,7 +35,8 @@ from moebench.report.show.table import Shown, blocks
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from moebench.report.draw.style import Plot
+    from moebench.report.draw.chart import Plot
+    from moebench.report.show.page import Section
 
 __all__ = ["FORMATS", "Report", "compare_two", "load", "make_report", "write"]
 
@@ -100,7 +101,13 @@ class Report:
 
     def page(self, command: str) -> str:
         """The report with its plots as one HTML file; `command` is what was typed to make it."""
-        from moebench.report.show.page import Section, page
+        from moebench.report.show.page import content, whole
+
+        return whole(self.title, content(self.title, self.sections(), self.plans, command))
+
+    def sections(self) -> "list[Section]":
+        """The tables with their plots, and what is missing, for the page."""
+        from moebench.report.show.page import Section
 
         paths = {row["run"]: row["path"] for row in self.frame.rows()}
         sections = [
@@ -108,9 +115,7 @@ class Report:
             for table, verdicts in zip(self.tables, self.verdicts, strict=True)
         ]
         missing = self._missing()
-        if missing:
-            sections.append(Section(missing))
-        return page(self.title, sections, self.plans, command)
+        return [*sections, Section(missing)] if missing else sections
 
     def blocks(self) -> list[Block]:
         """The report in order: title, tables with their sentences, what is missing."""
@@ -200,7 +205,7 @@ def make_report(
     if study is not None:
         plans = plans_of_study(study, plans, problems, runs_dir)
         only, problems = _runs(plans), []
-        title = " and ".join(dict.fromkeys(map(_title, plans)))
+        title = " and ".join(dict.fromkeys(plan.title for plan in plans))
     frame = load_frame(roots, only, where=where, by=by).checked()
     if at is not None:
         frame = frame.at(at)
@@ -301,10 +306,6 @@ def _sorted(table: Table, by: str) -> Table:
 
     first, *rest = table.arms
     return replace(table, arms=(first, *sorted(rest, key=key)))
-
-
-def _title(plan: Plan) -> str:
-    return printable(f"Study {plan.name}" + (f": {plan.question}" if plan.question else ""))
 
 
 def _unfinished(frame: Frame, plans: Sequence[Plan]) -> list[Unfinished]:

@@ -12,7 +12,7 @@ from tests.calls import Call
 
 COMMANDS = [
     *("train", "sweep", "report", "diff", "evaluate", "inspect", "dashboard", "verify", "bench"),
-    *("doctor", "data prepare", "data show", "data check"),
+    *("watch", "doctor", "data prepare", "data show", "data check"),
 ]
 
 

@@ -1,1 +1,1 @@
-"""Plots of one table, as SVG and PNG."""
+"""Plots of one table, as Vega-Lite specifications: pictures in a file, interactive on the page."""

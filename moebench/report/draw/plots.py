@@ -1,34 +1,38 @@
 """Plots of one table: differences, groups, load, cost, and quality against balance.
 
-A plot function returns None where the table has nothing for it. Arms keep their colour, marker and
-line style over all plots (`style.py`). Bars and bands are 95 % intervals, over seeds.
+A plot function returns None where the table has nothing for it. Bars and bands are 95 % intervals,
+over seeds.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moebench.catalogue import find
 from moebench.plans import PRIMARY
+from moebench.report.draw.chart import SHOWN, Panel, Plot
 from moebench.report.draw.curves import curves, switches
+from moebench.report.draw.curves import differences as curve_differences
 from moebench.report.draw.headroom import over_training
 from moebench.report.draw.heatmaps import domains
-from moebench.report.draw.style import (
-    NATS,
-    Plot,
-    drawing,
-    errors,
-    legend,
-    plot,
-    short,
-    style,
-    style_of,
-)
+from moebench.report.draw.marks import bars, quantitative, tips, zero_line
+from moebench.report.draw.style import Spec, arm_scales, drawn, not_drawn, rounded
 from moebench.report.infer.arms import CONTROLS, Arm, Table
-from moebench.report.infer.frontier import MAX_VIO, WEIGHT, frontier
+from moebench.report.infer.frontier import MAX_VIO, WEIGHT, ScopeCurve, frontier
 from moebench.report.infer.metrics import ArmMetric
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.read.frame import Frame
+
+NATS = "validation loss, nats a token"
+MICRO, BITS, SLOWDOWN = "load/max_vio_micro", "specialization/domain", "ep/slowdown"
+TITLES = {
+    PRIMARY: NATS,
+    MICRO: "MaxVio of micro-batches",
+    MAX_VIO: "MaxVio of the validation set",
+    BITS: "domain bits",
+    SLOWDOWN: "virtual slowdown: largest rank's load over the mean (1: none)",
+}
+LOG: Spec = {"type": "log", "nice": False, "padding": 12}
+LOG_AXIS: Spec = {"format": "~g", "tickCount": 6, "grid": False}
 
 
 def plots(table: Table, frame: Frame) -> list[Plot]:
@@ -42,43 +46,87 @@ def differences(table: Table, _: Frame) -> Plot | None:
     arms = [arm for arm in table.arms if arm.name in table.comparisons.arms]
     if not arms:
         return None
-    with drawing(size=(6.4, 1.3 + 0.34 * len(arms))) as (figure, axes):
-        axis = axes[0, 0]
-        axis.axvline(0, color="black", linewidth=1)
-        gaps = paper_gaps(table.bytes_per_token) if table.baseline == "micro" else None
-        if gaps:
-            near, far = -min(gaps), -max(gaps)
-            axis.axvspan(far, near, color="#DDDDDD", zorder=0)
-            axis.text((near + far) / 2, len(arms) - 0.42, "paper", ha="center", fontsize=7.5)
-        for y, arm in enumerate(reversed(arms)):
-            comparison, style = table.comparisons.arms[arm.name], style_of(table, arm)
-            difference, per_seed = comparison.adjusted, list(comparison.per_seed.values())
-            axis.plot(per_seed, [y - 0.2] * len(per_seed), "|", color="#666666", markersize=6)
-            axis.errorbar(
-                [difference.value],
-                [y],
-                xerr=errors([(difference.value, difference.low, difference.high)]),
-                color=style.colour,
-                marker=style.marker,
-                capsize=3,
-            )
-        axis.set_yticks(range(len(arms)), [short(arm.name) for arm in reversed(arms)])
-        axis.set_ylim(-0.6, len(arms) - 0.2)
-        axis.set_xlabel(f"{table.primary}: difference to {short(table.baseline)}{_better(table)}")
-        axis.grid(False, axis="y")
-        return plot(
-            "differences",
-            f"Differences to {table.baseline}",
-            "Bars: 95 % intervals that hold for all arms together; an arm without a bar has too "
-            "few seeds. Strokes: the difference of each seed. An interval that includes 0 resolves "
-            "no difference."
-            + (
-                " Grey: the paper's global against micro, at an assumed 3 to 5 bytes a token."
-                if gaps
-                else ""
-            ),
-            figure,
-        )
+    gaps = paper_gaps(table.bytes_per_token) if table.baseline == "micro" else None
+    title = f"{table.primary}: difference to {table.baseline}{_better(table)}"
+    panel = Panel("differences", _forest(table, arms, title, gaps), "x", width=460)
+    return Plot(
+        "differences",
+        f"Differences to {table.baseline}",
+        "Points and bars: mean differences, with 95 % intervals that hold for all arms together; "
+        "an arm without a bar has too few seeds. Strokes: the difference of each seed. An interval "
+        "that includes 0 resolves no difference."
+        + (
+            " Grey: the paper's global against micro, at an assumed 3 to 5 bytes a token."
+            if gaps
+            else ""
+        ),
+        (panel,),
+        arms=False,
+    )
+
+
+def _forest(table: Table, arms: Sequence[Arm], title: str, gaps: Sequence[float] | None) -> Spec:
+    """Differences with their intervals, a row an arm, and the strokes of seeds."""
+    data, strokes = [], []
+    for arm in arms:
+        comparison = table.comparisons.arms[arm.name]
+        found = comparison.adjusted
+        row = {"arm": arm.name, "value": rounded(found.value), "seeds": len(comparison.per_seed)}
+        row |= {"low": rounded(found.low), "high": rounded(found.high)}
+        data.append(row)
+        strokes += [
+            {"arm": arm.name, "seed": seed, "value": rounded(value)}
+            for seed, value in comparison.per_seed.items()
+        ]
+    y = {"field": "arm", "type": "nominal", "sort": None, "title": None}
+    y |= {"axis": {"grid": False, "domain": False, "ticks": False, "labelPadding": 8}}
+    x = quantitative("value", title, axis={"format": "~g"})
+    color = {"color": arm_scales(table)["color"] | {"legend": None}}
+    told = tips({"arm": ""}, {"value": "difference", "low": "low", "high": "high", "seeds": ""})
+    stroke = {"type": "tick", "thickness": 1.5, "size": 9, "yOffset": 8, "opacity": 0.75}
+    return {
+        "data": {"values": data},
+        "layer": [
+            *([_paper(gaps)] if gaps else []),
+            zero_line("x"),
+            {
+                "data": {"values": strokes},
+                "mark": stroke,
+                "encoding": {"x": x, "y": y, **color}
+                | {"tooltip": tips({"arm": "", "seed": ""}, {"value": "difference"})},
+            },
+            {
+                "mark": {"type": "rule", "strokeWidth": 2},
+                "encoding": {
+                    "x": {**x, "field": "low"},
+                    "x2": {"field": "high"},
+                    "y": y,
+                    "tooltip": told,
+                    **color,
+                },
+            },
+            {
+                "mark": {"type": "point", "size": 90},
+                "encoding": {"x": x, "y": y, **color, "tooltip": told}
+                | {"shape": arm_scales(table)["shape"] | {"legend": None}},
+            },
+        ],
+    }
+
+
+def _paper(gaps: Sequence[float]) -> Spec:
+    """A band where the paper's difference lies."""
+    about = {"field": "about", "type": "nominal"}
+    ends = {"near": -max(gaps), "far": -min(gaps), "about": "the paper's global against micro"}
+    return {
+        "data": {"values": [ends]},
+        "mark": {"type": "rect"},
+        "encoding": {
+            "x": {"field": "near", "type": "quantitative"},
+            "x2": {"field": "far"},
+            "tooltip": [about],
+        },
+    }
 
 
 def over_balance_bsz(table: Table, _: Frame) -> Plot | None:
@@ -94,196 +142,225 @@ def over_balance_bsz(table: Table, _: Frame) -> Plot | None:
     if len({arm.sequences for arm in arms}) < 3 or len(weights) > 1:
         return None
     arms.sort(key=lambda arm: arm.sequences or 0)
-    x = [arm.sequences or 0 for arm in arms]
     shuffled = [arm for arm in table.arms if arm.science.get("scope") == "shuffled"]
-    panels = [
-        (NATS, PRIMARY),
-        ("domain bits", "specialization/domain"),
-        ("MaxVio in a micro-batch", "load/max_vio_micro"),
+    seeds = min(len(arm.seeds) for arm in arms)
+    return Plot(
+        "balance_bsz",
+        "Over the number of sequences that are balanced together",
+        f"Means over seeds ({seeds} or more); bars: 95 % intervals of the mean, where there "
+        "are three. Seeds move all arms alike, so bars that overlap do not mean that arms are "
+        "equal: read the differences.",
+        tuple(
+            Panel(name, _sized(metric, {"consecutive sequences": arms, "shuffled": shuffled}))
+            for name, metric in (("nats", PRIMARY), ("bits", BITS), ("max-vio", MICRO))
+        ),
+        arms=False,
+    )
+
+
+def _sized(metric: str, groups: Mapping[str, Sequence[Arm]]) -> Spec:
+    """A metric over the size of the balance group, a line for each kind of group."""
+    data = [
+        {"arm": arm.name, "group": kind, "size": arm.sequences, **_ends(arm.metrics.get(metric))}
+        for kind, arms in groups.items()
+        for arm in arms
+        if metric in arm.metrics
     ]
-    with drawing(1, len(panels), (9.6, 3.2)) as (figure, axes):
-        for axis, (label, metric) in zip(axes[0], panels, strict=True):
-            for values, at, marker, name in (
-                (arms, x, "o", "consecutive sequences"),
-                (shuffled, [arm.sequences or 0 for arm in shuffled], "s", "shuffled"),
-            ):
-                ends = [_ends(arm.metrics.get(metric)) for arm in values]
-                if values:
-                    axis.errorbar(
-                        at,
-                        [value for value, _, _ in ends],
-                        yerr=errors(ends),
-                        marker=marker,
-                        color="black" if marker == "o" else "#D55E00",
-                        capsize=3,
-                        label=name,
-                        linestyle="-" if marker == "o" else "none",
-                    )
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(x, [f"{size:.0f}" for size in x])
-            axis.minorticks_off()
-            axis.set_xlabel("sequences balanced together")
-            axis.set_title(label)
-        if shuffled:
-            axes[0, 1].legend()
-        seeds = _fewest_seeds(arms)
-        return plot(
-            "balance_bsz",
-            "Over the number of sequences that are balanced together",
-            f"Means over seeds ({seeds} or more); bars: 95 % intervals of the mean, where there "
-            "are three. Seeds move all arms alike, so bars that overlap do not mean that arms are "
-            "equal: read the differences.",
-            figure,
-        )
+    sizes = sorted({row["size"] for row in data})
+    x = quantitative("size", "sequences balanced together", scale={"type": "log", "base": 2})
+    x["axis"] = {"values": sizes, "format": "~g", "grid": False, "labelOverlap": True}
+    kinds = {"domain": list(groups), "range": "category"}
+    color = {"field": "group", "type": "nominal", "scale": kinds, "legend": {"title": None}}
+    told = tips({"arm": ""}, {"size": "sequences", "mean": TITLES[metric], "low": "", "high": ""})
+    y = quantitative("mean", None, axis={"format": "~g"})
+    line = {"type": "line", "opacity": 0.8}
+    return {
+        "title": TITLES[metric],
+        "data": {"values": data},
+        "layer": [
+            {
+                "transform": [{"filter": "datum.group != 'shuffled'"}],
+                "mark": line,
+                "encoding": {"x": x, "y": y, "color": color},
+            },
+            bars("y", {**y, "field": "low"}, {"x": x, "color": color, "tooltip": told}),
+            {
+                "mark": {"type": "point"},
+                "encoding": {"x": x, "y": y, "color": color, "tooltip": told},
+            },
+        ],
+    }
 
 
 def specialisation(table: Table, _: Frame) -> Plot | None:
     """Specialisation against load, one point an arm."""
-    panels = [
-        ("MaxVio in a micro-batch", "load/max_vio_micro"),
-        ("MaxVio over the validation set", MAX_VIO),
-    ]
-    y = "specialization/domain"
-    arms = [arm for arm in table.arms if y in arm.metrics]
+    arms = [arm for arm in drawn(table) if BITS in arm.metrics]
     if len(arms) < 2:
         return None
-    with drawing(1, 2, (9.6, 3.6)) as (figure, axes):
-        for axis, (label, metric) in zip(axes[0], panels, strict=True):
-            for arm in arms:
-                if metric in arm.metrics:
-                    _cross(axis, table, arm, metric, y)
-            axis.set_xscale("log")
-            _plain_ticks(axis.xaxis)
-            axis.set_xlabel(label)
-        for axis, scope in zip(axes[0], ("micro", "global"), strict=True):
-            if scope in table.random:
-                axis.axvline(table.random[scope][0], color="#666666", linewidth=1, linestyle=":")
-                axis.annotate(
-                    "random routing",
-                    (table.random[scope][0], 1),
-                    xycoords=("data", "axes fraction"),
-                    rotation=90,
-                    va="top",
-                    ha="right",
-                    fontsize=7,
-                    color="#444444",
-                )
-        axes[0, 0].set_ylabel("domain bits")
-        legend(figure, axes[0, 0])
-        return plot(
-            "specialisation",
-            "Specialisation against load",
-            "To the left: more even load; up: experts carry more information about domains. Bars: "
-            "95 % intervals of the means over seeds, where there are three.",
-            figure,
-        )
-
-
-def weights(table: Table, _: Frame) -> Plot | None:
-    """The frontier: nats against MaxVio, a line a scope through its weights."""
-    curves = frontier(table)
-    if not curves:
-        return None
-    with drawing(size=(6.8, 4.2)) as (figure, axes):
-        axis = axes[0, 0]
-        for place, curve in enumerate(curves):
-            line = style(place)
-            points = [
-                (arm.metrics[MAX_VIO].mean or 0, arm.metrics[PRIMARY].mean or 0)
-                for arm in curve.arms
-            ]
-            axis.plot(
-                *zip(*points, strict=True),
-                color=line.colour,
-                marker=line.marker,
-                linestyle=line.line,
-                label=short(curve.name),
-            )
-            for arm, point in zip(curve.arms, points, strict=True):
-                axis.annotate(
-                    f"{arm.science[WEIGHT]:g}",
-                    point,
-                    textcoords="offset points",
-                    xytext=(5, 4),
-                    fontsize=7,
-                    color=line.colour,
-                )
-        axis.set_xscale("log")
-        _plain_ticks(axis.xaxis)
-        axis.set_xlabel("MaxVio over the validation set (left: more even)")
-        axis.set_ylabel(NATS)
-        if curves[0].at:
-            axis.axvline(curves[0].at, color="#666666", linewidth=1, linestyle=":")
-        axis.legend()
-        return plot(
-            "weights",
-            "Quality against balance, over the weight of the balance loss",
-            "Numbers: loss.balance. Lower and further left is better; a scope whose line lies "
-            "below another's is better at every balance. Dotted: the MaxVio at which the table "
-            "compares scopes. Means over seeds, without intervals: the table has those.",
-            figure,
-        )
+    scopes = {MICRO: "micro", MAX_VIO: "global"}
+    return Plot(
+        "specialisation",
+        "Specialisation against load",
+        "To the left: more even load; up: experts carry more information about domains. Dashed: "
+        "the MaxVio of random routing. Bars: 95 % intervals of the means over seeds, where there "
+        f"are three.{not_drawn(table)}",
+        tuple(
+            Panel(scope, _against(table, arms, metric, BITS, table.random.get(scope), log=True))
+            for metric, scope in scopes.items()
+            if any(metric in arm.metrics for arm in arms)
+        ),
+    )
 
 
 def cost(table: Table, _: Frame) -> Plot | None:
     """Nats against the slowdown that the load would cause over ranks."""
-    metric = "ep/slowdown"
-    arms = [arm for arm in table.arms if metric in arm.metrics and PRIMARY in arm.metrics]
+    arms = [arm for arm in drawn(table) if SLOWDOWN in arm.metrics and PRIMARY in arm.metrics]
     if len(arms) < 2:
         return None
-    with drawing(size=(6.4, 4.0)) as (figure, axes):
-        axis = axes[0, 0]
-        for arm in arms:
-            _cross(axis, table, arm, metric, PRIMARY)
-        axis.set_xlabel("virtual slowdown: largest rank's load over the mean (1: none)")
-        axis.set_ylabel(NATS)
-        legend(figure, axis)
-        return plot(
-            "cost",
-            "Quality against virtual cost",
-            "The slowdown that expert layers would have if micro-batches were dispatched together "
-            "over ranks. Lower and further left is better. Bars: 95 % intervals of the means over "
-            "seeds, where there are three.",
-            figure,
-        )
+    return Plot(
+        "cost",
+        "Quality against virtual cost",
+        "The slowdown that expert layers would have if micro-batches were dispatched together "
+        "over ranks. Lower and further left is better. Bars: 95 % intervals of the means over "
+        f"seeds, where there are three.{not_drawn(table)}",
+        (Panel("cost", _against(table, arms, SLOWDOWN, PRIMARY), width=460),),
+    )
+
+
+def _against(
+    table: Table,
+    arms: Sequence[Arm],
+    across: str,
+    up: str,
+    line: tuple[float, float] | None = None,
+    log: bool = False,
+) -> Spec:
+    """One metric against another: a point an arm, with bars both ways.
+
+    Args:
+        line: ends of the values of `across` at which there is a vertical line, at the first.
+        log: whether the x axis is logarithmic.
+    """
+    data = [
+        {"arm": arm.name, **_ends(arm.metrics[across], "x"), **_ends(arm.metrics[up], "y")}
+        for arm in arms
+        if across in arm.metrics and arm.metrics[across].mean is not None
+    ]
+    log = log and all(row["x"] > 0 and (row["xlow"] or 1) > 0 for row in data)
+    x = quantitative("x", TITLES[across], **({"scale": LOG, "axis": LOG_AXIS} if log else {}))
+    y = quantitative("y", TITLES[up], axis={"format": "~g"})
+    scales = arm_scales(table)
+    told = tips({"arm": ""}, {"x": TITLES[across], "y": TITLES[up]})
+    color = {"color": scales["color"], "tooltip": told}
+    random: list[Spec] = []
+    if line:
+        at = {"data": {"values": [{"about": f"random routing {line[0]:.3g}"}]}}
+        about = {"field": "about", "type": "nominal"}
+        mark = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1}
+        encoding = {"x": {"datum": line[0], "type": "quantitative"}, "tooltip": [about]}
+        random = [{**at, "mark": mark, "encoding": encoding}]
+    return {
+        "data": {"values": data},
+        "transform": [SHOWN],
+        "layer": [
+            bars("y", {**y, "field": "ylow"}, {"x": x, **color}, "yhigh"),
+            bars("x", {**x, "field": "xlow"}, {"y": y, **color}, "xhigh"),
+            *random,
+            {
+                "mark": {"type": "point", "size": 90},
+                "encoding": {"x": x, "y": y, "shape": scales["shape"], **color},
+            },
+        ],
+    }
+
+
+def weights(table: Table, _: Frame) -> Plot | None:
+    """The frontier: nats against MaxVio, a line a scope through its weights."""
+    scopes = frontier(table)
+    if not scopes:
+        return None
+    return Plot(
+        "weights",
+        "Quality against balance, over the weight of the balance loss",
+        "Numbers: loss.balance. Lower and further left is better; a scope whose line lies "
+        "below another's is better at every balance. Dashed: the MaxVio at which the table "
+        "compares scopes. Means over seeds, without intervals: the table has those.",
+        (Panel("weights", _frontier(scopes), width=460, height=260),),
+        arms=False,
+    )
+
+
+def _frontier(scopes: Sequence[ScopeCurve]) -> Spec:
+    """A line a scope, each point labelled by its weight."""
+    data = [
+        {
+            "scope": scope.name,
+            "weight": arm.science[WEIGHT],
+            "x": rounded(arm.metrics[MAX_VIO].mean),
+            "y": rounded(arm.metrics[PRIMARY].mean),
+        }
+        for scope in scopes
+        for arm in scope.arms
+    ]
+    names = [scope.name for scope in scopes]
+    legend = {"legend": {"title": None}}
+    kind = {"field": "scope", "type": "nominal", **legend}
+    color = {**kind, "scale": {"domain": names, "range": "category"}}
+    shape = {**kind, "scale": {"domain": names, "range": "symbol"}}
+    x = quantitative("x", f"{TITLES[MAX_VIO]} (left: more even)", scale=LOG, axis=LOG_AXIS)
+    y = quantitative("y", NATS, axis={"format": "~g"})
+    told = tips({"scope": ""}, {"weight": WEIGHT, "x": TITLES[MAX_VIO], "y": NATS})
+    path = {"order": {"field": "weight", "type": "quantitative"}, "color": color}
+    label = {"type": "text", "dx": 7, "dy": -7, "align": "left", "fontSize": 10}
+    dashed = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1}
+    matched = [
+        {
+            "data": {"values": [{}]},
+            "mark": dashed,
+            "encoding": {"x": {"datum": scopes[0].at, "type": "quantitative"}},
+        }
+    ]
+    return {
+        "data": {"values": data},
+        "layer": [
+            {"mark": {"type": "line"}, "encoding": {"x": x, "y": y, **path}},
+            {
+                "mark": {"type": "point"},
+                "encoding": {"x": x, "y": y, "color": color, "shape": shape, "tooltip": told},
+            },
+            {
+                "mark": label,
+                "encoding": {"x": x, "y": y, "text": {"field": "weight", "format": "~g"}},
+            },
+            *(matched if scopes[0].at else []),
+        ],
+    }
 
 
 _PLOTS: tuple[Callable[[Table, Frame], Plot | None], ...] = (
     differences,
-    over_balance_bsz,
-    weights,
-    specialisation,
-    domains,
     cost,
+    specialisation,
+    weights,
+    curves,
+    curve_differences,
+    over_balance_bsz,
+    domains,
     switches,
     over_training,
-    curves,
 )
 
 
 # Pieces
 
 
-def _ends(metric: ArmMetric | None) -> tuple[float, float | None, float | None]:
-    if metric is None or metric.mean is None:
-        return math.nan, None, None
-    return metric.mean, metric.low, metric.high
-
-
-def _cross(axis: Any, table: Table, arm: Arm, x: str, y: str) -> None:
-    style = style_of(table, arm)
-    across, up = _ends(arm.metrics.get(x)), _ends(arm.metrics.get(y))
-    axis.errorbar(
-        [across[0]],
-        [up[0]],
-        xerr=errors([across]),
-        yerr=errors([up]),
-        color=style.colour,
-        marker=style.marker,
-        linestyle="none",
-        elinewidth=0.8,
-        label=short(arm.name),
-    )
+def _ends(metric: ArmMetric | None, prefix: str = "") -> dict[str, Any]:
+    """Mean and ends of the interval of a metric, as fields of a row."""
+    low, high = f"{prefix}low", f"{prefix}high"
+    if metric is None:
+        return {prefix or "mean": None, low: None, high: None}
+    mean = {prefix or "mean": rounded(metric.mean)}
+    return {**mean, low: rounded(metric.low), high: rounded(metric.high)}
 
 
 def _better(table: Table) -> str:
@@ -294,15 +371,3 @@ def _better(table: Table) -> str:
     better = f"{metric.direction} is better" if metric.direction != "neither" else ""
     text = ", ".join(filter(None, (metric.unit, better)))
     return f" ({text})" if text else ""
-
-
-def _fewest_seeds(arms: Sequence[Arm]) -> int:
-    return min(len(arm.seeds) for arm in arms)
-
-
-def _plain_ticks(axis: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(FuncFormatter(lambda *_: ""))

@@ -1,136 +1,127 @@
-"""The style of all plots, and how a figure becomes SVG and PNG.
+"""The look of all plots: an arm's colour, symbol and line, and a theme for light and for dark.
 
-Arms have a colour, a marker and a line style. Colours are Okabe and Ito's, which the colour-blind
-can tell apart; markers and line styles tell arms apart without any colour. The same records give
-the same bytes: a plot holds no date and no random ids.
+Colours are Okabe and Ito's, which the colour-blind can tell apart; symbols and lines tell arms
+apart without any colour. A specification names no colour of an arm or of text: the theme, which is
+Vega-Lite's `config`, holds them, so that one specification serves light, dark and paper.
 """
 
-import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moebench.report.infer.arms import Arm, Table
 
+Spec = dict[str, Any]  # a part of a Vega-Lite specification
+
 # black, orange, sky blue, bluish green, vermilion, blue, reddish purple, grey
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#7F7F7F")
-MARKERS = "osD^vP*X<>ph"
-LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)))
-RC_PARAMS: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "axes.grid": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": "medium",
-    "figure.dpi": 100,
-    "figure.figsize": (6.4, 4.0),
-    "font.family": "DejaVu Sans",  # matplotlib brings it, so plots are the same on any machine
-    "font.size": 9.5,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "legend.fontsize": "small",
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 5.5,
-    "savefig.bbox": "tight",
-    "savefig.dpi": 160,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "moebench",
-    "text.parse_math": False,  # a name with dollar signs is no formula
-}
-NATS = "validation nats a token"
-LONGEST = 32  # characters of a name in a plot
+ON_DARK = ("#F2F2F2", "#E69F00", "#56B4E9", "#1FBF92", "#F0743E", "#8C9EFF", "#DE93BC", "#9A9A9A")
+SYMBOLS = (
+    *("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "triangle-right"),
+    "triangle-left",
+)
+DASHES = ([1, 0], [6, 3], [8, 3, 2, 3], [2, 2], [12, 2, 2, 2, 2, 2], [1, 3])
+MOST_ARMS = 24  # of one plot over the steps or one against another metric
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A picture of one table.
+def theme(colours: Sequence[str], ink: str, soft: str, grid: str, even: str) -> Spec:
+    """Vega-Lite's `config`.
 
-    Attributes:
-        name: of its files.
-        title, caption: a caption says what to look at, and what bars and bands are.
-        svg: the content of the SVG file.
+    Args:
+        colours: of the arms, in order.
+        ink: of titles, soft: of labels, grid: of lines behind the data.
+        even: the middle of the scale of heatmaps.
     """
-
-    name: str
-    title: str
-    caption: str
-    svg: bytes
-    _figure: Any = field(repr=False, compare=False)
-
-    @cached_property
-    def png(self) -> bytes:
-        """The content of the PNG file, which a page does not need."""
-        return _saved(self._figure, "png", {"Software": None})
-
-
-@dataclass(frozen=True)
-class Style:
-    colour: str
-    marker: str
-    line: Any
-
-
-def style(place: int) -> Style:
-    """The style of the arm at an index of a table; the baseline has index 0."""
-    return Style(
-        COLOURS[place % len(COLOURS)],
-        MARKERS[place % len(MARKERS)],
-        LINES[place % len(LINES)],
-    )
-
-
-def style_of(table: Table, arm: Arm) -> Style:
-    return style([other.name for other in table.arms].index(arm.name))
-
-
-@contextmanager
-def drawing(
-    rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None
-) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes [rows, columns], made without pyplot's state or a screen."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(RC_PARAMS):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def plot(name: str, title: str, caption: str, figure: Any) -> Plot:
-    """The figure as a plot."""
-    return Plot(name, title, caption, _saved(figure, "svg", {"Date": None}), figure)
+    return {
+        "background": None,
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": {
+            "labelColor": soft,
+            "titleColor": soft,
+            "gridColor": grid,
+            "domainColor": soft,
+            "tickColor": soft,
+            "labelFontSize": 11,
+            "titleFontSize": 11.5,
+            "tickCount": 5,
+            "titleFontWeight": "normal",
+            "labelLimit": 170,
+            "gridOpacity": 0.8,
+        },
+        "title": {
+            "color": ink,
+            "fontSize": 12.5,
+            "anchor": "start",
+            "frame": "group",
+            "offset": 8,
+            "subtitleColor": soft,
+            "fontWeight": 600,
+        },
+        "legend": {
+            "labelColor": ink,
+            "titleColor": soft,
+            "labelFontSize": 11.5,
+            "labelLimit": 260,
+            "titleFontSize": 11,
+            "titleFontWeight": "normal",
+            "symbolStrokeWidth": 2,
+            "symbolOpacity": 1,
+        },
+        "aria": False,  # a page describes the plot as a whole; tables hold the numbers
+        "text": {"color": soft},
+        "rule": {"color": soft},
+        "rect": {"color": grid},
+        "point": {"filled": True, "size": 70, "opacity": 1},
+        "line": {"strokeWidth": 1.8},
+        "range": {
+            "category": list(colours),
+            "symbol": list(SYMBOLS),
+            "diverging": ["#2166AC", "#8DBEDC", even, "#F2A65A", "#B2450A"],
+        },
+    }
 
 
-def _saved(figure: Any, form: str, metadata: dict[str, None]) -> bytes:
-    import matplotlib as mpl
-
-    file = io.BytesIO()
-    with mpl.rc_context(RC_PARAMS):
-        figure.savefig(file, format=form, metadata=metadata)
-    return file.getvalue()
+THEMES: Mapping[str, Spec] = {
+    "light": theme(COLOURS, "#1b1b1b", "#555555", "#dddddd", "#f4f4f4"),
+    "dark": theme(ON_DARK, "#eeeeee", "#b4b4b4", "#3d3f45", "#26282d"),
+}
 
 
-def legend(figure: Any, axis: Any) -> None:
-    """Put the legend of an axis below the figure."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+def arm_scales(table: Table) -> dict[str, Spec]:
+    """Encodings by which the arms of a table keep colour and symbol over all its plots."""
+    names = [arm.name for arm in table.arms]
+    return {
+        "color": _of_arm({"domain": names, "range": "category"}),
+        "shape": _of_arm({"domain": names, "range": "symbol"}),
+    }
 
 
-def short(name: str) -> str:
-    """A name shortened for a plot; letters that the font lacks are shown by number."""
-    name = "".join(c if ord(c) < 0x250 else f"\\u{ord(c):04x}" for c in name)
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 8]}...{name[-5:]}"
+def line_scales(table: Table) -> dict[str, Spec]:
+    """The same of curves: colour and dashes."""
+    names = [arm.name for arm in table.arms]
+    dashes = [list(DASHES[place % len(DASHES)]) for place in range(len(names))]
+    return {
+        "color": arm_scales(table)["color"],
+        "strokeDash": _of_arm({"domain": names, "range": dashes}),
+    }
 
 
-def errors(values: Sequence[tuple[float, float | None, float | None]]) -> list[list[float]]:
-    """Lengths of error bars, [below, above], of (value, low, high); 0 without an interval."""
-    below = [0.0 if low is None else value - low for value, low, _ in values]
-    above = [0.0 if high is None else high - value for value, _, high in values]
-    return [below, above]
+def _of_arm(scale: Spec) -> Spec:
+    return {"field": "arm", "type": "nominal", "scale": scale, "legend": {"title": None}}
+
+
+def drawn(table: Table) -> Sequence[Arm]:
+    """The arms for which a plot has room: the baseline and those that follow it."""
+    return table.arms[:MOST_ARMS]
+
+
+def not_drawn(table: Table) -> str:
+    """A sentence on the arms for which room lacks; "" where there are none."""
+    more = len(table.arms) - MOST_ARMS
+    return f" {more} more arm{'s are' if more > 1 else ' is'} not drawn." if more > 0 else ""
+
+
+def rounded(value: float | None) -> float | None:
+    """Six digits, which no eye tells from more, and which keep the page small."""
+    return None if value is None or value != value else float(f"{value:.6g}")

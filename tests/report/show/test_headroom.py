@@ -150,6 +150,6 @@ def test_arms_come_near_prescribed_routing_in_a_plot(runs: Path, run: Make) -> N
     made(runs, run, 3, rows=rows, counts=np.ones((3, 2, 16), np.int64))
     report = make_report([runs], runs_dir=runs)
     [plot] = [each for each in report.plots(report.tables[0]) if each.name == "over-training"]
-    assert plot.svg.startswith(b"<?xml")
+    assert plot.svg.startswith(b"<svg")
     assert "behind the prescribed router" in plot.caption
     assert "On the way to prescribed routing" in report.page("moebench report")

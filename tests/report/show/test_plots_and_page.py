@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import pytest
 from moebench.records import Record
 from moebench.report import Report, make_report
 from moebench.report.draw import heatmaps, plots
-from moebench.report.draw.style import Plot
+from moebench.report.draw.chart import Plot
+from moebench.report.draw.curves import curves, differences
+from moebench.report.draw.marks import POINTS, Axis
 from moebench.report.infer.arms import Table
+from moebench.report.infer.statistics import mean_interval
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.read.frame import Frame
 from tests.report.examples import HOSTILE
@@ -92,14 +96,16 @@ def test_every_plot_that_has_something_is_made_the_same_each_time(report: Report
     first, second = report.plots(table), report.plots(table)
     names = [plot.name for plot in first]
     assert names == [
-        *("differences", "balance_bsz", "specialisation", "domains", "cost", "switches", "curves")
+        *("differences", "cost", "specialisation", "curves", "curve-differences", "balance_bsz"),
+        *("domains", "switches"),
     ]
     for one, other in zip(first, second, strict=True):
         assert one == other
-        assert one.png == other.png
+        assert one.svg == other.svg
         assert ET.fromstring(one.svg).tag.endswith("svg")
-        assert one.png.startswith(b"\x89PNG")
         assert one.caption.endswith(".")
+    assert first[0].png == second[0].png
+    assert first[0].png.startswith(b"\x89PNG")
 
 
 def test_scopes_over_weights_are_a_frontier(runs: Path, run: Make) -> None:
@@ -140,9 +146,7 @@ def test_the_papers_gap_is_that_of_global_and_micro_whatever_arms_there_are(
     assert "Grey" not in other.caption
 
 
-def test_heatmaps_show_every_scope_before_other_weights_of_one(
-    runs: Path, run: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heatmaps_show_every_scope_before_other_weights_of_one(runs: Path, run: Make) -> None:
     arms = {
         f"{scope} loss.balance={weight}": {**ARMS[scope], "loss.balance": weight}
         for scope in ("micro", "global", "sequence")
@@ -150,12 +154,96 @@ def test_heatmaps_show_every_scope_before_other_weights_of_one(
     }
     a_study(runs, run, arms, seeds=1)
     report = make_report([runs], baseline="micro loss.balance=0.05")
-    titled: list[str] = []
-    monkeypatch.setattr(heatmaps, "short", lambda name: titled.append(name) or name)
-    heatmaps.domains(report.tables[0], report.frame)
-    shown = [name for name in titled if name in arms]
+    plot = heatmaps.domains(report.tables[0], report.frame)
+    assert plot is not None
+    shown = [panel.spec["title"] for panel in plot.panels]
     assert len(shown) == heatmaps.MOST_HEATMAPS
     assert sorted(shown[:3]) == sorted(name for name in arms if name.endswith("=0.05"))
+
+
+def test_a_heatmap_says_how_many_times_even_a_share_is(runs: Path, run: Make) -> None:
+    counts = np.array([[[60, 20, 20, 0], [10, 10, 10, 10]]])
+    run(runs, "micro", counts=counts, domains=["code", "law"])
+    report = make_report([runs])
+    plot = heatmaps.domains(report.tables[0], report.frame)
+    assert plot is not None
+    cells = plot.panels[0].spec["data"]["values"]
+    code = {cell["expert"]: cell for cell in cells if cell["domain"] == "code"}
+    assert [code[expert]["times"] for expert in (1, 2, 3, 4)] == pytest.approx([2.4, 0.8, 0.8, 0])
+    assert code[1]["log"] == pytest.approx(math.log2(2.4), rel=1e-5)
+    assert code[4]["log"] == -heatmaps.MOST_TIMES
+    assert {cell["log"] for cell in cells if cell["domain"] == "law"} == {0}
+
+
+def test_curves_are_means_over_seeds_and_differences_are_paired(runs: Path, run: Make) -> None:
+    values = {
+        arm: np.array([[5.0, 2.0 + 0.1 * seed + off * seed, 1.5 + off] for seed in range(3)])
+        for arm, off in (("micro", 0.0), ("global", 0.02))
+    }
+    for arm, of_arm in values.items():
+        for seed, nats in enumerate(of_arm):
+            rows = [{"step": 10 * i, "valid/nats": float(v)} for i, v in enumerate(nats)]
+            run(runs, arm, seed, rows=rows)
+    report = make_report([runs], baseline="micro")
+    over, apart = (make(report.tables[0], report.frame) for make in (curves, differences))
+    assert over is not None
+    assert apart is not None
+    for plot, expected in (
+        (over, values["global"][:, 1]),
+        (apart, values["global"][:, 1] - values["micro"][:, 1]),
+    ):
+        rows = plot.panels[0].spec["data"]["values"]
+        (row,) = [row for row in rows if row["arm"] == "global" and row["step"] == 10]
+        found = mean_interval(expected)
+        ends = found.value, found.low, found.high
+        assert [row[key] for key in ("mean", "low", "high")] == pytest.approx(ends, rel=1e-5)
+        assert {row["step"] for row in rows} == {10, 20}, "the start is left out"
+    assert {row["arm"] for row in apart.panels[0].spec["data"]["values"]} == {"global"}
+
+
+def test_many_points_of_a_curve_are_averaged(runs: Path, run: Make) -> None:
+    rows = [{"step": step, "load/max_vio_micro": float(step % 2)} for step in range(1, 401)]
+    run(runs, "micro", rows=rows)
+    report = make_report([runs])
+    plot = curves(report.tables[0], report.frame)
+    assert plot is not None
+    (panel,) = plot.panels
+    assert panel.name == "max-vio"
+    points = panel.spec["data"]["values"]
+    assert [point["mean"] for point in points] == [0.5] * POINTS
+    assert points[0]["step"] == 5.5
+
+
+def test_arms_with_other_tokens_a_step_are_drawn_over_tokens(runs: Path, run: Make) -> None:
+    rows = [{"step": step, "valid/nats": 2.0 - step / 100} for step in (0, 10, 20)]
+    run(runs, "micro", rows=rows)
+    report = make_report([runs])
+    (arm,) = report.tables[0].arms
+    other = replace(arm, name="half", science={**arm.science, "global_bsz": 64})
+    table = replace(report.tables[0], arms=(arm, other))
+    assert Axis(report.tables[0]).field == "step"
+    assert Axis(table).field == "tokens"
+    assert Axis(table).values("half", 10) == 10 * 64 * 128
+
+
+def test_the_page_has_what_a_reader_changes(report: Report) -> None:
+    plots = {plot.name: plot for plot in report.plots(report.tables[0])}
+    for panel in (*plots["curves"].panels, *plots["specialisation"].panels):
+        spec = panel.interactive()
+        assert {"name": "hidden", "value": []} in spec["params"]
+        assert {"filter": "indexof(hidden, datum.arm) < 0"} in spec["transform"]
+        assert sum("zoom" in str(layer.get("params")) for layer in spec["layer"]) == 1
+        legends = [
+            encoding["legend"]
+            for layer in spec["layer"]
+            for encoding in layer["encoding"].values()
+            if isinstance(encoding, dict) and "legend" in encoding
+        ]
+        assert legends
+        assert set(legends) == {None}
+        assert "legend" in str(panel.still()), "a picture keeps it"
+    hover = plots["curves"].panels[0].interactive()["layer"][-1]
+    assert {"param": "at", "empty": False, "value": 0.7} in hover["encoding"]["opacity"].values()
 
 
 class Checker(html.parser.HTMLParser):
@@ -167,11 +255,13 @@ class Checker(html.parser.HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.fetched: list[str] = []
-        self.scripts = 0
+        self.scripts = self.data = 0
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.scripts += tag == "script"
+        kind = dict(attrs).get("type")
+        self.scripts += tag == "script" and kind is None
+        self.data += tag == "script" and kind == "application/json"
         for key, value in attrs:
             assert not key.startswith("on")
             if key in ("src", "href") and not (value or "").startswith(("data:image/", "#")):
@@ -183,7 +273,8 @@ class Checker(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text.append(data)
+        if self.open[-1:] != ["script"]:
+            self.text.append(data)
 
 
 def checked(text: str) -> Checker:
@@ -192,7 +283,7 @@ def checked(text: str) -> Checker:
     checker.close()
     assert checker.open == []
     assert checker.fetched == []
-    assert checker.scripts == 1
+    assert checker.scripts == 2, "that of Vega-Lite, and that of the page"
     return checker
 
 
@@ -206,7 +297,11 @@ def test_the_page_holds_all_and_fetches_nothing(report: Report) -> None:
         assert title in said
     assert said.count("global-8") >= 3
     assert "moebench report --html report.html" in said
-    assert text.count("data:image/svg+xml;base64,") == 7
+    assert text.count('src="data:image/svg+xml;base64,') == 8, "pictures without JavaScript"
+    assert page.data == 1 + sum(len(plot.panels) for plot in report.plots(report.tables[0]))
+    assert "'unsafe-eval'" not in text
+    assert len(text) < 3e6
+    assert text.index("<dt>Quality</dt>") < text.index("<table") < text.index("<figure")
     assert "Provenance: 15 runs" in said
     assert text == report.page("moebench report --html report.html")
 
@@ -322,7 +417,7 @@ def test_a_page_needs_no_torch_and_no_network(runs: Path, run: Make) -> None:
         "import sys, pathlib, socket, moebench.report as r\n"
         "socket.socket.connect = None\n"
         "r.make_report([pathlib.Path(sys.argv[1])]).page('x')\n"
-        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+        "assert not {'torch', 'matplotlib', 'scipy.stats'} & {*sys.modules}"
     )
     done = subprocess.run([sys.executable, "-c", code, str(runs)], capture_output=True, text=True)
     assert done.stderr == ""

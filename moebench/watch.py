@@ -1,0 +1,251 @@
+"""The report as a live page: served to this machine while runs train, and made again from records.
+
+The page is that of `moebench report --html`, with how far each study has come at its top. A browser
+asks for its content again and again; it is made anew when a file of the runs has changed, and at
+most a tenth of the time, since training needs the cores. The server gives out two addresses, `/`
+and `/content`, and opens no file by a name that a browser sends.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock
+
+from moebench.errors import MoebenchError
+from moebench.plans import Plan
+from moebench.report import make_report
+from moebench.report.read.studies import find_plans, plans_of_study
+from moebench.report.show.blocks import Sentences
+from moebench.report.show.page import ArmProgress, Progress, Section, content, whole
+from moebench.study.status import RunStatus, run_statuses, seconds_left
+
+HOST = "127.0.0.1"
+PORT = 6007  # TensorBoard's is 6006
+SHARE = 10  # the content is made again after this multiple of the processor time that it takes
+LEAST_WAIT = 5.0  # seconds
+
+
+class Page:
+    """The page on the runs of a directory, made again when they have changed.
+
+    Args:
+        runs_dir: the directory.
+        study: the name of a study, whose runs alone are shown; None shows all.
+        command: what was typed.
+
+    Raises:
+        RecordError: if there is no such study.
+    """
+
+    def __init__(self, runs_dir: Path, study: str | None, command: str) -> None:
+        self.runs_dir = runs_dir
+        self.study = study
+        self.command = command
+        self.title = ""
+        self.wait = LEAST_WAIT
+        self._lock = Lock()
+        self._content, self._stamp, self._due = "", "", 0.0
+        self._plans()
+
+    def whole(self) -> str:
+        """The page with its scripts."""
+        return whole(self.title, self.content(), live=True)
+
+    def content(self) -> str:
+        """The part that changes, not older than `wait` seconds."""
+        with self._lock:
+            if time.monotonic() >= self._due:
+                self._make()
+            return self._content
+
+    def _make(self) -> None:
+        begun = time.thread_time()
+        stamp = _stamp(self.runs_dir)
+        if stamp != self._stamp:
+            self._content, self._stamp = self._made(), stamp
+            self.wait = max(LEAST_WAIT, SHARE * (time.thread_time() - begun))
+        self._due = time.monotonic() + self.wait
+
+    def _made(self) -> str:
+        sections: Sequence[Section]
+        plans: Sequence[Plan] = self._plans()
+        try:
+            report = make_report([self.runs_dir], study=self.study, runs_dir=self.runs_dir)
+        except MoebenchError as error:
+            sections = [Section([Sentences("Nothing to compare yet", [str(error)])])]
+        else:
+            sections = report.sections()
+        self.title = plans[0].title if len(plans) == 1 else f"Runs in {self.runs_dir}"
+        unfinished = [_progress(plan, self.runs_dir) for plan in plans]
+        begun = [progress for progress in unfinished if progress is not None]
+        return content(self.title, sections, plans, self.command, begun, live=True)
+
+    def _plans(self) -> Sequence[Plan]:
+        plans, problems = find_plans([self.runs_dir])
+        if self.study is None:
+            return plans
+        return plans_of_study(self.study, plans, problems, self.runs_dir)
+
+
+def _stamp(runs_dir: Path) -> str:
+    """What changes when a run logs a row, ends or begins: times and sizes of some files."""
+    digest = hashlib.sha256()
+    for pattern in ("*/metrics.jsonl", "*/status.json", "*/summary.json", "studies/*/plan.json"):
+        for path in sorted(runs_dir.glob(pattern)):
+            try:
+                state = os.stat(path)
+            except OSError:  # it was replaced just now
+                continue
+            digest.update(f"{path} {state.st_mtime_ns} {state.st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _progress(plan: Plan, runs_dir: Path) -> Progress | None:
+    """How far a study has come; None if all its runs are done."""
+    runs = run_statuses(plan, runs_dir)
+    if all(run.state == "done" for run in runs):
+        return None
+    arms: dict[str, list[RunStatus]] = {}
+    for job, run in zip(plan.jobs, runs, strict=True):
+        arms.setdefault(job.arm_hash, []).append(run)
+    done = sum(run.state == "done" for run in runs)
+    left = seconds_left(runs)
+    about = f"{done} of {len(runs)} runs done, {_share(runs):.0%} of all steps"
+    return Progress(
+        title=f"Progress of {plan.slug}",
+        about=about + (f", about {clock(left)} left" if left is not None else ""),
+        share=_share(runs),
+        arms=[
+            ArmProgress(
+                arm=of_arm[0].arm,
+                share=_share(of_arm),
+                runs=[(run.seed, run.state, _about(run)) for run in of_arm],
+                left=_left(of_arm),
+            )
+            for of_arm in arms.values()
+        ],
+    )
+
+
+def _share(runs: Sequence[RunStatus]) -> float:
+    return sum(run.step for run in runs) / max(1, sum(run.steps for run in runs))
+
+
+def _about(run: RunStatus) -> str:
+    if run.state == "done":
+        return "done"
+    if run.state == "waiting" and not run.step:
+        return "waiting"
+    left = f", {clock(run.seconds_left)} left" if run.seconds_left is not None else ""
+    return f"{run.state} at {run.step} of {run.steps}{left}"
+
+
+def _left(runs: Sequence[RunStatus]) -> str:
+    """The longest time that a running run of an arm still takes; "" if none runs."""
+    known = [run.seconds_left for run in runs if run.seconds_left is not None]
+    return clock(max(known)) if known else ""
+
+
+def clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def serve(page: Page, port: int | None, on_url: Callable[[str], None]) -> None:
+    """Serve a page until a signal. Only this machine can connect: there is no password.
+
+    Args:
+        port: of the page; None for 6007, or a free one if that is in use.
+        on_url: called with the address, once it is served.
+
+    Raises:
+        MoebenchError: if the port cannot be used.
+    """
+    try:
+        server = _server(page, port)
+    except OSError as error:
+        raise MoebenchError(
+            f"--port {port}: cannot be used ({error.strerror}); choose another port"
+        ) from None
+    with server:
+        on_url(f"http://{HOST}:{server.server_port}/")
+        try:
+            server.serve_forever(poll_interval=0.1)
+        except KeyboardInterrupt:  # the command line raises it for every stopping signal
+            return
+
+
+class Server(ThreadingHTTPServer):
+    """Answers several tabs at once; a slow one does not keep the process from ending."""
+
+    daemon_threads = True
+    allow_reuse_address = os.name == "posix"
+
+    def __init__(self, page: Page, port: int) -> None:
+        self.page = page
+        super().__init__((HOST, port), Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A tab that was closed in the middle of an answer is no error."""
+
+
+def _server(page: Page, port: int | None) -> Server:
+    if port is not None:
+        return Server(page, port)
+    try:
+        return Server(page, PORT)
+    except OSError:
+        return Server(page, 0)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Two addresses, by GET alone."""
+
+    server_version = "moebench"
+    sys_version = ""
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def do_GET(self) -> None:
+        if not self._is_from_here():
+            self._send(HTTPStatus.FORBIDDEN, b"the host is not this machine\n", "text/plain")
+            return
+        if self.path == "/":
+            self._send(HTTPStatus.OK, self.server.page.whole().encode())
+        elif self.path == "/content":
+            self._send_content()
+        else:
+            self._send(HTTPStatus.NOT_FOUND, b"there is only /\n", "text/plain")
+
+    def _send_content(self) -> None:
+        body = self.server.page.content().encode()
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        if self.headers.get("If-None-Match") == tag:
+            self._send(HTTPStatus.NOT_MODIFIED, b"", tag=tag)
+        else:
+            self._send(HTTPStatus.OK, body, tag=tag)
+
+    def _is_from_here(self) -> bool:
+        """Whether the page is asked for by this machine's name: no other site's may lead here."""
+        name, _, port = self.headers.get("Host", "").rpartition(":")
+        return name in (HOST, "localhost") and port == str(self.server.server_port)
+
+    def _send(
+        self, status: HTTPStatus, body: bytes, kind: str = "text/html", tag: str | None = None
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("Retry-After", f"{self.server.page.wait:.0f}")
+        if tag:
+            self.send_header("ETag", tag)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Print nothing: the terminal shows the address."""
