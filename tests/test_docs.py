@@ -51,6 +51,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Pa
     place = tmp_path_factory.mktemp("docs")
     for page in PAGES:
         write_files(page, place)
+    shutil.copytree(ROOT / "examples", place / "examples")
     run(shrink(["sweep", "study=demo"], text_folder), place)
     return place
 

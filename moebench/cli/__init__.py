@@ -24,8 +24,10 @@ from moebench.cli import (
     doctor,
     evaluate,
     exit_codes,
+    export,
     inspect,
     report,
+    sample,
     sweep,
     train,
     verify,
@@ -46,8 +48,8 @@ app = typer.Typer(
 )
 for command in (
     *(train.train, sweep.sweep, report.report, diff.diff, evaluate.evaluate, inspect.inspect),
-    *(watch.watch, dashboard.dashboard, verify.verify, bench.bench, doctor.doctor),
-    conform.conform,
+    *(watch.watch, dashboard.dashboard, export.export, sample.sample, verify.verify),
+    *(bench.bench, doctor.doctor, conform.conform),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", no_args_is_help=True)

@@ -121,12 +121,12 @@ class Subwords:
         self.end = max(vocabulary.values()) + 1
         self.vocab_size = self.end + 1
         self._pieces = [b""] * self.vocab_size
-        letters = _letters()
+        table = letters()
         for piece, number in vocabulary.items():
             if piece in added:
                 self._pieces[number] = piece.encode()
-            elif all(letter in letters for letter in piece):
-                self._pieces[number] = bytes(letters[letter] for letter in piece)
+            elif all(letter in table for letter in piece):
+                self._pieces[number] = bytes(table[letter] for letter in piece)
         self._sizes = np.array([len(piece) for piece in self._pieces])
         self._type = smallest_type(self.vocab_size)
 
@@ -169,8 +169,8 @@ def _split(text: bytes) -> Iterator[bytes]:
     yield text[begin:]
 
 
-def _letters() -> dict[str, int]:
-    """The byte of each printable letter in byte-level vocabularies (GPT-2's table)."""
+def letters() -> dict[str, int]:
+    """Letter -> byte: how byte-level vocabularies print bytes (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {

@@ -12,7 +12,8 @@ from tests.calls import Call
 
 COMMANDS = [
     *("train", "sweep", "report", "diff", "evaluate", "inspect", "dashboard", "verify", "bench"),
-    *("watch", "doctor", "data prepare", "data show", "data check"),
+    *("watch", "conform", "doctor", "export", "sample"),
+    *("data prepare", "data show", "data check"),
 ]
 
 
