@@ -7,17 +7,23 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
 from moebench.cli.output import print_message, stderr_console
 from moebench.plans import Job
@@ -27,22 +33,56 @@ from moebench.study.status import current_status, in_sweep, last_status
 PLAIN_EVERY = 10.0  # seconds between plain lines
 LOOKING = 0.1  # most of a sweep's time that is spent on the status of its runs, if there are many
 MANY = 50
+GAP = "  "  # between the parts of a description
 
 Item = TypeVar("Item")
 
 
+DESCRIBED = (  # metric, name and form, the most important first
+    ("train/loss", "loss", "{:.3f}"),
+    ("load/max_vio_micro", "MaxVio", "{:.2f}"),
+    ("specialization/domain", "bits", "{:.3f}"),
+    ("valid/nats", "valid", "{:.4f}"),
+    ("speed/tokens_per_second", "", "{:,.0f} tok/s"),
+)
+
+
 def describe_row(row: Mapping[str, Any]) -> str:
-    """Losses (nats per token), load and speed of a metrics row, as far as it has them."""
-    words = []
-    for key, name, form in (
-        ("train/loss", "loss", "{:.3f}"),
-        ("valid/nats", "valid", "{:.4f}"),
-        ("load/max_vio_batch", "MaxVio", "{:.2f}"),
-        ("speed/tokens_per_second", "", "{:,.0f} tok/s"),
-    ):
-        if isinstance(row.get(key), int | float):
-            words.append(f"{name} {form.format(row[key])}".strip())
-    return "  ".join(words)
+    """Losses (nats per token), MaxVio, domain bits and speed of a metrics row, if it has them."""
+    words = [
+        f"{name} {form.format(row[key])}".strip()
+        for key, name, form in DESCRIBED
+        if isinstance(row.get(key), int | float)
+    ]
+    return GAP.join(words)
+
+
+class Fitting:
+    """As many parts of a description as its column has room for: no number is broken."""
+
+    def __init__(self, detail: str) -> None:
+        self.parts = detail.split(GAP)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        shown = self.parts[0]
+        for part in self.parts[1:]:
+            if cell_len(shown) + len(GAP) + cell_len(part) > options.max_width:
+                break
+            shown += GAP + part
+        yield Text(shown, no_wrap=True, overflow="ellipsis")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        widest = cell_len(GAP.join(self.parts))
+        return Measurement(min(cell_len(self.parts[0]), widest), widest).with_maximum(
+            options.max_width
+        )
+
+
+class DetailColumn(ProgressColumn):
+    """What a task says of itself."""
+
+    def render(self, task: Task) -> Fitting:
+        return Fitting(task.fields["detail"])
 
 
 class Display:
@@ -53,10 +93,9 @@ class Display:
         self.bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, width=5)),  # takes the rest
             MofNCompleteColumn(),
-            # On a narrow terminal, Rich shortens the last text column first.
-            TextColumn("{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True)),
+            DetailColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=self.console,

@@ -35,7 +35,10 @@ from moebench.train.stack import GradientRequest, GradientRequests
 # Seconds between updates of status.json: at least so many, for each run of a stack; and a share of
 # the run's time, so that thousands of long runs do not keep a shared file system busy.
 STATUS_EVERY, STATUS_SHARE, STATUS_MOST = 0.5, 0.01, 10.0
-IN_STATUS = ("train/loss", "valid/nats", "speed/tokens_per_second")
+IN_STATUS = (
+    *("train/loss", "valid/nats", "load/max_vio_micro", "specialization/domain"),
+    "speed/tokens_per_second",
+)
 
 
 class Session:

@@ -30,7 +30,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 def test_a_row_is_described_in_words() -> None:
     assert describe_row(ROW) == WORDS
-    assert describe_row(ROW | {"load/max_vio_batch": 0.5}).split("  ")[2] == "MaxVio 0.50"
+    more = {"load/max_vio_micro": 0.5, "specialization/domain": 0.125}
+    parts = ["loss 5.250", "MaxVio 0.50", "bits 0.125", "valid 5.1250", "12,346 tok/s"]
+    assert describe_row(ROW | more).split("  ") == parts
     assert describe_row({}) == ""
     assert describe_row({"train/loss": None, "valid/nats": "[/red]"}) == ""
 
@@ -64,6 +66,25 @@ def test_a_run_has_a_bar_on_a_terminal(terminal: io.StringIO) -> None:
     assert "[red]-s0" in last
     assert "4/4 loss 5.250  valid 5.1250" in last
     assert last.rstrip().endswith("left")
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"), [(60, "loss 5.250"), (80, "loss 5.250  MaxVio 0.50"), (120, "tok/s")]
+)
+def test_a_description_has_the_parts_for_which_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, width: int, shown: str
+) -> None:
+    sent = io.StringIO()
+    made = Console(file=sent, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(progress, "stderr_console", lambda: made)
+    row = ROW | {"load/max_vio_micro": 0.5, "specialization/domain": 0.125}
+    with TrainDisplay("micro-s0", 4) as display:
+        display.update(2, row)
+    last = sent.getvalue().splitlines()[-2]
+    assert shown in last
+    cut = last.partition("2/4 ")[2].partition(" -:--")[0].rstrip()
+    assert describe_row(row).startswith(cut)
+    assert describe_row(row)[len(cut) :].startswith("  ") or cut == describe_row(row)
 
 
 def launcher(folder: Path) -> Launcher:
