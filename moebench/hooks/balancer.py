@@ -16,9 +16,7 @@ For layer l of L, scores z of tokens t, f from the scope, T tokens in the step o
     loss = weight / L * sum over l of E / T * sum over t of <f_t, p(z_t)>      (moebench.balance)
 """
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
@@ -27,16 +25,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moebench.balance import Global, Groups, Routing, Scope, balance_loss, no_routing, observe
+from moebench.balance import Global, Groups, Routing, Scope, balance_loss, observe
 from moebench.errors import ConfigError
 from moebench.hooks.across import Across
+from moebench.hooks.passes import Batch, call, mask_of, of_counts, pass_bsz, quietly, within_passes
 from moebench.hooks.watch import Gate, Watch, index_and_weights, outputs
 from moebench.model.gate import gated
 
 OWN_LOSS = ("router_aux_loss_coef", "aux_loss_coef")  # weights of a model's own balance loss
 REMEDY = "use moebench.balance on its router logits (docs/balance.md)"
-
-Batch = Mapping[str, Any] | Tensor
 
 
 class GradScaler(Protocol):
@@ -176,19 +173,19 @@ class Balancer:
             raise ConfigError("a step of no batches: must have at least one")
         if not self._hooks:
             self._put_hooks(batches[0])
-        masks = [_mask(batch) for batch in batches]
+        masks = [mask_of(batch) for batch in batches]
         starts, passes, total = self._ranks.layout(masks)
         groups = self.scope.groups(
             int(passes.sum()),
             masks[0].shape[1],
             domain=domain,
-            pass_bsz=_pass_bsz(passes) if self._estimator == "buffer" else None,
+            pass_bsz=pass_bsz(passes) if self._estimator == "buffer" else None,
             device=masks[0].device,
         )
         if groups.drawn is not None:
             raise ConfigError(f"scope={self.scope}: draws tokens of other ranks; use Global()")
         self._step = Step(masks, starts, total, groups, {}, {}, {})
-        whole = _within_passes(groups, passes)
+        whole = within_passes(groups, passes)
         if self._estimator == "exact" and not whole:
             self._count(batches)
         self._in_pass = whole
@@ -219,9 +216,9 @@ class Balancer:
 
     def _put_hooks(self, batch: Batch) -> None:
         """Find the routers by one forward pass, and hook them."""
-        with _quietly(_mask(batch).device):
-            with Watch(self.model, _mask(batch).numel()) as watch:
-                _call(self.model, batch)
+        with quietly(mask_of(batch).device):
+            with Watch(self.model, mask_of(batch).numel()) as watch:
+                call(self.model, batch)
             if not watch.layers or watch.missed():
                 who = (watch.missed() or [type(self.model).__name__])[0]
                 raise ConfigError(f"{who}: does not say which tokens its experts get; {REMEDY}")
@@ -246,12 +243,12 @@ class Balancer:
         step, parts = self._begun(), []
         self._counting = True
         try:
-            with _quietly(step.masks[0].device):
+            with quietly(step.masks[0].device):
                 for number, batch in enumerate(batches):
                     step.current = number
-                    _call(self.model, batch)
+                    call(self.model, batch)
                     seen = [step.seen[number, layer][0] for layer in self._routers]
-                    parts.append(step.groups.tally(_counted(seen), step.starts[number]))
+                    parts.append(step.groups.tally(of_counts(seen), step.starts[number]))
         finally:
             self._counting = False
         step.current = -1
@@ -339,16 +336,6 @@ class _Added(torch.autograd.Function):
         return grad, added, None
 
 
-@contextmanager
-def _quietly(device: torch.device) -> Iterator[None]:
-    """Without gradients, and with the random generators as they were at the end."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
-        # a reentrant checkpoint says so of each pass without gradient
-        warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
-        yield
-
-
 def _without_own_loss(model: nn.Module) -> list[tuple[Any, str, float]]:
     """Give the model's own balance loss the weight 0; returns where it was, and how large."""
     owners = [owner for module in model.modules() for owner in (module, _config(module))]
@@ -368,50 +355,3 @@ def _config(module: nn.Module) -> Any:
 
 def _router(gate: Gate) -> Router:
     return Router(gate.name, gate.source.module, gate.source.position)
-
-
-def _call(model: nn.Module, batch: Batch) -> None:
-    """A forward pass without a loss."""
-    if isinstance(batch, Tensor):
-        model(batch)
-    else:
-        model(**{name: value for name, value in batch.items() if name != "labels"})
-
-
-def _mask(batch: Batch) -> Tensor:
-    """[sequences, tokens] bool, False where a token is padding."""
-    if isinstance(batch, Tensor):
-        return torch.ones(batch.shape[:2], dtype=torch.bool, device=batch.device)
-    mask = batch.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        return mask.bool()
-    rows = [value for value in batch.values() if isinstance(value, Tensor) and value.dim() > 1]
-    if not rows:
-        raise ConfigError(f"a batch of {sorted(batch)}: has no tensor [sequences, tokens, ...]")
-    return torch.ones(rows[0].shape[:2], dtype=torch.bool, device=rows[0].device)
-
-
-def _pass_bsz(passes: Tensor) -> int:
-    """Sequences of a logical pass: those of all ranks in one forward pass."""
-    sizes = {*passes.sum(1).tolist()}
-    if len(sizes) > 1:
-        raise ConfigError(
-            f"passes of {sorted(sizes)} sequences: estimator='buffer' needs equally many in each; "
-            "use estimator='exact'"
-        )
-    return sizes.pop()
-
-
-def _within_passes(groups: Groups, passes: Tensor) -> bool:
-    """Whether each row of the tally is counted by one pass of one rank."""
-    number = torch.arange(passes.numel(), device=passes.device)
-    by_sequence = number.repeat_interleave(passes.flatten())
-    pairs = groups.row * passes.numel() + by_sequence
-    return len(pairs.unique()) == len(groups.row.unique()) and groups.first is None
-
-
-def _counted(counts: Sequence[Tensor]) -> Routing:
-    """A routing that says no more than the counts of its layers."""
-    layers = torch.cat(tuple(counts))
-    nothing = no_routing(layers.shape[1], 0, layers.shape[2], like=layers)
-    return nothing._replace(counts=layers)
