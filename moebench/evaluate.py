@@ -41,6 +41,7 @@ from moebench.records import MAP, Record
 from moebench.train.build import make_model, make_objective
 from moebench.train.checkpoint import check_fit, load_checkpoint
 from moebench.train.feed import with_domain
+from moebench.train.kernels import apply_to_read
 from moebench.train.prescribed import Prescription
 from moebench.train.step import steering_after
 
@@ -219,6 +220,7 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     model = make_model(described, size, domains)
     loaded = load_checkpoint(path, model, device=device, objective=objective)
     model.to(device).eval()
+    apply_to_read(manifest, config, device, model)
     steering = steering_after(objective, model, loaded.balance)
     prescription = None
     if has_map:

@@ -175,13 +175,16 @@ def products() -> Iterator[Finding]:
 
     from moebench.config.schema import ExperimentConfig
     from moebench.train.build import blank_model
+    from moebench.train.expert_kernels import TRITON, automatic
     from moebench.train.products import KINDS, shape_dependent, shapes_of
 
     device, config = "cuda" if torch.cuda.is_available() else "cpu", ExperimentConfig()
     config.train.precision = suited_precision(config.run.device)
     with torch.device("meta"):
         model = blank_model(config, VOCABULARY)
-    kinds = shape_dependent(shapes_of(model, config.global_bsz, config.seq_len), device)
+    fused = automatic(config.train.precision, torch.device(device)) == TRITON
+    shapes = shapes_of(model, config.global_bsz, config.seq_len)
+    kinds = shape_dependent(shapes, device, fused=fused)
     equal = "but for rounding" if "stacks" in kinds else "to the bit"
     value = f"the default model in a stack equals the same alone {equal}"
     dependent = ", ".join(f"{kind} ({KINDS[kind]})" for kind in kinds) or "none"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moebench.balance import Routing, Steering, join, no_routing
 from moebench.model.conversion import Convert, converting
 from moebench.model.experts import Experts, SharedExpert
+from moebench.model.fused_attention import fused_attention
 from moebench.model.norm import rms_norm
 from moebench.model.rotary import Rotary, heads, rotary_tables
 from moebench.model.router import Gating, Router, Selection
@@ -62,9 +63,7 @@ def causal_attention(
         mask: True where a token (second axis) may attend to another (third axis).
     """
     if q.is_cuda if sdpa is None else sdpa:
-        if mask is None:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.unsqueeze(1))
+        return fused_attention(q, k, v, mask)
     tokens, width = q.shape[-2:]
     scores = q @ k.transpose(-1, -2) * width**-0.5
     if mask is None:
@@ -162,7 +161,9 @@ class Block(nn.Module):
             mixed = mixed + self.shared(normed, chosen.shared, convert)
         return x + mixed.to(x.dtype), routing
 
-    def _mixed(self, x: Tensor, expert_index: Tensor, weights: Tensor, convert: Convert) -> Tensor:
+    def _mixed(
+        self, x: Tensor, expert_index: Tensor, weights: Tensor, convert: Convert | None = None
+    ) -> Tensor:
         """The weighted sum of each token's experts.
 
         An expert that returns its input is computed as another expert with a weight of 0, since the
@@ -176,7 +177,7 @@ class Block(nn.Module):
         return self._mixed_computed(x, expert_index, weights, convert)
 
     def _mixed_computed(
-        self, x: Tensor, expert_index: Tensor, weights: Tensor, convert: Convert
+        self, x: Tensor, expert_index: Tensor, weights: Tensor, convert: Convert | None
     ) -> Tensor:
         rows = x.flatten(0, -2), expert_index.flatten(0, -2), weights.flatten(0, -2)
         return self.experts(*rows, convert).view_as(x)
@@ -203,14 +204,18 @@ class Block(nn.Module):
         filled, slots = chosen.selected.flatten(), chosen.expert_index.shape[-1]
         number = chosen.assignments if training else int(filled.sum())
         first = filled.logical_not().int().argsort(stable=True)[:number]
-        rows = x.flatten(0, 1)
+        rows, row = x.flatten(0, 1), first // slots
         outputs = self._mixed(
-            rows.index_select(0, first // slots),
+            # an index has a gradient in a fixed order on a GPU, and is slower on a CPU
+            rows[row] if x.is_cuda else rows.index_select(0, row),
             chosen.expert_index.flatten()[first].unsqueeze(-1),
             chosen.weights.flatten()[first].unsqueeze(-1),
             convert,
         )
-        return torch.zeros_like(rows).index_add(0, first // slots, outputs).view_as(x)
+        empty = torch.zeros_like(rows)
+        if x.is_cuda:
+            return empty.index_put((row,), outputs, accumulate=True).view_as(x)
+        return empty.index_add(0, row, outputs).view_as(x)
 
 
 class MoETransformer(nn.Module):

@@ -1,12 +1,15 @@
 """How many runs of a sweep one process trains at once, and on which device."""
 
+import math
+
 from moebench import device
 from moebench.config.cost import memory_bytes
 from moebench.config.schema import ExperimentConfig
 
 MEMORY_SHARE = 0.7  # of the free memory of a GPU, for an automatic stack
 MOST = 64  # runs in an automatic stack: larger stacks are not faster, for any model
-CUDA_GROUPS = 1023  # maximum number of groups of a grouped product on a GPU
+GROUPS = 1023  # maximum number of groups in torch's kernel of a grouped product
+WITH_KERNEL = (9, 10)  # major compute capabilities that have it, in bf16 alone
 BYTE_VOCABULARY = 257
 
 
@@ -21,11 +24,14 @@ def stack_size(config: ExperimentConfig, processes: int = 1, gpu_bytes: int | No
     wanted = config.run.stack
     if wanted != "auto":
         size = int(wanted)
-        return min(size, _most(config)) if size > 1 and there else size
+        if size > 1 and there:
+            return int(min(size, _most(config, gpu_bytes is None)))
+        return size
     if not there:
         return 1
     free = _free(config) if gpu_bytes is None else gpu_bytes
-    return min(_most(config), MOST, _fitting(config, free / processes))
+    most = _most(config, gpu_bytes is None)
+    return int(min(most, MOST, _fitting(config, free / processes)))
 
 
 def on_gpu(config: ExperimentConfig) -> bool:
@@ -33,8 +39,13 @@ def on_gpu(config: ExperimentConfig) -> bool:
     return device.capability(config.run.device) is not None
 
 
-def _most(config: ExperimentConfig) -> int:
-    return max(1, CUDA_GROUPS // config.model.num_experts)
+def _most(config: ExperimentConfig, here: bool) -> float:
+    """Runs whose experts one grouped product takes. Only torch's own kernel has a limit."""
+    found = device.capability(config.run.device) if here else None
+    without = found is not None and found[0] not in WITH_KERNEL
+    if config.run.experts == "triton" or config.train.precision != "bf16" or without:
+        return math.inf
+    return max(1, GROUPS // config.model.num_experts)
 
 
 def _free(config: ExperimentConfig) -> int:

@@ -11,6 +11,7 @@ from moebench.config.schema import ExperimentConfig
 from moebench.errors import ConfigError
 
 TORCH, TRITON = "grouped_mm", "triton"  # as a manifest names them
+NAMES = {"torch": TORCH, "triton": TRITON}  # values of `run.experts` that are typed
 OLDEST = (3, 6)  # version of Triton
 CAPABILITY = (8, 0)  # the lowest
 WITH_BF16 = (9, 10)  # major compute capabilities for which torch has a grouped kernel in bf16

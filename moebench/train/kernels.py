@@ -25,14 +25,20 @@ from moebench.model.experts import Experts
 from moebench.model.transformer import Attention
 from moebench.records import cannot_write
 from moebench.train.build import COMPUTE
-from moebench.train.expert_kernels import TORCH, TRITON, automatic, check_experts
+from moebench.train.expert_kernels import (
+    NAMES,
+    TORCH,
+    TRITON,
+    automatic,
+    check_experts,
+    trouble,
+)
 
 logger = logging.getLogger(__name__)
 
 FOLDER = ".kernels"  # hidden, so that it does not count as a run
 LONG_CPU = 5e14  # FLOPs of a run on a CPU that is worth a compilation, which may take minutes
 LONG_GPU = 2000  # steps of a run on a GPU that is worth one
-NAMES = {"torch": TORCH, "triton": TRITON}  # values of `run.experts` that are typed
 SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is timed
 
 
@@ -52,6 +58,11 @@ class Kernels:
     experts: str
     compile: bool
     peak_flops: float
+
+    @property
+    def fused(self) -> bool:
+        """Whether the experts are the Triton kernels."""
+        return self.experts == TRITON
 
 
 def choose(
@@ -134,6 +145,24 @@ def resumed(
     return replace(kernels, experts=experts)
 
 
+def apply_to_read(
+    manifest: dict[str, Any], config: ExperimentConfig, device: torch.device, model: nn.Module
+) -> None:
+    """Set the kernels of a model that is read and not trained, maybe on another device.
+
+    They are those of the run on a device of its kind, unless they do not work here; else those that
+    a new run would take.
+    """
+    recorded = manifest.get("kernels", {}).get("experts")
+    own = manifest.get("device") == device.type and recorded in NAMES.values()
+    precision = config.train.precision
+    experts = recorded if own else automatic(precision, device)
+    if experts == TRITON and trouble(precision, device):
+        experts = TORCH
+    attention = "sdpa" if device.type == "cuda" else "matmul"
+    apply(Kernels(attention, experts, compile=False, peak_flops=0.0), model)
+
+
 def wrapper(kernels: Kernels) -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
     """The function that compiles a forward; None if it is not compiled."""
     return torch.compile if kernels.compile else None
@@ -145,7 +174,7 @@ def apply(kernels: Kernels, model: nn.Module) -> None:
         if isinstance(module, Attention):
             module.sdpa = kernels.attention == "sdpa"
         if isinstance(module, Experts):
-            module.fused = kernels.experts == TRITON
+            module.fused = kernels.fused
 
 
 def _wants_compile(config: ExperimentConfig, vocab_size: int, device: torch.device) -> bool:

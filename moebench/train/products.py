@@ -65,8 +65,15 @@ def shapes_of(model: MoETransformer, sequences: int, length: int) -> Shapes:
     return Shapes(frozenset(matrices), frozenset(heads), model.compute, sequences, length)
 
 
-def shape_dependent(shapes: Shapes, device: torch.device | str = "cpu") -> list[str]:
-    """The KINDS of products whose bits depend on the shape of the product, by trial."""
+def shape_dependent(
+    shapes: Shapes, device: torch.device | str = "cpu", *, fused: bool = False
+) -> list[str]:
+    """The KINDS of products whose bits depend on the shape of the product, by trial.
+
+    Args:
+        fused: whether the experts are the Triton kernels, whose bits do not: a row of a result
+            depends on its own inputs alone, and an expert's gradient on its own rows.
+    """
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -80,6 +87,8 @@ def shape_dependent(shapes: Shapes, device: torch.device | str = "cpu") -> list[
         inputs = shape[1]
         weights = normal(2, *shape, dtype=dtype)
         rows = normal(2, shapes.sequences * shapes.length, inputs, dtype=dtype)
+        if expert and fused:
+            continue
         if not _same_rows(product, rows[0], weights[0, :1] if expert else weights[0]):
             dependent.add(kind)
         if not _same_stacked(product, rows, weights):
