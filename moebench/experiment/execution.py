@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import torch
 
 from moebench.config.schema import ExperimentConfig, RunConfig
+from moebench.device import BF16, unusable
 from moebench.errors import ConfigError
 from moebench.machine import usable_cores
 from moebench.records import Record
@@ -47,6 +48,23 @@ def device_kind(wanted: RunConfig) -> str:
             "about it, and run.device=cpu does without"
         )
     return "cuda" if available and wanted.device != "cpu" else "cpu"
+
+
+def check_device(config: ExperimentConfig, device: torch.device) -> None:
+    """Raise ConfigError for a GPU that is taken, full, or too old for the precision of the run."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.mem_get_info(device)  # the first call that needs the GPU itself
+        found = torch.cuda.get_device_capability(device)
+    except RuntimeError as error:
+        raise unusable(str(config.run.device), error) from None
+    if config.train.precision == "bf16" and found < BF16:
+        name, (major, minor) = torch.cuda.get_device_name(device), found
+        raise ConfigError(
+            f"train.precision=bf16: {name} has compute capability {major}.{minor}, and bf16 takes "
+            f"{'.'.join(map(str, BF16))}; use train.precision=fp32, or run.device=cpu"
+        )
 
 
 def prepare_device(execution: RunConfig, device: torch.device) -> None:

@@ -84,15 +84,20 @@ def describe(
 
 
 def shape_dependent_products(
-    treatment: Treatment, corpus: Corpus, device: torch.device
+    treatment: Treatment, corpus: Corpus, device: torch.device, *, fused: bool
 ) -> list[str] | None:
-    """Kinds of the run's products whose bits depend on their shape; None if they do not work."""
+    """Kinds of the run's products whose bits depend on their shape; None if they do not work.
+
+    Args:
+        fused: whether the experts are the Triton kernels.
+    """
     with torch.device("meta"):
         model = blank_model(treatment, corpus.vocab_size, len(corpus.domains))
     config = treatment.config
     sequences = config.run.device_bsz or config.global_bsz
     try:
-        return _known(shapes_of(model, sequences, routed_len(config)), str(device))
+        shapes = shapes_of(model, sequences, routed_len(config))
+        return _known(shapes, str(device), fused=fused)
     except (ConfigError, RuntimeError):
         return None  # training fails likewise, and says why
 

@@ -13,7 +13,7 @@ from moebench.config.cost import training_flops
 from moebench.config.treatment import Treatment, moe_layers
 from moebench.data.corpus import Corpus
 from moebench.errors import LockedError, MoebenchError, RecordError, Stopped
-from moebench.experiment.execution import prepare_device, resolved
+from moebench.experiment.execution import check_device, prepare_device, resolved
 from moebench.experiment.provenance import continued, describe, shape_dependent_products
 from moebench.experiment.resumption import continued_from
 from moebench.experiment.summary import routing_change, seal
@@ -87,6 +87,7 @@ class Session:
         self.config = replace(self.config, run=execution)
         self.treatment = replace(self.treatment, config=self.config)
         device = self.ranks.device(str(execution.device))
+        check_device(self.config, device)
         prepare_device(execution, device)
         seconds = self.record.status().get("seconds", 0.0) if resumed else 0.0
         self.start = time.monotonic() - seconds
@@ -126,7 +127,9 @@ class Session:
                 config, corpus.vocab_size, runs_dir, device, self.ranks.size
             )
         manifest["kernels"] = asdict(kernels)
-        manifest["shape_dependent"] = shape_dependent_products(self.treatment, corpus, device)
+        manifest["shape_dependent"] = shape_dependent_products(
+            self.treatment, corpus, device, fused=kernels.fused
+        )
         if not resumed:
             record.begin(to_yaml(config), manifest)
         self.state = state = make_state(
@@ -154,10 +157,13 @@ class Session:
         self.event = run.begin() if run.state.step == 0 else None
         while True:
             event = self.event
-            if event is not None and (event.pending is None or self._saves_at(event.step)):
+            if event is not None and (
+                event.pending is None or self._saves_at(event.step) or self.signals
+            ):
                 event.wait()
                 with run.clock.paused():
-                    self._record(event, run, view)
+                    self._record(event, view)
+                    self._keep(event, run)
                 self.event = None
             if run.done:
                 return
@@ -165,11 +171,11 @@ class Session:
             outcome = yield GradientRequest(run, step, wrap)
             if self.event is not None:  # the GPU computes this step while the last is recorded
                 self.event.wait()
-                self._record(self.event, run, view)
+                self._record(self.event, view)
             self.event = run.finish(step, outcome)
 
-    def _record(self, event: Event, run: TrainingRun, view: View) -> None:
-        """Record a step, save a checkpoint if one is due, and stop on a signal."""
+    def _record(self, event: Event, view: View) -> None:
+        """Record a step. The weights may be those of the next one already."""
         check_held(self.record)
         if event.row is not None:
             row = self._append(event)
@@ -182,15 +188,18 @@ class Session:
             append(self.record.path, part, index.cpu().numpy(), experts=experts, entries=entries)
         if self.on_event is not None:
             self.on_event(event)
+        if time.monotonic() - self.last_status > status_every(self._seconds(), self.stacked):
+            self.last_status = time.monotonic()
+            self._set_status("running")
+
+    def _keep(self, event: Event, run: TrainingRun) -> None:
+        """Save a checkpoint if one is due after a recorded step, and stop on a signal."""
         # read once: a signal may arrive at any moment
         stopping = self.ranks.broadcast(self.signals[0] if self.signals else None)
         if event.step and (self._saves_at(event.step) or stopping):
             run.finite.check()
             kept = self.record.path / CHECKPOINTS
             save_checkpoint(kept, run.state, protection_of(self.record))
-        if time.monotonic() - self.last_status > status_every(self._seconds(), self.stacked):
-            self.last_status = time.monotonic()
-            self._set_status("running")
         if stopping and event.step < self.config.train.steps:
             raise Stopped(self.record.path, event.step, stopping)
 
