@@ -27,6 +27,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util import tensor_util
 
 from moebench.catalogue import find, random_values
+from moebench.config.identity import scope_of
 from moebench.disk import publish
 from moebench.records import Record
 from moebench.tensorboard.layout import FINAL_TAG, final_metrics, hparams_row, layout
@@ -151,9 +152,13 @@ class View:
             for key in final_metrics()
             if is_finite(summary.get(key))
         ]
-        arm = {"arm": self._arm, **self._science}
-        hparams = hparams_row(text(self.record.name), arm, self._start)
+        hparams = hparams_row(text(self.record.name), self._keys(), self._start)
         self._write(max(self._last_step, 0), [*final, hparams])
+
+    def _keys(self) -> dict[str, Any]:
+        """The keys that define the run, with its scope as a user types it."""
+        named = {"scope": scope_of(self._science)} if "scope" in self._science else {}
+        return {"arm": self._arm, **self._science, **named}
 
     def _write(self, step: int, values: Sequence[Summary.Value]) -> None:
         event = Event(wall_time=self._last_time, step=step, summary=Summary(value=values))

@@ -22,6 +22,7 @@ from moebench.tensorboard.text import is_finite, text
 
 DOMAINS = "And in each domain?"  # the last heading, with a chart per domain
 FINAL_TAG = "Final/{}"
+HASH = r"\b([0-9a-f]{8})[0-9a-f]{24,}\b"  # whose first digits tell data apart
 
 
 def final_metrics() -> list[str]:
@@ -92,7 +93,8 @@ def hparams_row(name: str, science: Mapping[str, Any], start: float) -> Summary.
 
 
 def _plain(value: object) -> bool | float | str:
-    """A value that HParams takes: numbers and texts as they are, anything else as typed YAML."""
+    """A value that HParams takes: numbers and texts, anything else as typed YAML; hashes cut."""
     if isinstance(value, bool | int | float) and is_finite(value):
         return value
-    return text(value if isinstance(value, str) else json.dumps(value).replace('"', ""))
+    words = value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return re.sub(HASH, r"\1", text(words))

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -33,8 +34,15 @@ def test_runs_are_served_until_a_signal(call: Call, number: signal.Signals) -> N
     try:
         printed = json.loads("".join(process.stdout.readline() for _ in range(4)))
         assert printed["schema_version"] == 1
-        page, _, fragment = printed["url"].partition("#")
-        assert fragment == "custom_scalars"
+        address, _, fragment = printed["url"].partition("#")
+        page, _, query = address.partition("?")
+        assert fragment == "custom_scalars&_smoothingWeight=0"
+        look = urllib.parse.parse_qs(query)
+        assert look["smoothing"] == ["0"]
+        pattern = look["runColorGroup"][0].removeprefix("regex:")
+        name = re.match(pattern, "micro-homogeneity-0-s12-0a1b2c3d4e/tensorboard")
+        assert name is not None
+        assert name[1] == "micro-homogeneity-0"
         assert page.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(f"{page}data/logdir") as answer:
             assert json.load(answer)["logdir"] == "runs"

@@ -38,6 +38,7 @@ def begin(path: Path, **manifest: Any) -> Record:
     record = Record(path)
     start = "2025-11-22T10:00:00+00:00"
     science = {"seed": 0, "scope": "group", "loss.balance": 0.1, "a": None, "b": [1, "x"]}
+    science |= {"balance_bsz": 4, "micro_bsz": 4, "global_bsz": 32, "data": "0123abcd" * 8}
     record.begin(
         f"train:\n  steps: {STEPS}\n",
         {"arm": "micro", "seed": 0, "domains": DOMAINS, "start": start, "science": science}
@@ -217,7 +218,8 @@ def hparams(record: Record) -> dict[str, Any]:
 
 
 def test_hparams_are_scalars_and_words_once_the_run_is_done(tmp_path: Path, done: Record) -> None:
-    wanted = {"arm": "micro", "seed": 0, "scope": "group", "loss.balance": 0.1}
+    wanted = {"arm": "micro", "seed": 0, "scope": "micro", "loss.balance": 0.1, "data": "0123abcd"}
+    wanted |= {"balance_bsz": 4, "micro_bsz": 4, "global_bsz": 32}
     assert hparams(done) == wanted | {"a": "null", "b": "[1, x]"}
     running = begin(tmp_path / "running")
     write(running)
