@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def complete_replay(config: ExperimentConfig) -> ExperimentConfig:
         return replace(config, router=replace(router, recording={}))
     path = os.path.abspath(expanded(router.replay))
     if router.recording.get("run") != path:
-        path = str(_found(path, config.seed))
+        path = str(_found(path, config))
         router = replace(router, recording=recording_of(config, path))
     return replace(config, router=replace(router, replay=path))
 
@@ -62,13 +63,11 @@ def recording_of(config: ExperimentConfig, path: str) -> dict[str, str]:
     """
     subject = f"router.replay={path}"
     recorded = _config_of(Path(path))
-    for key in EQUAL:
-        wanted = lookup(config, key)
-        if recorded.get(key, wanted) != wanted:
-            raise ConfigError(
-                f"{key}={_word(wanted)}: {subject} has selections for {key}="
-                f"{_word(recorded[key])}; use that, or replay another run"
-            )
+    for key in _differing(config, recorded):
+        raise ConfigError(
+            f"{key}={_word(lookup(config, key))}: {subject} has selections for {key}="
+            f"{_word(recorded[key])}; use that, or replay another run"
+        )
     about = _about(Path(path), subject)
     if int(about["slots"]) != config.model.top_k and map_layers(config) < moe_layers(config):
         raise ConfigError(
@@ -104,22 +103,37 @@ def _about(path: Path, subject: str) -> dict[str, str]:
     return {"run": str(path), **about, "selections": digest, "slots": str(slots)}
 
 
-def _found(given: str, seed: int) -> Path:
-    """The run at a path; of several that a pattern names, that of the seed."""
+def _differing(config: ExperimentConfig, recorded: Mapping[str, Any]) -> list[str]:
+    """The keys of EQUAL in which a config is not as recorded."""
+    wanted = {key: lookup(config, key) for key in EQUAL}
+    return [key for key, value in wanted.items() if recorded.get(key, value) != value]
+
+
+def _found(given: str, config: ExperimentConfig) -> Path:
+    """The run at a path; of several that a pattern names, the one that fits the config."""
     if _is_run(given):
         return Path(given)
-    runs = [path for path in sorted(glob.glob(given)) if _is_run(path)]
-    of_seed = [path for path in runs if _config_of(Path(path)).get("seed") == seed]
-    if len(of_seed) == 1:
-        return Path(of_seed[0])
+    runs = {
+        Path(path): _config_of(Path(path)) for path in sorted(glob.glob(given)) if _is_run(path)
+    }
+    seed = config.seed
+    of_seed = {path: found for path, found in runs.items() if found.get("seed") == seed}
+    fitting = [
+        path
+        for path, found in of_seed.items()
+        if (path / selections.FOLDER).is_dir() and not _differing(config, found)
+    ]
+    for candidates in (fitting, [*of_seed]):
+        if len(candidates) == 1:
+            return candidates[0]
     if not runs:
         raise ConfigError(
             f"router.replay={given}: is not a run; name a run with recorded selections, or a "
             "pattern such as 'runs/global-s*', of which each seed takes its own"
         )
-    what = f"{len(of_seed)} runs" if of_seed else "no run"
+    what = f"{len(fitting) or 'no'} run{'s' * (len(fitting) != 1)} of seed={seed}"
     raise ConfigError(
-        f"router.replay={given}: names {what} of seed={seed}; name one, or train it with "
+        f"router.replay={given}: names {what} with selections that fit; name one, or train it with "
         "run.record_selections=true"
     )
 

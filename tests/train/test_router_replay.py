@@ -324,8 +324,15 @@ def test_sources_that_cannot_be_replayed_are_refused(
     (record.path / "summary.json").unlink()
     with pytest.raises(ConfigError, match="is not finished; finish it with moebench train"):
         made(text_folder, *replay(record))
-    with pytest.raises(ConfigError, match=r"micro-s\*: names no run of seed=7"):
+    with pytest.raises(ConfigError, match=r"micro-s\*: names no runs of seed=7 with sel"):
         made(text_folder, "router=replay", f"router.replay={room}/micro-s*", "seed=7")
+    for name in ("a", "b"):
+        shutil.copytree(source.path, tmp_path / "two" / f"micro-{name}")
+    pattern = ("router=replay", f"router.replay={tmp_path}/two/micro-*")
+    with pytest.raises(ConfigError, match="names 2 runs of seed=0 with selections that fit"):
+        made(text_folder, *pattern)
+    shutil.rmtree(tmp_path / "two" / "micro-b" / "selections")
+    assert str(made(text_folder, *pattern)[0].router.replay).endswith("micro-a")
     other, _ = made(text_folder, *replay(source, "data.domains=[digits,letters]"))
     with pytest.raises(ConfigError, match="has selections for other text"):
         check_map(other, prepare(other.data))
