@@ -28,6 +28,10 @@ from moebench.study.engines.local import Local
 from moebench.study.launcher import Launcher
 from moebench.study.status import in_sweep
 
+# The exit code, and by the id of each job that failed the reason, which is also in its record,
+# unless it has none.
+Outcome = tuple[int, dict[int, str]]
+
 LATE = 15.0  # seconds in which a file that another machine wrote must be there
 
 
@@ -55,8 +59,8 @@ class Attendant:
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.plan, self.numbers, self.timeout, self.plugins)
 
-    def __call__(self) -> int:
-        """Train the batch; returns the exit code.
+    def __call__(self) -> Outcome:
+        """Train the batch.
 
         Raises:
             RecordError: if this machine does not see the plan.
@@ -74,11 +78,12 @@ class Attendant:
             for _ in polls:
                 if signals:
                     break
-        for job, reason in launcher.failed:
-            print(f"error: {job.run}: {in_sweep(job.run, reason)}", file=sys.stderr, flush=True)
+        reasons = {job.id: in_sweep(job.run, reason) for job, reason in launcher.failed}
+        for number, reason in reasons.items():
+            print(f"error: {plan.job(number).run}: {reason}", file=sys.stderr, flush=True)
         if signals:
-            return 130 if signals[0] == signal.SIGINT else 75
-        return 1 if launcher.failed else 0
+            return 130 if signals[0] == signal.SIGINT else 75, reasons
+        return 1 if reasons else 0, reasons
 
     def stop(self) -> None:
         """Let the child process save a checkpoint and end."""
@@ -86,7 +91,9 @@ class Attendant:
             self._launcher.end()
 
 
-def attend(plan: str, numbers: Sequence[int], timeout: float | None, plugins: Sequence[str]) -> int:
+def attend(
+    plan: str, numbers: Sequence[int], timeout: float | None, plugins: Sequence[str]
+) -> Outcome:
     """Train a batch; see `Attendant`."""
     return Attendant(plan, numbers, timeout, plugins)()
 
@@ -120,7 +127,7 @@ def main() -> int:
     parser.add_argument("--plugin", action="append", default=[])
     words = parser.parse_args()
     try:
-        return attend(words.plan, words.ids, words.timeout, words.plugin)
+        return attend(words.plan, words.ids, words.timeout, words.plugin)[0]
     except MoebenchError as error:
         print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
         return error.exit_code

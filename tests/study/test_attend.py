@@ -23,7 +23,7 @@ from tests.study.conftest import DONE, Script, a_plan
 def test_a_batch_is_trained_as_often_as_one_likes(script: Script, tmp_path: Path) -> None:
     script.write(DONE + "open(plan.parents[3] / 'order', 'a').write(sys.argv[2] + ' ')")
     path = str(a_plan(4).write(tmp_path / "runs"))
-    assert [attend(path, [number], None, ()) for number in (2, 0, 2)] == [0, 0, 0]
+    assert [attend(path, [number], None, ()) for number in (2, 0, 2)] == [(0, {})] * 3
     assert (tmp_path / "order").read_text() == "2 0 ", "what is done is left alone"
 
 
@@ -32,8 +32,8 @@ def test_a_job_that_fails_says_why(
 ) -> None:
     script.write("say('running'); os.kill(os.getpid(), 9)")
     plan = a_plan(1)
-    assert attend(str(plan.write(tmp_path / "runs")), [0], None, ()) == 1
     reason = "killed by signal 9 (Killed)"
+    assert attend(str(plan.write(tmp_path / "runs")), [0], None, ()) == (1, {0: reason})
     assert capsys.readouterr().err == f"error: {plan.jobs[0].run}: {reason}\n"
     assert last_status(Record(tmp_path / "runs" / plan.jobs[0].run))["reason"] == reason
 
@@ -57,7 +57,7 @@ def test_a_run_that_another_machine_trains_is_awaited(
     monkeypatch.setattr("moebench.study.launcher.time", SimpleNamespace(sleep=sleep, time=time))
     lease = tmp_path / "runs" / ".locks" / f"{record.name}.lock"
     with elsewhere(lease):
-        assert attend(str(path), [0], None, ()) == 0
+        assert attend(str(path), [0], None, ()) == (0, {})
     assert len(slept) in (3, 4)
 
 

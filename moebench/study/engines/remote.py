@@ -31,6 +31,7 @@ class Remote:
         self._runs_dir = runs_dir
         self.before = before or {job.id: last_status(self._record(job)) for job in jobs}
         self._word: str | None = None
+        self.reasons: dict[int, str] = {}  # by id, of the jobs of a process that ended in order
         self._ended_at: float | None = None  # when it was asked to end
 
     def word(self) -> str | None:
@@ -79,7 +80,7 @@ class Remote:
             return f"{status.get('reason')}{word and f' ({word})'}"
         if self._ended_at is not None:
             return leave_unfinished(record, job, "stopped", STOPPED)
-        reason = word or "its process ended without a message"
+        reason = self.reasons.get(job.id) or word or "its process ended without a message"
         return leave_unfinished(record, job, "failed", reason)
 
     def moved(self, job: Job) -> bool:

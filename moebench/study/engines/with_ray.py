@@ -135,7 +135,7 @@ class Task(Remote):
         if not ready:
             return None
         try:
-            self._ray.get(self._reference)
+            _, self.reasons = self._ray.get(self._reference)
         except self._ray.exceptions.RayTaskError as error:
             return reason(error.cause)
         except self._ray.exceptions.RayError as error:

@@ -16,7 +16,7 @@ from moebench.machine import usable_cores
 from moebench.plans import Job, Plan
 from moebench.records import cannot_write
 from moebench.registry import plugins
-from moebench.study.attend import Attendant, describe_worker
+from moebench.study.attend import Attendant, Outcome, describe_worker
 from moebench.study.engines import Batch, Placed, Worker, missing_extra
 from moebench.study.engines.remote import Remote
 from moebench.study.engines.slurm import CANCELLED, LOST, Queue
@@ -202,11 +202,11 @@ class Submitit:
 class Requeued(Attendant):
     """A batch that submitit hands in again when SLURM preempts it or its time is over."""
 
-    def __call__(self) -> int:
-        code = super().__call__()
-        if code in (75, 130):  # by a signal: SLURM knows whether the job comes back
-            raise SystemExit(code)
-        return code
+    def __call__(self) -> Outcome:
+        outcome = super().__call__()
+        if outcome[0] in (75, 130):  # by a signal: SLURM knows whether the job comes back
+            raise SystemExit(outcome[0])
+        return outcome
 
     def checkpoint(self) -> Any:
         """What submitit calls on its signal, before it hands in the result again."""
@@ -251,6 +251,7 @@ class Submitted(Remote):
         """ "" for a job that returned, or the last line of its error."""
         error = self.job.exception()
         if error is None:
+            _, self.reasons = self.job.result()
             return ""
         lines = [line for line in str(error).splitlines() if line.strip(" -")]
         errors = [line for line in lines if "Error" in line.partition(":")[0]]

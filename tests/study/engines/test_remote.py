@@ -73,6 +73,13 @@ def test_a_job_that_cannot_say_why_has_the_word_of_its_engine(batch: Far) -> Non
     assert batch.moved(job)
 
 
+def test_a_job_without_a_record_has_the_reason_that_its_worker_gave(batch: Far) -> None:
+    [job] = batch.jobs
+    batch.said, batch.reasons = "", {job.id: "ImportError: no torch"}
+    assert batch.has_ended()
+    assert batch.reason_unfinished(job) == "ImportError: no torch"
+
+
 def test_an_older_failure_is_not_quoted(plan: Plan, tmp_path: Path) -> None:
     [job] = plan.jobs[:1]
     record = Record(tmp_path / job.run)
