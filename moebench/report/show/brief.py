@@ -1,6 +1,6 @@
 """The report in one screen: the answers, one line an arm, and what else there is to read."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 from rich.cells import cell_len
@@ -132,10 +132,10 @@ def _difference(arm: Arm, table: Table) -> Cell:
     """To the control, ± half of the interval of the paired t."""
     if arm.name not in table.comparisons.arms:
         return Cell("")
-    alone = _alone(arm, table)
-    if alone.low is None or alone.high is None:
-        return Cell(four_decimals(alone.value))
-    return Cell(f"{four_decimals(alone.value)} ±{(alone.high - alone.low) / 2:.4f}")
+    alone, half = _alone(arm, table), ""
+    if alone.low is not None and alone.high is not None:
+        half = f" ±{(alone.high - alone.low) / 2:.4f}"
+    return _with_mark(four_decimals(alone.value) + half, arm, table.primary, table.decisions)
 
 
 def _alone(arm: Arm, table: Table) -> Estimate:
@@ -144,14 +144,20 @@ def _alone(arm: Arm, table: Table) -> Estimate:
     return comparison.paired or comparison.adjusted
 
 
-def _verdict(arm: Arm, table: Table) -> Cell:
+def _p(arm: Arm, table: Table) -> Cell:
     decision = table.decisions.get(arm.name)
+    return Cell("" if decision is None else p_value(decision.p).removeprefix("p "))
+
+
+def _with_mark(text: str, arm: Arm, name: str, decisions: Mapping[str, Decision]) -> Cell:
+    """A number with the mark of its verdict, in a column where any number may have one."""
+    if all(decision.p is None for decision in decisions.values()):
+        return Cell(text)
+    decision = decisions.get(arm.name)
     if decision is None or decision.p is None:
-        return Cell("")
-    style, p = _style(decision, table.primary), p_value(decision.p)
-    if not decision.decided:
-        return Cell(f"cannot tell, {p}", style)
-    return Cell(f"{'lower' if decision.estimate.value < 0 else 'higher'}, {p}", style)
+        return Cell(f"{text}  ")
+    mark = ("↓" if decision.estimate.value < 0 else "↑") if decision.decided else "?"
+    return Cell(f"{text} {mark}", _style(decision, name))
 
 
 def _style(decision: Decision, name: str) -> str:
@@ -166,12 +172,9 @@ def _style(decision: Decision, name: str) -> str:
 
 
 def _marked(table: Table) -> bool:
-    """Whether a secondary endpoint has a verdict, which its cells show by a mark."""
-    return any(
-        decision.p is not None
-        for of_arms in table.secondary_decisions.values()
-        for decision in of_arms.values()
-    )
+    """Whether anything has a verdict, which a mark shows."""
+    of_metrics = [table.decisions, *table.secondary_decisions.values()]
+    return any(each.p is not None for of_arms in of_metrics for each in of_arms.values())
 
 
 def _mean(name: str, form: str) -> Callable[[Arm, Table], Cell]:
@@ -181,14 +184,8 @@ def _mean(name: str, form: str) -> Callable[[Arm, Table], Cell]:
         metric = arm.metrics.get(name)
         if metric is None or metric.mean is None:
             return Cell("")
-        text, decided = format(metric.mean, form), table.secondary_decisions.get(name, {})
-        if all(decision.p is None for decision in decided.values()):
-            return Cell(text)
-        decision = decided.get(arm.name)
-        if decision is None or decision.p is None:
-            return Cell(f"{text}  ")
-        mark = ("↓" if decision.estimate.value < 0 else "↑") if decision.decided else "?"
-        return Cell(f"{text} {mark}", _style(decision, name))
+        decisions = table.secondary_decisions.get(name, {})
+        return _with_mark(format(metric.mean, form), arm, name, decisions)
 
     return cell
 
@@ -201,10 +198,10 @@ COLUMNS = (
     Column("seeds", 7, lambda arm, table: Cell(str(len(arm.seeds)))),
     Column("", 0, _primary),
     Column("difference", 1, _difference),
-    Column("verdict", 2, _verdict),
-    Column("MaxVio", 3, _mean(LOAD, ".2f")),
-    Column("replay cost", 4, _mean(REPLAY, ".4f")),
-    Column("domain bits", 5, _mean(DOMAIN, ".3f")),
+    Column("p", 5, _p),
+    Column("MaxVio", 2, _mean(LOAD, ".2f")),
+    Column("replay", 3, _mean(REPLAY, ".4f")),
+    Column("domain", 4, _mean(DOMAIN, ".3f")),
     Column("dead", 8, _mean("load/dead_experts", ".3f")),
     Column("MaxVio global", 6, _mean("load/max_vio_global", ".2f")),
     Column("bits a byte", 9, _mean("valid/bits_per_byte", ".4f")),
@@ -219,12 +216,10 @@ def _foot(missing: Sequence[str], width: int, marked: bool) -> list[str]:
             f"and {more} more that {'is' if more == 1 else 'are'} not finished or left out"
         )
     lines += wrapped(
-        "Means over seeds; MaxVio: of micro-batches. Differences: paired by seed, ± half of a "
-        "95 % interval."
-        + " ↑ ↓: higher or lower than the baseline, decided at 5 %; ?: cannot tell."
-        * marked
-        + " All tables, findings, limits and cautions: --full, or --html FILE for a "
-        "page.",
+        "Means over seeds. MaxVio: of micro-batches; replay: replay cost; domain: domain bits. "
+        "Differences: paired by seed, ± half of a 95 % interval."
+        + " ↑ ↓ higher or lower than the baseline, decided at 5 %; ? cannot tell." * marked
+        + " All tables, findings, limits and cautions: --full, or --html FILE for a page.",
         width,
     )
     return lines

@@ -24,10 +24,9 @@ def _on_routing(verdicts: Sequence[Verdict]) -> list[Grid]:
         return []
     rows = [
         [
-            (verdict.claim, f"{_compared(verdict)}; {verdict.source.partition(', ')[2]}"),
+            (verdict.claim, _about(verdict)),
             (verdict.verdict, p_value(verdict.p)),
             estimate_cell(verdict.here),
-            (verdict.metric, verdict.unit),
         ]
         for verdict in verdicts
     ]
@@ -37,10 +36,16 @@ def _on_routing(verdicts: Sequence[Verdict]) -> list[Grid]:
             caption="Here: a difference of the metric, with its own 95 % interval (paired t); of a "
             "ranking, its weakest step. p: adjusted, as that of the secondary endpoints. The paper "
             "gives no figures.",
-            headers=["finding", "verdict", "here", "metric"],
+            headers=["finding", "verdict", "here"],
             rows=rows,
         )
     ]
+
+
+def _about(verdict: Verdict) -> str:
+    unit = f" ({verdict.unit})" * bool(verdict.unit)
+    source = verdict.source.partition(", ")[2]
+    return f"{verdict.metric}{unit}, {_compared(verdict)}; {source}"
 
 
 def _in_nats(verdicts: Sequence[Verdict]) -> list[Grid]:
@@ -83,7 +88,7 @@ def _described(overlaps: Sequence[Overlap]) -> list[Block]:
     text.append(
         "1: two domains use every expert alike; 0: they have none in common. Sums over experts of "
         "the smaller of two domains' shares, means over layers and seeds; nothing here is tested. "
-        f"The paper ({finding['source']}): {finding['claim'][0].lower()}{finding['claim'][1:]}"
+        f"The paper ({finding['source']}): {finding['claim']}"
     )
     return [Sentences("Which domains share experts", text)]
 

@@ -154,7 +154,7 @@ def test_a_plan_keeps_the_endpoints_that_a_study_declares(tmp_path: Path) -> Non
 
 def test_a_report_marks_and_tells_secondary_verdicts(runs: Path, run: Make) -> None:
     rng = np.random.default_rng(0)
-    counts = np.zeros((2, 3, 16))
+    counts = np.zeros((2, 3, 16), int)
     counts[:, 0, :8] = counts[:, 1, :8] = counts[:, 2, 6:14] = 5
     names = ["zh_law", "zh_verse", "code"]
     for seed in range(SEEDS):
@@ -175,6 +175,7 @@ def test_a_report_marks_and_tells_secondary_verdicts(runs: Path, run: Make) -> N
     assert "Check of the treatment: domain bits" in words
     (row,) = (line for line in lines if line.plain.startswith("global"))
     assert row.plain.count("↑") == 2
+    assert " ? " in row.plain  # of the nats
     marked = [span.style for span in row.spans if row.plain[: span.end].endswith("↑")]
     assert marked == ["red", "bold"]  # MaxVio is less even; a replay cost is no better or worse
     text = " ".join(report.render().split())
