@@ -236,11 +236,11 @@ def _own(config: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """A nested config, from what it shares and what it does not."""
-    merged = dict(shared)
-    for key, value in [*shared.items(), *own.items()]:
-        if isinstance(value, dict):  # a copy, whether or not the other has it too
-            before = merged.get(key)
-            value = _merged(before if isinstance(before, dict) else {}, value)
+    merged = dict(shared)  # its tables are shared by all jobs, which change none
+    for key, value in own.items():
+        before = shared.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            value = _merged(before, value)
         merged[key] = value
     return merged
 
