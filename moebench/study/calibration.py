@@ -5,7 +5,7 @@ nothing else of a sweep runs meanwhile, so several processes at a time are slowe
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,7 +32,12 @@ class Calibration(NamedTuple):
     steps: tuple[float, ...]
 
 
-def calibrate(configs: Sequence[ExperimentConfig], corpus: Corpus, seconds: float) -> Calibration:
+def calibrate(
+    configs: Sequence[ExperimentConfig],
+    corpus: Corpus,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Calibration:
     """Time a run, or a stack of runs, for about so many seconds, and at least two steps.
 
     Runs are timed without compilation.
@@ -40,6 +45,7 @@ def calibrate(configs: Sequence[ExperimentConfig], corpus: Corpus, seconds: floa
     Args:
         configs: of equal `stackable.stack_key`.
         seconds: after which no further step begins.
+        clock: `time.process_time` leaves out what other programs take, on a CPU.
     """
     import torch
 
@@ -49,7 +55,7 @@ def calibrate(configs: Sequence[ExperimentConfig], corpus: Corpus, seconds: floa
     from moebench.train.loop import TrainingRun
     from moebench.train.stack import GradientRequest, Stack
 
-    began = time.perf_counter()
+    began = clock()
     device = torch.device(device_kind(configs[0].run))
     threads = torch.get_num_threads()
     torch.set_num_threads(configs[0].run.threads or 1)
@@ -60,21 +66,21 @@ def calibrate(configs: Sequence[ExperimentConfig], corpus: Corpus, seconds: floa
             with TemporaryDirectory() as folder:
                 apply(choose(config, corpus.vocab_size, Path(folder), device), state.model)
             runs.append(TrainingRun(config, corpus, state, device))
-        evaluated = time.perf_counter()
+        evaluated = clock()
         runs[0].begin()
-        evaluation = (time.perf_counter() - evaluated) * len(runs)
+        evaluation = (clock() - evaluated) * len(runs)
         stack = Stack([run.state.model for run in runs])
         times: list[float] = []
         while len(times) <= MOST_STEPS:
-            start = time.perf_counter()
+            start = clock()
             requests = [GradientRequest(run, run.next_step()) for run in runs]
             outcomes = stack.update(requests, stack.gradients(requests))
-            for run, outcome in zip(runs, outcomes, strict=True):
-                run.finish(requests[runs.index(run)].step, outcome).wait()
+            for request, outcome in zip(requests, outcomes, strict=True):
+                request.run.finish(request.step, outcome).wait()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-            if len(times) > LEAST_STEPS and time.perf_counter() - began > seconds:
+            times.append(clock() - start)
+            if len(times) > LEAST_STEPS and clock() - began > seconds:
                 break
     finally:
         torch.set_num_threads(threads)
