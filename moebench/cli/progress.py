@@ -221,7 +221,8 @@ class SweepDisplay(Display):
         for number in list(self.tasks):
             job = self.jobs[number]
             self._update(job)
-            lines.append(f"{job.title} {self.done[number]}/{self.steps[number]}")
+            if self.done[number] or len(self.tasks) < MANY:
+                lines.append(f"{job.title} {self.done[number]}/{self.steps[number]}")
             if number not in here | elsewhere:
                 self._end(job)
         self._update_total(lines)
@@ -245,7 +246,9 @@ class SweepDisplay(Display):
         detail = describe_row(status) or "starting"
         if job.id in self.elsewhere:
             detail = f"elsewhere  {detail}"
-        self.bars.update(self.tasks[job.id], completed=step, detail=detail)
+        # of a queue of thousands only what runs
+        shown = status["state"] != "waiting" or len(self.tasks) < MANY
+        self.bars.update(self.tasks[job.id], completed=step, detail=detail, visible=shown)
 
     def _end(self, job: Job) -> None:
         """Remove the bar of a job, and print how it ended."""

@@ -114,7 +114,7 @@ class Launcher:
             for placed in ending:
                 placed.end()
             while not all(placed.has_ended() for placed in ending):
-                time.sleep(min(self.engine.poll, 0.05))
+                time.sleep(self.engine.poll / 4)
         finally:  # a second Ctrl-C kills at once
             for placed in ending:
                 placed.kill()

@@ -1,7 +1,10 @@
 """A sweep that leaves and comes back, jobs that are requeued, and clusters that are wrong."""
 
+import os
+import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +79,22 @@ def test_ctrl_c_cancels_the_jobs(tmp_path: Path, text_folder: Path, unaccounted:
     assert ended.code == 130, ended.errors
     assert "stopped by SIGTERM at step" in sweep.reasons()[CANCELLED]
     until(lambda: unaccounted.ask("squeue", "-h") == "", 60)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root hides a folder from a process")
+def test_workers_that_do_not_see_the_plan_are_found_within_a_minute(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    hidden = tmp_path / "runs"
+    hidden.mkdir()
+    hide = f'mount -t tmpfs none {shlex.quote(str(hidden))} && exec "$@"'
+    folder = Path(tempfile.mkdtemp(prefix="slurm"))
+    with Slurm(folder, accounts=False, wrap=("unshare", "-m", "sh", "-c", hide, "sh")) as cluster:
+        sweep = Sweep(tmp_path, text_folder, *WORDS, environ=cluster.environ)
+        began = time.monotonic()
+        ended = sweep.run()
+        print(ended.errors)
+    shutil.rmtree(folder)
+    assert ended.code == 3
+    assert ended.errors.count(f"it wrote nothing, so do the workers see {hidden}?") == 6
+    assert time.monotonic() - began < 120, "most of which the start of the sweep takes"
