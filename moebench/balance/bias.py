@@ -14,13 +14,13 @@ partly cancel.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moebench.balance.method import Method, Steering, bias_range
+from moebench.balance.method import Method, Steering
 from moebench.balance.routing import Routing
 
 
@@ -31,7 +31,26 @@ class BiasState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bias(Method):
+class Biased(Method):
+    """A method whose state has an `expert_bias`, by which scores are moved; it begins at 0."""
+
+    State: ClassVar[type] = BiasState
+
+    def begin(self, layers: int, experts: int, device: torch.device | None = None) -> Any:
+        zero = torch.zeros(layers, experts, device=device)
+        return self.State(*(zero for _ in self.State._fields))  # pyright: ignore
+
+    def steering(self, state: Any) -> Steering:
+        return Steering(bias=state.expert_bias)
+
+    def metrics(self, state: Any) -> dict[str, Tensor]:
+        """The largest bias less the smallest, mean over layers."""
+        bias = state.expert_bias
+        return {"bias_range": (bias.amax(-1) - bias.amin(-1)).mean()}
+
+
+@dataclass(frozen=True)
+class Bias(Biased):
     """The bias of loss-free balancing (arXiv 2408.15664), and its variants.
 
     Attributes:
@@ -51,8 +70,6 @@ class Bias(Method):
     centred: int = 0
     logits: int = 0
 
-    State: ClassVar[type] = BiasState
-
     @property
     def by_logits(self) -> bool:
         return bool(self.logits)
@@ -64,7 +81,7 @@ class Bias(Method):
     def steering(self, state: BiasState) -> Steering:
         if self.multiplicative:
             return Steering(factor=state.expert_bias)
-        return Steering(bias=state.expert_bias)
+        return super().steering(state)
 
     def update(
         self,
@@ -84,6 +101,3 @@ class Bias(Method):
         if self.centred:
             move = (move - move.sum(-1, keepdim=True) / number[:, 0]) * there[:, 0]
         return BiasState(state.expert_bias + move.float())
-
-    def metrics(self, state: BiasState) -> dict[str, Tensor]:
-        return bias_range(state.expert_bias)

@@ -20,8 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moebench.balance.bias import BiasState
-from moebench.balance.method import Method, Steering, bias_range
+from moebench.balance.bias import Biased, BiasState
 from moebench.balance.routing import Routing
 
 
@@ -33,7 +32,7 @@ class MomentumState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Smebu(Method):
+class Smebu(Biased):
     """Soft-clamped momentum expert bias updates (arXiv 2602.17004), see the module.
 
     Attributes:
@@ -47,13 +46,6 @@ class Smebu(Method):
     sharpness: float = 2.0
 
     State: ClassVar[type] = MomentumState
-
-    def begin(self, layers: int, experts: int, device: torch.device | None = None) -> MomentumState:
-        zero = torch.zeros(layers, experts, device=device)
-        return MomentumState(zero, zero)
-
-    def steering(self, state: MomentumState) -> Steering:
-        return Steering(bias=state.expert_bias)
 
     def update(
         self,
@@ -70,12 +62,9 @@ class Smebu(Method):
         momentum = self.momentum * state.momentum + (1 - self.momentum) * step
         return MomentumState(state.expert_bias + momentum, momentum)
 
-    def metrics(self, state: MomentumState) -> dict[str, Tensor]:
-        return bias_range(state.expert_bias)
-
 
 @dataclass(frozen=True)
-class Budget(Method):
+class Budget(Biased):
     """A bias that has a given share of a token's experts compute, see the module.
 
     Attributes:
@@ -87,14 +76,6 @@ class Budget(Method):
     rate: float = 0.1
     share: float = 2 / 3
     zero_experts: int = 0
-
-    State: ClassVar[type] = BiasState
-
-    def begin(self, layers: int, experts: int, device: torch.device | None = None) -> BiasState:
-        return BiasState(torch.zeros(layers, experts, device=device))
-
-    def steering(self, state: BiasState) -> Steering:
-        return Steering(bias=state.expert_bias)
 
     def update(
         self,
@@ -109,6 +90,3 @@ class Budget(Method):
         wanted = self.share / there.sum(-1, keepdim=True)
         found = counts / counts.sum(-1, keepdim=True)
         return BiasState(state.expert_bias + self.rate * (wanted - found) * there)
-
-    def metrics(self, state: BiasState) -> dict[str, Tensor]:
-        return bias_range(state.expert_bias)

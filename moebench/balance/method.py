@@ -215,8 +215,3 @@ def make_method(name: str, options: Mapping[str, float]) -> Method | None:
         return None
     whole = {key for key, option in method.options.items() if option.whole}
     return method.load()(**{k: int(v) if k in whole else v for k, v in options.items()})
-
-
-def bias_range(expert_bias: Float[Tensor, "layers experts"]) -> dict[str, Tensor]:
-    """The metric of methods with a bias: the largest less the smallest, mean over layers."""
-    return {"bias_range": (expert_bias.amax(-1) - expert_bias.amin(-1)).mean()}

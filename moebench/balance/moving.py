@@ -28,8 +28,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moebench.balance.method import Method, Steering, bias_range
-from moebench.balance.quantile import QuantileState, margins, quantile_bias
+from moebench.balance.bias import Biased, BiasState
+from moebench.balance.method import Method
+from moebench.balance.quantile import evening
 from moebench.balance.routing import Routing
 
 
@@ -70,7 +71,7 @@ def averages(
 
 
 @dataclass(frozen=True)
-class MovingQuantile(Method):
+class MovingQuantile(Biased):
     """Moving quantile balancing (kexue.fm 11760), see the module.
 
     Attributes:
@@ -83,14 +84,7 @@ class MovingQuantile(Method):
     memory: float = 0.99
     bins: int = 100
 
-    State: ClassVar[type] = QuantileState
     observes: ClassVar[frozenset[str]] = frozenset({"scores"})
-
-    def begin(self, layers: int, experts: int, device: torch.device | None = None) -> QuantileState:
-        return QuantileState(torch.zeros(layers, experts, device=device))
-
-    def steering(self, state: QuantileState) -> Steering:
-        return Steering(bias=state.expert_bias)
 
     def shift(self, scores: Float[Tensor, "*rows tokens experts"], top_k: int) -> Tensor:
         share = top_k / scores.shape[-1]
@@ -98,18 +92,14 @@ class MovingQuantile(Method):
 
     def update(
         self,
-        state: QuantileState,
+        state: BiasState,
         routing: Routing,
         mask: Bool[Tensor, "layers experts"] | None = None,
-    ) -> QuantileState:
+    ) -> BiasState:
         assert routing.scores is not None
         top_k = routing.expert_index.shape[-1]
-        shifted = (routing.scores + self.shift(routing.scores, top_k)).flatten(1, 2)
-        margin = margins(shifted, state.expert_bias[:, None], top_k)
-        return QuantileState(quantile_bias(margin, top_k).float())
-
-    def metrics(self, state: QuantileState) -> dict[str, Tensor]:
-        return bias_range(state.expert_bias)
+        shifted = routing.scores + self.shift(routing.scores, top_k)
+        return BiasState(evening(shifted, state.expert_bias, top_k, mask))
 
 
 @dataclass(frozen=True)

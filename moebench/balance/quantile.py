@@ -20,25 +20,19 @@ the quantile is of:
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moebench.balance.method import Method, Steering, bias_range
+from moebench.balance.bias import Biased, BiasState
 from moebench.balance.routing import Routing
 from moebench.errors import ConfigError
 
 
-class QuantileState(NamedTuple):
-    """Attributes: expert_bias: [layers, experts], with a mean of 0."""
-
-    expert_bias: Float[Tensor, "layers experts"]
-
-
 @dataclass(frozen=True)
-class Quantile(Method):
+class Quantile(Biased):
     """Selection by scores plus the bias that would have evened the last step.
 
     Attributes:
@@ -51,35 +45,40 @@ class Quantile(Method):
     decay: float = 0.0
     logits: int = 0
 
-    State: ClassVar[type] = QuantileState
     observes: ClassVar[frozenset[str]] = frozenset({"scores"})
 
     @property
     def by_logits(self) -> bool:
         return bool(self.logits)
 
-    def begin(self, layers: int, experts: int, device: torch.device | None = None) -> QuantileState:
-        return QuantileState(torch.zeros(layers, experts, device=device))
-
-    def steering(self, state: QuantileState) -> Steering:
-        return Steering(bias=state.expert_bias)
-
     def update(
         self,
-        state: QuantileState,
+        state: BiasState,
         routing: Routing,
         mask: Bool[Tensor, "layers experts"] | None = None,
-    ) -> QuantileState:
+    ) -> BiasState:
         assert routing.scores is not None
-        scores = routing.scores.flatten(1, 2)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None], -math.inf)
-        top_k = routing.expert_index.shape[-1]
-        new = quantile_bias(margins(scores, state.expert_bias[:, None], top_k), top_k, mask)
-        return QuantileState(self.decay * state.expert_bias + (1 - self.decay) * new.float())
+        new = evening(routing.scores, state.expert_bias, routing.expert_index.shape[-1], mask)
+        return BiasState(self.decay * state.expert_bias + (1 - self.decay) * new)
 
-    def metrics(self, state: QuantileState) -> dict[str, Tensor]:
-        return bias_range(state.expert_bias)
+
+def evening(
+    scores: Float[Tensor, "layers sequences tokens experts"],
+    bias: Float[Tensor, "layers experts"],
+    top_k: int,
+    mask: Bool[Tensor, "layers experts"] | None = None,
+) -> Float[Tensor, "layers experts"]:
+    """The bias that would have evened a step in which experts were selected with another one.
+
+    Args:
+        scores: of the step, before any bias.
+        bias: of the step.
+        mask: False for an expert that is not there.
+    """
+    scores = scores.flatten(1, 2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None], -math.inf)
+    return quantile_bias(margins(scores, bias[:, None], top_k), top_k, mask).float()
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moebench.balance import Method, Steering, join
+from moebench.balance import Method, Steering, join, observe
 from moebench.balance.moving import CausalBias, MovingQuantile, averages, moving_quantile
 from moebench.balance.quantile import margins, quantile_bias
 from moebench.model.router import Gating, Router
@@ -100,3 +100,17 @@ def test_the_bias_over_the_step_is_that_of_quantile_balancing_of_shifted_scores(
         method.update(state, join([routing], along="layers")).expert_bias[0], expected
     )
     assert routing.moved.sum() > 0
+
+
+def test_the_bias_leaves_out_experts_that_are_not_there() -> None:
+    """Of 4 of 6 experts, each gets the tokens that quantile balancing of the 4 gives it."""
+    method, scores = MovingQuantile(strength=0.0), scores_of(4, 9, 6)
+    mask = torch.tensor([[True, True, False, True, True, False]])
+    there = mask[0].nonzero()[:, 0]
+    index = scores[..., there].topk(2, -1).indices
+    routing = observe(scores, expert_index=there[index])._replace(scores=scores[None])
+    found = method.update(method.begin(1, 6), routing, mask).expert_bias[0]
+    few = scores[..., there].flatten(0, 1)
+    expected = quantile_bias(margins(few, torch.zeros(4), 2), 2)
+    assert torch.allclose(found[there], expected.float(), atol=1e-6)
+    assert (found[~mask[0]] == 0).all()

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from moebench.balance import Steering, join, observe
 from moebench.balance.assignment import top_k_mask
-from moebench.balance.quantile import Quantile, QuantileState, margins, quantile_bias
+from moebench.balance.bias import BiasState
+from moebench.balance.quantile import Quantile, margins, quantile_bias
 from moebench.errors import ConfigError
 from moebench.model.gate import Name
 from moebench.model.router import Gating, Router
@@ -146,7 +147,7 @@ def test_experts_that_are_not_there_change_nothing(logits: int, experts: int) ->
         if rows == 2:
             biases.append(torch.zeros(1, 2))
         else:
-            biases.append(method.update(QuantileState(bias), found, steering.mask).expert_bias)
+            biases.append(method.update(BiasState(bias), found, steering.mask).expert_bias)
     assert torch.allclose(biases[0][:, :experts], biases[1], atol=1e-6)
     assert not biases[0][:, experts:].any()
     assert biases[1].any() == (experts > 2)
