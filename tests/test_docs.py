@@ -64,7 +64,8 @@ def test_command_runs(command: str, workplace: Path, text_folder: Path) -> None:
         words = ["verify", *done]
     words = [word.replace("runs/RUN", done[0]).replace("runs/OTHER", done[1]) for word in words]
     if "router=replay" in words:
-        run(shrink(["train", "scope=micro", "run.record_selections=true"], text_folder), workplace)
+        for scope in ("scope=micro", "scope=global"):
+            run(shrink(["train", scope, "run.record_selections=true"], text_folder), workplace)
     if program == "torchrun":
         own = words.index("train")
         run_python([*TORCHRUN, *words[:own], *shrink(words[own:], text_folder)], workplace)
