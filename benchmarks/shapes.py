@@ -66,19 +66,21 @@ def moebench_step(
     wrap: Wrap | None = None,
     *,
     triton: bool = False,
+    capture: bool = False,
 ) -> Act:
     """A step of moebench: fp32 master weights, matrix products in `compute`.
 
     Args:
         wrap: applied to the forward, as `torch.compile` is.
         triton: whether the experts are computed by the Triton kernels.
+        capture: whether the whole step is one CUDA graph, captured once and then replayed.
     """
     model = model_of(shape, compute, device)
     for module in model.modules():
         if isinstance(module, Experts):
             module.fused = triton
     forward = forward_of(model, wrap)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=capture)
     objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
     tokens = tokens_of(shape, device)
 
@@ -87,7 +89,21 @@ def moebench_step(
         accumulate_gradients(model, objective, Step(tokens, shape.sequences), forward=forward)
         optimizer.step()
 
-    return step
+    return captured(step) if capture else step
+
+
+def captured(step: Act) -> Act:
+    """A step as one CUDA graph, after the steps that make its state and its kernels."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def tokens_of(shape: Shape, device: torch.device) -> Tensor:

@@ -92,7 +92,7 @@ def moebench(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None
 
 def moebench_on_ranks(size: int, *words: str, cwd: Path | None = None) -> list[Process]:
     """Start the command line on some ranks, as torchrun does."""
-    return [moebench(*words, env=env, cwd=cwd) for env in _environments(size)]
+    return [moebench(*words, env=env, cwd=cwd) for env in environments(size)]
 
 
 def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
@@ -106,7 +106,7 @@ def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[A
         places = [Path(folder, str(rank)) for rank in range(size)]
         ranks = [
             Process(_write_result, (place, function, written), env)
-            for place, env in zip(places, _environments(size), strict=True)
+            for place, env in zip(places, environments(size), strict=True)
         ]
         for rank in ranks:
             _, errors = rank.communicate(300)
@@ -114,7 +114,7 @@ def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[A
         return [pickle.loads(place.read_bytes()) for place in places]
 
 
-def _environments(size: int) -> list[dict[str, str]]:
+def environments(size: int) -> list[dict[str, str]]:
     """What torchrun sets for each rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

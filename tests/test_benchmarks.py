@@ -1,5 +1,6 @@
 """Every benchmark starts: it finds what it imports, and says what it does."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,27 @@ def test_a_benchmark_of_others_goes_to_its_end(name: str) -> None:
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     assert len(rows) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_a_race_captures_no_step_that_waits(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(FOLDER)
+    race, device = importlib.import_module("race"), torch.device("cuda", 0)
+    monkeypatch.setattr(race, "trouble", lambda *_: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = race.entrants(race.SMOKE, device, compiled=True)
+    graphs = [make for name, make in found.items() if "CUDA graph" in name]
+    assert len(graphs) == 2
+    for make in graphs:
+        assert (make.func is race._skip) == (capability == (8, 0))
+    if capability == (8, 0):
+        with pytest.raises(RuntimeError, match="skipped: torch has no grouped kernel on sm_80"):
+            graphs[0]()
 
 
 def test_the_page_of_benchmarks_names_all_of_them() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +23,7 @@ LIBRARY = torch.library.Library("aten", "IMPL")
 for name in ("_fused_rms_norm", "_fused_rms_norm_backward", "silu_backward"):
     LIBRARY.impl(name, lambda *_: None, "CUDA")
 real_attention, real_launch = F.scaled_dot_product_attention, fused.launch
+real_all_reduce, real_init = dist.all_reduce, dist.init_process_group
 
 
 class Factories(TorchDispatchMode):
@@ -65,6 +67,17 @@ def launch(kernel: str, programs: int, warps: int, *arguments: Any, **constants:
         assert all(isinstance(each, OnGpu) for each in tensors), "an operand is on the host"
         OnGpu.gpu.launch(kernel)
     real_launch(kernel, programs, warps, *on_host(arguments), **constants)
+
+
+def all_reduce(tensor: Tensor, *words: Any, **more: Any) -> Any:
+    """Ranks of the device talk by gloo, as those of a CPU do."""
+    if isinstance(tensor, OnGpu):
+        OnGpu.gpu.launch("all_reduce")
+    return real_all_reduce(on_host(tensor), *words, **more)
+
+
+def init_process_group(_: str, **more: Any) -> None:
+    real_init("gloo", **more)
 
 
 @contextmanager
@@ -117,6 +130,8 @@ def pretended(capability: tuple[int, int] = (9, 0), *, ties: bool = True) -> Ite
             patch.multiple(torch.cuda, **cuda),
             patch.object(F, "scaled_dot_product_attention", attention),
             patch.object(fused, "launch", launch),
+            patch.object(dist, "all_reduce", all_reduce),
+            patch.object(dist, "init_process_group", init_process_group),
             patch.object(Tensor, "pin_memory", lambda tensor, *_: gpu.pin(tensor)),
             Factories(gpu),
         ):
