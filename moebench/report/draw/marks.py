@@ -15,7 +15,7 @@ BANDED = 6  # arms, more of which hide one another's bands
 TOLD = 12  # arms whose values a reader reads at once beside the pointer
 
 
-def quantitative(field: str, title: str | None = None, **more: Any) -> Spec:
+def quantitative(field: str, title: str | Sequence[str] | None = None, **more: Any) -> Spec:
     """An encoding by a number, on an axis that need not begin at 0."""
     scale = more.pop("scale", {})
     scale = scale if scale.get("type") == "log" else {"zero": False, **scale}

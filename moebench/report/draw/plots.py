@@ -29,7 +29,7 @@ TITLES = {
     MICRO: "MaxVio of micro-batches",
     MAX_VIO: "MaxVio of the validation set",
     BITS: "domain bits",
-    SLOWDOWN: "virtual slowdown: largest rank's load over the mean (1: none)",
+    SLOWDOWN: "virtual slowdown (1: none)",
 }
 LOG: Spec = {"type": "log", "nice": False, "padding": 12}
 LOG_AXIS: Spec = {"format": "~g", "tickCount": 6, "grid": False}
@@ -47,7 +47,7 @@ def differences(table: Table, _: Frame) -> Plot | None:
     if not arms:
         return None
     gaps = paper_gaps(table.bytes_per_token) if table.baseline == "micro" else None
-    title = f"{table.primary}: difference to {table.baseline}{_better(table)}"
+    title = [f"{table.primary}, less {table.baseline}", *_better(table)]
     panel = Panel("differences", _forest(table, arms, title, gaps), "x", width=460)
     return Plot(
         "differences",
@@ -65,7 +65,9 @@ def differences(table: Table, _: Frame) -> Plot | None:
     )
 
 
-def _forest(table: Table, arms: Sequence[Arm], title: str, gaps: Sequence[float] | None) -> Spec:
+def _forest(
+    table: Table, arms: Sequence[Arm], title: Sequence[str], gaps: Sequence[float] | None
+) -> Spec:
     """Differences with their intervals, a row an arm, and the strokes of seeds."""
     data, strokes = [], []
     for arm in arms:
@@ -221,8 +223,8 @@ def cost(table: Table, _: Frame) -> Plot | None:
         "cost",
         "Quality against virtual cost",
         "The slowdown that expert layers would have if micro-batches were dispatched together "
-        "over ranks. Lower and further left is better. Bars: 95 % intervals of the means over "
-        f"seeds, where there are three.{not_drawn(table)}",
+        "over ranks: the largest rank's load over the mean. Lower and further left is better. "
+        f"Bars: 95 % intervals of the means over seeds, where there are three.{not_drawn(table)}",
         (Panel("cost", _against(table, arms, SLOWDOWN, PRIMARY), width=460),),
     )
 
@@ -363,11 +365,11 @@ def _ends(metric: ArmMetric | None, prefix: str = "") -> dict[str, Any]:
     return {**mean, low: rounded(metric.low), high: rounded(metric.high)}
 
 
-def _better(table: Table) -> str:
-    """The unit of the primary endpoint, and which values are better."""
+def _better(table: Table) -> list[str]:
+    """The unit of the primary endpoint, and which values are better: a line, or none."""
     metric = find(table.primary)
     if metric is None:
-        return ""
+        return []
     better = f"{metric.direction} is better" if metric.direction != "neither" else ""
     text = ", ".join(filter(None, (metric.unit, better)))
-    return f" ({text})" if text else ""
+    return [f"({text})"] if text else []

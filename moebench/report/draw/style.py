@@ -24,13 +24,12 @@ MOST_ARMS = 24  # of one plot over the steps or one against another metric
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 
-def theme(colours: Sequence[str], ink: str, soft: str, grid: str, even: str) -> Spec:
+def theme(colours: Sequence[str], ink: str, soft: str, grid: str) -> Spec:
     """Vega-Lite's `config`.
 
     Args:
         colours: of the arms, in order.
         ink: of titles, soft: of labels, grid: of lines behind the data.
-        even: the middle of the scale of heatmaps.
     """
     return {
         "background": None,
@@ -77,14 +76,14 @@ def theme(colours: Sequence[str], ink: str, soft: str, grid: str, even: str) -> 
         "range": {
             "category": list(colours),
             "symbol": list(SYMBOLS),
-            "diverging": ["#2166AC", "#8DBEDC", even, "#F2A65A", "#B2450A"],
+            "diverging": ["#2166AC", "#8DBEDC", "#F7F7F7", "#F2A65A", "#B2450A"],
         },
     }
 
 
 THEMES: Mapping[str, Spec] = {
-    "light": theme(COLOURS, "#1b1b1b", "#555555", "#dddddd", "#f4f4f4"),
-    "dark": theme(ON_DARK, "#eeeeee", "#b4b4b4", "#3d3f45", "#26282d"),
+    "light": theme(COLOURS, "#1b1b1b", "#555555", "#dddddd"),
+    "dark": theme(ON_DARK, "#eeeeee", "#b4b4b4", "#3d3f45"),
 }
 
 
