@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -112,7 +112,8 @@ class Submitit:
         known = read_json(path) if path.exists() else {}
         key = " ".join(f"{name}={value}" for name, value in sorted(wanted.items()))
         if key not in known:
-            job = self._executor(path.parent, "moebench-worker").submit(describe_worker)
+            executor = self._executor(path.parent, "moebench-worker")
+            [job] = self._submit(executor, [describe_worker])
             print(f"asking a worker what it has (job {job.job_id})", file=sys.stderr)
             while self._queue and not job.paths.result_pickle.exists():
                 time.sleep(self.poll)
@@ -148,15 +149,7 @@ class Submitit:
             Requeued(str(self._plan_path), [job.id for job in batch], self._timeout, plugins())
             for batch in batches
         ]
-        try:
-            with executor.batch():
-                jobs = [executor.submit(each) for each in work]
-        except OSError as error:
-            raise cannot_write(self._folder, error) from None
-        except (self._submitit.core.utils.FailedJobError, RuntimeError) as error:
-            lines = [line for line in str(error).splitlines() if "error:" in line]
-            why = lines[-1] if lines else reason(error)
-            raise ConfigError(f"--launcher submitit: {why.strip()}; {self._suspects()}") from None
+        jobs = self._submit(executor, work)
         placed = [
             Submitted(job, self._queue, self._runs_dir, batch)
             for job, batch in zip(jobs, batches, strict=True)
@@ -164,6 +157,18 @@ class Submitit:
         if self._queue:
             self._note(placed)
         return placed
+
+    def _submit(self, executor: Any, work: Sequence[Callable[[], object]]) -> list[Any]:
+        """Hand in an array. Raises ConfigError for what SLURM refuses, in SLURM's words."""
+        try:
+            with executor.batch():
+                return [executor.submit(each) for each in work]
+        except OSError as error:
+            raise cannot_write(executor.folder, error) from None
+        except (self._submitit.core.utils.FailedJobError, RuntimeError) as error:
+            lines = [line for line in str(error).splitlines() if "error:" in line]
+            why = lines[-1] if lines else reason(error)
+            raise ConfigError(f"--launcher submitit: {why.strip()}; {self._suspects()}") from None
 
     def _suspects(self) -> str:
         """The options that SLURM was given, which it may not have."""

@@ -62,6 +62,31 @@ def test_slurm_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         engine.start([plan.jobs])
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+def test_what_sbatch_refuses_is_said_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    batches: int,
+) -> None:
+    said = "sbatch: error: invalid partition specified: x"
+    for name in ("srun", "sbatch", "sacct"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    engine = submitit(tmp_path, "cluster=slurm", "slurm_partition=x")
+    plan = a_plan(batches)
+    engine.open(plan, tmp_path)
+    with pytest.raises(ConfigError) as error:
+        engine.start([(job,) for job in plan.jobs])
+    assert str(error.value).startswith(f"--launcher submitit: {said}; correct what --engine or")
+    assert str(error.value).endswith("slurm_partition=x)")
+    asking = submitit(tmp_path, "cluster=slurm", "slurm_partition=x", "gpus_per_node=1")
+    with pytest.raises(ConfigError, match=f"^--launcher submitit: {said}; correct what"):
+        asking.worker()
+    assert capfd.readouterr().out == ""
+
+
 def test_workers_without_a_gpu_are_not_asked(tmp_path: Path) -> None:
     assert submitit(tmp_path).worker() == Worker("fp32", 0)
     assert submitit(tmp_path, "gpus_per_node=0").worker() == Worker("fp32", 0)
