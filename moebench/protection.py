@@ -146,7 +146,15 @@ def unfinished_damage(record: Record) -> list[str]:
         for step in steps_kept(record.path / CHECKPOINTS)
         for line in (*record_damage(record, step), *checkpoint_damage(record, step))
     ]
-    return list(dict.fromkeys((*lines, *record.unsealed_damage())))
+    return list(dict.fromkeys((*lines, *_lost_summary(record), *record.unsealed_damage())))
+
+
+def _lost_summary(record: Record) -> list[str]:
+    """A line if the run says that it is done, which it does once its summary is written."""
+    try:
+        return ["summary.json: is missing"] if record.status()["state"] == "done" else []
+    except RecordError:
+        return []  # named by `unsealed_damage`
 
 
 def check_files(record: Record, *names: str, step: int | None = None) -> None:

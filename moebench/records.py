@@ -273,6 +273,8 @@ class Record:
             return [f"summary.json: {foreign(summary)}"]
         names = dict.fromkeys((*summary["files"], *self._sealable()))
         lines = [line for name in names if (line := changed(self.path, summary, name))]
+        if not os.path.lexists(self.path / "status.json"):
+            lines.append("status.json: is missing")
         return [*lines, *self.unsealed_damage()]
 
     def unsealed_damage(self) -> list[str]:
