@@ -32,7 +32,7 @@ MAX_YAML_BYTES = 2**16  # a record's config.yaml has a few thousand
 MAX_LINE_BYTES = 2**24  # a row of metrics has tens of thousands
 MAX_DEPTH = 16  # of nested tables and lists; a config has three
 MAX_DIGITS = 20  # of a whole number
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk without room
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk without room
 LEFTOVERS = ".*.tmp"  # files and folders that a killed process was writing aside
 
 YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is there
@@ -201,11 +201,10 @@ def _sync_folder(folder: Path) -> None:
 def why_not_written(path: Path, error: OSError) -> str:
     """Why something below a folder could not be written, with the free bytes of a full disk."""
     reason = error.strerror or str(error)
-    with suppress(OSError):
-        there = next(folder for folder in (path, *path.parents) if folder.is_dir())
-        if error.errno == errno.ENOSPC:
-            return f"{reason}: {shutil.disk_usage(there).free:,} bytes are free"
-    return reason
+    if error.errno != errno.ENOSPC:
+        return reason
+    there = next(folder for folder in (path, *path.parents) if folder.is_dir())
+    return f"{reason}: {shutil.disk_usage(there).free:,} bytes are free"
 
 
 # Reading
@@ -325,7 +324,7 @@ def parse_json(text: bytes) -> dict[str, Any]:
     other JSON, NaN and infinity, a whole number of more than MAX_DIGITS, deeper than MAX_DEPTH.
     """
     try:
-        content = json.loads(text, parse_int=_whole, parse_constant=_refused)
+        content = json.loads(text, parse_int=_whole, parse_constant=_whole)
     except _NumberError:
         raise
     except (ValueError, RecursionError):
@@ -342,13 +341,10 @@ class _NumberError(ValueError):
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise _NumberError(f"holds a number of {len(digits)} digits")
+    if len(digits) > MAX_DIGITS or digits[-1] in "Ny":  # NaN and Infinity
+        many = f"a number of {len(digits)} digits"
+        raise _NumberError(f"holds {many if len(digits) > MAX_DIGITS else digits}")
     return int(digits)
-
-
-def _refused(name: str) -> float:
-    raise _NumberError(f"holds {name}")
 
 
 def _depth(content: Any) -> int:
@@ -371,7 +367,7 @@ def read_yaml_text(path: Path) -> str:
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text") from None
     depth = 0
-    for event in yaml.parse(text, YAML):
+    for event in _events(text):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("has a YAML alias, which no config needs")
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -379,6 +375,15 @@ def read_yaml_text(path: Path) -> str:
         if depth > MAX_DEPTH:
             raise ValueError("is nested too deeply")
     return text
+
+
+def _events(text: str) -> Iterator[yaml.Event]:
+    try:
+        yield from yaml.parse(text, YAML)
+    except yaml.MarkedYAMLError as error:
+        if "nesting depth" in str(error.problem):  # the library's own bound
+            raise ValueError("is nested too deeply") from None
+        raise
 
 
 def read_yaml(path: Path) -> Any:

@@ -13,7 +13,7 @@ import yaml
 
 from moebench.config.knob import knobs
 from moebench.config.schema import ExperimentConfig, StudyConfig
-from moebench.disk import read_yaml_text
+from moebench.disk import YAML, read_yaml_text
 from moebench.errors import ConfigError
 from moebench.scopes import SCOPES
 
@@ -95,19 +95,31 @@ class Presets:
                 f"{subject}: holds no presets; put each in a folder of its group, as in "
                 f"{overlay / 'model' / 'mine.yaml'}"
             )
-        inside = overlay.resolve()
-        for path in presets:
-            try:
-                if not path.resolve().is_relative_to(inside):
-                    raise ValueError("is a link out of the folder; copy the file there")
-                for event in yaml.parse(read_yaml_text(path), yaml.SafeLoader):
-                    if isinstance(event, yaml.ScalarEvent):
-                        check_interpolations(event.value)
-            except (yaml.YAMLError, OSError, RuntimeError):
-                continue  # an error when it is chosen
-            except ValueError as error:
-                name = path.relative_to(overlay)
-                raise ConfigError(f"{subject}: {name} {error}; correct the preset") from None
+        texts = [_checked_text(path, overlay) for path in presets]
+        if any("defaults" in text for text in texts):  # which may include any file of the folder
+            for path in sorted({*overlay.rglob("*.yaml")} - {*presets}):
+                _checked_text(path, overlay)
+
+
+def _checked_text(path: Path, overlay: Path) -> str:
+    """The text of a file of an overlay; "" for one that is broken, an error when it is chosen.
+
+    Raises ConfigError for a link out of the overlay, for YAML that is unsafe to read, and for an
+    interpolation of anything but a key.
+    """
+    try:
+        if not path.resolve().is_relative_to(overlay.resolve()):
+            raise ValueError("is a link out of the folder; copy the file there")
+        text = read_yaml_text(path)
+        for event in yaml.parse(text, YAML):
+            if isinstance(event, yaml.ScalarEvent):
+                check_interpolations(event.value)
+    except (yaml.YAMLError, OSError, RuntimeError):
+        return ""
+    except ValueError as error:
+        name = path.relative_to(overlay)
+        raise ConfigError(f"--config-dir {overlay}: {name} {error}; correct the preset") from None
+    return text
 
 
 def check_interpolations(text: str) -> None:

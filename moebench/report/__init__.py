@@ -86,7 +86,11 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The object that `moebench report --json` prints."""
         return as_dict(
-            self.tables, self.verdicts, self.unfinished, self.problems, self.shown.metrics
+            self.tables,
+            self.verdicts,
+            self.unfinished,
+            (*self.problems, *self.frame.damaged),
+            self.shown.metrics,
         )
 
     def plots(self, table: Table) -> "list[Plot]":
@@ -134,12 +138,16 @@ class Report:
         if self.problems:
             reasons = [f"{run}: {reason}" for run, reason in self.problems]
             content.append(Sentences("Left out", reasons))
+        if self.frame.damaged:
+            lines = [f"{run}: {reason}" for run, reason in self.frame.damaged]
+            content.append(Sentences("Damaged", lines))
         return content
 
     def brief(self, width: int = 80) -> "list[Text]":
         """The report in at most 40 lines: the answers and one line an arm."""
         unfinished = [str(run) for run in self.unfinished]
         left_out = [f"left out: {run}: {reason}" for run, reason in self.problems]
+        left_out += [f"damaged: {run}: {reason}" for run, reason in self.frame.damaged]
         return brief(self.title, self.tables, unfinished + left_out, width)
 
     def render(self, format: str = "table", width: int = 100) -> str:

@@ -86,7 +86,7 @@ def test_an_overlay_without_presets_says_where_they_belong(tmp_path: Path) -> No
     [
         (BOMB.encode(), "has a YAML alias, which no config needs"),
         (b"[" * 5000, "is nested too deeply"),
-        (b"#" * 2**19, "is larger than 256 KiB"),
+        (b"#" * 2**19, "is larger than 64 KiB"),
         (b"\xff\xfe", "is not UTF-8 text"),
     ],
 )
@@ -95,6 +95,18 @@ def test_yaml_that_is_unsafe_to_read_is_refused_unread(
 ) -> None:
     (overlay / "model" / "it.yaml").write_bytes(content)
     assert refused(overlay) == f"model/it.yaml {error}; correct the preset"
+
+
+def test_a_file_that_a_preset_includes_is_checked_too(overlay: Path) -> None:
+    (overlay / "more").mkdir()
+    included = overlay / "more" / "it.yaml"
+    included.write_text("defaults: ['/model/${oc.env:HOME}']\n")
+    Presets(overlay)  # no preset includes anything
+    (overlay / "model" / "it.yaml").write_text("defaults: [/more/it, _self_]\n")
+    assert refused(overlay).startswith("more/it.yaml has an interpolation of something else")
+    included.unlink()
+    included.symlink_to("/etc/hostname")
+    assert refused(overlay).startswith("more/it.yaml is a link out of the folder")
 
 
 def test_yaml_that_is_merely_broken_hinders_no_other_preset(overlay: Path) -> None:

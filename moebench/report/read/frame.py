@@ -11,7 +11,7 @@ import pandas as pd
 from moebench.catalogue import SETTLED, taken
 from moebench.errors import ConfigError, RecordError
 from moebench.plans import PRIMARY
-from moebench.records import Record, find_records, printable
+from moebench.records import SEE, Record, find_records, printable
 from moebench.report.read.conditions import check_key, condition
 from moebench.report.read.grouping import make_labels_unique, number_tables
 from moebench.report.read.row_cache import read_curves, read_rows
@@ -45,6 +45,8 @@ class Frame:
             `metric`, `value`.
         tables: of each table, the keys in which its runs are equal, with their values.
         problems: what was left out.
+        damaged: files of finished runs that are not read here and were changed, as a quick look
+            finds; `Record.seen_damage`.
         unsound: runs whose curves are left out; see `checked`.
         step: at which the metrics are taken; None for the end. `tokens` are then those up to it.
         starts: `valid/nats` before the first step, by run; empty before `checked`.
@@ -54,6 +56,7 @@ class Frame:
     metrics: pd.DataFrame
     tables: tuple[dict[str, Any], ...]
     problems: tuple[Problem, ...]
+    damaged: tuple[Problem, ...] = ()
     unsound: frozenset[str] = frozenset()
     step: int | None = None
     starts: Mapping[str, float] = field(default_factory=dict)
@@ -225,6 +228,7 @@ def load(
         metrics=pd.DataFrame(metrics, columns=[*KEYS, "metric", "value"]),
         tables=tables,
         problems=tuple(problems),
+        damaged=tuple(problem for row in rows for problem in _seen_damage(row)),
     )
 
 
@@ -278,6 +282,14 @@ def _problem(record: Record, reason: str) -> Problem:
     """A problem of a record; the reason loses the path at its start."""
     reason = reason.replace(f"{record.path}/", "").replace(f"{record.path}: ", "")
     return Problem(printable(record.name), reason)
+
+
+def _seen_damage(row: Mapping[str, Any]) -> Iterable[Problem]:
+    """A line on the files of a finished run that were changed or lost, though no number is read."""
+    lines = Record(row["path"]).seen_damage() if row["state"] == "done" else []
+    if lines:
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        yield Problem(row["run"], printable(f"{lines[0]}{more}; {SEE}"))
 
 
 def _missing_values(row: Mapping[str, Any]) -> Iterable[Problem]:

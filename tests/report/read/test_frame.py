@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moebench.disk import write_json
 from moebench.errors import ConfigError, RecordError
 from moebench.records import Record
+from moebench.report import make_report
 from moebench.report.read.frame import Frame, load
 
 Make = Callable[..., Record]
@@ -105,6 +107,37 @@ def test_a_damaged_record_is_named_and_left_out(
     assert problem.run == damaged.name
     assert reason in problem.reason
     assert str(runs) not in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("routing/step-400.npz", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x")),
+        ("routing/step-400.npz", lambda path: path.unlink()),
+        ("checkpoints/step-400/large", lambda path: path.unlink()),
+        ("checkpoints/step-400/large", lambda path: path.write_bytes(b"short")),
+        ("checkpoints/step-400/large", lambda path: path.write_bytes(bytes(2**17 - 1) + b"x")),
+    ],
+)
+def test_damage_to_files_that_the_report_does_not_read_is_named(
+    runs: Path, run: Make, name: str, damage: Callable[[Path], object]
+) -> None:
+    record = run(runs, "micro", counts=np.ones((2, 2, 4), int))
+    large = record.path / "checkpoints" / "step-400" / "large"
+    large.parent.mkdir(parents=True)
+    large.write_bytes(bytes(2**17))
+    record.seal(record.summary())
+    assert load([runs]).damaged == ()
+    damage(record.path / name)
+    frame = load([runs])
+    assert (frame.runs["arm"].tolist(), frame.problems) == (["micro"], ())
+    [problem] = frame.damaged
+    assert problem.reason.startswith(f"{name}: ")
+    assert problem.reason.endswith("; see moebench verify")
+    report = make_report([runs])
+    assert f"{record.name}: {name}: " in report.render()
+    assert name in "".join(map(str, report.brief()))
+    assert name in json.dumps(report.to_dict())
 
 
 def test_a_value_that_is_not_finite_is_named(runs: Path, run: Make) -> None:
