@@ -221,16 +221,12 @@ def make_report(
     of_table: dict[int, list[dict[str, Any]]] = {}
     for row in frame.rows():
         of_table.setdefault(row["table"], []).append(row)
-    made = [
-        (index, part, found)
-        for index in sorted(of_table)
-        for part, found in [_part(frame, of_table[index], plans, at)]
-        if index in set(part.measured()["table"])
-    ]
+    parts = [(index, *_part(frame, of_table[index], plans, at)) for index in sorted(of_table)]
+    made = [part for part in parts if part[0] in part[1].metrics["table"].unique()]
     if not made:
         raise RecordError(_nothing_done(roots, study, frame))
-    _check_baseline(baseline, {arm for _, part, _ in made for arm in part.measured()["arm"]})
-    known = sorted({metric for _, part, _ in made for metric in part.metrics["metric"]})
+    _check_baseline(baseline, {arm for _, part, _ in made for arm in part.metrics["arm"].unique()})
+    known = sorted({name for _, part, _ in made for name in part.metrics["metric"].unique()})
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
     judged = [judge(make_table(part, index, plans, baseline, found)) for index, part, found in made]
     tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)

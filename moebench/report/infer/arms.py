@@ -130,7 +130,7 @@ def make_table(
     plans, then by group size.
     """
     of_table = [run for run in frame.rows() if run["table"] == index]
-    measured = {*frame.metrics["run"]}  # at a step, some finished runs may have no metrics
+    measured = {*frame.metrics["run"].unique()}  # at a step, some finished runs may have no metrics
     runs = [run for run in of_table if run["run"] in measured]
     unfinished = [run for run in of_table if run not in runs]
     names = {run["run"] for run in runs}
@@ -255,7 +255,7 @@ def _matrices(
     matrices: dict[str, np.ndarray] = {}
     metrics = frame.metrics[frame.metrics["table"] == index]
     keys = ("metric", "seed", "arm", "value")
-    for metric, seed, arm, value in zip(*(metrics[key] for key in keys), strict=True):
+    for metric, seed, arm, value in zip(*(metrics[key].tolist() for key in keys), strict=True):
         if metric not in matrices:
             matrices[metric] = np.full((len(seeds), len(arms)), np.nan)
         matrices[metric][row[seed], column[arm]] = value

@@ -11,6 +11,7 @@ one arm varies more than the others. Verdicts rest on the paired t (`decisions.p
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -78,15 +79,25 @@ def mean_interval(values: np.ndarray, level: float = LEVEL) -> Estimate:
 
     Fewer than three values, or values that do not vary, give the mean alone.
     """
-    n, size = len(values), float(np.max(np.abs(values))) or 1.0  # squares of 1e200 overflow
-    mean = float(np.mean(values / size)) * size
-    error = float(np.std(values / size, ddof=1)) * size / math.sqrt(n) if n >= FEWEST_SEEDS else 0.0
+    n, size = len(values), float(np.abs(values).max()) or 1.0  # squares of 1e200 overflow
+    scaled = values / size
+    middle = scaled.sum() / n
+    mean, apart = float(middle) * size, scaled - middle
+    error = math.sqrt(apart @ apart / (n - 1) / n) * size if n >= FEWEST_SEEDS else 0.0
     if error <= _floor(values):
         return Estimate(mean)
-    from scipy.special import stdtr, stdtrit
+    from scipy.special import stdtr
 
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    half = quantile(n - 1, (1 + level) / 2) * error
     return Estimate(mean, mean - half, mean + half, 2 * float(stdtr(n - 1, -abs(mean) / error)))
+
+
+@lru_cache(maxsize=4096)
+def quantile(df: int, level: float) -> float:
+    """Of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, level))
 
 
 class BlockFit:

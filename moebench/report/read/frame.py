@@ -176,7 +176,7 @@ class Frame:
 
     def measured(self) -> Any:
         """The runs that have metrics, as `runs` has them."""
-        return self.runs.loc[self.runs["run"].isin(list(self.metrics["run"]))]
+        return self.runs.loc[self.runs["run"].isin(self.metrics["run"].unique().tolist())]
 
     def rows(self) -> list[dict[str, Any]]:
         """The runs as dictionaries."""
