@@ -17,6 +17,7 @@ from moebench.data.corpus import Corpus
 from moebench.data.maps import check_map
 from moebench.errors import MoebenchError, RecordError, Stopped, TrainingError
 from moebench.experiment.execution import check_ranks, device_kind
+from moebench.experiment.resumption import common_step
 from moebench.experiment.session import Session
 from moebench.lock import hold
 from moebench.processes import collected
@@ -125,6 +126,7 @@ def run_stack(
                     numbers.append(number)
             except MoebenchError as error:
                 errors[number] = error
+        preferred = common_step([records[number] for number in numbers])
         sessions = [
             Session(
                 pairs[number][0],
@@ -134,6 +136,7 @@ def run_stack(
                 signals,
                 command=command,
                 stacked=len(numbers),
+                preferred=preferred,
             )
             for number in numbers
         ]

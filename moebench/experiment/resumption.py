@@ -1,6 +1,7 @@
 """Where an unfinished run continues: at its last whole checkpoint whose record is untouched."""
 
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -19,20 +20,37 @@ from moebench.train.checkpoint import restore
 from moebench.train.step import Objective
 
 
+def common_step(records: Sequence[Record]) -> int | None:
+    """The last step of which all of some runs have a checkpoint; None if there is none.
+
+    Runs of a stack that was killed continue there together: with fewer of them, products have other
+    shapes, and may round otherwise.
+    """
+    kept = [{*steps_kept(record.path / CHECKPOINTS)} for record in records]
+    return max(set.intersection(*kept), default=None) if kept else None
+
+
 def continued_from(
-    record: Record, state: State, objective: Objective, device: torch.device
+    record: Record,
+    state: State,
+    objective: Objective,
+    device: torch.device,
+    preferred: int | None = None,
 ) -> bool:
     """Set a run's state to that of its last whole checkpoint; False if it has no checkpoint.
 
     A checkpoint counts if it loads and if the record up to it is as it was then. Those after it are
-    removed, and stderr says so: training makes their steps again.
+    removed, and stderr says so if they are damaged: training makes their steps again.
+
+    Args:
+        preferred: step of the checkpoint to take if it counts, although there are later ones.
 
     Raises:
         RecordError: if no checkpoint counts, with what is wrong with the last.
     """
     errors: list[RecordError] = []
     kept = steps_kept(record.path / CHECKPOINTS)
-    for step in reversed(kept):
+    for step in sorted(kept, key=lambda step: (step == preferred, step), reverse=True):
         path = checkpoint_path(record.path, step)
         try:
             _check_record(record, step)
@@ -40,8 +58,9 @@ def continued_from(
         except RecordError as error:
             errors.append(error)
             continue
-        for error, later in zip(errors, reversed(kept), strict=False):
+        for error in errors:
             _say(f"{error}; continuing from the checkpoint of step {step} instead")
+        for later in kept[kept.index(step) + 1 :]:
             remove_folder(checkpoint_path(record.path, later))
         if not is_protected(record, step):
             _say(

@@ -52,6 +52,7 @@ class Session:
         signals: the stop signals that have arrived.
         command: the command line, for the manifest.
         stacked: the number of runs in the stack.
+        preferred: step of the checkpoint to continue from, see `continued_from`.
         on_event: called after each step.
     """
 
@@ -65,11 +66,13 @@ class Session:
         *,
         command: str = "",
         stacked: int = 1,
+        preferred: int | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.treatment, self.config = treatment, treatment.config
         self.corpus, self.record, self.ranks = corpus, record, ranks
         self.signals, self.command, self.stacked = signals, command, stacked
+        self.preferred = preferred
         self.on_event = on_event
         self.state: State | None = None
         self.event: Event | None = None  # the latest step
@@ -100,6 +103,7 @@ class Session:
             run, wrap = self._begin(manifest, device, resumed=resumed)
             with View(self.record) as view:
                 yield from self._train(run, wrap, view)
+                yield None  # the others of the stack save their last step before one is sealed
                 seal(self.treatment, self.record, self._seconds())
         except (Stopped, KeyboardInterrupt) as stopped:
             self._record_pending()
@@ -139,7 +143,7 @@ class Session:
         self.mfu_of_rate = training_flops(config, corpus.vocab_size) / kernels.peak_flops
         if resumed:
             objective = make_objective(self.treatment, corpus.domains)
-            found = continued_from(record, state, objective, device)
+            found = continued_from(record, state, objective, device, self.preferred)
             now = continued(record.manifest(), manifest, state.step)
             permit(record, to_yaml(config).encode(), manifest_bytes(now))
             record.begin(to_yaml(config), now)

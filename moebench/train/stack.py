@@ -42,7 +42,7 @@ class GradientRequest(NamedTuple):
     wrap: Wrap | None = None
 
 
-GradientRequests = Generator[GradientRequest, Outcome]
+GradientRequests = Generator[GradientRequest | None, Outcome]
 
 
 class Stack:
@@ -181,18 +181,24 @@ def train_in_lockstep(runs: Sequence[GradientRequests]) -> list[Exception | None
 
     Args:
         runs: each requests the gradients of one step after another, and is sent their Outcome. A
-            run that raises leaves the stack, as one that returns does.
+            run that raises leaves the stack, as one that returns does. One that yields None leaves
+            it too, and goes on when the others have made the same step.
 
     Returns:
         How each run failed; None for one that did not.
     """
     errors: list[Exception | None] = [None for _ in runs]
     requests: dict[int, GradientRequest] = {}
+    waiting: list[int] = []
 
-    def resume(number: int, advance: Callable[[], GradientRequest]) -> None:
+    def resume(number: int, advance: Callable[[], GradientRequest | None]) -> None:
         requests.pop(number, None)
         try:
-            requests[number] = advance()
+            request = advance()
+            if request is None:
+                waiting.append(number)
+            else:
+                requests[number] = request
         except StopIteration:
             pass
         except Exception as error:
@@ -202,7 +208,12 @@ def train_in_lockstep(runs: Sequence[GradientRequests]) -> list[Exception | None
     try:
         for number, run in enumerate(runs):
             resume(number, partial(next, run))
-        while requests:
+        while requests or waiting:
+            for number in waiting[:]:
+                waiting.remove(number)
+                resume(number, partial(next, runs[number]))
+            if not requests:
+                continue
             numbers, pending = list(requests), list(requests.values())
             models = tuple(request.run.state.model for request in pending)
             if stack is None or stack.models != models:
