@@ -10,6 +10,7 @@
 | 130 | stopped by SIGINT, can be resumed |
 """
 
+import errno
 import os
 import signal
 import sys
@@ -28,6 +29,7 @@ PARTLY_FAILED = 3
 STOPPED = 75
 INTERRUPTED = 130
 
+NO_MEMORY = ("Cannot allocate memory", "failed to map segment", "can't allocate memory")
 _RESUMABLE = ("train", "sweep")
 
 
@@ -102,9 +104,11 @@ def _report(error: Exception) -> int:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         file = f"{error.filename}: " if error.filename else ""
         return f"{file}{error.strerror or error}"
+    if isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY):
+        return "out of memory; free some, or take a smaller model or fewer processes"
     return (
         f"unexpected {type(error).__name__}: {error}; this is a bug in moebench "
         "(MOEBENCH_DEBUG=1 shows where)"

@@ -2,11 +2,9 @@
 
 import errno
 import os
-import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from moebench.config.schema import ExperimentConfig
 from moebench.disk import FULL, why_not_written
@@ -27,7 +25,7 @@ def explained(
     if _is_out_of_memory(error):
         return TrainingError(
             f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
-            f"{device}{_in_use(device, stacked)} ({str(error).splitlines()[0]}); take a "
+            f"{device}{_in_use(device, stacked)} ({_first_line(error)}); take a "
             "smaller divisor of global_bsz"
             + (", a smaller run.stack" if stacked > 1 else "")
             + ", or a smaller model"
@@ -56,8 +54,12 @@ def _in_use(device: torch.device, stacked: int) -> str:
     return f"{runs}, {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB in use at most"
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     # torch has no type of its own for a CPU that cannot allocate
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
@@ -65,9 +67,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _write_errno(error: Exception, record: Record) -> int:
     """The errno of an error in writing the record; 0 for any other error."""
-    if isinstance(error, SafetensorError):  # its message alone has the number
-        match = re.search(r"\(os error (\d+)\)", str(error))
-        return int(match[1]) if match else 0
     if not isinstance(error, OSError) or error.errno not in {*FULL, *FORBIDDEN}:
         return 0
     inside = error.filename is None or Path(error.filename).is_relative_to(record.path)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from moebench.config.treatment import Meaning, Treatment
 from moebench.disk import open_regular, remove_folder, replacing_folder, sha256, write_json
-from moebench.errors import RecordError
+from moebench.errors import RecordError, TrainingError
 from moebench.model.transformer import MoETransformer
 from moebench.protection import STATE, steps_kept, write_protection
 from moebench.record_files import CHECKPOINT, read_object
@@ -34,6 +34,9 @@ def save_checkpoint(
 
     Args:
         protection: of the run's record; see `moebench.protection`.
+
+    Raises:
+        TrainingError: before anything is written, if a weight or a moment is not finite.
     """
     parts = {
         "model": state.model.state_dict(),
@@ -41,11 +44,13 @@ def save_checkpoint(
         "balance": _balance_tensors(state.balance or ()),
         "load": {} if state.load is None else {"recent": state.load},
     }
-    files = {f"{name}.safetensors": tensors for name, tensors in parts.items() if tensors}
+    files = {f"{name}.safetensors": _contiguous(part) for name, part in parts.items() if part}
+    _check_finite(files, state.step)
     final = directory / f"step-{state.step}"
     with replacing_folder(final) as aside:
         for name, tensors in files.items():
-            _save(tensors, aside / name)
+            # not save_file: it writes to a file of its own beside, which a crash would leave there
+            (aside / name).write_bytes(save(tensors))
         digests = {name: sha256(aside / name) for name in files}
         protected = protection is not None
         write_json(aside / STATE, {"step": state.step, "protected": protected, "sha256": digests})
@@ -196,12 +201,12 @@ def _check_states(states: Sequence[Any], objective: Objective | None, model: nn.
                 raise ValueError(f"the state of {type(method).__name__} has another {name}")
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors with the permissions of other files; safetensors lets the owner alone read."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(_contiguous(tensors), path)
-    path.chmod(mode)
+def _check_finite(files: Mapping[str, dict[str, Tensor]], step: int) -> None:
+    """Refuse weights and moments that are not finite, although the loss may not show it."""
+    for file, what in (("model.safetensors", "weight"), ("optimizer.safetensors", "moment")):
+        for name, tensor in files.get(file, {}).items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingError(f"step {step}: the {what} {name} is not finite")
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -78,9 +78,13 @@ def _raise_if_not_finite(
     Args:
         model: whose parameters hold the gradients; None: they are gone, and cannot be named.
     """
-    if math.isfinite(norm.item()) and math.isfinite(outcome.cross_entropy.item()):
+    terms = weighted_terms(objective, outcome)
+    if math.isfinite(norm.item()) and all(map(math.isfinite, terms.values())):
         return
-    for name, value in weighted_terms(objective, outcome).items():
+    for name, parameter in model.named_parameters() if model is not None else ():
+        if not torch.isfinite(parameter).all():
+            raise TrainingError(f"step {step}: the weight {name} is not finite")
+    for name, value in terms.items():
         if not math.isfinite(value):
             raise TrainingError(f"step {step}: the {name} is {value}")
     if model is None:

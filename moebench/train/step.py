@@ -242,7 +242,8 @@ def weighted_terms(objective: Objective, outcome: Outcome) -> dict[str, float]:
     values = {"cross-entropy": outcome.cross_entropy}
     for term, (weight, value) in zip(objective.terms, outcome.balance, strict=True):
         values[f"balance loss over {term.name}"] = weight * objective.uniform * value
-    values["z-loss"] = objective.z * z_loss(outcome.routing)
+    if objective.z:
+        values["z-loss"] = objective.z * z_loss(outcome.routing)
     if outcome.penalty is not None:
         values["penalty of the method"] = outcome.penalty
     return {name: value.item() for name, value in values.items()}

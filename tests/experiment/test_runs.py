@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from moebench.config.identity import run_name
@@ -187,8 +186,8 @@ def test_rows_after_the_last_checkpoint_are_recorded_again(
     ("where", "error", "said"),
     [
         (
-            "moebench.train.checkpoint.save_file",
-            SafetensorError("Error: I/O error: No space left on device (os error 28)"),
+            "moebench.train.checkpoint.save",
+            OSError(errno.ENOSPC, "No space left on device"),
             "(No space left on device); free some space, and --resume continues",
         ),
         (
@@ -241,7 +240,7 @@ def test_a_write_error_loses_only_the_steps_after_the_last_checkpoint(
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (("optim.lr=1e38",), r"step 2: the cross-entropy is (nan|inf)"),
+        (("optim.lr=1e38",), r"step 2: the weight embedding is not finite"),
         (("optim.lr=1e30",), r"step 2: the gradient of embedding is not finite"),
         (("loss.balance=1e28",), r"step 1: the norm of the gradient is too large"),
         (("loss.balance=1e39",), r"step 1: the balance loss over global is inf"),
