@@ -137,6 +137,7 @@ def remove_folder(folder: Path) -> None:
     """Delete a folder. If this is killed, what is left has a hidden name, see `LEFTOVERS`."""
     aside = _aside(folder).with_suffix(".old.tmp")
     os.replace(folder, aside)
+    _sync_folder(folder.parent)  # else a loss of power could leave a part under the old name
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -1,7 +1,8 @@
 """Leases: files by which processes of many machines agree who works on something.
 
-The owner of a lease creates its file with O_EXCL and touches it every BEAT seconds. Every file
-system that machines share can do both. NFS may lack `flock`, or keep one after a machine has died.
+The owner of a lease links its file to the name that all know, and touches it every BEAT seconds.
+Every file system that machines share can do both. NFS may lack `flock`, or keep one after a machine
+has died.
 
 The lease of a dead process is taken over. On the owner's machine it is dead when its process is.
 From another machine it is dead when its file was not touched for LIFE seconds; an owner that was
@@ -141,12 +142,21 @@ def _create(path: Path) -> int:
         if owner.lives(_clock_of(path)):
             raise TakenError(f"process {owner.pid} on {owner.host}")
         _remove(path, owner)
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        raise TakenError("a process that was quicker") from None
     own = {"machine": this_machine(), "host": socket.gethostname(), "pid": os.getpid()}
-    os.write(file, json.dumps({**own, "start": _start_of(os.getpid())}).encode())
+    # written aside, so that nothing finds a lease that does not say whose it is
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        os.write(file, json.dumps({**own, "start": _start_of(os.getpid())}).encode())
+        os.fsync(file)
+        os.link(aside, path)
+    except BaseException as error:
+        os.close(file)
+        if isinstance(error, FileExistsError):
+            raise TakenError("a process that was quicker") from None
+        raise
+    finally:
+        aside.unlink()
     return file
 
 

@@ -13,7 +13,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from moebench.disk import cache_root, publish, read_json, remove_leftovers, sha256, write_bytes
+from moebench.disk import (
+    cache_root,
+    publish,
+    read_json,
+    remove_leftovers,
+    sha256,
+    why_not_written,
+    write_bytes,
+)
 from moebench.errors import DataError
 from moebench.lease import hold, is_held
 
@@ -154,8 +162,8 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             yield
     except OSError as error:
         raise DataError(
-            f"{error.filename or folder}: the cache cannot be written ({error.strerror}); set "
-            "MOEBENCH_CACHE to a folder that can be"
+            f"{error.filename or folder}: the cache cannot be written "
+            f"({why_not_written(folder, error)}); set MOEBENCH_CACHE to a folder that can be"
         ) from None
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moebench.disk import write_bytes
+from moebench.disk import why_not_written, write_bytes
 from moebench.errors import RecordError
 from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.decisions import Decision
@@ -195,5 +195,5 @@ def write(path: Path, data: bytes) -> None:
         write_bytes(path, data)
     except OSError as error:
         raise RecordError(
-            f"{path}: cannot be written ({error.strerror}); name another place"
+            f"{path}: cannot be written ({why_not_written(path, error)}); name another place"
         ) from None
