@@ -2,13 +2,14 @@
 PYTHON ?= python3
 OUT ?= benchmarks/gpu
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-all test-gpu test-engines check format bench gpu clean
+.PHONY: help demo setup test test-all test-gpu test-engines test-lowest check format bench gpu torture clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,6 +45,11 @@ test-engines: $(DEV) ## run sweeps on SLURM, Ray and the other engines, as far a
 test-all: $(DEV) test-gpu ## run all tests
 	$(BIN)/pytest -n auto --dist worksteal
 
+test-lowest: $(DEV) ## run the tests with the lowest versions that pyproject.toml allows
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --editable '.[dev,huggingface]'
+	$(LOWEST)/bin/python -m pytest -m "not slow" -n auto --dist worksteal
+
 check: $(DEV) ## lint, formatting, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,5 +74,9 @@ bench: $(READY) ## measure speed on this machine and compare with others (benchm
 gpu: ## measure all on this machine's GPU, in MINUTES=8 or to the end (benchmarks/README.md)
 	@$(PYTHON) benchmarks/gpu.py --minutes "$(MINUTES)" --out "$(OUT)"
 
+torture: $(DEV) ## break every promise of docs/reliability.md, for hours; it can be interrupted
+	$(BIN)/python -m tests.torture --numbers docs/reliability.json
+	$(BIN)/python docs/reliability.py
+
 clean: ## remove what the other targets made, except runs/
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

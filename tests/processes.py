@@ -18,9 +18,9 @@ from moebench.study import child
 CONTEXT = get_context("forkserver")
 
 
-def choose_preloaded() -> None:
+def choose_preloaded(module: str = "tests.preloaded") -> None:
     """Choose what the server imports that forks all processes of this session's tests."""
-    child.PRELOADED[:] = ["tests.preloaded"]
+    child.PRELOADED[:] = [module]
     CONTEXT.set_forkserver_preload(child.PRELOADED)
 
 
@@ -43,6 +43,8 @@ class Process:
         cwd: Path | None = None,
     ) -> None:
         self._output = Path(tempfile.mkdtemp(prefix="process"))
+        for name in ("1", "2"):
+            (self._output / name).touch()  # it may be killed before it does so itself
         place = str(cwd or os.getcwd())
         environ = dict(os.environ if env is None else env)
         words = (function, tuple(arguments), environ, place, str(self._output))
@@ -158,12 +160,12 @@ def _write_result(place: Path, function: Callable[..., Any], arguments: bytes) -
     place.write_bytes(pickle.dumps(function(*pickle.loads(arguments))))
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait until `condition()` holds."""
+def until(condition: Callable[[], bool], seconds: float = 60, pause: float = 0.02) -> None:
+    """Wait until `condition()` holds, which is asked again after each pause."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def is_alive(pid: int) -> bool:
