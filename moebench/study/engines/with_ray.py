@@ -1,6 +1,7 @@
 """The engine `ray`: a task of Ray for each batch, on a cluster or on this machine."""
 
 import logging
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ from moebench.study.attend import attend, describe_worker
 from moebench.study.engines import Batch, Placed, Worker, missing_extra
 from moebench.study.engines.remote import Remote
 from moebench.study.stacking import stack_size
+
+KNOCK = 10.0  # seconds in which a cluster must answer
 
 
 class Ray:
@@ -60,19 +63,26 @@ class Ray:
         if self._ray.is_initialized():
             return
         try:
-            self._ray.init(
-                address=self._address,
-                num_cpus=None if self._address else usable_cores(),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if self._address else {"include_dashboard": False}),
-            )
+            self._begin()
         except Exception as error:  # Ray raises a dozen kinds
             where = f"--engine address={self._address}" if self._address else "--launcher ray"
             raise ConfigError(
                 f"{where}: Ray cannot be reached ({reason(error)}); ray status says whether it "
                 "runs, and without address= it starts on this machine"
             ) from None
+
+    def _begin(self) -> None:
+        common = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address is not None:
+            _knock(str(self._address))
+            self._ray.init(address=self._address, **common)
+            return
+        own = {"num_cpus": usable_cores(), "include_dashboard": False}
+        try:
+            self._ray.init(**own, **common)
+        except Exception:  # it gives itself 30 s, which are too few on a busy machine
+            self._ray.shutdown()
+            self._ray.init(**own, **common)
 
     def _check_resources(self) -> None:
         """Refuse more than this machine has. What a cluster has may grow."""
@@ -145,3 +155,10 @@ class Task(Remote):
     def cancel(self, *, force: bool) -> None:
         with suppress(self._ray.exceptions.RayError, ValueError):
             self._ray.cancel(self._reference, force=force)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError for a HOST:PORT that does not answer; Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
