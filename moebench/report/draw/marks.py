@@ -10,7 +10,7 @@ from moebench.report.draw.style import Spec, arm_scales, line_scales, rounded
 from moebench.report.infer.arms import Table
 from moebench.report.infer.statistics import FEWEST_SEEDS, LEVEL
 
-POINTS = 40  # of a curve; more rows are averaged over stretches
+POINTS = 32  # of a curve; more rows are averaged over stretches
 BANDED = 6  # arms, more of which hide one another's bands
 TOLD = 12  # arms whose values a reader reads at once beside the pointer
 

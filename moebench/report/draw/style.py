@@ -20,7 +20,7 @@ SYMBOLS = (
     "triangle-left",
 )
 DASHES = ([1, 0], [6, 3], [8, 3, 2, 3], [2, 2], [12, 2, 2, 2, 2, 2], [1, 3])
-MOST_ARMS = 24  # of one plot over the steps or one against another metric
+MOST_ARMS = 16  # of one plot over the steps or one against another metric
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
 

@@ -202,7 +202,9 @@ def test_curves_are_means_over_seeds_and_differences_are_paired(runs: Path, run:
 
 
 def test_many_points_of_a_curve_are_averaged(runs: Path, run: Make) -> None:
-    rows = [{"step": step, "load/max_vio_micro": float(step % 2)} for step in range(1, 401)]
+    rows = [
+        {"step": step, "load/max_vio_micro": float(step % 2)} for step in range(1, 10 * POINTS + 1)
+    ]
     run(runs, "micro", rows=rows)
     report = make_report([runs])
     plot = curves(report.tables[0], report.frame)
@@ -277,6 +279,9 @@ class Checker(html.parser.HTMLParser):
             self.text.append(data)
 
 
+SUMMARY = (("valid/nats", ".4f"), ("load/max_vio_micro", ".2f"), ("specialization/domain", ".3f"))
+
+
 def checked(text: str) -> Checker:
     checker = Checker()
     checker.feed(text)
@@ -298,6 +303,9 @@ def test_the_page_holds_all_and_fetches_nothing(report: Report) -> None:
     assert said.count("global-8") >= 3
     assert "moebench report --html report.html" in said
     assert text.count('src="data:image/svg+xml;base64,') == 8, "pictures without JavaScript"
+    (arm,) = [arm for arm in report.tables[0].arms if arm.name == "global-8"]
+    row = [f"{arm.metrics[name].mean:{form}}" for name, form in SUMMARY]
+    assert all(f"<td><span>{cell}</span></td>" in text for cell in row), "arms at a glance"
     assert page.data == 1 + sum(len(plot.panels) for plot in report.plots(report.tables[0]))
     assert "'unsafe-eval'" not in text
     assert len(text) < 3e6

@@ -23,7 +23,7 @@ from moebench.report.draw.style import COLOURS, MOST_ARMS, ON_DARK, SYMBOLS, THE
 from moebench.report.infer.arms import Table
 from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS
 from moebench.report.show.again import again
-from moebench.report.show.answers import answers
+from moebench.report.show.answers import Answer, answers
 from moebench.report.show.blocks import Block, Grid, Heading, Sentences
 from moebench.report.show.brief import COLUMNS
 from moebench.report.show.page.bundle import bundle
@@ -172,9 +172,7 @@ def _section(number: int, section: Section, live: bool) -> dict[str, Any]:
         "id": anchor,
         "heading": next((block for block in blocks if block["kind"] == "heading"), None),
         "lead": lead(table) if table else "",
-        "answers": [_answer(answer.question, answer.text) for answer in answers(table)]
-        if table
-        else [],
+        "answers": [_answer(answer, table) for answer in answers(table)] if table else [],
         "summary": _block(f"{anchor}summary", _summary(table)) if table else None,
         "arms": {arm["name"]: arm for arm in arms},
         "legend": arms[:MOST_ARMS],
@@ -192,24 +190,29 @@ def _section(number: int, section: Section, live: bool) -> dict[str, Any]:
 
 def _summary(table: Table) -> Grid:
     """One line an arm, with the columns of the report in the terminal."""
-    rows = [
-        [(arm.name, ""), *((each.cell(arm, table), "") for each in COLUMNS)] for arm in table.arms
-    ]
+    rows = []
+    for arm in table.arms:
+        cells = [each.cell(arm, table).text for each in COLUMNS]
+        rows.append([(arm.name, ""), *((text, "") for text in cells)])
     kept = [0, *(i for i in range(1, len(COLUMNS) + 1) if any(row[i][0] for row in rows))]
     headers = ["arm", *(each.header or table.primary for each in COLUMNS)]
     return Grid(
         title="Arms at a glance",
-        caption="Means over seeds. MaxVio: of micro-batches; 0 is even load. Differences: paired "
-        "by seed, ± half of a 95 % interval.",
+        caption="Means over seeds. MaxVio: of micro-batches; 0 is even load. Replay: nats a token "
+        "that experts of another domain cost. Domain: domain bits. Differences: paired by seed, "
+        "± half of a 95 % interval. ↑ ↓ higher or lower than the baseline, decided at 5 %; ? "
+        "cannot tell.",
         headers=[headers[i] for i in kept],
         rows=[[row[i] for i in kept] for row in rows],
     )
 
 
-def _answer(question: str, text: str) -> tuple[str, str]:
-    """The question and the answer without it."""
-    label = question.capitalize()
-    return label, text.removeprefix(f"{label}: ")
+def _answer(answer: Answer, table: Table) -> tuple[str, str]:
+    """The question and the answer without it, as a sentence of its own."""
+    label = answer.question.capitalize()
+    text = answer.text.removeprefix(f"{label}: ")
+    begins_with_arm = any(text.startswith(f"{arm.name} ") for arm in table.arms)
+    return label, text if begins_with_arm else text[:1].upper() + text[1:]
 
 
 def _swatch(place: int, name: str) -> dict[str, Any]:
