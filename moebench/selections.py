@@ -6,6 +6,7 @@ and `tune.npy` one, of the last. An entry is [layers, sequences, tokens, slots],
 that grow: the header announces all entries from the start, so that `numpy.load` reads a whole file.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ class Header(NamedTuple):
 
     @property
     def entry_bytes(self) -> int:
-        return int(np.prod(self.shape[1:])) * self.kind.itemsize
+        return math.prod(self.shape[1:]) * self.kind.itemsize
 
 
 def path_of(run: Path, part: str) -> Path:
@@ -109,17 +110,20 @@ def read_header(run: Path, part: str) -> Header:
     return header
 
 
-def read_entry(run: Path, part: str, number: int) -> Ints:
+def read_entry(run: Path, part: str, number: int, *, experts: int) -> Ints:
     """[layers, sequences, tokens, slots] an entry, EMPTY for a slot without an expert.
 
-    Raises OSError or ValueError for a file that is not whole.
+    Raises OSError or ValueError for a file that is not whole, or has experts beyond these.
     """
     with open_regular(path_of(run, part)) as file:
         header = _header(file)
         file.seek(header.begin + number * header.entry_bytes)
         content = np.frombuffer(file.read(header.entry_bytes), header.kind)
     index = content.reshape(header.shape[1:]).astype(np.int32)
-    return np.where(index == np.iinfo(header.kind).max, EMPTY, index)
+    index = np.where(index == np.iinfo(header.kind).max, EMPTY, index)
+    if index.max(initial=EMPTY) >= experts:
+        raise ValueError(f"has experts beyond the {experts} of a layer")
+    return index
 
 
 def _header(file: IO[bytes]) -> Header:

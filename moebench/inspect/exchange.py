@@ -68,6 +68,8 @@ def exchange(path: Path, other: Path, step: int | None = None) -> Exchange:
     targets = tokens[:, 1:]
     logits, routing = checkpoint(tokens[:, :-1], domain)
     own = _nats(logits, targets)
+    if index.shape[:3] != routing.expert_index.shape[:3] or index.max() >= routing.counts.shape[-1]:
+        raise RecordError(f"--replay={other}: its selections are damaged; see moebench verify")
     forced = torch.from_numpy(index).to(checkpoint.device).long()
     if bool((forced < 0).any()):
         raise ConfigError(
@@ -129,6 +131,7 @@ def _selections(record: Record) -> tuple[str, Any]:
     last = record.routing_steps()[-1]
     number = entries_of("valid", config["train.steps"], config["train.eval_every"]).index(last)
     try:
-        return "valid", read_entry(record.path, "valid", number)
+        experts = config["model.num_experts"]
+        return "valid", read_entry(record.path, "valid", number, experts=experts)
     except (OSError, ValueError) as error:
         raise RecordError(f"{path_of(record.path, 'valid')}: cannot be read ({error})") from None

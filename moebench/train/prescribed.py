@@ -90,11 +90,13 @@ class Replay:
     Attributes:
         run: its directory.
         layers: first ones that are prescribed.
-        steps: of which its files have an entry: those of training, and those of evaluations.
+        experts: of a layer.
+        steps, every: steps of training, and between evaluations; its files have an entry for each.
     """
 
     run: Path
     layers: int
+    experts: int
     steps: int
     every: int
 
@@ -110,7 +112,7 @@ class Replay:
         """
         number = entries_of(place.part, self.steps, self.every).index(place.step)
         try:
-            found = read_entry(self.run, place.part, number)
+            found = read_entry(self.run, place.part, number, experts=self.experts)
             if found.shape[1:3] != tokens.shape:
                 raise ValueError("is of other text")
         except (OSError, ValueError) as error:
@@ -128,8 +130,8 @@ def prescription_of(
     if not replays(config):
         return Prescription.on(make_map(config, corpus), device)
     assert config.router.replay is not None, "checked by the config"
-    train = config.train
-    return Replay(Path(config.router.replay), map_layers(config), train.steps, train.eval_every)
+    shape = map_layers(config), config.model.num_experts
+    return Replay(Path(config.router.replay), *shape, config.train.steps, config.train.eval_every)
 
 
 def prefix_hash(tokens: Int[Tensor, "sequences tokens"]) -> Int[Tensor, "sequences tokens"]:

@@ -24,6 +24,7 @@ from moebench.inspect import inspect_text
 from moebench.inspect.exchange import exchange
 from moebench.model.router import Gating, Router
 from moebench.records import Record
+from moebench.selections import read_entry
 from moebench.train.build import make_state
 from moebench.train.gradients import accumulate_gradients
 from moebench.train.loop import Event, TrainingRun
@@ -268,6 +269,11 @@ def test_an_identity_is_of_selections_and_not_of_a_path(
     shutil.copytree(different.path, moved)
     with pytest.raises(ConfigError, match="has other selections now than the config says"):
         check_map(other, corpus)
+    with open(moved / "selections" / "train.npy", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x08")
+    with pytest.raises(ValueError, match="has experts beyond the 8 of a layer"):
+        read_entry(moved, "train", 4, experts=8)
 
 
 def test_a_finished_replay_needs_its_source_no_more(
