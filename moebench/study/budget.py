@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
+from moebench import device
 from moebench.config.compose import from_dict
 from moebench.config.cost import disk_bytes, evaluations, training_flops
 from moebench.config.schema import ExperimentConfig
@@ -40,6 +41,7 @@ class Shape:
         stack: runs that one process trains at once.
         flops: of the training steps of one run.
         calibration: of a process; None if it was not timed.
+        timed: runs in that process.
     """
 
     config: ExperimentConfig
@@ -47,6 +49,7 @@ class Shape:
     jobs: list[Job]
     stack: int
     calibration: Calibration | None = None
+    timed: int = 0
 
     @property
     def tokens(self) -> int:
@@ -67,9 +70,9 @@ class Shape:
         assert like.calibration is not None
         start, evaluation, steps = like.calibration
         scale = self.flops / self.config.train.steps / (like.flops / like.config.train.steps)
-        scale *= self.stack / like.stack
-        once = start + evaluations(self.config.train) * evaluation * self.stack / like.stack
-        return once + self.config.train.steps * scale * step(steps)
+        runs = self.stack / like.timed
+        once = start + evaluations(self.config.train) * evaluation * runs
+        return once + self.config.train.steps * scale * runs * step(steps)
 
 
 class Totals(NamedTuple):
@@ -132,7 +135,10 @@ class Budget:
         for shape in shapes:
             if time.monotonic() < end or not self._timed:
                 shape.stack = min(shape.stack, len(shape.jobs))
-                configs = [from_dict(job.config) for job in shape.jobs[: shape.stack]]
+                # A stack is for a GPU. Without one here, a single run says what there is to say.
+                gpu = device.capability(shape.config.run.device) is not None
+                shape.timed = shape.stack if gpu else 1
+                configs = [from_dict(job.config) for job in shape.jobs[: shape.timed]]
                 share = seconds / min(len(shapes), AT_ONCE)
                 shape.calibration = calibrate(configs, shape.corpus, share)
                 self._timed.append(shape)

@@ -38,9 +38,10 @@ def calibrate(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
-    """Time a run, or a stack of runs, for about so many seconds, and at least two steps.
+    """Time a run, or a stack of runs, for about so many seconds, and at least one step.
 
-    Runs are timed without compilation.
+    Runs are timed without compilation. If the first step takes all of the seconds, an evaluation is
+    not timed, but guessed by its FLOPs.
 
     Args:
         configs: of equal `stackable.stack_key`.
@@ -56,22 +57,21 @@ def calibrate(
     from moebench.train.stack import GradientRequest, Stack
 
     began = clock()
+    configs = list(map(_endless, configs))
     device = torch.device(device_kind(configs[0].run))
     threads = torch.get_num_threads()
     torch.set_num_threads(configs[0].run.threads or 1)
     try:
         runs = []
-        for config in map(_endless, configs):
+        for config in configs:
             state = make_state(config, corpus.vocab_size, device, len(corpus.domains))
             with TemporaryDirectory() as folder:
                 apply(choose(config, corpus.vocab_size, Path(folder), device), state.model)
             runs.append(TrainingRun(config, corpus, state, device))
-        evaluated = clock()
-        runs[0].begin()
-        evaluation = (clock() - evaluated) * len(runs)
+        prepared = clock()
         stack = Stack([run.state.model for run in runs])
-        times: list[float] = []
-        while len(times) <= MOST_STEPS:
+
+        def step() -> float:
             start = clock()
             requests = [GradientRequest(run, run.next_step()) for run in runs]
             outcomes = stack.update(requests, stack.gradients(requests))
@@ -79,16 +79,37 @@ def calibrate(
                 request.run.finish(request.step, outcome).wait()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            times.append(clock() - start)
-            if len(times) > LEAST_STEPS and clock() - began > seconds:
-                break
+            return clock() - start
+
+        times = [step()]  # it warms up
+        evaluation = times[0] * _evaluated(configs[0], corpus)
+        if clock() - began < seconds:
+            start = clock()
+            runs[0].begin()
+            evaluation = (clock() - start) * len(runs)
+            times = [step() for _ in range(LEAST_STEPS)]
+        while clock() - began < seconds and LEAST_STEPS <= len(times) < MOST_STEPS:
+            times.append(step())
     finally:
         torch.set_num_threads(threads)
-    return Calibration(evaluated - began, evaluation, tuple(times[1:]))  # the first warms up
+    return Calibration(prepared - began, evaluation, tuple(times))
+
+
+def _evaluated(config: ExperimentConfig, corpus: Corpus) -> float:
+    """The FLOPs of an evaluation as a multiple of those of a step."""
+    sequences = 2 * len(corpus.domains) * config.data.valid_sequences
+    return sequences / (3 * config.global_bsz)
 
 
 def _endless(config: ExperimentConfig) -> ExperimentConfig:
-    """The config of a run that evaluates at no step that is timed, and is not compiled."""
+    """The config of a run that evaluates at no step that is timed, and is not compiled.
+
+    The machine that trains it may have a GPU, and this one none. Its weights stay finite.
+    """
+    optim = replace(config.optim, lr=min(config.optim.lr, 1e-9))
+    loss = replace(config.loss, balance=min(config.loss.balance, 1), z=min(config.loss.z, 1))
     train = replace(config.train, steps=10**9, eval_every=0)
-    run = replace(config.run, threads=config.run.threads or 1, compile="false")
-    return replace(config, train=train, run=run)
+    device = "cpu" if config.run.device == "cpu" else "auto"
+    threads = config.run.threads or 1
+    run = replace(config.run, threads=threads, compile="false", device=device, experts="auto")
+    return replace(config, train=train, run=run, optim=optim, loss=loss)

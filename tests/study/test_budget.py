@@ -12,6 +12,7 @@ from moebench.plans import Job
 from moebench.study import allowance, make_plan
 from moebench.study.allowance import Allowance
 from moebench.study.budget import Budget, Range, lines
+from moebench.study.calibration import LEAST_STEPS, MOST_STEPS, calibrate
 
 Small = Callable[..., list[str]]
 
@@ -37,12 +38,31 @@ def test_totals_are_counted_and_the_time_is_measured(small: Small) -> None:
     assert second.startswith("time here: about ")
 
 
+def test_a_large_model_is_timed_by_one_step(small: Small) -> None:
+    plan, [corpus] = make_plan(Composer(), small("seed=0,1", "train.steps=20"))
+    [config, _] = [from_dict(job.config) for job in plan.jobs]
+    made = calibrate([config], corpus, seconds=0.0)
+    assert len(made.steps) == 1
+    assert made.evaluation == pytest.approx(made.steps[0] * 2 * 3 * 4 / (3 * 8))
+    assert LEAST_STEPS <= len(calibrate([config], corpus, seconds=5.0).steps) <= MOST_STEPS
+
+
 def test_stacks_are_those_of_the_launcher(small: Small) -> None:
     plan, _ = make_plan(Composer(), small("scope=micro,global,none", "seed=0", "train.steps=20"))
     budget = Budget(plan.jobs, 1, stack_size=lambda _: 2, seconds=0.1)
     stacks = budget.processes(plan.jobs)
     assert [[job.arm for job in stack] for stack in stacks] == [["micro", "global"], ["none"]]
     assert budget.totals(plan.jobs).stacks == 2
+
+
+def test_a_machine_without_a_gpu_estimates_for_one_that_has_it(small: Small) -> None:
+    words = small("seed=range(0,64)", "train.steps=20", "run.device=cuda", "run.experts=triton")
+    words += ["optim.lr=1e30", "loss.balance=1e30"]  # nor does it matter that a run would fail
+    plan, _ = make_plan(Composer(), words)
+    totals = Budget(plan.jobs, 1, stack_size=lambda _: 64, seconds=0.1).totals(plan.jobs)
+    assert (totals.stacks, totals.timed) == (1, 1)
+    one = Budget(plan.jobs[:1], 1, seconds=0.1).totals(plan.jobs[:1])
+    assert totals.seconds.middle > 5 * one.seconds.middle, "it trains one run after another"
 
 
 class Hourly:
