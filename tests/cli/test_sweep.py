@@ -96,7 +96,7 @@ def test_a_budget_is_shown_and_held(call: Call, small: list[str]) -> None:
     assert list(Path().iterdir()) == [], "nothing is written"
 
     done = call(*words, "--hours", "1")
-    assert done.code == 0
+    assert done.code == 0, done.err
     assert "--hours 1: 2 of 2 seeds fit by the estimate" in done.err
     sizes = [file.stat().st_size for file in Path("runs").glob("*-s?-*/**/*") if file.is_file()]
     assert 0.5 < budget["disk_bytes"] / sum(sizes) < 2
