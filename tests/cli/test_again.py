@@ -17,7 +17,7 @@ SHELL = """moebench() { printf '%s\\0' "$@"; printf '\\n'; }
 
 def pasted(page: str) -> list[list[str]]:
     """The words of each command on a page, as a shell splits them."""
-    (text,) = re.findall(r"How this was made</h2>.*?<pre>(.*?)</pre>", page, re.DOTALL)
+    (text,) = re.findall(r"How this was made</h2>.*?<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
     words = subprocess.run(
         ["bash", "-c", SHELL + html.unescape(text)], capture_output=True, text=True, check=True
     )
