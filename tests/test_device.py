@@ -57,6 +57,22 @@ def test_the_card_decides(pretend: Pretend, found: tuple[int, int] | None, preci
     assert not on_gpu(Composer().compose(["run.device=cpu"]))
 
 
+@pytest.mark.parametrize(
+    ("found", "words", "runs"),
+    [
+        ((9, 0), "train.precision=bf16", 63),
+        ((9, 0), "train.precision=bf16 run.experts=triton", 200),
+        ((9, 0), "train.precision=fp32", 200),
+        ((8, 0), "train.precision=bf16", 200),
+    ],
+)
+def test_only_torchs_grouped_kernel_limits_a_stack(
+    pretend: Pretend, found: tuple[int, int], words: str, runs: int
+) -> None:
+    pretend(found)
+    assert stack_size(Composer().compose(["run.stack=200", *words.split()])) == runs
+
+
 def test_a_gpu_that_is_taken_is_an_error_of_one_line(pretend: Pretend, monkeypatch: Patch) -> None:
     def taken() -> None:
         raise busy
