@@ -229,7 +229,8 @@ def test_a_write_error_loses_only_the_steps_after_the_last_checkpoint(
             tmp_path / "cut",
             on_event=lambda event: patch.setattr(where, refuse) if event.step == 6 else None,
         )
-    assert str(caught.value) == f"{record.path}: cannot be written {said} from the last checkpoint"
+    text = re.sub(r": [\d,]+ bytes are free", "", str(caught.value))  # of this machine's disk
+    assert text == f"{record.path}: cannot be written {said} from the last checkpoint"
     state = record.status()["state"]
     assert state == ("running" if where.endswith("fsync") else "failed"), "as far as it can say"
     run_experiment(compose(), corpus, tmp_path / "cut", resume=True)
