@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 TOPICS = (
     *("resume", "atomic_save", "power_loss", "full_disk", "preemption", "non_finite"),
     *("memory", "determinism", "concurrency", "versions"),
+    *("corruption", "provenance", "input", "network"),
 )
 FAST = Path("/dev/shm")  # a disk in memory, which syncs at once
 

@@ -20,6 +20,7 @@ GROUPS = (  # each takes about as long as the others
     ("resume", "determinism", "concurrency"),
     ("atomic_save", "full_disk", "preemption"),
     ("power_loss", "non_finite", "memory"),
+    ("corruption", "provenance", "input", "network"),
 )
 
 
