@@ -58,7 +58,7 @@ def test_all_views_are_made_again_but_those_that_cannot_be(begin: Begin, tmp_pat
         kept = view(trained)
         troubles = dict(zip(names, make_views(lacking), strict=True))
     assert troubles["broken"].endswith(
-        "metrics.jsonl:1: is not a row of metrics; the record is damaged"
+        "metrics.jsonl:1: is not a row of metrics (is not a JSON object); the record is damaged"
     )
     assert "is a record of version 2, this moebench reads version 1" in troubles["other"]
     assert "another process is training it" in troubles["trained"]

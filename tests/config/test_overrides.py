@@ -52,7 +52,7 @@ def test_a_sweep_is_known_by_how_it_is_written() -> None:
         ("scope=glob(x*)", "scope=glob(x*): the sweep is empty; give at least one value"),
         ("seed=range(0,10,0)", "seed=range(0,10,0): is not a sweep that can run (range() arg 3 "),
         ("optim.lr=interval(0,1)", "optim.lr=interval(0,1): is not a sweep that can run ("),
-        ("seed=range(0,1000000000)", "seed=range(0,1000000000): is more than 100000 runs; "),
+        ("seed=range(0,1000000000)", "seed=range(0,1000000000): is more than 10000 runs; "),
         ("scope=micro,macro", "scope=macro: no such scope; did you mean micro?"),
         ("sede=0,1", "sede=0,1: no such key; did you mean seed?"),
     ],
