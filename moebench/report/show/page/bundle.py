@@ -18,7 +18,8 @@ def bundle() -> str:
         return read_bytes(path).decode()
     import vl_convert
 
-    packed = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    made = vl_convert.javascript_bundle()  # pyright: ignore[reportCallIssue] its stub is older
+    packed = made.replace("</script", "<\\/script")
     if path is not None:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
