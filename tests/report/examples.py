@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from moebench.records import Record
 from moebench.report import Report
+from moebench.report.read.frame import Frame
 
 HOSTILE = (
     "x[/foo]",
@@ -45,3 +47,8 @@ def scopes(
 
 def texts(report: Report) -> str:
     return " ".join(report.render("table").split())
+
+
+def by_metric(frame: Frame) -> dict[Any, Any]:
+    """Values of a frame of one run."""
+    return dict(zip(frame.metrics["metric"], frame.metrics["value"], strict=True))
