@@ -23,7 +23,7 @@ from moebench.report.paper.overlap import overlaps
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
-from moebench.report.read.interim import Interim, interim
+from moebench.report.read.interim import NOT_BEGUN, Interim, interim, not_begun
 from moebench.report.read.studies import find_plans, plans_of_study
 from moebench.report.show.blocks import Block, Heading, Sentences
 from moebench.report.show.brief import brief
@@ -318,10 +318,8 @@ def _unfinished(frame: Frame, plans: Sequence[Plan]) -> list[Unfinished]:
         for row in frame.rows()
         if row["state"] != "done"
     ]
-    seen = {*frame.runs["run"], *(problem.run for problem in frame.problems)}
-    planned = dict.fromkeys(printable(job.run) for plan in plans for job in plan.jobs)
-    missing = [run for run in planned if run not in seen]
-    return begun + [Unfinished(run, "not begun", "", None, None) for run in missing]
+    missing = [printable(job.run) for job in not_begun(frame, plans)]
+    return begun + [Unfinished(run, NOT_BEGUN, "", None, None) for run in missing]
 
 
 def _steps(row: dict[str, Any]) -> tuple[float | None, float | None]:

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moebench.plans import Plan
-from moebench.records import STATES
+from moebench.errors import RecordError
+from moebench.plans import Job, Plan
+from moebench.records import STATES, Record, printable
 from moebench.report.read.frame import PRIMARY, Frame
 
 NOT_BEGUN = "not begun"
@@ -37,11 +38,12 @@ def interim(
 ) -> tuple[Interim, Frame] | None:
     """Where to compare a table whose study has not ended, and its metrics there.
 
-    A study has ended when all runs that it plans are done or failed; runs of no plan count only
-    where none is finished. Arms are compared over whole seeds: all arms that were evaluated after
-    step 0, all at one step. It is the last one that all seeds share, but a seed that has just begun
-    does not take the others back to its start: of the steps, the one with the largest product of
-    step and squared number of whole seeds is taken, since intervals need seeds more than steps.
+    A study has ended when all runs that it plans are done or failed, also those that the reader did
+    not choose; runs of no plan count only where none is finished. Arms are compared over whole
+    seeds: all arms that were evaluated after step 0, all at one step. It is the last one that all
+    seeds share, but a seed that has just begun does not take the others back to its start: of the
+    steps, the one with the largest product of step and squared number of whole seeds is taken,
+    since intervals need seeds more than steps.
 
     Args:
         frame: of all runs.
@@ -54,14 +56,16 @@ def interim(
     names = {row["run"] for row in rows}
     own = [plan for plan in plans if any(job.run in names for job in plan.jobs)]
     planned = {job.run: job for plan in own for job in plan.jobs}
-    begun = {*frame.runs["run"], *(problem.run for problem in frame.problems)}
-    pending = {(job.arm_hash, job.seed) for run, job in planned.items() if run not in begun}
+    absent = _absent(frame, own)
+    pending = {(job.arm_hash, job.seed) for job, record in absent if record is None}
     nothing_done = all(row["state"] != "done" for row in rows)
     left = Counter(
         row["state"]
         for row in rows
         if row["state"] not in OVER and (nothing_done or row["run"] in planned)
     )
+    others = [_state(record) for _, record in absent if record is not None]
+    left += Counter(state for state in others if state not in OVER)
     left[NOT_BEGUN] = len(pending)
     if not left.total():
         return None
@@ -71,6 +75,34 @@ def interim(
     in_order = {state: left[state] for state in (*STATES, NOT_BEGUN) if left[state]}
     found = Interim(step, steps, tuple(seeds), tuple(waiting), in_order)
     return found, frame if step is None else frame.of(runs, step)
+
+
+def not_begun(frame: Frame, plans: Sequence[Plan]) -> list[Job]:
+    """The planned jobs without a record, each run once."""
+    return [job for job, record in _absent(frame, plans) if record is None]
+
+
+def _absent(frame: Frame, plans: Sequence[Plan]) -> list[tuple[Job, Record | None]]:
+    """The planned jobs that a frame lacks, and their records beside the plan.
+
+    A frame may hold only some of the runs: those that a reader chose.
+    """
+    known = {*frame.runs["run"], *(problem.run for problem in frame.problems)}
+    found: dict[str, tuple[Job, Record | None]] = {}
+    for plan in plans:
+        for job in plan.jobs:
+            if printable(job.run) not in known and found.get(job.run, (job, None))[1] is None:
+                record = Record(plan.folder.parents[1] / job.run) if plan.folder else None
+                found[job.run] = job, record if record is not None and record.exists() else None
+    return list(found.values())
+
+
+def _state(record: Record) -> str:
+    """The state of a run; that of a damaged record is "failed", as no sweep continues it."""
+    try:
+        return "done" if record.is_done() else str(record.status()["state"])
+    except RecordError:
+        return "failed"
 
 
 def _evaluations(frame: Frame) -> dict[str, set[int]]:

@@ -131,3 +131,27 @@ def test_a_failed_run_does_not_keep_a_study_open(
     plan(runs, "scope", records)
     (about,) = make_report([runs], study="scope").to_dict()["tables"]
     assert about["interim"] is None
+
+
+def test_runs_that_the_reader_leaves_out_have_begun_and_keep_a_study_open_until_they_end(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    made = study(runs, run, plan, {"a": [400, 400], "b": [400, 400], "c": [400, 400]})
+    kept = [record.path for arm in "ab" for record in made[arm]]
+
+    def reports() -> list[Report]:
+        return [
+            make_report([runs], study="scope", where=["arm=a,b"], runs_dir=runs),
+            make_report([runs], where=["seed=0"], runs_dir=runs),
+            make_report(kept, runs_dir=runs),
+        ]
+
+    for report in reports():
+        assert report.tables[0].interim is None
+        assert report.unfinished == ()
+    (made["c"][1].path / "summary.json").unlink()
+    made["c"][1].set_status("stopped", step=100, steps=400)
+    for report in reports():
+        meanwhile = report.tables[0].interim
+        assert meanwhile is not None
+        assert meanwhile.left == {"stopped": 1}
