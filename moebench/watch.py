@@ -8,6 +8,7 @@ and `/content`, and opens no file by a name that a browser sends.
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -15,6 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from moebench.errors import MoebenchError
 from moebench.plans import Plan
@@ -54,7 +56,8 @@ class Page:
 
     def whole(self) -> str:
         """The page with its scripts."""
-        return whole(self.title, self.content(), live=True)
+        content = self.content()  # first, since it sets the title
+        return whole(self.title, content, live=True)
 
     def content(self) -> str:
         """The part that changes, not older than `wait` seconds."""
@@ -73,13 +76,13 @@ class Page:
 
     def _made(self) -> str:
         sections: Sequence[Section]
-        plans: Sequence[Plan] = self._plans()
+        plans: Sequence[Plan] = ()
         try:
+            plans = self._plans()
             report = make_report([self.runs_dir], study=self.study, runs_dir=self.runs_dir)
+            sections = report.sections()
         except MoebenchError as error:
             sections = [Section([Sentences("Nothing to compare yet", [str(error)])])]
-        else:
-            sections = report.sections()
         self.title = plans[0].title if len(plans) == 1 else f"Runs in {self.runs_dir}"
         unfinished = [_progress(plan, self.runs_dir) for plan in plans]
         begun = [progress for progress in unfinished if progress is not None]
@@ -189,8 +192,10 @@ class Server(ThreadingHTTPServer):
         self.page = page
         super().__init__((HOST, port), Handler)
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A tab that was closed in the middle of an answer is no error."""
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A tab that was closed in the middle of an answer is no error; the rest is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _server(page: Page, port: int | None) -> Server:

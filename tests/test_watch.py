@@ -77,6 +77,7 @@ def test_the_page_follows_the_records(runs: Path, ask: Ask) -> None:
         assert "data-live" in page
         assert "window.vegaEmbed" in page
         assert "connect-src" in page
+        assert "<title>Study scope: What?</title>" in page
         status, content, tag = ask("/content")
         assert status == 200
         assert "window.vegaEmbed" not in content
@@ -113,6 +114,18 @@ def test_before_anything_can_be_compared_the_page_says_so(tmp_path: Path) -> Non
     assert "Nothing to compare yet" in Page(tmp_path, None, "moebench watch").content()
     make_run(tmp_path, "micro", rows=[], state="running")
     assert "Nothing to compare yet" in Page(tmp_path, None, "moebench watch").content()
+
+
+def test_what_is_damaged_while_the_page_is_served_is_named_on_it(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LEAST_WAIT", 0.0)
+    monkeypatch.setattr(watch, "SHARE", 0)
+    page = Page(runs, "scope", "moebench watch")
+    assert "Nothing to compare yet" not in page.content()
+    (plan,) = runs.glob("studies/*/plan.json")
+    plan.write_text("{")
+    assert "is not a plan (is not a JSON object)" in page.content()
 
 
 def told(process: Process) -> str:
