@@ -84,7 +84,8 @@ def test_the_page_follows_the_records(runs: Path, ask: Ask) -> None:
         assert "1 of 2 runs done" in content
         assert "running at 120 of 400" in content
         assert '<dt>Interim</dt>' in content  # fmt: skip
-        assert content.index("<dt>Interim</dt>") < content.index("running at 120")
+        assert content.index("<dt>Interim</dt>") < content.index("1 of 2 runs done")
+        assert content.index("1 of 2 runs done") < content.index("running at 120")
         assert '"step":10.0' in content
         assert "data:image/" not in content, "scripts run on a live page"
         assert ask("/content", **{"If-None-Match": tag})[0] == 304
