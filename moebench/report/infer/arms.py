@@ -140,30 +140,15 @@ def make_table(
     ranked = [chosen, *(name for name in order if name != chosen)]
     primary = _agreed([plan.primary for plan in plans], PRIMARY)
 
-    seeds = sorted({run["seed"] for run in runs})
-    values = _matrices(frame, index, ranked, seeds)
     bare = [_arm(name, runs, unfinished, plans) for name in ranked]
     averaged = _agreed([plan.average_twin for plan in plans], False)
-    twin = _own_twin(bare) if averaged and primary in values else None
-    sides = [0] if twin is None or _keeps_close(values[primary], twin) else [0, twin]
-    comparisons = _compared(values.get(primary), bare, seeds, sides)
-    described = describe(values, ranked, primary, comparisons, sides)
-    arms = [
-        replace(
-            arm,
-            metrics=described[arm.name],
-            per_seed={
-                metric: _by_seed(seeds, matrix[:, column]) for metric, matrix in values.items()
-            },
-        )
-        for column, arm in enumerate(bare)
-    ]
+    arms, comparisons, sides, twin = _measured(frame, index, bare, primary, averaged)
     made_with = _made_with(runs)
     ranges = {scope: _range(run[f"random_{scope}"] for run in runs) for scope in SCOPES}
     sciences = {arm.name: arm.science for arm in arms}
     return Table(
         differs=_differing(frame, index),
-        arms=tuple(arms),
+        arms=arms,
         baseline=chosen,
         primary=primary,
         comparisons=comparisons,
@@ -184,6 +169,35 @@ def make_table(
         unpaired=(*other_batches(sciences, runs), *other_starts(runs, frame.starts)),
         index=index,
     )
+
+
+def _measured(
+    frame: Frame, index: int, bare: Sequence[Arm], primary: str, averaged: bool
+) -> tuple[tuple[Arm, ...], Comparisons, list[int], int | None]:
+    """The arms with their metrics, and how they compare in the primary endpoint.
+
+    Args:
+        frame, index: of the table.
+        bare: its arms without metrics, the baseline first.
+        primary: the name of a metric.
+        averaged: whether differences are to the mean of the baseline and its A/A twin.
+
+    Returns:
+        The arms, their comparisons, the columns of the control, and that of a twin that was to be
+        averaged.
+    """
+    names = [arm.name for arm in bare]
+    seeds = sorted({seed for arm in bare for seed in arm.seeds})
+    values = _matrices(frame, index, names, seeds)
+    twin = _own_twin(bare) if averaged and primary in values else None
+    sides = [0] if twin is None or _keeps_close(values[primary], twin) else [0, twin]
+    comparisons = _compared(values.get(primary), bare, seeds, sides)
+    described = describe(values, names, primary, comparisons, sides)
+    arms = []
+    for column, arm in enumerate(bare):
+        per_seed = {key: _by_seed(seeds, matrix[:, column]) for key, matrix in values.items()}
+        arms.append(replace(arm, metrics=described[arm.name], per_seed=per_seed))
+    return tuple(arms), comparisons, sides, twin
 
 
 def _agreed(values: Sequence[Value], otherwise: Value) -> Value:
