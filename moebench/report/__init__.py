@@ -209,31 +209,28 @@ def make_report(
     """
     roots = list(roots) or [runs_dir]
     plans, problems = find_plans([*roots, runs_dir])
-    only, title = None, ""
+    only = None
     if study is not None:
         plans = plans_of_study(study, plans, problems, runs_dir)
         only, problems = _runs(plans), []
-        title = " and ".join(dict.fromkeys(plan.title for plan in plans))
     frame = load_frame(roots, only, where=where, by=by).checked()
     if at is not None:
         frame = frame.at(at)
-        title += f" (at step {at})" if title else f"At step {at}"
-    of_table: dict[int, list[dict[str, Any]]] = {}
-    for row in frame.rows():
-        of_table.setdefault(row["table"], []).append(row)
-    parts = [(index, *_part(frame, of_table[index], plans, at)) for index in sorted(of_table)]
-    made = [part for part in parts if part[0] in part[1].metrics["table"].unique()]
+    made = _parts(frame, plans, at)
     if not made:
         raise RecordError(_nothing_done(roots, study, frame))
-    _check_baseline(baseline, {arm for _, part, _ in made for arm in part.metrics["arm"].unique()})
-    known = sorted({name for _, part, _ in made for name in part.metrics["metric"].unique()})
+    _check_baseline(baseline, _seen(made, "arm"))
+    known = sorted(_seen(made, "metric"))
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
-    judged = [judge(make_table(part, index, plans, baseline, found)) for index, part, found in made]
+    judged = [
+        judge(make_table(part.frame, part.table, plans, baseline, part.interim)) for part in made
+    ]
     tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
         tables = [_sorted(table, sort) for table in tables]
-    unfinished = _unfinished(frame, plans if study is not None else [])
+    of_study = plans if study is not None else []
+    title, unfinished = _title(of_study, at), _unfinished(frame, of_study)
     problems = (*problems, *frame.problems)
     return Report(
         title, tuple(tables), verdicts, tuple(unfinished), problems, frame, shown, tuple(plans)
@@ -264,15 +261,49 @@ def load(
     return load_frame(paths, only, where=where, by=by)
 
 
+def _title(plans: Sequence[Plan], at: int | None) -> str:
+    title = " and ".join(dict.fromkeys(plan.title for plan in plans))
+    if at is None:
+        return title
+    return f"{title} (at step {at})" if title else f"At step {at}"
+
+
+class Part(NamedTuple):
+    """The metrics of one table, and where they are taken if its study has not ended."""
+
+    frame: Frame
+    table: int
+    interim: Interim | None
+
+
+def _parts(frame: Frame, plans: Sequence[Plan], at: int | None) -> list[Part]:
+    """The tables that hold metrics."""
+    of_table: dict[int, list[Mapping[str, Any]]] = {}
+    for row in frame.rows():
+        of_table.setdefault(row["table"], []).append(row)
+    parts = [_part(frame, index, of_table[index], plans, at) for index in sorted(of_table)]
+    return [part for part in parts if part.table in part.frame.metrics["table"].unique()]
+
+
 def _part(
-    frame: Frame, rows: Sequence[Mapping[str, Any]], plans: Sequence[Plan], at: int | None
-) -> tuple[Frame, Interim | None]:
-    """The metrics of a table, and where they are taken if its study has not ended."""
+    frame: Frame,
+    index: int,
+    rows: Sequence[Mapping[str, Any]],
+    plans: Sequence[Plan],
+    at: int | None,
+) -> Part:
     found = interim(frame, rows, plans)
     if found is None:
-        return frame, None
+        return Part(frame, index, None)
     where, meanwhile = found
-    return (meanwhile, where) if at is None else (frame, replace(where, step=at))
+    if at is None:
+        return Part(meanwhile, index, where)
+    return Part(frame, index, replace(where, step=at))
+
+
+def _seen(parts: Sequence[Part], column: str) -> set[str]:
+    """The arms or metrics of some tables."""
+    return {name for part in parts for name in part.frame.metrics[column].unique()}
 
 
 def _check_baseline(baseline: str | None, arms: set[str]) -> None:
