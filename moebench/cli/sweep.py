@@ -133,18 +133,8 @@ def sweep(
     Examples: `moebench sweep study=demo`, `moebench sweep scope=micro,shuffled,global seed=0,1,2`,
     `moebench sweep study=demo --status`
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError("WORLD_SIZE: a sweep starts its own processes; start it without torchrun")
-    if status and dry_run:
-        raise ConfigError("--status --dry-run: one shows runs, one plans them; use only one")
+    _check(launcher, hours, status=status, dry_run=dry_run, as_json=as_json)
     load_plugins(plugin)
-    if as_json and launcher == "commands":
-        raise ConfigError("--json --launcher commands: both write to stdout; use only one")
-    if hours and launcher != "local":
-        raise ConfigError(
-            f"--hours: is for --launcher local, whose speed is measured here; with {launcher}, "
-            "choose the runs by --seeds"
-        )
     from moebench.study import Axes, Launcher
     from moebench.study.engines.choice import Choice
 
@@ -176,10 +166,25 @@ def sweep(
     if as_json:
         _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
     elif not dry_run:
-        elsewhere = [] if runs_dir == RUNS else ["--runs-dir", str(runs_dir)]
-        command = shlex.join(["moebench", "report", "--study", plan.slug, *elsewhere])
-        print_message(f"{command} compares the runs")
+        _print_next(plan, runs_dir)
     _report_failures(sweep)
+
+
+def _check(
+    launcher: str, hours: float | None, *, status: bool, dry_run: bool, as_json: bool
+) -> None:
+    """ConfigError for options that exclude each other."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("WORLD_SIZE: a sweep starts its own processes; start it without torchrun")
+    if status and dry_run:
+        raise ConfigError("--status --dry-run: one shows runs, one plans them; use only one")
+    if as_json and launcher == "commands":
+        raise ConfigError("--json --launcher commands: both write to stdout; use only one")
+    if hours and launcher != "local":
+        raise ConfigError(
+            f"--hours: is for --launcher local, whose speed is measured here; with {launcher}, "
+            "choose the runs by --seeds"
+        )
 
 
 def _plan(
@@ -255,6 +260,13 @@ def _trim(launcher: "Launcher", allowance: "Allowance", done: dict[int, float]) 
     if left_out := {job.seed for job in launcher.waiting} - {job.seed for job in kept}:
         print_message(f"--hours {allowance.hours:g}: leaves out {len(left_out)} more seeds")
         launcher.waiting = kept
+
+
+def _print_next(plan: "Plan", runs_dir: Path) -> None:
+    """Print the command that comes after a sweep."""
+    elsewhere = [] if runs_dir == RUNS else ["--runs-dir", str(runs_dir)]
+    command = shlex.join(["moebench", "report", "--study", plan.slug, *elsewhere])
+    print_message(f"{command} compares the runs")
 
 
 def _report_failures(launcher: "Launcher") -> None:
