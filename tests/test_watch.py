@@ -114,7 +114,9 @@ def test_nothing_else_is_given_out(runs: Path, ask: Ask) -> None:
 def test_before_anything_can_be_compared_the_page_says_so(tmp_path: Path) -> None:
     assert "Nothing to compare yet" in Page(tmp_path, None, "moebench watch").content()
     make_run(tmp_path, "micro", rows=[], state="running")
-    assert "Nothing to compare yet" in Page(tmp_path, None, "moebench watch").content()
+    content = Page(tmp_path, None, "moebench watch").content()
+    assert "Nothing to compare yet" in content
+    assert "holds no finished run (1 running); wait for their first evaluation" in content
 
 
 def test_what_is_damaged_while_the_page_is_served_is_named_on_it(

@@ -366,4 +366,6 @@ def _nothing_done(roots: Sequence[Path], study: str | None, frame: Frame) -> str
         first = frame.problems[0]
         states.append(f"{len(frame.problems)} left out, the first: {first.run}: {first.reason}")
     details = f" ({'; '.join(states)})" if states else ""
-    return f"{where}: holds no finished run{details}; make some with moebench sweep"
+    running = "running" in counts and not frame.problems
+    remedy = "wait for their first evaluation" if running else "make some with moebench sweep"
+    return f"{where}: holds no finished run{details}; {remedy}"
