@@ -298,7 +298,13 @@ def _part(
     where, meanwhile = found
     if at is None:
         return Part(meanwhile, index, where)
-    return Part(frame, index, replace(where, step=at))
+    measured = {*frame.metrics["run"].unique()}
+    seeds = {row["seed"] for row in rows if row["run"] in measured}
+    waiting = {*where.seeds, *where.waiting} - seeds
+    chosen = replace(
+        where, step=at, seeds=tuple(sorted(seeds)), waiting=tuple(sorted(waiting)), chosen=True
+    )
+    return Part(frame, index, chosen)
 
 
 def _seen(parts: Sequence[Part], column: str) -> set[str]:

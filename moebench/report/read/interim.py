@@ -24,6 +24,7 @@ class Interim:
         seeds: that are compared.
         waiting: seeds that have begun, but have not come so far in every arm.
         left: number of runs that have not ended, by state.
+        chosen: whether a reader chose the step; then only finished runs are compared.
     """
 
     step: int | None
@@ -31,6 +32,7 @@ class Interim:
     seeds: tuple[int, ...]
     waiting: tuple[int, ...]
     left: Mapping[str, int]
+    chosen: bool = False
 
 
 def interim(

@@ -54,10 +54,11 @@ def interim(table: Table) -> str:
         text += f"Compared at the end of {_seeds(found.seeds)}"
     else:
         of = f" of {found.steps:,}" if found.steps else ""
-        text += f"Compared at step {found.step:,}{of}, the last evaluation that all arms share in "
-        text += _seeds(found.seeds)
+        which = "as asked," if found.chosen else "the last evaluation that all arms share"
+        text += f"Compared at step {found.step:,}{of}, {which} in {_seeds(found.seeds)}"
     if found.step is not None:
-        late = f"; {_seeds(found.waiting)} {_have(found.waiting)} not come so far"
+        missed = "ended" if found.chosen else "come so far"
+        late = f"; {_seeds(found.waiting)} {_have(found.waiting)} not {missed}"
         text += late * bool(found.waiting) + "."
     return text + " No p values and no verdicts before the end."
 

@@ -155,3 +155,13 @@ def test_runs_that_the_reader_leaves_out_have_begun_and_keep_a_study_open_until_
         meanwhile = report.tables[0].interim
         assert meanwhile is not None
         assert meanwhile.left == {"stopped": 1}
+
+
+def test_at_a_chosen_step_the_finished_seeds_are_named(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    study(runs, run, plan, {"a": [400, 400, 300], "b": [400, 400, 200]})
+    report = make_report([runs], study="scope", at=100)
+    assert compared(report) == (100, (0, 1), (2,))
+    told = "Compared at step 100 of 400, as asked, in seeds 0 and 1; seed 2 has not ended."
+    assert told in " ".join(report.render().split())
