@@ -27,6 +27,7 @@ def check_router(config: ExperimentConfig) -> None:
         _group_contradictions(config),
         _expert_contradictions(config),
         _map_contradictions(config),
+        _prescription_contradictions(config),
     ):
         for wrong, error in contradictions:
             if wrong:
@@ -132,7 +133,7 @@ def _gate_contradictions(config: ExperimentConfig) -> Contradictions:
 
 
 def _map_contradictions(config: ExperimentConfig) -> Contradictions:
-    router, data, method = config.router, config.data, declared(config.method.name)
+    router, data = config.router, config.data
     yield (
         data.domain_token and data.mask_documents,
         "data.domain_token=true: attention would hide it from all documents of a sequence but the "
@@ -156,6 +157,10 @@ def _map_contradictions(config: ExperimentConfig) -> Contradictions:
         router.map != "replay" and router.replay is not None,
         f"router.replay={router.replay}: is for router.map=replay; add router=replay",
     )
+
+
+def _prescription_contradictions(config: ExperimentConfig) -> Contradictions:
+    router, data, method = config.router, config.data, declared(config.method.name)
     if router.map == "none" or not config.model.moe:
         return
     layers = moe_layers(config)
