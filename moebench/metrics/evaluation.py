@@ -81,15 +81,21 @@ def routing_metrics(
         row["specialization/coactivation"] = largest_partner_share(together)
     for layer, used in enumerate(load.utilization(mixed).tolist()):
         row[f"load/utilization/{layer}"] = [round(value, 5) for value in used]
-    probe = index[:, probed(len(domain))]
     arrays = {
         "counts": by_domain.long().numpy(),
         "coactivation": together.numpy(),
-        "probe_index": probe.short().numpy(),
+        **_of_tokens(routing),
     }
+    return row, arrays
+
+
+def _of_tokens(routing: Routing) -> dict[str, np.ndarray]:
+    """The arrays `probe_index` and, where the router has probabilities, `probability`."""
+    index = routing.expert_index.cpu()
+    arrays = {"probe_index": index[:, probed(index.shape[1])].short().numpy()}
     if routing.weights is not None:
         arrays["probability"] = _likeliest(routing.weights)
-    return row, arrays
+    return arrays
 
 
 def probed(sequences: int) -> slice:
