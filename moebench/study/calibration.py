@@ -9,10 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus
+
+if TYPE_CHECKING:
+    import torch
+
+    from moebench.train.loop import TrainingRun
 
 MOST_STEPS = 7  # timed of one shape; more tell little
 LEAST_STEPS = 2
@@ -51,9 +56,6 @@ def calibrate(
     import torch
 
     from moebench.experiment.execution import device_kind
-    from moebench.train.build import make_state
-    from moebench.train.kernels import apply, choose
-    from moebench.train.loop import TrainingRun
     from moebench.train.stack import GradientRequest, Stack
 
     began = clock()
@@ -62,12 +64,7 @@ def calibrate(
     threads = torch.get_num_threads()
     torch.set_num_threads(configs[0].run.threads or 1)
     try:
-        runs = []
-        for config in configs:
-            state = make_state(config, corpus.vocab_size, device, len(corpus.domains))
-            with TemporaryDirectory() as folder:
-                apply(choose(config, corpus.vocab_size, Path(folder), device), state.model)
-            runs.append(TrainingRun(config, corpus, state, device))
+        runs = [_run(config, corpus, device) for config in configs]
         prepared = clock()
         stack = Stack([run.state.model for run in runs])
 
@@ -93,6 +90,17 @@ def calibrate(
     finally:
         torch.set_num_threads(threads)
     return Calibration(prepared - began, evaluation, tuple(times))
+
+
+def _run(config: ExperimentConfig, corpus: Corpus, device: "torch.device") -> "TrainingRun":
+    from moebench.train.build import make_state
+    from moebench.train.kernels import apply, choose
+    from moebench.train.loop import TrainingRun
+
+    state = make_state(config, corpus.vocab_size, device, len(corpus.domains))
+    with TemporaryDirectory() as folder:
+        apply(choose(config, corpus.vocab_size, Path(folder), device), state.model)
+    return TrainingRun(config, corpus, state, device)
 
 
 def _evaluated(config: ExperimentConfig, corpus: Corpus) -> float:
