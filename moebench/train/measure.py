@@ -160,17 +160,8 @@ def evaluate(
         steering = _steered(model, text, steering)
         nats, routing = _forward_all(model, text, device_bsz, steering)
         selections[prefix] = routing.expert_index
-        row |= quality(
-            prefix,
-            torch.cat([part.sum(1) for part in nats]).double().cpu().numpy(),
-            config.seq_len,
-            np.array([corpus.tokenizer.bytes_in(tokens) for tokens in batch.tokens[:, 1:]]),
-            batch.domain,
-            domains,
-        )
         document = validation_documents(corpus, half, **size)
-        documents = by_document(torch.cat(nats).double().cpu().numpy(), batch, document, corpus)
-        row |= standard_errors(prefix, documents, domains)
+        row |= _quality(prefix, nats, batch, document, corpus, domains)
         if prefix != "valid":
             continue
         if model.gating.method is not None:
@@ -188,6 +179,32 @@ def evaluate(
             if steering is not None and steering.mask is not None:
                 arrays["active"] = steering.mask.cpu().numpy()
     return Evaluation(row, arrays, selections)
+
+
+def _quality(
+    prefix: str,
+    nats: Sequence[Tensor],
+    batch: Batch,
+    document: np.ndarray,
+    corpus: Corpus,
+    domains: Sequence[str],
+) -> dict[str, Any]:
+    """The quality of a validation set, with its standard errors over documents.
+
+    Args:
+        nats: [sequences, targets] of each pass.
+        document: [sequences, targets] the number of each target's document.
+    """
+    row = quality(
+        prefix,
+        torch.cat([part.sum(1) for part in nats]).double().cpu().numpy(),
+        document.shape[1],
+        np.array([corpus.tokenizer.bytes_in(tokens) for tokens in batch.tokens[:, 1:]]),
+        batch.domain,
+        domains,
+    )
+    documents = by_document(torch.cat(list(nats)).double().cpu().numpy(), batch, document, corpus)
+    return row | standard_errors(prefix, documents, domains)
 
 
 def _steered(model: MoETransformer, text: "Text", steering: Steering | None) -> Steering | None:
