@@ -1,8 +1,8 @@
 """Files on disk: atomic writes, checksums, and bounded reads of files that others wrote.
 
 A file or folder is written aside as `.NAME.PID.tmp`, synced, then renamed, and the folder that
-holds its name is synced. After a crash, its name refers to the old content or to the new content,
-never to a part of it. A folder is removed under such a name, too.
+holds its name is synced. After a crash, its name refers to the old or the new content, never to a
+part of it. A folder is removed under such a name, too.
 
 Readers accept regular files only, since a pipe or a device may never end, and `open_regular` is the
 one door to them. What is read whole is bounded. Readers raise OSError, ValueError or, for YAML,
@@ -238,8 +238,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 def unpacked(path: Path) -> Iterator[IO[bytes]]:
     """Open a regular file, decompressed while it is read if its name ends in .gz or .zst.
 
-    Reads are the caller's to bound: a small file may hold gigabytes. A broken file raises
-    ValueError.
+    The caller bounds reads: a small file may hold gigabytes. A broken file raises ValueError.
     """
     packed = path.suffix.lower()
     with open_regular(path) as file:

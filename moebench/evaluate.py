@@ -178,10 +178,7 @@ class Checkpoint:
 
 
 NEEDED = fields(
-    {
-        "data": fields({"vocab_size": anything, "content_hash": anything}),
-        "domains": anything,
-    }
+    {"data": fields({"vocab_size": anything, "content_hash": anything}), "domains": anything}
 )
 
 
