@@ -210,6 +210,7 @@ class Record:
     def save_task(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
         """Write `tasks/<name>.json`, with the SHA-256 of its own content."""
         result, path = with_digest(content), self.path / "tasks" / f"{name}.json"
+        self.check_links()
         try:
             write_json(path, result)
         except OSError as error:
@@ -304,6 +305,20 @@ class Record:
         return sorted((self.path / "tasks").glob("*.json"))
 
     # Writing
+
+    def check_links(self) -> None:
+        """Raise RecordError for a link out of the record, by which its files would come elsewhere.
+
+        Whoever writes into a record that others may have made calls this first.
+        """
+        own = os.path.join(os.path.realpath(self.path), "")
+        for folder, folders, names in os.walk(self.path):
+            for path in (os.path.join(folder, name) for name in (*folders, *names)):
+                if os.path.islink(path) and not os.path.realpath(path).startswith(own):
+                    raise RecordError(
+                        f"{path}: is a link out of the record, where nothing may be written; put "
+                        "what it names in its place"
+                    )
 
     def begin(self, config_yaml: str, manifest: Mapping[str, Any]) -> None:
         """Start the record of a run, or of its continuation.

@@ -186,6 +186,20 @@ def test_a_task_seals_itself(tmp_path: Path) -> None:
         assert record.damage() == ["tasks/blimp.json: was changed"]
 
 
+@pytest.mark.parametrize("name", ["tasks", "routing/step-4.npz", "metrics.jsonl"])
+def test_nothing_is_written_through_a_link_out_of_a_record(tmp_path: Path, name: str) -> None:
+    record = sealed(tmp_path / "run")
+    (record.path / "inside").symlink_to("checkpoints")  # harmless
+    record.check_links()
+    outside, link = tmp_path / "run-of-mine", record.path / name
+    outside.mkdir()
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside)
+    with pytest.raises(RecordError, match=f"{name}: is a link out of the record"):
+        record.save_task("blimp", {"accuracy": 0.5})
+    assert not list(outside.iterdir())
+
+
 @pytest.mark.parametrize(
     "change",
     [

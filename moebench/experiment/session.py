@@ -85,6 +85,7 @@ class Session:
 
         Raises: as `run_experiment`; the record's status then says why.
         """
+        self.record.check_links()
         resumed = self.record.exists()
         execution = resolved(self.config.run, self.record if resumed else None, self.ranks)
         self.config = replace(self.config, run=execution)

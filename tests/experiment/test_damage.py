@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from moebench.config.identity import run_name
 from moebench.data.corpus import Corpus
 from moebench.disk import read_json, write_json
 from moebench.errors import RecordError, Stopped
@@ -33,6 +34,19 @@ def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_pat
     path.write_bytes(content)
     with pytest.raises(RecordError, match=r"model\.safetensors: does not match its checksum"):
         run_experiment(compose(), corpus, tmp_path, resume=True)
+
+
+def test_a_run_does_not_train_into_a_record_with_a_link_out_of_it(
+    compose: Compose, corpus: Corpus, tmp_path: Path
+) -> None:
+    config, outside = compose(), tmp_path / "outside"
+    outside.mkdir()
+    link = tmp_path / run_name(config, corpus.content_hash) / "checkpoints"
+    link.parent.mkdir()
+    link.symlink_to(outside)
+    with pytest.raises(RecordError, match="checkpoints: is a link out of the record"):
+        run_experiment(config, corpus, tmp_path)
+    assert not list(outside.iterdir())
 
 
 def flip(path: Path, at: int) -> None:
