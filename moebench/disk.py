@@ -357,8 +357,8 @@ def _depth(content: Any) -> int:
     return depth
 
 
-def read_yaml_text(path: Path) -> str:
-    """The text of a YAML file that is safe to parse.
+def read_yaml_text(path: Path, loader: Any = YAML) -> str:
+    """The text of a YAML file that is safe to parse by a loader, since they differ in what is YAML.
 
     A few aliases of aliases can stand for gigabytes, and a deep nest takes minutes to parse.
     """
@@ -367,7 +367,7 @@ def read_yaml_text(path: Path) -> str:
     except UnicodeDecodeError:
         raise ValueError("is not UTF-8 text") from None
     depth = 0
-    for event in _events(text):
+    for event in _events(text, loader):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("has a YAML alias, which no config needs")
         depth += isinstance(event, yaml.CollectionStartEvent)
@@ -377,9 +377,9 @@ def read_yaml_text(path: Path) -> str:
     return text
 
 
-def _events(text: str) -> Iterator[yaml.Event]:
+def _events(text: str, loader: Any) -> Iterator[yaml.Event]:
     try:
-        yield from yaml.parse(text, YAML)
+        yield from yaml.parse(text, loader)
     except yaml.MarkedYAMLError as error:
         if "nesting depth" in str(error.problem):  # the library's own bound
             raise ValueError("is nested too deeply") from None

@@ -13,7 +13,7 @@ import yaml
 
 from moebench.config.knob import knobs
 from moebench.config.schema import ExperimentConfig, StudyConfig
-from moebench.disk import YAML, read_yaml_text
+from moebench.disk import read_yaml_text
 from moebench.errors import ConfigError
 from moebench.scopes import SCOPES
 
@@ -95,14 +95,16 @@ class Presets:
                 f"{subject}: holds no presets; put each in a folder of its group, as in "
                 f"{overlay / 'model' / 'mine.yaml'}"
             )
-        texts = [_checked_text(path, overlay) for path in presets]
-        if any("defaults" in text for text in texts):  # which may include any file of the folder
+        words = [word for path in presets for word in _checked_words(path, overlay)]
+        if "defaults" in words:  # which may include any file of the folder
             for path in sorted({*overlay.rglob("*.yaml")} - {*presets}):
-                _checked_text(path, overlay)
+                _checked_words(path, overlay)
 
 
-def _checked_text(path: Path, overlay: Path) -> str:
-    """The text of a file of an overlay; "" for one that is broken, an error when it is chosen.
+def _checked_words(path: Path, overlay: Path) -> list[str]:
+    """The scalars of a file of an overlay; none of a broken one, an error when it is chosen.
+
+    It is parsed as Hydra parses it: libyaml refuses some of what that accepts.
 
     Raises ConfigError for a link out of the overlay, for YAML that is unsafe to read, and for an
     interpolation of anything but a key.
@@ -110,16 +112,16 @@ def _checked_text(path: Path, overlay: Path) -> str:
     try:
         if not path.resolve().is_relative_to(overlay.resolve()):
             raise ValueError("is a link out of the folder; copy the file there")
-        text = read_yaml_text(path)
-        for event in yaml.parse(text, YAML):
-            if isinstance(event, yaml.ScalarEvent):
-                check_interpolations(event.value)
+        events = yaml.parse(read_yaml_text(path, yaml.SafeLoader), yaml.SafeLoader)
+        words = [event.value for event in events if isinstance(event, yaml.ScalarEvent)]
+        for word in words:
+            check_interpolations(word)
     except (yaml.YAMLError, OSError, RuntimeError):
-        return ""
+        return []
     except ValueError as error:
         name = path.relative_to(overlay)
         raise ConfigError(f"--config-dir {overlay}: {name} {error}; correct the preset") from None
-    return text
+    return words
 
 
 def check_interpolations(text: str) -> None:

@@ -109,6 +109,16 @@ def test_a_file_that_a_preset_includes_is_checked_too(overlay: Path) -> None:
     assert refused(overlay).startswith("more/it.yaml is a link out of the folder")
 
 
+def test_no_spelling_hides_what_a_preset_includes_or_interpolates(overlay: Path) -> None:
+    (overlay / "more").mkdir()
+    (overlay / "more" / "it.yaml").write_text("top_k: ${oc.env:HOME}\n")
+    preset = overlay / "model" / "it.yaml"
+    preset.write_text('"\\x64efaults": [/more/it, _self_]\n')
+    assert refused(overlay).startswith("more/it.yaml has an interpolation of something else")
+    preset.write_text("%SOME directive\n---\ntop_k: ${oc.env:HOME}\n")  # libyaml refuses it
+    assert refused(overlay).startswith("model/it.yaml has an interpolation of something else")
+
+
 def test_yaml_that_is_merely_broken_hinders_no_other_preset(overlay: Path) -> None:
     (overlay / "model" / "it.yaml").write_text("top_k: [")
     assert "it" in Presets(overlay).choices("model")
