@@ -95,7 +95,7 @@ def _about(path: Path, subject: str) -> dict[str, str]:
         raise ConfigError(
             f"{subject}: is not finished; finish it with moebench train --resume"
         ) from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{subject}: its record cannot be read ({reason(error)}); see moebench verify"
         ) from None
@@ -148,15 +148,13 @@ def _config_of(path: Path) -> dict[str, Any]:
         found = read_yaml(path / "config.yaml")
         if not isinstance(found, dict):
             raise ValueError("holds no config")
+        # tables that are values stay whole
+        return dict(flat(found)) | {"data.weights": found.get("data", {}).get("weights", {})}
     except Exception as error:  # YAML raises many kinds
         raise ConfigError(
             f"router.replay={path}: its config.yaml cannot be read ({reason(error)}); name another "
             "run"
         ) from None
-    # tables that are values stay whole
-    return dict(flat(found)) | {
-        "data.weights": found.get("data", {}).get("weights", {})  # pyright: ignore
-    }
 
 
 def _word(value: Any) -> str:

@@ -22,9 +22,9 @@ def check_recording(config: ExperimentConfig, corpus: Corpus) -> None:
         )
     record = Record(Path(path))
     manifest, text = record.manifest(), corpus.content_hash
-    recorded = manifest["data"]["content_hash"]
+    recorded = manifest.get("data", {}).get("content_hash", "")
     first = sequences_hash(make_batches(corpus, config).batch(1))[:16]
-    if recorded != text or manifest["first_sequences"] != first:
+    if recorded != text or manifest.get("first_sequences") != first:
         raise ConfigError(
             f"router.replay={path}: has selections for other text ({recorded[:10]}, and this run "
             f"reads {text[:10]}); use the same data.*, or replay another run"

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moebench.data.batches import validation
+from moebench.disk import reason
 from moebench.errors import ConfigError, RecordError
 from moebench.evaluate import Checkpoint, open_checkpoint
 from moebench.metrics.evaluation import probed
+from moebench.protection import check_files
 from moebench.records import Record
-from moebench.selections import entries_of, path_of, read_entry
+from moebench.selections import FOLDER, entries_of, path_of, read_entry
 
 # what decides the text of an evaluation, and the shape of what is selected for it
 EQUAL = (
@@ -106,6 +108,7 @@ def _check(checkpoint: Checkpoint, other: Record) -> None:
         raise RecordError(f"--replay={other.path}: is not a run; name one")
     if not other.routing_steps():
         raise RecordError(f"--replay={other.path}: has no evaluation of routers yet")
+    check_files(other, "config.yaml", "manifest.json")
     mine, theirs = checkpoint.record.config(), other.config()
     for key in EQUAL:
         if mine.get(key) != theirs.get(key):
@@ -114,7 +117,8 @@ def _check(checkpoint: Checkpoint, other: Record) -> None:
                 f"has {mine.get(key)}; name a run with the same"
             )
     text, wanted = (
-        record.manifest()["data"]["content_hash"] for record in (other, checkpoint.record)
+        record.manifest().get("data", {}).get("content_hash", "")
+        for record in (other, checkpoint.record)
     )
     if text != wanted:
         raise ConfigError(
@@ -125,13 +129,15 @@ def _check(checkpoint: Checkpoint, other: Record) -> None:
 
 def _selections(record: Record) -> tuple[str, Any]:
     """The text that a run's last evaluation has experts for, and these."""
-    if not path_of(record.path, "valid").exists():
-        return "probe", record.routing(record.routing_steps()[-1])["probe_index"]
+    last, valid = record.routing_steps()[-1], path_of(record.path, "valid")
+    if not valid.exists():
+        check_files(record, f"routing/step-{last}.npz")
+        return "probe", record.routing(last, "probe_index")["probe_index"]
+    check_files(record, f"{FOLDER}/{valid.name}")
     config = record.config()
-    last = record.routing_steps()[-1]
-    number = entries_of("valid", config["train.steps"], config["train.eval_every"]).index(last)
     try:
+        number = entries_of("valid", config["train.steps"], config["train.eval_every"]).index(last)
         experts = config["model.num_experts"]
         return "valid", read_entry(record.path, "valid", number, experts=experts)
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path_of(record.path, 'valid')}: cannot be read ({error})") from None
+    except (OSError, ValueError, LookupError) as error:
+        raise RecordError(f"{valid}: cannot be read ({reason(error)})") from None

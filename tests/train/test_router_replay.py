@@ -17,7 +17,7 @@ from moebench.config.stackable import stack_key
 from moebench.data.batches import validation
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.maps import check_map
-from moebench.errors import ConfigError, MoebenchError, Stopped
+from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped
 from moebench.evaluate import Settings, open_checkpoint, run_tasks
 from moebench.experiment import run_experiment, run_stack
 from moebench.inspect import inspect_text
@@ -339,6 +339,13 @@ def test_sources_that_cannot_be_replayed_are_refused(
         made(text_folder, *pattern)
     shutil.rmtree(tmp_path / "two" / "micro-b" / "selections")
     assert str(made(text_folder, *pattern)[0].router.replay).endswith("micro-a")
+    broken = shutil.copytree(source.path, tmp_path / "broken")
+    (broken / "summary.json").write_text('{"files": [1]}')
+    with pytest.raises(ConfigError, match="its record cannot be read"):
+        made(text_folder, *replay(Record(broken)))
+    (broken / "config.yaml").write_text("data: 5\n")
+    with pytest.raises(ConfigError, match=r"its config\.yaml cannot be read"):
+        made(text_folder, *replay(Record(broken)))
     other, _ = made(text_folder, *replay(source, "data.domains=[digits,letters]"))
     with pytest.raises(ConfigError, match="has selections for other text"):
         check_map(other, prepare(other.data))
@@ -375,3 +382,7 @@ def test_a_checkpoint_reads_text_with_the_experts_of_another_run(
     other = run_experiment(longer, corpus, tmp_path)
     with pytest.raises(ConfigError, match=r"--replay=.*: has seq_len=32, and .* has 16; name a"):
         exchange(run.path, other.path)
+    changed = Record(shutil.copytree(run.path, tmp_path / "changed"))
+    changed.save_routing(5, {"counts": changed.routing(5)["counts"]})
+    with pytest.raises(RecordError, match=r"routing/step-5\.npz: was changed after the run"):
+        exchange(run.path, changed.path)
