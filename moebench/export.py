@@ -99,6 +99,7 @@ def _refuse(checkpoint: Checkpoint) -> None:
 _KEYS = {  # of settings that have another name than their key, or no key of their own
     "bias": "router.gate_bias",
     "shared_gate": "model.num_shared_experts",
+    "partial": "router.replay",
     **dict.fromkeys(("shift", "threshold", "by_logits"), "method"),
 }
 
