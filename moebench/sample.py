@@ -9,6 +9,8 @@ from torch import Tensor
 from moebench.errors import ConfigError
 from moebench.evaluate import Checkpoint
 
+COLDEST = 1e-6  # temperature; below it, quotients overflow, and the likeliest has all the mass
+
 
 def encoded(checkpoint: Checkpoint, prompt: str) -> list[int]:
     """The tokens of a prompt, which begins like a document.
@@ -61,7 +63,7 @@ def continued(
 def _drawn(
     logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> int:
-    if temperature == 0:
+    if temperature < COLDEST:
         return int(logits.argmax())
     if top_k is not None:
         least = logits.topk(min(top_k, len(logits))).values[-1]
