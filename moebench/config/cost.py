@@ -5,7 +5,7 @@ two products for each of the forward's.
 """
 
 from moebench.config.schema import ExperimentConfig, TrainConfig
-from moebench.config.treatment import moe_layers
+from moebench.config.treatment import moe_layers, routed_len
 from moebench.methods import declared
 
 BYTES = {"fp32": 4, "bf16": 2, "fp64": 8}
@@ -84,14 +84,26 @@ def memory_bytes(config: ExperimentConfig, vocab_size: int) -> int:
 
 
 def disk_bytes(config: ExperimentConfig, vocab_size: int) -> int:
-    """About what the record of a finished run takes, nearly all of it in its last checkpoints."""
+    """About what the record of a finished run takes.
+
+    Nearly all of it is in the last checkpoints and, where they are recorded, in the selections.
+    """
     wide = 8 if config.train.precision == "fp64" else 4
     steps, run = config.train.steps, config.run
     checkpoints = min(CHECKPOINTS, -(-steps // run.checkpoint_every))
     rows = steps // run.log_every + steps // 10  # and every step of the last tenth
     weights_and_moments = 3 * parameters(config, vocab_size) * wide
     small = rows * ROW_BYTES + evaluations(config.train) * EVALUATION_BYTES
-    return checkpoints * weights_and_moments + small
+    return checkpoints * weights_and_moments + small + _selection_bytes(config)
+
+
+def _selection_bytes(config: ExperimentConfig) -> int:
+    """What `run.record_selections` writes of the steps; of evaluations there is less."""
+    if not config.run.record_selections:
+        return 0
+    slots = moe_layers(config) * config.model.top_k
+    of_slot = 1 if config.model.num_experts < 255 else 2
+    return config.train.steps * config.global_bsz * routed_len(config) * slots * of_slot
 
 
 def evaluations(train: TrainConfig) -> int:

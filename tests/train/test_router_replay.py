@@ -11,6 +11,7 @@ import torch
 
 from moebench.balance import Steering
 from moebench.config.compose import Composer
+from moebench.config.cost import disk_bytes
 from moebench.config.identity import arm_hash, label, run_name
 from moebench.config.schema import ExperimentConfig
 from moebench.config.stackable import stack_key
@@ -85,6 +86,9 @@ def test_a_record_has_what_the_routers_selected(text_folder: Path, source: Recor
         run.finish(step, outcome)
     sizes = {path.name: path.stat().st_size for path in (source.path / "selections").iterdir()}
     assert sizes["train.npy"] == 128 + 5 * 2 * 8 * 16 * 2  # steps layers sequences tokens slots
+    recorded, _ = made(text_folder, "scope=micro", RECORDED)
+    more = disk_bytes(recorded, corpus.vocab_size) - disk_bytes(config, corpus.vocab_size)
+    assert more == sizes["train.npy"] - 128
     valid = np.load(source.path / "selections" / "valid.npy")
     assert valid.shape == (4, 2, 6, 16, 2)  # after steps 0, 2, 4 and 5
     for number, at in enumerate((0, 2, 4, 5)):
