@@ -16,7 +16,7 @@ from moebench.protection import (
 )
 from moebench.records import Record, printable
 from moebench.train.build import State
-from moebench.train.checkpoint import restore
+from moebench.train.checkpoint import KEPT, restore
 from moebench.train.step import Objective
 
 
@@ -60,8 +60,10 @@ def continued_from(
             continue
         for error in errors:
             _say(f"{error}; continuing from the checkpoint of step {step} instead")
-        for later in kept[kept.index(step) + 1 :]:
-            remove_folder(checkpoint_path(record.path, later))
+        until = kept[: kept.index(step) + 1]
+        # later ones, and one that a kill left before a save had removed it
+        for other in (*kept[len(until) :], *until[:-KEPT]):
+            remove_folder(checkpoint_path(record.path, other))
         if not is_protected(record, step):
             _say(
                 f"{path}: is of an earlier version and does not protect the record; its rows and "
