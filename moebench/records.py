@@ -52,10 +52,19 @@ from moebench.record_files import (
     read_row,
     unreadable,
 )
-from moebench.seals import SCHEMA_VERSION, changed, is_sealed, seal_of, seen_changes, with_digest
+from moebench.seals import (
+    SCHEMA_VERSION,
+    changed,
+    is_as_written,
+    is_sealed,
+    refuse_links,
+    seal_of,
+    sealable,
+    seen_changes,
+    with_digest,
+)
 
 MAP = "map.npz"
-UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
 MAX_METRICS_BYTES = 2**30  # of metrics.jsonl
 RESULTS = ("config.yaml", "manifest.json")  # what gives the numbers of a summary their meaning
 SEE = "see moebench verify"
@@ -203,7 +212,7 @@ class Record:
 
     def seal(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write `summary.json`, with the SHA-256 of every other file and of its own content."""
-        content = with_digest({**summary, **seal_of(self.path, self._sealable())})
+        content = with_digest({**summary, **seal_of(self.path, sealable(self.path))})
         write_json(self.path / "summary.json", content)
         return content
 
@@ -268,11 +277,11 @@ class Record:
             summary = read_object(self.path / "summary.json", SUMMARY)
         except RecordError:
             return ["summary.json: is missing or was changed"]
-        if not is_sealed(summary):
+        if not is_sealed(summary) or not is_as_written(self.path / "summary.json", summary):
             return ["summary.json: was changed"]
         if summary.get("schema_version") != SCHEMA_VERSION:
             return [f"summary.json: {foreign(summary)}"]
-        names = dict.fromkeys((*summary["files"], *self._sealable()))
+        names = dict.fromkeys((*summary["files"], *sealable(self.path)))
         lines = [line for name in names if (line := changed(self.path, summary, name))]
         if not os.path.lexists(self.path / "status.json"):
             lines.append("status.json: is missing")
@@ -281,25 +290,20 @@ class Record:
     def unsealed_damage(self) -> list[str]:
         """A line for each file with a SHA-256 of its own that does not match it."""
         lines = []
-        for read in (self.status, *(partial(self._task, path) for path in self._task_paths())):
+        tasks = ((path, partial(self._task, path)) for path in self._task_paths())
+        for path, read in ((self.path / "status.json", self.status), *tasks):
             try:
-                read()
+                content = read()
             except RecordError as error:
                 line = str(error).removeprefix(f"{self.path}/").partition(";")[0]
                 lines.append(line.removesuffix(" after the run"))
+            else:
+                if "sha256" in content and not is_as_written(path, content):
+                    lines.append(f"{path.relative_to(self.path)}: was changed")
         return lines
 
     def _changed(self, line: str) -> RecordError:
         return RecordError(f"{self.path}/{line} after the run; {SEE}")
-
-    def _sealable(self) -> list[str]:
-        """The files that a seal covers: all but the UNSEALED and those with a hidden part."""
-        names = (path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return sorted(
-            name.as_posix()
-            for name in names
-            if name.parts[0] not in UNSEALED and not any(part[0] == "." for part in name.parts)
-        )
 
     def _task_paths(self) -> list[Path]:
         return sorted((self.path / "tasks").glob("*.json"))
@@ -311,14 +315,7 @@ class Record:
 
         Whoever writes into a record that others may have made calls this first.
         """
-        own = os.path.join(os.path.realpath(self.path), "")
-        for folder, folders, names in os.walk(self.path):
-            for path in (os.path.join(folder, name) for name in (*folders, *names)):
-                if os.path.islink(path) and not os.path.realpath(path).startswith(own):
-                    raise RecordError(
-                        f"{path}: is a link out of the record, where nothing may be written; put "
-                        "what it names in its place"
-                    )
+        refuse_links(self.path)
 
     def begin(self, config_yaml: str, manifest: Mapping[str, Any]) -> None:
         """Start the record of a run, or of its continuation.

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moebench.disk import finite, sha256
+from moebench.disk import finite, json_bytes, read_bytes, sha256
+from moebench.errors import RecordError
 
 SCHEMA_VERSION = 1
+UNSEALED = ("status.json", "summary.json", "tasks", "tensorboard")
 SMALL = 2**16  # bytes of a file that a quick look hashes whenever it was written
 
 
@@ -32,6 +34,14 @@ def digest_of(content: Mapping[str, Any]) -> str:
 def is_sealed(content: Mapping[str, Any]) -> bool:
     """Whether an object holds the SHA-256 of its own content."""
     return content.get("sha256") == digest_of(content)
+
+
+def is_as_written(path: Path, content: Mapping[str, Any]) -> bool:
+    """Whether a file's bytes are those that its content was written as.
+
+    A digest of the content does not see a last digit that gives the same number.
+    """
+    return read_bytes(path) == json_bytes(content)
 
 
 def seal_of(folder: Path, names: list[str]) -> dict[str, Any]:
@@ -81,3 +91,25 @@ def seen_changes(folder: Path, summary: Mapping[str, Any], sealed_at: int) -> It
             as_it_was = False
         if not as_it_was and (line := changed(folder, summary, name)):
             yield line
+
+
+def sealable(folder: Path) -> list[str]:
+    """The files that a seal covers: all but the UNSEALED and those with a hidden part."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        name.as_posix()
+        for name in names
+        if name.parts[0] not in UNSEALED and not any(part[0] == "." for part in name.parts)
+    )
+
+
+def refuse_links(root: Path) -> None:
+    """Raise RecordError for a link out of a folder, by which its files would come elsewhere."""
+    own = os.path.join(os.path.realpath(root), "")
+    for folder, folders, names in os.walk(root):
+        for path in (os.path.join(folder, name) for name in (*folders, *names)):
+            if os.path.islink(path) and not os.path.realpath(path).startswith(own):
+                raise RecordError(
+                    f"{path}: is a link out of the record, where nothing may be written; put "
+                    "what it names in its place"
+                )

@@ -166,7 +166,7 @@ def test_a_look_that_raises_is_a_finding(monkeypatch: Patch) -> None:
 def test_whether_bits_depend_on_shapes_is_said(
     monkeypatch: Patch, kinds: list[str], words: str
 ) -> None:
-    monkeypatch.setattr(products, "shape_dependent", lambda shapes, device: kinds)
+    monkeypatch.setattr(products, "shape_dependent", lambda shapes, device, *, fused: kinds)
     found = only(Check("products", device.products))
     assert found.value.endswith(words)
 

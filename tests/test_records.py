@@ -376,6 +376,7 @@ def test_a_pipe_in_the_place_of_a_file_is_called_so(tmp_path: Path) -> None:
     record = Record(tmp_path / "run")
     record.path.mkdir()
     (record.path / "metrics.jsonl").write_text("")
+    record.set_status("done", step=1, steps=1)
     record.seal({})
     (record.path / "metrics.jsonl").unlink()
     os.mkfifo(record.path / "metrics.jsonl")

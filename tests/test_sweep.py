@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,7 +148,7 @@ TROUBLES = {
     "fail": ("ArithmeticError: of two lines", "failed"),
     "lambda: os.kill(os.getpid(), signal.SIGKILL)": ("killed by signal 9 (Killed)", "failed"),
     "lambda: ctypes.string_at(0)": ("killed by signal 11 (Segmentation fault)", "failed"),
-    "fill_the_disk": ("cannot be written (No space left on device); ", "failed"),
+    "fill_the_disk": ("cannot be written (No space left on device: ", "failed"),
 }
 MORE = {
     "lambda: os._exit(5)": ("exit code 5", "failed"),
@@ -216,7 +217,9 @@ def test_two_sweeps_share_the_work(place: Path, start: Start) -> None:
     assert one.status()["pid"] != other.status()["pid"]
     refused = start("train", "--resume", "seed=0", steps=20)
     _, [error] = finish(refused, 2)
-    assert error == f"error: runs/{one.name}: another process is training it; wait for it"
+    owner = f"process {one.status()['pid']} on {socket.gethostname()}"
+    said = f"error: runs/{one.name}: another process is training it ({owner}); wait for it"
+    assert error == said
     out, _ = finish(start("sweep", "seed=3,2,1,0", "--status", "--json", steps=20))
     states = [run["state"] for run in json.loads(out)["runs"]]
     assert len(states) == 4

@@ -292,7 +292,7 @@ def test_an_experiment_goes_over_a_records_config_and_under_what_is_typed(
         ("", "cannot be used (holds no config); name a run's config.yaml"),
         ("5", "cannot be used ("),
         ("[1, 2]", "cannot be used (holds no config); "),
-        ("a: [", "cannot be used (expected the node content, but found '<stream end>' in line 1)"),
+        ("a: [", "cannot be used (did not find expected node content in line 2)"),
         ("seed: 1\nseed: 2", "cannot be used (found duplicate key seed in line 2)"),
         ("a: !!python/object/apply:os.getcwd []", "cannot be used (could not determine a constru"),
         ("a: &a [1]\nb: [*a, *a]", "cannot be used (has a YAML alias, which no config needs)"),

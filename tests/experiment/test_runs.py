@@ -312,6 +312,7 @@ def test_ranks_of_a_run_that_is_done_end_together(
     """Another process may finish the run before the first rank takes its lock."""
     record = Record(tmp_path / run_name(compose(), corpus.content_hash))
     record.path.mkdir()
+    record.begin("", {})
     record.seal({})
     said: list[Any] = []
 

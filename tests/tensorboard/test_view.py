@@ -79,6 +79,7 @@ def write(record: Record, last: int = STEPS, domains: list[str] = DOMAINS) -> No
 
 
 def seal(record: Record) -> None:
+    record.set_status("done", step=1, steps=1)
     record.seal({"status": "done", **dict.fromkeys(final_metrics(), 0.5)})
 
 
