@@ -6,6 +6,7 @@ balance term or method has a state, `load.safetensors`, and `state.json` with th
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from moebench.config.treatment import Meaning, Treatment
-from moebench.disk import open_regular, remove_folder, replacing_folder, sha256, write_json
+from moebench.disk import (
+    open_regular,
+    remove_folder,
+    remove_leftovers,
+    replacing_folder,
+    sha256,
+    write_json,
+)
 from moebench.errors import RecordError, TrainingError
 from moebench.model.transformer import MoETransformer
 from moebench.protection import STATE, steps_kept, write_protection
@@ -58,6 +66,8 @@ def save_checkpoint(
             write_protection(aside, protection)
     for old in steps_kept(directory)[:-KEPT]:
         remove_folder(directory / f"step-{old}")
+    with suppress(OSError):
+        remove_leftovers(directory)  # of a folder that could not be deleted at once
     return final
 
 
