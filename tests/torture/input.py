@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from moebench.disk import read_json, write_bytes
+from moebench.disk import read_json, write_bytes, write_json
 from moebench.records import Record
-from moebench.seals import seal_of, with_digest
+from moebench.seals import seal_of, sealable, with_digest
 from tests.torture.bad_files import BAD_CORPORA, BAD_FILES, BAD_OVERRIDES, BAD_PRESETS, VALUES
 from tests.torture.calls import Call, assert_in_order, call
 from tests.torture.runs import draw, room, words
@@ -72,8 +72,8 @@ def seal_again(record: Record) -> None:
     """Seal what a stranger changed, so that its content is all that can be refused."""
     summary = record.path / "summary.json"
     if summary.exists():
-        content = {**read_json(summary), **seal_of(record.path, record._sealable())}
-        write_raw(summary, with_digest(content))
+        content = {**read_json(summary), **seal_of(record.path, sealable(record.path))}
+        write_json(summary, with_digest(content))
 
 
 def write_raw(path: Path, content: Any) -> None:
