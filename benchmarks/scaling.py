@@ -55,6 +55,8 @@ class Cluster:
         forked: processes that share a start: all slots of a machine fork from one server.
         fs_operations, fs_bytes: that the shared file system answers and writes in a second.
         poll: seconds between looks of the sweep.
+        queued: whether SLURM starts the processes; else they are the sweep's own, which it can see
+            without files.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Cluster:
     fs_operations: float
     fs_bytes: float
     poll: float
+    queued: bool = False
 
 
 class Costs(NamedTuple):
@@ -90,13 +93,16 @@ class Outcome(NamedTuple):
     bytes: float
 
 
-def steady_operations(costs: Costs, work: Work, active: int, jobs: int, poll: float) -> float:
+def steady_operations(costs: Costs, work: Work, active: int, poll: float, queued: bool) -> float:
     """File operations a second of processes that train, and of the sweep that looks at them."""
     every = status_every(work.seconds / 2, work.runs)
     own = work.runs * (costs.operations.status / every + BEATS / BEAT)
-    looks = active * work.runs * costs.operations.poll + jobs * costs.operations.look
-    # A look waits for each answer, and the sweep spends at most a tenth of its time on looks.
-    return active * own + looks / max(poll, 10 * looks * LATENCY)
+    # The launcher asks for every run, rests, and asks again. It waits for each answer.
+    asked = active * work.runs * costs.operations.look if queued else 0
+    # The display reads the same runs, for at most a tenth of the time.
+    shown = active * work.runs * costs.operations.poll
+    looks = asked / (poll + asked * LATENCY) + shown / max(poll, 10 * shown * LATENCY)
+    return active * own + looks
 
 
 def simulate(costs: Costs, work: Work, cluster: Cluster, runs: int) -> Outcome:
@@ -105,7 +111,7 @@ def simulate(costs: Costs, work: Work, cluster: Cluster, runs: int) -> Outcome:
     planned = made.fixed + runs * (made.compose + made.write)
     processes = -(-runs // work.runs)
     active = min(cluster.slots, processes)
-    steady = steady_operations(costs, work, active, runs, cluster.poll)
+    steady = steady_operations(costs, work, active, cluster.poll, cluster.queued)
     left = max(cluster.fs_operations - steady, 0.05 * cluster.fs_operations)
     saved = active * work.saved_bytes / work.seconds
     slower = max(1.0, steady / cluster.fs_operations, saved / cluster.fs_bytes)
@@ -143,9 +149,9 @@ def clusters(args: argparse.Namespace) -> list[tuple[Cluster, Work]]:
     return [
         (Cluster("1 GPU", 1, 1, *fs, 0.2), stack),
         (Cluster("8 GPUs, one machine", 8, 8, *fs, 0.2), stack),
-        (Cluster("64 GPUs, 8 machines", 64, 8, *fs, args.poll), stack),
+        (Cluster("64 GPUs, 8 machines", 64, 8, *fs, args.poll, queued=True), stack),
         (Cluster("200 cores, one machine", 200, 200, *fs, 0.2), core),
-        (Cluster("200 cores, a job each", 200, 1, *fs, args.poll), core),
+        (Cluster("200 cores, a job each", 200, 1, *fs, args.poll, queued=True), core),
     ]
 
 
@@ -171,7 +177,7 @@ def limits(costs: Costs, work: Work, args: argparse.Namespace) -> list[Row]:
     """What each part asks for if all jobs train at once, one a machine."""
     rows: list[Row] = []
     for jobs in (100, 1_000, 10_000):
-        steady = steady_operations(costs, replace(work, runs=1), jobs, jobs, args.poll)
+        steady = steady_operations(costs, replace(work, runs=1), jobs, args.poll, queued=True)
         made = costs.planning
         rows.append(
             {
@@ -213,7 +219,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--evaluation-share", type=float, default=0.1, help="of a GPU's steps")
     parser.add_argument("--fs-operations", type=float, default=5000, help="a second; assumed")
     parser.add_argument("--fs-bytes", type=float, default=2e9, help="a second; assumed")
-    parser.add_argument("--poll", type=float, default=5.0, help="seconds between looks at a queue")
+    parser.add_argument("--poll", type=float, default=2.0, help="seconds between looks at SLURM")
     parser.add_argument("--costs", type=json.loads, help="what was measured, as printed")
     return parser.parse_args()
 

@@ -49,7 +49,7 @@ class Operations(NamedTuple):
         lock: to hold a run and to let it go.
         status: of an update of a run's status.
         poll: to look at a run that trains.
-        look: to see whether a run is done.
+        look: to see whether a run is done, and whether a job of submitit has ended.
     """
 
     start: int
@@ -106,6 +106,7 @@ def operations() -> Operations:
             is_held(record)
         with counted() as looks:
             record.is_done()
+            (record.path / "result.pkl").exists()
     return Operations(start, *(c.total() for c in (locks, updates, polls, looks)))
 
 
