@@ -109,7 +109,7 @@ class Submitit:
 
     def _ask(self, wanted: Mapping[str, Any]) -> Worker:
         path = self._runs_dir / ".workers" / "submitit.json"
-        known = read_json(path) if path.exists() else {}
+        known = _answers(path)
         key = " ".join(f"{name}={value}" for name, value in sorted(wanted.items()))
         if key not in known:
             executor = self._executor(path.parent, "moebench-worker")
@@ -122,10 +122,14 @@ class Submitit:
                         f"--launcher submitit: the job that asks what a worker has is {state}; see "
                         f"{job.paths.stderr}, or type train.precision and run.stack"
                     )
-            write_json(path, {**known, key: job.result()})
-            known = read_json(path)
-        precision, gpu_bytes = known[key]
-        return Worker(precision, gpu_bytes)
+            if job.exception() is not None:
+                raise ConfigError(
+                    f"--launcher submitit: the job that asks what a worker has failed; see "
+                    f"{job.paths.stderr}, or type train.precision and run.stack"
+                )
+            known[key] = job.result()
+            write_json(path, {**_answers(path), key: known[key]})
+        return Worker(*known[key])
 
     def open(self, plan: Plan, runs_dir: Path) -> None:
         self._plan_path = plan.path(self._runs_dir)
@@ -269,6 +273,19 @@ class Submitted(Remote):
     def cancel(self, *, force: bool) -> None:
         with suppress(Exception):  # it has just ended
             self.job.cancel(check=False)
+
+
+def _answers(path: Path) -> dict[str, Worker]:
+    """What workers have said that they have; those that cannot be read are asked again."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return {key: Worker(*said) for key, said in content.items() if _is_answer(said)}
+
+
+def _is_answer(said: Any) -> bool:
+    return isinstance(said, list) and list(map(type, said)) == [str, int]
 
 
 def handed_in(folder: Path) -> list[dict[str, Any]]:

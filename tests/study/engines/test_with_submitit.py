@@ -10,7 +10,7 @@ from moebench.config.compose import Composer
 from moebench.config.presets import Presets
 from moebench.errors import ConfigError, RecordError
 from moebench.study import Launcher
-from moebench.study.engines import Worker
+from moebench.study.engines import Worker, with_submitit
 from moebench.study.engines.choice import Choice
 from moebench.study.engines.with_submitit import HANDED_IN, Requeued, Submitit, handed_in
 from tests.study.conftest import DONE, Script, a_plan
@@ -105,6 +105,21 @@ def test_a_worker_with_a_gpu_is_asked_once(tmp_path: Path, script: Script) -> No
     config = Composer().compose()
     assert again.stack_size(config) > 1
     assert submitit(tmp_path).stack_size(config) == 1
+    for damaged in ("{", json.dumps({key: "bf16"})):
+        path.write_text(damaged)
+        again = submitit(tmp_path, "gpus_per_node=1", "cluster=debug")
+        assert again.worker() == Worker("fp32", 0), "asked again"
+
+
+def test_a_worker_that_cannot_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Worker:
+        raise OSError("no driver")
+
+    monkeypatch.setattr(with_submitit, "describe_worker", broken)
+    with pytest.raises(ConfigError, match=r"asks what a worker has failed; see .*\.err, or"):
+        submitit(tmp_path, "gpus_per_node=1", "cluster=debug").worker()
 
 
 def test_jobs_run_by_submitit(script: Script, tmp_path: Path) -> None:
