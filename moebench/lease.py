@@ -149,15 +149,25 @@ def _create(path: Path) -> int:
     try:
         os.write(file, json.dumps({**own, "start": _start_of(os.getpid())}).encode())
         os.fsync(file)
-        os.link(aside, path)
-    except BaseException as error:
+        _link(file, aside, path)
+    except BaseException:
         os.close(file)
-        if isinstance(error, FileExistsError):
-            raise TakenError("a process that was quicker") from None
         raise
     finally:
         aside.unlink()
     return file
+
+
+def _link(file: int, aside: Path, path: Path) -> None:
+    """Link an open file that lies `aside` to `path`. Raises TakenError if another file is there."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        # NFS says so, too, if it has made the link, lost its answer and was asked again
+        with suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(file).st_ino:
+                return
+        raise TakenError("a process that was quicker") from None
 
 
 def _owner(path: Path) -> Owner | None:

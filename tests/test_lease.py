@@ -111,6 +111,23 @@ def test_what_a_quicker_process_wrote_is_put_back(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_that_was_made_though_the_answer_was_lost_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS does it, which then asks again and finds the link."""
+    path = tmp_path / "a"
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    with hold(path):
+        assert is_held(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def count(path: Path, times: int) -> None:
     for _ in range(times):
         with hold(path, wait=True):
