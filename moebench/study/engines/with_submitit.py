@@ -120,12 +120,12 @@ class Submitit:
                 if state := self._queue.ended(job.job_id):
                     raise ConfigError(
                         f"--launcher submitit: the job that asks what a worker has is {state}; see "
-                        f"{job.paths.stderr}, or type train.precision and run.stack"
+                        f"{job.paths.stderr}, or {self._suspects()}"
                     )
             if job.exception() is not None:
                 raise ConfigError(
                     f"--launcher submitit: the job that asks what a worker has failed; see "
-                    f"{job.paths.stderr}, or type train.precision and run.stack"
+                    f"{job.paths.stderr}, or {self._suspects()}"
                 )
             known[key] = job.result()
             write_json(path, {**_answers(path), key: known[key]})
