@@ -218,7 +218,7 @@ def test_nothing_finished_is_one_line_with_what_there_is(runs: Path, run: Make) 
     assert text.startswith(f"{runs}: holds no finished run (")
     assert "1 failed" in text
     assert "1 running" in text
-    assert text.endswith("moebench sweep")
+    assert text.endswith("; wait for their first evaluation")
     assert error.value.exit_code == 2
 
 
