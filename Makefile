@@ -53,7 +53,7 @@ test-lowest: $(DEV) ## run the tests with the lowest versions that pyproject.tom
 check: $(DEV) ## lint, formatting, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	printf '%s\n' 'moebench benchmarks' tests | xargs -P 2 -L 1 $(BIN)/pyright
 	$(BIN)/lint-imports
 
 format: $(DEV) ## fix lint and formatting where tools can

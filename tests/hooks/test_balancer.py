@@ -273,13 +273,12 @@ def test_ranks_have_the_gradient_of_one_big_batch() -> None:
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4])
 def test_a_trainer_takes_the_step_of_one_big_batch(accumulation: int, tmp_path: Any) -> None:
     pytest.importorskip("accelerate")
-    from transformers import Trainer, TrainingArguments
-
+    transformers = pytest.importorskip("transformers")
     model, (whole,) = made("qwen3_moe"), batches_of([12])
-    rows: Any = [{name: value[i] for name, value in whole.items()} for i in range(12)]
+    rows = [{name: value[i] for name, value in whole.items()} for i in range(12)]
     for row in rows:
         row["labels"] = row["input_ids"].where(row["attention_mask"].bool(), -100)
-    arguments = TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path),
         per_device_train_batch_size=12 // accumulation,
         gradient_accumulation_steps=accumulation,
@@ -294,7 +293,7 @@ def test_a_trainer_takes_the_step_of_one_big_batch(accumulation: int, tmp_path: 
         disable_tqdm=True,
     )
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
-    trainer = Trainer(model, arguments, train_dataset=rows)
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows)
     balance_trainer(trainer, Global(), weight=WEIGHT)
     trainer.train()
     moved = {name: before[name] - each.detach() for name, each in model.named_parameters()}
