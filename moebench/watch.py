@@ -235,8 +235,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _is_from_here(self) -> bool:
         """Whether the page is asked for by this machine's name: no other site's may lead here."""
-        name, _, port = self.headers.get("Host", "").rpartition(":")
-        return name in (HOST, "localhost") and port == str(self.server.server_port)
+        name, _, port = self.headers.get("Host", "").partition(":")
+        return name in (HOST, "localhost") and (port or "80") == str(self.server.server_port)
 
     def _send(
         self, status: HTTPStatus, body: bytes, kind: str = "text/html", tag: str | None = None
