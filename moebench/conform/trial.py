@@ -66,24 +66,25 @@ def of_rank(
     Args:
         folder: an empty one, in which ranks meet.
     """
-    for size in sorted({scenario.ranks for scenario in SCENARIOS}):
-        if rank >= size:
+    for number, scenario in enumerate(SCENARIOS):
+        if rank >= scenario.ranks:
             continue
+        # a group each: the end of one frees the ranks that wait for one that raised
         dist.init_process_group(
             "gloo",
-            init_method=f"file://{folder}/{size}",
+            init_method=f"file://{folder}/{number}",
             rank=rank,
-            world_size=size,
+            world_size=scenario.ranks,
             timeout=timedelta(seconds=PATIENCE),
         )
-        for scenario in (each for each in SCENARIOS if each.ranks == size):
-            try:
-                loss = load_function(target)
-                loss = loss() if isinstance(loss, type) else loss  # a class: an object a scenario
-                yield scenario, _gradient(loss, scenario, rank, accumulation)
-            except Exception as error:
-                yield scenario, " ".join(f"raised {type(error).__name__}: {error}".split())[:200]
+        try:
+            loss = load_function(target)
+            loss = loss() if isinstance(loss, type) else loss  # a class: an object a scenario
+            result: Tensor | str = _gradient(loss, scenario, rank, accumulation)
+        except Exception as error:
+            result = " ".join(f"raised {type(error).__name__}: {error}".split())[:200]
         dist.destroy_process_group()
+        yield scenario, result
 
 
 def _received(pipe: Connection, rank: int) -> dict[Scenario, Tensor | str]:
@@ -101,9 +102,12 @@ def _received(pipe: Connection, rank: int) -> dict[Scenario, Tensor | str]:
 
 
 def combined(by_rank: list[Tensor | str], ranks: Reduction) -> Tensor | str:
-    raised = next((result for result in by_rank if isinstance(result, str)), None)
-    if raised is not None:
-        return raised
+    """The gradient of all ranks, or what was raised on them."""
+    raised = {rank: said for rank, said in enumerate(by_rank) if isinstance(said, str)}
+    if len({*raised.values()}) > 1:
+        return "; ".join(f"rank {rank} {said}" for rank, said in raised.items())
+    if raised:
+        return next(iter(raised.values()))
     gradients = torch.stack([result for result in by_rank if isinstance(result, Tensor)])
     return gradients.mean(0) if ranks == "mean" else gradients.sum(0)
 

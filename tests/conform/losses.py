@@ -61,6 +61,15 @@ class Kept(Exact):
         self.frequency = self.counts / self.counts.sum(-1, keepdim=True)
 
 
+class RaisingOnce(Exact):
+    """As defined, but the second rank raises in steps of one pass, where the first waits for it."""
+
+    def begin(self, passes: list[tuple[list[Tensor], Tensor]], top_k: int) -> None:
+        if dist.get_rank() == 1 and len(passes) == 1:
+            raise ValueError("of the second rank")
+        super().begin(passes, top_k)
+
+
 def micro(router_logits: list[Tensor], top_k: int, mask: Tensor) -> Tensor:
     """Each pass by itself, padding excluded, which weighs passes equally."""
     seen = routing(router_logits, top_k, mask)

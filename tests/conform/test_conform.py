@@ -17,7 +17,7 @@ from tests.processes import on_ranks
 
 LOSSES = str(Path(__file__).with_name("losses.py"))
 NAMES = (
-    *("Exact", "Summed", "OverRanks", "TimesRanks", "Prefix", "Kept"),
+    *("Exact", "Summed", "OverRanks", "TimesRanks", "Prefix", "Kept", "RaisingOnce"),
     *("micro", "pooled", "unmasked", "detached", "own", "raising"),
 )
 LARGEST = "2 ranks, 4 passes, padding"
@@ -98,6 +98,14 @@ def test_each_known_bug_is_named(
 
 def test_counts_that_outlive_their_step_are_named(found: dict[str, Conformance]) -> None:
     assert said(found["Kept"]) == {"a second step": "f counts earlier steps as well"}
+
+
+def test_a_rank_that_raises_leaves_the_other_steps_as_they_are(
+    found: dict[str, Conformance],
+) -> None:
+    wrong = said(found["RaisingOnce"])
+    assert wrong.keys() == {"2 ranks"}
+    assert "raised ValueError: of the second rank" in wrong["2 ranks"]
 
 
 def test_one_kind_of_counts_is_named_in_all_steps(found: dict[str, Conformance]) -> None:
