@@ -1,11 +1,12 @@
 """`moebench dashboard`: TensorBoard on all runs."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from moebench.cli.options import RUNS, AsJson, RunsDir, parse_number
-from moebench.cli.output import print_json, print_message
+from moebench.cli.output import print_address, print_message
 
 Rebuild = Annotated[
     bool, typer.Option("--rebuild", help="first write all TensorBoard files again from the records")
@@ -33,12 +34,4 @@ def dashboard(
         if problem:
             print_message(f"skipped: {problem}")
 
-    def print_url(url: str) -> None:
-        if as_json:
-            print_json({"url": url})
-        else:
-            print(url)
-        print(end="", flush=True)  # a program that reads it does not wait for the end
-        print_message("press Ctrl-C to stop")
-
-    serve(runs_dir, port, print_url)
+    serve(runs_dir, port, partial(print_address, as_json=as_json))

@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins, path
+from moebench.cli.options import (
+    AsJson,
+    CheckpointStep,
+    Plugins,
+    TextDomain,
+    completion,
+    load_plugins,
+    path,
+)
 from moebench.cli.output import print_json, print_message, stdout_console
 from moebench.errors import apply_to_all
 
@@ -27,9 +35,6 @@ Questions = Annotated[
     int, typer.Option("--questions", min=1, help="maximum number of cloze questions per domain")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="seed of the cloze questions")]
-Step = Annotated[
-    int | None, typer.Option("--step", help="step of the checkpoint; by default the last")
-]
 
 
 def evaluate(
@@ -39,7 +44,7 @@ def evaluate(
     limit: Limit = None,
     questions: Questions = 100,
     seed: Seed = 0,
-    step: Step = None,
+    step: CheckpointStep = None,
     domain: TextDomain = None,
     plugin: Plugins = None,
     as_json: AsJson = False,

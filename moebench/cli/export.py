@@ -5,21 +5,18 @@ from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, Plugins, completion, load_plugins, path
+from moebench.cli.options import AsJson, CheckpointStep, Plugins, TrainedRun, load_plugins, path
 from moebench.cli.output import print_json, print_message
 
-Run = Annotated[
-    Path,
-    typer.Argument(parser=path, help="a run with a checkpoint", autocompletion=completion("runs")),
-]
 To = Annotated[Path, typer.Option("--to", parser=path, help="new folder for the model")]
-Step = Annotated[
-    int | None, typer.Option("--step", help="step of the checkpoint; by default the last")
-]
 
 
 def export(
-    run: Run, to: To, step: Step = None, plugin: Plugins = None, as_json: AsJson = False
+    run: TrainedRun,
+    to: To,
+    step: CheckpointStep = None,
+    plugin: Plugins = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's model as a Hugging Face checkpoint (Qwen3-MoE), with its tokenizer.
 

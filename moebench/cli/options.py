@@ -77,6 +77,13 @@ Plugins = Annotated[
         help="module or .py file that adds methods or scopes; may be repeated",
     ),
 ]
+TrainedRun = Annotated[
+    Path,
+    typer.Argument(parser=path, help="a run with a checkpoint", autocompletion=completion("runs")),
+]
+CheckpointStep = Annotated[
+    int | None, typer.Option("--step", help="step of the checkpoint; by default the last")
+]
 TextDomain = Annotated[
     str | None,
     typer.Option(

@@ -44,6 +44,16 @@ def print_message(text: str, console: "Console | None" = None) -> None:
     (console or stderr_console()).print(printable(text), markup=False, soft_wrap=True)
 
 
+def print_address(url: str, *, as_json: bool) -> None:
+    """Print the address of a page that is served until Ctrl-C."""
+    if as_json:
+        print_json({"url": url})
+    else:
+        print(url)
+    print(end="", flush=True)  # a program that reads it does not wait for the end
+    print_message("open it in a browser; press Ctrl-C to stop")
+
+
 def print_error(text: str) -> None:
     """Print `error: text` as one line to stderr. It uses no other module, so it cannot fail."""
     line = " ".join(map(_shortened, text.split()))

@@ -1,17 +1,19 @@
 """`moebench sample`: text from a trained model."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins, path
+from moebench.cli.options import (
+    AsJson,
+    CheckpointStep,
+    Plugins,
+    TextDomain,
+    TrainedRun,
+    load_plugins,
+)
 from moebench.cli.output import print_json, stdout_console
 
-Run = Annotated[
-    Path,
-    typer.Argument(parser=path, help="a run with a checkpoint", autocompletion=completion("runs")),
-]
 Prompt = Annotated[str, typer.Option("--prompt", help="text to continue")]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="most tokens to add")]
 Temperature = Annotated[
@@ -23,20 +25,17 @@ TopK = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="seed of the draws")]
 Experts = Annotated[bool, typer.Option("--experts", help="colour each token by its experts")]
-Step = Annotated[
-    int | None, typer.Option("--step", help="step of the checkpoint; by default the last")
-]
 
 
 def sample(
-    run: Run,
+    run: TrainedRun,
     prompt: Prompt,
     tokens: Tokens = 200,
     temperature: Temperature = 0.8,
     top_k: TopK = None,
     seed: Seed = 0,
     experts: Experts = False,
-    step: Step = None,
+    step: CheckpointStep = None,
     domain: TextDomain = None,
     plugin: Plugins = None,
     as_json: AsJson = False,

@@ -1,11 +1,12 @@
 """`moebench watch`: the report as a live page while runs train."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from moebench.cli.options import RUNS, AsJson, RunsDir, command_line, completion, parse_number
-from moebench.cli.output import print_json, print_message
+from moebench.cli.output import print_address
 
 Study = Annotated[
     str | None,
@@ -30,12 +31,4 @@ def watch(
     """
     from moebench.watch import Page, serve
 
-    def print_url(url: str) -> None:
-        if as_json:
-            print_json({"url": url})
-        else:
-            print(url)
-        print(end="", flush=True)  # a program that reads it does not wait for the end
-        print_message("open it in a browser; press Ctrl-C to stop")
-
-    serve(Page(runs_dir, study, command_line()), port, print_url)
+    serve(Page(runs_dir, study, command_line()), port, partial(print_address, as_json=as_json))

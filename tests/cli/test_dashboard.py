@@ -55,7 +55,7 @@ def test_runs_are_served_until_a_signal(call: Call, number: signal.Signals) -> N
     assert lines[0] == (
         "skipped: runs/broken/manifest.json: is not a JSON object; the record is damaged"
     )
-    assert lines[-1] == "press Ctrl-C to stop"
+    assert lines[-1] == "open it in a browser; press Ctrl-C to stop"
     assert "Traceback" not in err
     deadline = time.monotonic() + 10  # TensorBoard's data server ends when its pipe closes
     while any(map(is_alive, started)) and time.monotonic() < deadline:
