@@ -1,4 +1,4 @@
-"""`moebench inspect`: what the routers of a run or of a Hugging Face checkpoint do."""
+"""`moebench inspect`: what routers do, of a run, a Hugging Face checkpoint or one's own logs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,9 @@ from moebench.errors import ConfigError
 Run = Annotated[
     Path | None,
     typer.Argument(
-        parser=path, help="a run; leave it out with --hf", autocompletion=completion("runs")
+        parser=path,
+        help="a run; leave it out with --hf or --counts",
+        autocompletion=completion("runs"),
     ),
 ]
 Text = Annotated[
@@ -46,6 +48,27 @@ Replay = Annotated[
         autocompletion=completion("runs"),
     ),
 ]
+CountsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--counts",
+        parser=path,
+        metavar="FILE",
+        help="expert counts of any trainer (docs/inspecting.md), .npz or .parquet; no run then",
+    ),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", min=1, help="with --counts: experts of a token")
+]
+CostFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--cost",
+        parser=path,
+        metavar="FILE",
+        help="with --counts: CSV of tokens,ms, the time of a rank's experts in one layer",
+    ),
+]
 Layer = Annotated[
     int | None,
     typer.Option(
@@ -67,17 +90,32 @@ def inspect(
     layer: Layer = None,
     domain: TextDomain = None,
     replay: Replay = None,
+    counts: CountsFile = None,
+    top_k: TopK = None,
+    cost: CostFile = None,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what routers do: load, domains of each expert, dead experts, single tokens.
 
     Examples: `moebench inspect runs/RUN`, `moebench inspect runs/RUN --text "To be or not to be"`,
-    `moebench inspect --hf checkpoint --data texts`
+    `moebench inspect --hf checkpoint --data texts`, `moebench inspect --counts FILE --top-k 2`
     """
     load_plugins(plugin)
-    if (run is None) == (hf is None):
-        raise ConfigError("inspect: name either a run, or a checkpoint directory with --hf")
+    if [run, hf, counts].count(None) != 2:
+        raise ConfigError(
+            "inspect: name either a run, or a checkpoint directory with --hf, or a file with "
+            "--counts"
+        )
+    if counts is not None:
+        others = {"--text": text, "--data": data, "--step": step, "--domain": domain}
+        given = [
+            name for name, value in {**others, "--replay": replay}.items() if value is not None
+        ]
+        _print_counts(counts, top_k, cost, layer, given, as_json)
+        return
+    if top_k is not None or cost is not None:
+        raise ConfigError("--top-k, --cost: say more of a file of counts; add --counts")
     if domain is not None and text is None:
         raise ConfigError(f"--domain={domain}: says what a text is of; add --text")
     if replay is not None:
@@ -112,6 +150,30 @@ def inspect(
         from moebench.inspect.render import show
 
         show(inspection, stdout_console(), layer)
+
+
+def _print_counts(
+    counts: Path,
+    top_k: int | None,
+    cost: Path | None,
+    layer: int | None,
+    others: list[str],
+    as_json: bool,
+) -> None:
+    """Print what a file of counts says."""
+    if others:
+        raise ConfigError(f"--counts: does not go with {', '.join(others)}; leave it out")
+    if top_k is None:
+        raise ConfigError("--counts: needs --top-k, the experts of a token, as in --top-k 2")
+    from moebench.inspect.own_counts import inspect_counts
+
+    counted = inspect_counts(counts, top_k, cost)
+    if as_json:
+        print_json(counted.to_dict())
+    else:
+        from moebench.inspect.render import show_counts
+
+        show_counts(counted, stdout_console(), layer)
 
 
 def _print_exchange(

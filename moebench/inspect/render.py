@@ -18,6 +18,8 @@ from moebench.records import printable
 
 if TYPE_CHECKING:
     from moebench.inspect.exchange import Exchange
+    from moebench.inspect.own_counts import Counted
+    from moebench.metrics.dispersion import Dispersion
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 TALLEST = 2.0  # the load of a full block, in multiples of even
@@ -52,6 +54,42 @@ def show(inspection: Inspection, console: Console, layer: int | None = None) -> 
         steps = list(settled)
         some = np.linspace(0, len(steps) - 1, min(len(steps), MAX_STEPS)).round().astype(int)
         console.print(Text("  ".join(f"{steps[at]}: {settled[steps[at]]:.0%}" for at in some)))
+
+
+def show_counts(counted: "Counted", console: Console, layer: int | None = None) -> None:
+    """Print how much micro-batches differ beside chance, their cost, then what `show` prints."""
+    show(counted.inspection, console, layer)
+    found = counted.dispersion
+    console.print(Text("\nhow much f varies between micro-batches of a step", style="bold"))
+    console.print(Text(f"{_ratio(found)} times as much as by chance", style="bold"))
+    console.print(
+        Text(
+            "chance: the same tokens dealt to the micro-batches at random. Near 1, the scope of "
+            "the balance loss will hardly matter."
+        )
+    )
+    if counted.within_domains:
+        console.print(Text(f"between those of one domain: {_ratio(counted.within_domains)}"))
+    layers = zip(counted.inspection.layers, found.by_layer, strict=True)
+    console.print(Text("by layer: " + ", ".join(f"{name}: {r:.2f}" for name, r in layers)))
+    console.print(
+        Text(
+            f"with P = f, the balance loss over micro-batches exceeds that over steps by "
+            f"{found.excess:.3g}, of which chance is {found.chance:.3g}"
+        )
+    )
+    if cost := counted.cost:
+        console.print(
+            Text(
+                f"\nexpert layers of a step on {cost.ranks} ranks: {cost.ms:.4g} ms, "
+                f"{cost.even_ms:.4g} ms if loads were even ({cost.ms / cost.even_ms - 1:+.1%})",
+                style="bold",
+            )
+        )
+
+
+def _ratio(found: "Dispersion") -> str:
+    return f"{found.ratio:.2f} ({found.low:.2f} to {found.high:.2f}, 95 %)"
 
 
 def _metrics(inspection: Inspection) -> Table:
