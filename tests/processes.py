@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,10 @@ class Process:
         place = str(cwd or os.getcwd())
         environ = dict(os.environ if env is None else env)
         words = (function, tuple(arguments), environ, place, str(self._output))
-        self._process = CONTEXT.Process(target=_begin, args=words)
         with starting():
+            forkserver.ensure_running()
+            server = forkserver._forkserver._forkserver_address  # pyright: ignore
+            self._process = CONTEXT.Process(target=_begin, args=(*words, server))
             self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -132,6 +134,7 @@ def _begin(
     environ: dict[str, str],
     place: str,
     output: str,
+    server: str,
 ) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for number, path in enumerate((os.devnull, f"{output}/1", f"{output}/2")):
@@ -141,17 +144,31 @@ def _begin(
     os.chdir(place)
     os.environ.clear()
     os.environ.update(environ)
+    if os.environ.get("OMP_NUM_THREADS") == "1" and not _customized():
+        _share(server)  # as the server of a sweep would be
     function(*arguments)
+
+
+def _customized() -> list[Path]:
+    """The `sitecustomize.py` of this process, which each of its own processes must run as well."""
+    folders = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return [file for folder in folders if (file := Path(folder, "sitecustomize.py")).exists()]
+
+
+def _share(server: str) -> None:
+    """Let the server fork this process's own processes as well, rather than a new one."""
+    own: Any = forkserver._forkserver  # pyright: ignore
+    own._forkserver_address = server
+    own.ensure_running = lambda: None
 
 
 def _command_line(words: Sequence[str]) -> None:
     """What `python -m moebench.cli` does, and `sitecustomize` before it, where there is one."""
     from moebench.cli import main
 
-    for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
-        sys.path.insert(0, folder)
-        if (file := Path(folder, "sitecustomize.py")).exists():
-            exec(compile(file.read_text(), file, "exec"), {"__name__": "sitecustomize"})
+    for file in _customized():
+        sys.path.insert(0, str(file.parent))
+        exec(compile(file.read_text(), file, "exec"), {"__name__": "sitecustomize"})
     sys.argv = ["moebench", *words]
     main()
 

@@ -11,11 +11,13 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -108,7 +110,15 @@ def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in ("moebench", "torch", "numpy", "safetensors")},
+        "commit": _commit(),
     }
+
+
+@cache
+def _commit() -> str:
+    """Of the tree that is tortured; "" where git does not know it."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def _write_numbers(results: Path, file: Path) -> None:
