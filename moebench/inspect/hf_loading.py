@@ -4,6 +4,8 @@ Nothing is downloaded, and no code of a checkpoint is run. What is wrong is one 
 """
 
 import importlib
+import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ MODELS = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMu
 # names that families have for one thing
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer or an expert, in the name of a weight
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,21 @@ class Checkpoint:
     def model(self) -> "nn.Module":
         """The model, on the GPU if there is one.
 
-        Raises ConfigError for a weight that is missing, of another shape or not finite.
+        Raises ConfigError for a weight that is missing, of another shape or not finite, and for
+        weights of layers that config.json leaves out.
         """
         import torch
 
         where, auto = f"--hf={self.directory}", language_model(type(self.config), self.library)
         more = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refused below
-        model, told = _load(self.directory, self.library, auto, "save the model again", **more)
+        try:
+            model, told = _load(self.directory, self.library, auto, "save the model again", **more)
+        except ConfigError:  # the library joins the weights of all experts, and names none of them
+            if odd := _odd_weight(self.directory):
+                raise ConfigError(
+                    f"{where}: weights differ in shape that should not: {odd}; save the model again"
+                ) from None
+            raise
         if shapes := {name: shapes for name, *shapes in told["mismatched_keys"]}:
             name = _routers_first(shapes)
             own, wanted = map(list, shapes[name])
@@ -86,6 +98,11 @@ class Checkpoint:
                 f"{where}: the shapes of config.json are not those of the weights: {name} is "
                 f"{own} in place of {wanted}{_more(shapes)}; restore the config that was saved "
                 "with them"
+            )
+        if unread := _of_more_layers(told["unexpected_keys"], model):
+            raise ConfigError(
+                f"{where}: config.json leaves out {_routers_first(unread)}{_more(unread)}; restore "
+                "the config that was saved with the weights"
             )
         if missing := told["missing_keys"]:
             raise ConfigError(
@@ -189,6 +206,33 @@ def _quiet(library: Any) -> Iterator[None]:
         logs.set_verbosity(level)
         if bars:
             logs.enable_progress_bar()
+
+
+def _odd_weight(directory: Path) -> str:
+    """A weight whose shape is not that of the same weight of most experts or layers; "" if none."""
+    from safetensors import safe_open
+
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # by name without numbers
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118, it is no dict
+                    shape = tuple(file.get_slice(name).get_shape())
+                    shapes.setdefault(NUMBER.sub("", name), {})[name] = shape
+        except Exception:  # the library has said what is wrong with the file
+            continue
+    for alike in shapes.values():
+        (usual, count), *_ = Counter(alike.values()).most_common()
+        odd = [name for name, shape in alike.items() if shape != usual]
+        if odd and len(odd) < count:
+            return f"{odd[0]} is {list(alike[odd[0]])}, {count} others are {list(usual)}"
+    return ""
+
+
+def _of_more_layers(names: Collection[str], model: "nn.Module") -> list[str]:
+    """The names that are those of the model's weights but for a number, as of a layer it lacks."""
+    known = {NUMBER.sub("", name) for name in model.state_dict()}
+    return [name for name in names if NUMBER.sub("", name) in known]
 
 
 def _not_finite(model: "nn.Module") -> list[str]:

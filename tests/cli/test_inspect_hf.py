@@ -94,6 +94,20 @@ def test_weights_that_are_missing_or_not_finite_are_named(
         assert refused(call, folder, text_folder).startswith(wanted)
 
 
+def test_weights_of_wrong_sizes_are_named(call: Call, text_folder: Path, tmp_path: Path) -> None:
+    """One expert that is too small, or a config with fewer layers than there are weights of."""
+    folder = save(build("mixtral", vocab_size=WORDS), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    line = refused(call, folder, text_folder)
+    assert line.startswith(": config.json leaves out model.layers.1.mlp.gate.weight and ")
+    (folder / "config.json").write_text(json.dumps(config))
+    odd = "model.layers.1.block_sparse_moe.experts.2.w1.weight"
+    change(folder, lambda name, each: each[:-1].contiguous() if name == odd else each)
+    wanted = f": weights differ in shape that should not: {odd} is [15, 32], 23 others are [16, 32]"
+    assert refused(call, folder, text_folder).startswith(wanted)
+
+
 def test_a_config_or_tokenizer_that_does_not_fit_is_said_before_weights_are_loaded(
     call: Call, text_folder: Path, tmp_path: Path
 ) -> None:
