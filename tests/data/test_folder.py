@@ -183,6 +183,9 @@ def test_the_cache_is_no_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert set(source.fingerprint(["x"])["files"]) == {"x/x.txt"}
         assert (source.domains, source.notes) == (("x",), ())
         shutil.rmtree(tmp_path / folder)
+    monkeypatch.setenv("MOEBENCH_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"is moebench's cache; name the folder of your text"):
+        Folder(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,11 @@ class Folder:
                 f"{self.label}: is a file; give the folder that holds one sub-folder or file "
                 "per domain"
             )
+        if self.root.resolve() == _cache():
+            raise DataError(
+                f"{self.label}: is moebench's cache; name the folder of your text, or set "
+                "MOEBENCH_CACHE to another folder"
+            )
         _check_utf8(self.root.resolve(), self.label)
         self._files: dict[str, list[Path]] = {}  # by domain
         left_out: dict[str, list[Path]] = {}  # by reason
