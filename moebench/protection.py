@@ -89,6 +89,12 @@ def is_protected(record: Record, step: int) -> bool:
         return False
 
 
+def protected_rows(record: Record, step: int) -> int | None:
+    """The bytes of the rows up to the checkpoint of a step; None if it does not tell."""
+    content = _read(checkpoint_path(record.path, step))
+    return None if content is None else content["rows"]["bytes"]
+
+
 def record_damage(record: Record, step: int, *names: str) -> list[str]:
     """A line for each file of a record that is not what the checkpoint of a step says of it.
 

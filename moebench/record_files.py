@@ -24,11 +24,12 @@ from moebench.contents import (
     table,
     whole,
 )
-from moebench.disk import parse_json, read_json, reason
+from moebench.disk import parse_json, read_json, read_lines, reason
 from moebench.errors import RecordError
 from moebench.seals import SCHEMA_VERSION
 
 STATES = ("waiting", "running", "done", "failed", "stopped")
+MAX_METRICS_BYTES = 2**30
 SEED = whole(0, 2**32 - 1)
 STEP = re.compile(r"step-(0|[1-9][0-9]{0,14})")  # of a routing file or a checkpoint
 ROUTING = {
@@ -204,6 +205,39 @@ def read_row(path: Path, number: int, line: bytes) -> dict[str, Any]:
             f"{path}:{number}: is not a row of metrics ({wrong}); the record is damaged"
         )
     return row
+
+
+def kept_rows(
+    path: Path, step: int | None = None, until: int | None = None
+) -> tuple[list[dict[str, Any]], str]:
+    """The rows of metrics.jsonl up to a step, all by default, without a torn last line.
+
+    Args:
+        until: bytes of the rows up to `step`, if a checkpoint tells; a row after them may be
+            damaged. None: no row may be.
+
+    Returns:
+        The rows, and what is wrong with a row that is left out; "" if nothing is.
+
+    Raises:
+        RecordError: if the file cannot be read, or a row is damaged that may not be.
+    """
+    kept, wrong, at = [], "", 0
+    try:
+        for number, line in enumerate(read_lines(path, MAX_METRICS_BYTES), 1):
+            try:
+                row = read_row(path, number, line)
+                kept += [row] if step is None or row["step"] <= step else []
+            except RecordError as error:
+                if until is None or at < until:
+                    raise
+                wrong = wrong or str(error).partition(";")[0]
+            at += len(line) + 1
+    except (OSError, ValueError) as error:
+        if until is None or at < until:
+            raise unreadable(path, error) from None
+        wrong = wrong or str(unreadable(path, error))
+    return kept, wrong
 
 
 def foreign(content: dict[str, Any]) -> str:

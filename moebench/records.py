@@ -31,7 +31,6 @@ from moebench.disk import (
     json_bytes,
     make_folder,
     read_bytes,
-    read_lines,
     read_yaml,
     reason,
     remove_leftovers,
@@ -48,8 +47,8 @@ from moebench.record_files import (
     STEP,
     SUMMARY,
     foreign,
+    kept_rows,
     read_object,
-    read_row,
     unreadable,
 )
 from moebench.seals import (
@@ -65,7 +64,6 @@ from moebench.seals import (
 )
 
 MAP = "map.npz"
-MAX_METRICS_BYTES = 2**30  # of metrics.jsonl
 RESULTS = ("config.yaml", "manifest.json")  # what gives the numbers of a summary their meaning
 SEE = "see moebench verify"
 
@@ -155,13 +153,7 @@ class Record:
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics in order of step, without a torn last line, as a crash leaves it."""
-        path, rows = self.path / "metrics.jsonl", []
-        try:
-            for number, line in enumerate(read_lines(path, MAX_METRICS_BYTES), 1):
-                rows.append(read_row(path, number, line))
-        except (OSError, ValueError) as error:
-            raise unreadable(path, error) from None
-        return rows
+        return kept_rows(self.path / "metrics.jsonl")[0]
 
     def routing_steps(self) -> list[int]:
         """The steps whose evaluation was kept, ascending."""
@@ -343,16 +335,23 @@ class Record:
             file.flush()
             os.fsync(file.fileno())
 
-    def cut(self, step: int) -> None:
-        """Remove rows and routing after `step`, before a run continues from its checkpoint."""
-        path = self.path / "metrics.jsonl"
+    def cut(self, step: int, until: int | None = None) -> str:
+        """Remove rows and routing after `step`, before a run continues from its checkpoint.
+
+        Args:
+            until: see `kept_rows`.
+
+        Returns:
+            What is wrong with a removed row; "" if nothing is.
+        """
+        path, wrong = self.path / "metrics.jsonl", ""
         if path.exists():
-            kept = [row for row in self.rows() if row["step"] <= step]
-            text = "".join(json.dumps(row) + "\n" for row in kept)
-            write_bytes(path, text.encode())
+            kept, wrong = kept_rows(path, step, until)
+            write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         for later in self.routing_steps():
             if later > step:
                 (self.path / "routing" / f"step-{later}.npz").unlink()
+        return wrong
 
     def save_routing(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         file = io.BytesIO()

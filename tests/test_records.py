@@ -119,6 +119,24 @@ def test_a_run_is_cut_where_it_goes_on(tmp_path: Path, step: int, kept: list[int
     assert record.rows()[-1] == {"step": 99}
 
 
+@pytest.mark.parametrize("damage", [b"{torn}\n", b"\xff\n", b'{"no": 1}\n', b"a" * (17 << 20)])
+def test_a_damaged_row_after_the_checkpoint_is_removed_and_said(
+    tmp_path: Path, damage: bytes
+) -> None:
+    record = sealed(tmp_path / "run")
+    path = record.path / "metrics.jsonl"
+    kept = b"".join(path.read_bytes().splitlines(keepends=True)[:3])
+    with open(path, "ab") as file:
+        file.write(damage)
+    whole = path.read_bytes()
+    for until in (None, len(whole)):
+        with pytest.raises(RecordError, match=r"metrics\.jsonl"):
+            record.cut(2, until)
+        assert path.read_bytes() == whole, "nothing is removed"
+    assert "metrics.jsonl" in record.cut(2, len(kept))
+    assert [row["step"] for row in record.rows()] == [0, 1, 2]
+
+
 def test_a_run_without_metrics_can_be_cut(tmp_path: Path) -> None:
     record = Record(tmp_path / "run")
     record.begin(CONFIG, {})

@@ -59,13 +59,13 @@ def continued_from(
             errors.append(error)
             continue
         for error in errors:
-            _say(f"{error}; continuing from the checkpoint of step {step} instead")
+            say(f"{error}; continuing from the checkpoint of step {step} instead")
         until = kept[: kept.index(step) + 1]
         # later ones, and one that a kill left before a save had removed it
         for other in (*kept[len(until) :], *until[:-KEPT]):
             remove_folder(checkpoint_path(record.path, other))
         if not is_protected(record, step):
-            _say(
+            say(
                 f"{path}: is of an earlier version and does not protect the record; its rows and "
                 "routing are taken as they are"
             )
@@ -84,5 +84,6 @@ def _check_record(record: Record, step: int) -> None:
         )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a warning on stderr, as a line."""
     print(printable(f"warning: {line}"), file=sys.stderr)

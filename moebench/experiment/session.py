@@ -15,11 +15,11 @@ from moebench.data.corpus import Corpus
 from moebench.errors import LockedError, MoebenchError, RecordError, Stopped
 from moebench.experiment.execution import check_device, prepare_device, resolved
 from moebench.experiment.provenance import continued, describe, shape_dependent_products
-from moebench.experiment.resumption import continued_from
+from moebench.experiment.resumption import continued_from, say
 from moebench.experiment.summary import routing_change, seal
 from moebench.experiment.trouble import explained
 from moebench.lock import check_held
-from moebench.protection import CHECKPOINTS, permit, protection_of
+from moebench.protection import CHECKPOINTS, permit, protected_rows, protection_of
 from moebench.records import Record, manifest_bytes
 from moebench.selections import append, cut, entries_of
 from moebench.tensorboard import View
@@ -148,8 +148,7 @@ class Session:
             now = continued(record.manifest(), manifest, state.step)
             permit(record, to_yaml(config).encode(), manifest_bytes(now))
             record.begin(to_yaml(config), now)
-            record.cut(state.step if found else -1)
-            self._cut_selections(state.step if found else -1)
+            self._cut(state.step if found else -1)
         self._set_status("running")
         self.ranks.broadcast((config.run, state.step, kernels))
         run = TrainingRun(self.treatment, corpus, state, device, self.ranks)
@@ -211,6 +210,13 @@ class Session:
     def _entries(self, part: str) -> list[int]:
         """The steps of the entries that a file of selections has in the end."""
         return entries_of(part, self.config.train.steps, self.config.train.eval_every)
+
+    def _cut(self, step: int) -> None:
+        """Remove what came after a step, from which the run continues; -1: there is none."""
+        wrong = self.record.cut(step, protected_rows(self.record, step) if step >= 0 else 0)
+        if wrong:
+            say(f"{wrong}; it came after the last checkpoint, and its step is trained again")
+        self._cut_selections(step)
 
     def _cut_selections(self, step: int) -> None:
         """Remove the selections after a step, from which the run continues.

@@ -55,6 +55,25 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
+def append_row(record: Record, row: str) -> None:
+    with open(record.path / "metrics.jsonl", "a") as file:
+        file.write(row)
+
+
+def test_a_record_that_is_a_link_is_not_replaced(
+    compose: Compose, corpus: Corpus, tmp_path: Path
+) -> None:
+    config, outside = compose(), tmp_path / "outside"
+    record = Record(tmp_path / "runs" / run_name(config, corpus.content_hash))
+    Record(outside).begin("", {})
+    record.path.parent.mkdir()
+    record.path.symlink_to(outside)
+    with pytest.raises(RecordError, match=r"is a link to .*/outside, which --force does not"):
+        run_experiment(config, corpus, record.path.parent, force=True)
+    assert record.path.is_symlink()
+    assert Record(outside).exists()
+
+
 def test_an_unfinished_run_is_protected_and_falls_back(
     compose: Compose, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +123,11 @@ def test_an_unfinished_run_is_protected_and_falls_back(
         run_experiment(compose(), corpus, record.path.parent, resume=True)
         assert "continuing from the checkpoint of step 8 instead" in capsys.readouterr().err
         assert results(record) == results(whole)
+    record = damaged("late", lambda record: append_row(record, "{damaged}\n"))
+    run_experiment(compose(), corpus, record.path.parent, resume=True)
+    assert "is not a row of metrics" in (said := capsys.readouterr().err)
+    assert "it came after the last checkpoint, and its step is trained again" in said
+    assert results(record)["rows"] == results(whole)["rows"]
     record = damaged("early", lambda record: flip(record.path / "metrics.jsonl", 12))
     with pytest.raises(
         RecordError, match=r"metrics\.jsonl: a row up to step 10 was changed or lost"
