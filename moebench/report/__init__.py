@@ -9,7 +9,7 @@ JSON, CSV and Parquet. `load` gives the frame to a notebook. No torch.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,10 +35,10 @@ from moebench.report.show.table import Shown, blocks
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from moebench.report.draw.chart import Plot
+    from moebench.report.draw.chart import Plot, Plots
     from moebench.report.show.page import Section
 
-__all__ = ["FORMATS", "Report", "compare_two", "load", "make_report", "write"]
+__all__ = ["FORMATS", "Report", "Runs", "compare_two", "load", "make_report", "write"]
 
 FORMATS = ("table", "md", "csv", "json", "latex", "parquet")
 
@@ -102,6 +102,10 @@ class Report:
         from moebench.report.draw.plots import plots
 
         return plots(table, self.frame)
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows: the whole report, without plots."""
+        return self.render("md")
 
     def page(self, command: str) -> str:
         """The report with its plots as one HTML file; `command` is what was typed to make it."""
@@ -237,13 +241,39 @@ def make_report(
     )
 
 
+@dataclass(frozen=True)
+class Runs(Frame):
+    """Runs in a notebook: a frame that can be compared and drawn.
+
+    Attributes:
+        source: what `load` read, as `make_report` takes it.
+    """
+
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def report(self, **choices: Any) -> Report:
+        """The report on the same records as they are now, of all steps.
+
+        Args:
+            choices: `baseline`, `metrics`, `sort`, `at` and `per_domain` of `make_report`.
+        """
+        return make_report(**self.source, **choices)
+
+    def plots(self, **choices: Any) -> "Plots":
+        """The plots of that report, the most important of each table first."""
+        from moebench.report.draw.chart import Plots
+
+        made = self.report(**choices)
+        return Plots(plot for table in made.tables for plot in made.plots(table))
+
+
 def load(
     roots: Path | str | Sequence[Path | str] = "runs",
     *,
     study: str | None = None,
     where: Sequence[str] = (),
     by: Sequence[str] = (),
-) -> Frame:
+) -> Runs:
     """Runs as tidy data frames, for a notebook: `load().metrics`, `load("runs").curves()`.
 
     Args:
@@ -258,7 +288,8 @@ def load(
     only = None
     if study is not None:
         only = _runs(plans_of_study(study, *find_plans(paths), paths[0]))
-    return load_frame(paths, only, where=where, by=by)
+    source = {"roots": paths, "study": study, "runs_dir": paths[0], "where": where, "by": by}
+    return Runs(**vars(load_frame(paths, only, where=where, by=by)), source=source)
 
 
 def _title(plans: Sequence[Plan], at: int | None) -> str:

@@ -4,7 +4,9 @@ vl-convert brings Vega and Vega-Lite in its wheel: no browser and no network is 
 records give the same bytes.
 """
 
+import base64
 import copy
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -123,6 +125,16 @@ class Plot:
         return vl_convert.vegalite_to_png(self._picture, scale=PNG_SCALE)
 
     @property
+    def image(self) -> str:
+        """The SVG file as a URL."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the title, the picture and its caption."""
+        title, caption = html.escape(self.title), html.escape(self.caption)
+        return f'<h4>{title}</h4><img alt="{title}" src="{self.image}"/><p>{caption}</p>'
+
+    @property
     def _picture(self) -> str:
         legend = {"orient": "bottom", "columns": 4, "direction": "horizontal", "offset": 14}
         light = THEMES["light"]
@@ -141,3 +153,10 @@ class Plot:
                 },
             }
         )
+
+
+class Plots(tuple[Plot, ...]):
+    """Plots that a notebook shows one below the other."""
+
+    def _repr_html_(self) -> str:
+        return "".join(plot._repr_html_() for plot in self)

@@ -174,6 +174,23 @@ class Frame:
         ]
         return replace(self, runs=self.runs.assign(tokens=seen), metrics=table, step=step)
 
+    def overview(self) -> pd.DataFrame:
+        """One row an arm of a table: its numbers of runs by state, its seeds, its mean nats."""
+        keys = ["table", "arm"]
+        arms: Any = self.runs.groupby(keys, dropna=False, observed=True)
+        states = arms["state"].value_counts().unstack(fill_value=0)
+        seeds = arms["seed"].agg(lambda seeds: ", ".join(str(int(seed)) for seed in sorted(seeds)))
+        nats = self.metrics[self.metrics["metric"] == PRIMARY].groupby(keys)["value"].mean()
+        return states.join(seeds.rename("seeds")).join(nats.rename(PRIMARY)).reset_index()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the arms, and how much was left out."""
+        table = self.overview().to_html(index=False, float_format="{:.4f}".format, na_rep="")
+        left = len(self.problems) + len(self.damaged)
+        return table + (
+            f"<p>{left} left out or damaged; see .problems and .damaged</p>" * bool(left)
+        )
+
     def measured(self) -> Any:
         """The runs that have metrics, as `runs` has them."""
         return self.runs.loc[self.runs["run"].isin(self.metrics["run"].unique().tolist())]

@@ -7,7 +7,6 @@ without, the same plots are pictures and all tables are there. `moebench watch` 
 and has the content made again.
 """
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -236,9 +235,7 @@ def _plot(anchor: str, plot: Plot, live: bool) -> dict[str, Any]:
             }
             for panel in plot.panels
         ],
-        "picture": ""
-        if live
-        else "data:image/svg+xml;base64," + base64.b64encode(plot.svg).decode(),
+        "picture": "" if live else plot.image,
     }
 
 
