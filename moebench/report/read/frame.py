@@ -177,10 +177,12 @@ class Frame:
     def overview(self) -> pd.DataFrame:
         """One row an arm of a table: its numbers of runs by state, its seeds, its mean nats."""
         keys = ["table", "arm"]
-        arms: Any = self.runs.groupby(keys, dropna=False, observed=True)
+        runs: Any = self.runs
+        metrics: Any = self.metrics
+        arms = runs.groupby(keys, dropna=False, observed=True)
         states = arms["state"].value_counts().unstack(fill_value=0)
         seeds = arms["seed"].agg(lambda seeds: ", ".join(str(int(seed)) for seed in sorted(seeds)))
-        nats = self.metrics[self.metrics["metric"] == PRIMARY].groupby(keys)["value"].mean()
+        nats = metrics[metrics["metric"] == PRIMARY].groupby(keys)["value"].mean()
         return states.join(seeds.rename("seeds")).join(nats.rename(PRIMARY)).reset_index()
 
     def _repr_html_(self) -> str:
