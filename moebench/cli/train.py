@@ -21,6 +21,7 @@ from moebench.cli.options import (
 )
 from moebench.cli.output import print_json, print_message, stdout_console
 from moebench.errors import ConfigError, RecordError
+from moebench.machine import importing
 
 if TYPE_CHECKING:
     from moebench.config.schema import ExperimentConfig
@@ -51,11 +52,11 @@ def train(
 
     Example: `moebench train scope=global balance_bsz=128`
     """
-    from moebench import device
-    from moebench.config.compose import Composer
-
     if resume and force:
         raise ConfigError("--resume --force: one continues a run, one starts over; use only one")
+    with importing():
+        from moebench import device
+        from moebench.config.compose import Composer
     load_plugins(plugin)
     made = Composer(config_dir, device.suited_precision).compose(overrides or [], base=config)
     if print_config:
@@ -140,11 +141,12 @@ def _train(
     force: bool,
 ) -> None:
     """Train with a progress display; under torchrun, only the first rank has one."""
-    from moebench.cli.progress import TrainDisplay
-    from moebench.config.identity import coefficients
-    from moebench.experiment import run_experiment  # imports torch
-    from moebench.experiment.execution import resolved
-    from moebench.train.ranks import Ranks, world_size
+    with importing():
+        from moebench.cli.progress import TrainDisplay
+        from moebench.config.identity import coefficients
+        from moebench.experiment import run_experiment  # imports torch
+        from moebench.experiment.execution import resolved
+        from moebench.train.ranks import Ranks, world_size
 
     config = treatment.config
     start = partial(

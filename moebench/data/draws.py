@@ -17,7 +17,12 @@ def key(*parts: int | str) -> int:
 
 def permutation(n: int, *parts: int | str) -> npt.NDArray[np.int64]:
     """A random order of 0 to n - 1, the same for the same key."""
-    return np.argsort(np.random.Philox(key=key(*parts)).random_raw(n), kind="stable")
+    drawn = np.random.Philox(key=key(*parts)).random_raw(n)
+    order = np.argsort(drawn)  # several times as fast as a stable sort
+    ordered = drawn[order]
+    if (ordered[1:] == ordered[:-1]).any():  # equal numbers keep their order
+        order = np.argsort(drawn, kind="stable")
+    return order
 
 
 def uniform(n: int, *parts: int | str) -> npt.NDArray[np.float64]:
