@@ -1,4 +1,4 @@
-"""Every preset that is shipped composes and works, and every study can be planned."""
+"""Every preset that is shipped composes and works."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,7 @@ import yaml
 from moebench.config.compose import Composer
 from moebench.config.identity import label
 from moebench.config.presets import shipped_conf
-from moebench.config.schema import StudyConfig
 from moebench.data.corpus import prepare
-from moebench.study import make_plan
 
 COMPOSER = Composer()
 PRESETS = [
@@ -19,11 +17,6 @@ PRESETS = [
     for group in COMPOSER.groups
     for preset in COMPOSER.choices(group)
     if group != "data" and preset != "replay"  # which needs a run, see train/test_router_replay.py
-]
-STUDIES = [
-    (study, size)
-    for study in COMPOSER.choices("study")
-    for size in COMPOSER.study(study).sizes or [StudyConfig.size]
 ]
 PARTNERS = {
     "router=domain_token": ("model.num_experts=12",),  # three domains, top-2
@@ -52,7 +45,6 @@ def step(folder: Path, tmp_path: Path, *overrides: str) -> None:
 
 def test_there_are_presets() -> None:
     assert {"model=tiny", "scope=micro", "loss=balance", "optim=adamw"} <= set(PRESETS)
-    assert ("demo", "cpu") in STUDIES
 
 
 @pytest.mark.parametrize("preset", [each for each in PRESETS if not each.startswith("model=")])
@@ -77,17 +69,6 @@ def test_every_source_of_data_composes(text_folder: Path) -> None:
             "mixture": [f'data.sources=["synthetic overlap=1","folder path={text_folder}"]'],
         }.get(source, [])
         assert COMPOSER.compose([f"data={source}", *more]).data.source == source
-
-
-@pytest.mark.parametrize(("study", "size"), STUDIES)
-def test_a_study_is_planned_in_each_size(text_folder: Path, study: str, size: str) -> None:
-    overrides = [f"study={study}", f"study.size={size}", *data(text_folder), "data.max_epochs=1e9"]
-    plan, _ = make_plan(COMPOSER, overrides)
-    assert plan.question
-    assert plan.baseline in {job.arm for job in plan.jobs}
-    arms = {job.arm_hash for job in plan.jobs}
-    assert len(arms) > 1
-    assert len(plan.jobs) == len(arms) * len({job.seed for job in plan.jobs}), "every arm, any seed"
 
 
 @pytest.mark.parametrize("scope", COMPOSER.choices("scope"))

@@ -86,13 +86,23 @@ def test_a_config_keeps_its_names(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", STUDIES)
-def test_a_study_keeps_its_names(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_planned_and_keeps_its_names(
+    words: str, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both at once: nearly all of the time goes into the composition of its presets."""
+    data = ["data=folder", f"data.path={text_folder}", "data.valid_sequences=4"]
+    made, _ = make_plan(COMPOSER, [*words.split(), *data, "data.max_epochs=1e9"])
+    assert made.question
+    assert made.baseline in {job.arm for job in made.jobs}
+    arms = {job.arm_hash for job in made.jobs}
+    assert len(arms) > 1
+    assert len(made.jobs) == len(arms) * len({job.seed for job in made.jobs}), "every arm, any seed"
     assert planned(words, monkeypatch) == golden()["studies"][words]
 
 
 def test_nothing_golden_is_left_out() -> None:
     assert golden()["configs"].keys() == {*PRESETS, *TYPED}
-    assert golden()["studies"].keys() == {*STUDIES}
+    assert golden()["studies"].keys() == {*STUDIES} >= {"study=demo study.size=cpu"}
 
 
 if __name__ == "__main__":

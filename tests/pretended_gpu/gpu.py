@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from tests.pretended_gpu import kernels
 from tests.pretended_gpu.memory import Memory, Pinned, Underway, fill_with_rubbish
-from tests.pretended_gpu.tensor import OnGpu, on_gpu, on_host
+from tests.pretended_gpu.tensor import OnGpu, on_gpu, on_host, tensors_in
 
 EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 NO_LAUNCH = {
@@ -83,10 +82,12 @@ class Gpu:
         if name in COPIES:
             return COPIES[name](self, func, args, kwargs)
         asked = kwargs.get("device")
-        tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, Tensor)]
+        tensors = tensors_in((args, kwargs))
         here = [each for each in tensors if isinstance(each, OnGpu)]
         if not (here if asked is None else torch.device(asked).type == "cuda"):
-            return self._on_host(func, args, kwargs)
+            if here or kwargs.get("pin_memory"):
+                return self._on_host(func, args, kwargs)
+            return func(*args, **kwargs)
         self._check_devices(name, tensors)
         self._note(name, args, kwargs)
         special = kernels.KERNELS.get(name)

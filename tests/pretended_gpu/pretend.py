@@ -33,6 +33,12 @@ class Factories(TorchDispatchMode):
         super().__init__()
         self.gpu = gpu
 
+    @classmethod
+    def _should_skip_dynamo(
+        cls,
+    ) -> bool:  # nothing is compiled here; to say so imports the compiler
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -250,7 +250,7 @@ def test_a_gpu_agrees_with_the_cpu(scope: str, estimator: str) -> None:
         model = copy.deepcopy(model_of(torch.float32)).to(kind)
         model.zero_grad()
         states = None
-        for number in (1, 2):
+        for number in (1, 2) if what.estimator.carries else (1,):
             step = first_step(2, number)
             step = Step(step.tokens.to(kind), 2, number=number, domain=step.domain, seed=step.seed)
             states = accumulate_gradients(model, what, step, states).states
