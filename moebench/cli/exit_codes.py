@@ -20,7 +20,7 @@ from contextlib import suppress
 import typer
 
 from moebench.cli.output import print_error
-from moebench.errors import MoebenchError
+from moebench.errors import MoebenchError, Stopped
 from moebench.processes import stop_signals
 
 FAILED = 1
@@ -40,7 +40,7 @@ def run(app: typer.Typer, words: Sequence[str]) -> int:
     """
     received = _interrupt_on_signals()
     try:
-        code = _call(app, words)
+        code = _call(app, words, received)
     except KeyboardInterrupt:  # also while an error was reported
         code = INTERRUPTED
     finally:
@@ -49,13 +49,26 @@ def run(app: typer.Typer, words: Sequence[str]) -> int:
     return _report_signal(received[0], words) if received and code == INTERRUPTED else code
 
 
-def _call(app: typer.Typer, words: Sequence[str]) -> int:
+def _call(app: typer.Typer, words: Sequence[str], received: Sequence[int]) -> int:
     try:
         code = app(words, prog_name="moebench", standalone_mode=False) or 0
         print(end="", flush=True)  # so that output that cannot be written raises here
     except Exception as error:
-        return _report(error)
+        return INTERRUPTED if received and _is_of_signal(error) else _report(error)
     return code
+
+
+def _is_of_signal(error: Exception) -> bool:
+    """Whether an error is what a library made of the interrupt by which a signal stops a command.
+
+    A library that is interrupted between two changes of its own may raise another error.
+    """
+    if isinstance(error, Stopped):
+        return False
+    made: BaseException | None = error
+    while made is not None and not isinstance(made, KeyboardInterrupt):
+        made = made.__cause__ or made.__context__
+    return made is not None or not isinstance(error, MoebenchError | typer.TyperException)
 
 
 def _ignore_signals() -> None:

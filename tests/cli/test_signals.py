@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from moebench.errors import ConfigError
 from moebench.records import Record
 from tests.calls import STOPPING, Call
 from tests.processes import Process, is_alive, moebench
@@ -104,6 +105,27 @@ def test_a_signal_before_a_run_has_begun_is_one_line(
     assert result.err.startswith(f"error: stopped by {number.name}; ")
     assert result.err.count("\n") == 1
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_an_error_that_a_library_makes_of_a_signal_is_no_bug(
+    call: Call, monkeypatch: pytest.MonkeyPatch, chained: bool
+) -> None:
+    """An interrupt within a change of its own leaves a library in disorder, as OmegaConf once."""
+
+    def compose(*_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            if chained:
+                raise ConfigError("'NoneType' object has no attribute 'x'") from None
+        raise AttributeError("'NoneType' object has no attribute 'x'")
+
+    monkeypatch.setattr("moebench.config.compose.Composer.__init__", compose)
+    result = call("train")
+    assert result.code == 75
+    assert result.err.startswith("error: stopped by SIGTERM; ")
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("reader", ["head -1", "true"])
