@@ -228,6 +228,8 @@ class Record:
         Raises RecordError for the first of them that is missing or was changed.
         """
         summary = self.summary()
+        if not is_as_written(self.path / "summary.json", summary):
+            raise self._changed("summary.json: was changed")
         for name in names:
             if line := changed(self.path, summary, name):
                 raise self._changed(line)

@@ -119,6 +119,20 @@ def test_a_run_is_cut_where_it_goes_on(tmp_path: Path, step: int, kept: list[int
     assert record.rows()[-1] == {"step": 99}
 
 
+def test_a_last_digit_that_gives_the_same_number_is_seen_where_results_are_shown(
+    tmp_path: Path,
+) -> None:
+    record = sealed(tmp_path / "run")
+    path = record.path / "summary.json"
+    path.unlink()
+    record.seal({"valid/nats": 0.1})
+    record.refuse_changes()
+    path.write_bytes(path.read_bytes().replace(b"0.1", b"0.10000000000000001"))
+    assert record.summary()["valid/nats"] == 0.1
+    with pytest.raises(RecordError, match=r"summary\.json: was changed"):
+        record.refuse_changes()
+
+
 @pytest.mark.parametrize("damage", [b"{torn}\n", b"\xff\n", b'{"no": 1}\n', b"a" * (17 << 20)])
 def test_a_damaged_row_after_the_checkpoint_is_removed_and_said(
     tmp_path: Path, damage: bytes
