@@ -33,7 +33,7 @@ def attempt(name: str, folder: Path) -> Counts:
         assert "No space left on device" in errors, f"does not say why: {errors}"
         assert last.startswith("error: "), last
         # a sweep names the run, as its reader knows it
-        named = ("-s0-", "runs/", "cache/", "page.html", "plots")
+        named = ("-s0-", "runs/", "runs:", "cache/", "page.html", "plots")
         assert any(each in last for each in named), f"names no path: {last}"
         assert " bytes" in last, f"names no bytes: {last}"
         counts["said so"] = 1

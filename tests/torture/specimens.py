@@ -32,7 +32,7 @@ RECORDS = ("finished", "stopped")
 def specimen(name: str) -> Record:
     """A record of this session, made once; damage to it is undone."""
     config = Composer().compose(words(*OVERRIDES))
-    corpus, runs_dir = prepare(config.data), room() / name
+    corpus, runs_dir = prepare(config.data), room() / "specimens" / name
 
     def stop(event: Event) -> None:
         if name == "stopped" and event.step == STOPPED_AT:
