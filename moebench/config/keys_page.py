@@ -99,8 +99,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _caption(section: Any) -> str:
-    """The first line of a class's docstring; "" if `dataclass` wrote it."""
-    text = getattr(section, "__doc__", None) or ""
+    """The first line of a class's docstring; "" for no class, or if `dataclass` wrote it."""
+    text = "" if section is None else getattr(section, "__doc__", None) or ""
     made = f"{getattr(section, '__name__', '')}("
     return "" if text.startswith(made) else text.partition("\n")[0]
 
