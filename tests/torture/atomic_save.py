@@ -125,5 +125,5 @@ TOPIC = Topic(
     "interval between checkpoints at most, and ends as if nothing had happened.",
     attempts,
     attempt,
-    short=12,
+    short=9,
 )

@@ -59,5 +59,5 @@ TOPIC = Topic(
     "repeated on a disk with room ends as if nothing had happened.",
     attempts,
     attempt,
-    short=10,
+    short=5,
 )

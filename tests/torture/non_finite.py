@@ -139,5 +139,5 @@ TOPIC = Topic(
     "checkpoint holds it, other runs of the stack end as if alone, and the run continues.",
     attempts,
     attempt,
-    short=8,
+    short=6,
 )

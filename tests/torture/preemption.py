@@ -54,5 +54,5 @@ TOPIC = Topic(
     "no process left, and the command repeated ends as if nothing had happened.",
     attempts,
     attempt,
-    short=10,
+    short=5,
 )

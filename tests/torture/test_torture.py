@@ -17,10 +17,17 @@ from tests.torture.topic import Results, Topic, Untried, make_attempt, remaining
 
 ROOT = Path(__file__).parents[2]
 GROUPS = (  # each takes about as long as the others
-    ("resume", "determinism", "concurrency"),
-    ("atomic_save", "full_disk", "preemption"),
-    ("power_loss", "non_finite", "memory"),
-    ("corruption", "provenance", "input", "network"),
+    (
+        "resume",
+        "determinism",
+        "concurrency",
+        "memory",
+        "corruption",
+        "provenance",
+        "input",
+        "network",
+    ),
+    ("atomic_save", "full_disk", "preemption", "power_loss", "non_finite"),
 )
 
 

@@ -86,7 +86,7 @@ class Results:
             "failed": [result for result in made if "failed" in result],
             "untried": sorted({result["untried"] for result in made if "untried" in result}),
             "counts": dict(sorted(counts.items())),
-            "commits": sorted({result["with"].get("commit", "") for result in made} - {""}),
+            "commits": sorted({result.get("with", {}).get("commit", "") for result in made} - {""}),
             "seconds": round(sum(result["seconds"] for result in made)),
         }
 
