@@ -12,6 +12,7 @@ from moebench.config.compose import to_yaml
 from moebench.config.cost import training_flops
 from moebench.config.treatment import Treatment, moe_layers
 from moebench.data.corpus import Corpus
+from moebench.disk import reason
 from moebench.errors import LockedError, MoebenchError, RecordError, Stopped
 from moebench.experiment.execution import check_device, prepare_device, resolved
 from moebench.experiment.provenance import continued, describe, shape_dependent_products
@@ -105,7 +106,7 @@ class Session:
             with View(self.record) as view:
                 yield from self._train(run, wrap, view)
                 yield None  # the others of the stack save their last step before one is sealed
-                seal(self.treatment, self.record, self._seconds())
+                seal(self.treatment, self.record, self._seconds(), view.conclude)
         except (Stopped, KeyboardInterrupt) as stopped:
             self._record_pending()
             self._end("stopped", str(stopped) or "interrupted twice")
@@ -118,7 +119,10 @@ class Session:
             known = isinstance(error, MoebenchError)
             self._end("failed", str(error) if known else f"{type(error).__name__}: {error}")
             raise error from None
-        self._set_status("done")
+        try:
+            self._set_status("done")
+        except OSError as error:  # the seal says so as well
+            say(f"{self.record.path}/status.json: cannot be written ({reason(error)}); it is done")
 
     def _begin(
         self, manifest: dict[str, Any], device: torch.device, *, resumed: bool

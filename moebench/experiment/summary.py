@@ -1,5 +1,6 @@
 """The numbers of a whole run: its sealed summary, and what random routing would give."""
 
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,8 +17,16 @@ from moebench.records import Record
 from moebench.train.loop import Event
 
 
-def seal(treatment: Treatment, record: Record, seconds: float) -> None:
+def seal(
+    treatment: Treatment,
+    record: Record,
+    seconds: float,
+    conclude: Callable[[Mapping[str, Any]], None],
+) -> None:
     """Write the summary of a finished run, which seals its record.
+
+    Args:
+        conclude: called with the summary before it is written: nothing of a sealed run is missing.
 
     Raises RecordError if the record lacks rows.
     """
@@ -27,19 +36,19 @@ def seal(treatment: Treatment, record: Record, seconds: float) -> None:
         raise RecordError(
             f"{record.path / 'metrics.jsonl'}: lacks rows of this run; --force starts afresh"
         )
-    record.seal(
-        {
-            "status": "done",
-            "arm": label(treatment),
-            "seed": config.seed,
-            "steps": steps,
-            "tokens": steps * config.global_bsz * config.seq_len,
-            "seconds": round(seconds, 3),
-            "end": datetime.now(UTC).isoformat(timespec="seconds"),
-            **_final_metrics(rows, steps),
-            **_over_training(config, record, rows[0]),
-        }
-    )
+    summary = {
+        "status": "done",
+        "arm": label(treatment),
+        "seed": config.seed,
+        "steps": steps,
+        "tokens": steps * config.global_bsz * config.seq_len,
+        "seconds": round(seconds, 3),
+        "end": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_final_metrics(rows, steps),
+        **_over_training(config, record, rows[0]),
+    }
+    conclude(summary)
+    record.seal(summary)
 
 
 def _final_metrics(rows: list[dict[str, Any]], steps: int) -> dict[str, float]:

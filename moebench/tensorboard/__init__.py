@@ -13,6 +13,7 @@ are equal byte by byte.
 # protobuf creates its classes at import, so pyright does not know them.
 # pyright: reportAttributeAccessIssue=false
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,7 +67,6 @@ class View:
         self._steps = config.get("train.steps")
         self._random = random_values(manifest, *_shape(config))
         self._pictured = -1  # the last part of the run, of MAX_IMAGES parts, with images
-        self._concluded = False
 
         self.path.mkdir(exist_ok=True)
         old = [path for path in self.path.iterdir() if "tfevents" in path.name]
@@ -97,7 +97,8 @@ class View:
             for row in self.record.rows():
                 step = row["step"]
                 self.add(row, self.record.routing(step) if step in evaluated else None)
-        self._conclude()
+        if self.record.is_done():
+            self.conclude(self.record.summary())
 
     def __enter__(self) -> "View":
         return self
@@ -137,16 +138,12 @@ class View:
         self._write(step, values)
 
     def close(self) -> None:
-        """Close the file. A finished run first gets its row on the page HParams."""
+        """Close the file."""
         if not self._file.closed:
-            self._conclude()
             self._file.close()
 
-    def _conclude(self) -> None:
-        if self._concluded or not self.record.is_done():
-            return
-        self._concluded = True
-        summary = self.record.summary()
+    def conclude(self, summary: Mapping[str, Any]) -> None:
+        """Add what a run ended with, before its summary is written, and its row on HParams."""
         final = [
             Summary.Value(tag=FINAL_TAG.format(key), simple_value=summary[key])
             for key in final_metrics()
@@ -154,6 +151,8 @@ class View:
         ]
         hparams = hparams_row(text(self.record.name), self._keys(), self._start)
         self._write(max(self._last_step, 0), [*final, hparams])
+        self._writer.flush()
+        os.fsync(self._file.fileno())
 
     def _keys(self) -> dict[str, Any]:
         """The keys that define the run, with its scope as a user types it."""

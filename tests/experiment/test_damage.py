@@ -1,5 +1,6 @@
 """Damage to an unfinished run: what is named, and from where a run continues."""
 
+import errno
 import os
 import shutil
 import signal
@@ -134,6 +135,41 @@ def test_an_unfinished_run_is_protected_and_falls_back(
     ):
         run_experiment(compose(), corpus, record.path.parent, resume=True)
     assert len(list(record.path.glob("checkpoints/*"))) == 2, "nothing is removed"
+
+
+def test_nothing_but_the_status_is_written_after_the_seal(
+    compose: Compose,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A run that dies, or whose disk fails, after the seal is done: its view is whole by then."""
+    views: list[bytes] = []
+    seal, set_status = Record.seal, Record.set_status
+
+    def view(record: Record) -> bytes:
+        [path] = (record.path / "tensorboard").iterdir()
+        return path.read_bytes()
+
+    def sealing(record: Record, *more: Any) -> Any:
+        views.append(view(record))
+        return seal(record, *more)
+
+    def failing(record: Record, state: str, **more: Any) -> None:
+        if state == "done":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "status.json")
+        set_status(record, state, **more)
+
+    monkeypatch.setattr(Record, "seal", sealing)
+    monkeypatch.setattr(Record, "set_status", failing)
+    record = run_experiment(compose(), corpus, tmp_path)
+    assert record.is_sound()
+    assert views == [view(record)]
+    assert b"Final/valid/ppl" in views[0]
+    assert "status.json: cannot be written (Input/output error); it is done" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_run_whose_rows_were_lost_is_not_sealed(

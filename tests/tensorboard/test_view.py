@@ -249,6 +249,7 @@ def test_rebuilt_views_and_the_live_one_are_equal(tmp_path: Path) -> None:
                 record.save_routing(row["step"], routing)
             view.add(row, routing)
         seal(record)
+        view.conclude(record.summary())
     live = event_file(record).read_bytes()
     parsed = events(record)
     rebuild(record)
