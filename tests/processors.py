@@ -18,12 +18,20 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moebench.model import cpu_attention, cpu_experts
 from moebench.model.transformer import MoETransformer
 from moebench.train.products import shape_dependent, shapes_of
 
 # MKL then takes one path for products of all shapes, at least for small widths; it is slow
 SHAPE_INDEPENDENT = {"MKL_CBWR": "COMPATIBLE", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
+# operators of ours that multiply by torch's
+INSIDE = {
+    torch.ops.moebench.cpu_experts.default: cpu_experts._forward,
+    torch.ops.moebench.cpu_experts_backward.default: cpu_experts._backward,
+    torch.ops.moebench.cpu_attention.default: cpu_attention._forward,
+    torch.ops.moebench.cpu_attention_backward.default: cpu_attention._backward,
+}
 BLOCK = 4
 # of the norm of a tensor; in fp32, some units in the last place
 BOUNDS = {torch.float64: 1e-12, torch.float32: 8 * torch.finfo(torch.float32).eps}
@@ -38,10 +46,15 @@ class PretendedProcessor(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
+        if func in INSIDE:
+            with self:
+                return INSIDE[func](*args, **(kwargs or {}))
+        if func is torch.ops.aten.baddbmm_.default:
+            return args[0].add_(_otherwise(*args[1:]))
         found = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.bmm.default:
-            return _otherwise(*args)
-        if func is torch.ops.aten.mm.default:
+        if func in (torch.ops.aten.bmm.default, torch.ops.aten.bmm.out):
+            return found.copy_(_otherwise(*args))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
             _round_last_rows(found, *args)
         elif func is torch.ops.moebench.grouped_mm.default:
             rows, matrices, ends = args

@@ -34,6 +34,7 @@ OTHERWISE = ("gate", "renormalize", "perturb", "map", "hash_layers", "replay", "
 LONGEST = 80  # characters of the label in the name of a run
 GROUP = "group"  # GLOBAL as it is hashed
 REPLAY = "router.replay"
+NUMERICS = 2  # raised when the same run gets other bits; those of 2 have whole layers as operators
 
 # Keys that are hashed in the canonical form of the treatment.
 CANONICAL = (
@@ -47,6 +48,8 @@ CANONICAL = (
 
 def science(config: Meaning, content_hash: str) -> dict[str, Any]:
     """Every key that can change a result and is not at its neutral value, sorted by key.
+
+    With the hash of the data, and the version of the arithmetic.
 
     Args:
         config: complete, as `Composer.compose` returns it.
@@ -78,7 +81,7 @@ def science(config: Meaning, content_hash: str) -> dict[str, Any]:
         keys["scope"] = scopes.NONE
     if counts := _told_counts(treatment):
         keys["balance.counts"] = counts
-    return dict(sorted((keys | {"data": content_hash}).items()))
+    return dict(sorted((keys | {"data": content_hash, "numerics": NUMERICS}).items()))
 
 
 def _told_counts(treatment: Treatment) -> str | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moebench.model.arms import mapped, shifted
 from moebench.model.conversion import Convert, converting
+from moebench.model.cpu_experts import cpu_experts
 from moebench.model.fused import fused_experts
 from moebench.model.grouped import combine, dispatch, grouped_mm
 
@@ -76,6 +77,8 @@ def _mixture(
     ends = torch.searchsorted(keys, experts, right=True, out_int32=True)
     if fused:
         return fused_experts(x, up, down, weights.flatten(), order, ends)
+    if x.device.type == "cpu":
+        return cpu_experts(x, up, down, weights.flatten(), order, ends)
     numbers = torch.arange(len(order), device=order.device)
     place = torch.empty_like(order).scatter(0, order, numbers)
     row = order // expert_index.shape[1]

@@ -1,4 +1,4 @@
-"""Normalisation of rows; on a GPU by torch's fused kernels, one launch each way."""
+"""Normalisation of rows, with a written-out backward; on a GPU by torch's fused kernels."""
 
 from typing import Any
 
@@ -16,22 +16,30 @@ def rms_norm(x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
 
     Source: Zhang and Sennrich, arXiv 1910.07467, Eq. 4, with EPS added to the mean square.
     """
-    if x.is_cuda:
-        return _FusedNorm.apply(x)[0]  # pyright: ignore
-    # vector_norm is a third faster on a CPU than F.rms_norm, forward and backward
+    if not x.is_cuda and torch.compiler.is_compiling():
+        return x * _inverse(x)
+    return _Norm.apply(x)[0]  # pyright: ignore
+
+
+def _inverse(x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows 1"]:
+    """The inverse of each row's root mean square."""
+    # on a CPU, vector_norm is faster than the mean of squares
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
-    return x * torch.rsqrt(square + EPS)
+    return torch.rsqrt(square + EPS)
 
 
-class _FusedNorm(torch.autograd.Function):
-    """torch's kernels, which have no vmap rule: rows are independent, so an arm axis is more rows.
+class _Norm(torch.autograd.Function):
+    """Rows are independent, so the arm axis of a stack is more rows.
 
     Returns the rows and the inverse of their root mean square, [*rows, 1].
     """
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], None, EPS)
+        if x.is_cuda:
+            return torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], None, EPS)
+        inverse = _inverse(x)
+        return x * inverse, inverse
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -40,23 +48,26 @@ class _FusedNorm(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # `inverse` has no gradient, which would be zeros
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:  # pyright: ignore
-        return _FusedNormBackward.apply(grad, *ctx.saved_tensors)  # pyright: ignore
+    def backward(ctx: Any, grad: Tensor, _: None) -> Tensor:  # pyright: ignore
+        return _NormBackward.apply(grad, *ctx.saved_tensors)  # pyright: ignore
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None], x: Tensor) -> Any:  # pyright: ignore
-        return _FusedNorm.apply(*mapped(info, in_dims, x)), (0, 0)
+        return _Norm.apply(*mapped(info, in_dims, x)), (0, 0)
 
 
-class _FusedNormBackward(torch.autograd.Function):
+class _NormBackward(torch.autograd.Function):
     @staticmethod
     def forward(grad: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
-        kernel = torch.ops.aten._fused_rms_norm_backward
-        return kernel(grad.contiguous(), x, [x.shape[-1]], inverse, None, [True, False])[0]
+        if x.is_cuda:
+            kernel = torch.ops.aten._fused_rms_norm_backward
+            return kernel(grad.contiguous(), x, [x.shape[-1]], inverse, None, [True, False])[0]
+        part = (grad * x).sum(-1, keepdim=True) * inverse.square() / -x.shape[-1]
+        return torch.addcmul(grad, x, part).mul_(inverse)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None: ...
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> Any:  # pyright: ignore
-        return _FusedNormBackward.apply(*mapped(info, in_dims, *tensors)), 0
+        return _NormBackward.apply(*mapped(info, in_dims, *tensors)), 0

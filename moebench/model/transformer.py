@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moebench.balance import Routing, Steering, join, no_routing
 from moebench.model.conversion import Convert, converting
+from moebench.model.cpu_attention import cpu_attention
 from moebench.model.experts import Experts, SharedExpert
 from moebench.model.fused_attention import fused_attention
 from moebench.model.norm import rms_norm
@@ -41,9 +42,12 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "sequences tokens d_model"]:
         convert = convert or converting(x.dtype)
         qkv = F.linear(x, convert(self.qkv)).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = heads(qkv, convert(self.gain), rotary)
-        mixed = causal_attention(q, k, v, mask, sdpa=self.sdpa)
-        return F.linear(mixed.transpose(1, 2).flatten(2), convert(self.out))
+        if x.device.type == "cpu" and not self.sdpa:
+            mixed = cpu_attention(qkv, self.gain, *rotary, mask)
+        else:
+            q, k, v = heads(qkv, convert(self.gain), rotary)
+            mixed = causal_attention(q, k, v, mask, sdpa=self.sdpa).transpose(1, 2)
+        return F.linear(mixed.flatten(2), convert(self.out))
 
 
 def causal_attention(
@@ -56,8 +60,8 @@ def causal_attention(
 ) -> Float[Tensor, "sequences heads tokens width"]:
     """softmax(q k^T / sqrt(width)) v over each token and the earlier ones, or as masked.
 
-    On a CPU the products are written out, unless `sdpa` is set: there, torch's fused kernel is no
-    faster in fp32, three times slower in bf16, and has no vmap rule.
+    A CPU runs `cpu_attention`, unless `sdpa` is set: there, torch's fused kernel is slower, and has
+    no vmap rule.
 
     Args:
         mask: True where a token (second axis) may attend to another (third axis).
@@ -313,7 +317,8 @@ class MoETransformer(nn.Module):
             table = torch.cat([table, self.domains])
         x = F.embedding(tokens, table)
         mask = None if self.document_end is None else within_documents(tokens, self.document_end)
-        rotary = rotary_tables(tokens.shape[1], self.head_width, self.compute, x.device)
+        exact = x.dtype if x.device.type == "cpu" else self.compute
+        rotary = rotary_tables(tokens.shape[1], self.head_width, exact, x.device)
         convert = converting(self.compute, self._weights_of_products())
         layers: list[Routing] = []
         for block in self.blocks:

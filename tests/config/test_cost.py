@@ -29,17 +29,27 @@ def test_flops_and_parameters_are_those_of_the_model(words: tuple[str, ...]) -> 
     model = make_model(config, 40)
     tokens = torch.randint(0, 40, (4, config.seq_len))
     steering = Steering(noise=keys(0, len(tokens), tokens.device)) if config.router.noise else None
-    # torch counts no custom operators: of these, by the rows that come in and what a row costs
-    grouped = {
-        torch.ops.moebench.grouped_mm: lambda rows, matrices, *_, **__: (
-            2 * rows[0] * matrices[1] * matrices[2]
+    # torch counts no custom operators: of these, by the rows that come in and what a row costs;
+    # of attention, all scores, though blocks of later tokens are left out
+    operators = torch.ops.moebench
+    uncounted = {
+        operators.cpu_experts: lambda x, up, down, scale, *_, **__: _experts(up, down, scale),
+        operators.cpu_experts_backward: lambda grad, x, up, down, scale, *_, **__: (
+            2 * _experts(up, down, scale)
         ),
-        torch.ops.moebench.grouped_outer: lambda left, right, *_, **__: (
-            2 * left[0] * left[1] * right[1]
-        ),
+        operators.cpu_attention: lambda qkv, *_, **__: _attention(*qkv),
+        operators.cpu_attention_backward: lambda grad, qkv, *_, **__: 2 * _attention(*qkv),
     }
-    with FlopCounterMode(display=False, custom_mapping=grouped) as counter:
+    with FlopCounterMode(display=False, custom_mapping=uncounted) as counter:
         logits, routing = model(tokens, steering, training=True)
         (logits.sum() + routing.prob_mass.square().sum()).backward()
     assert counter.get_total_flops() == training_flops(config, 40) * tokens.numel()
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters(config, 40)
+
+
+def _experts(up: list[int], down: list[int], scale: list[int]) -> int:
+    return 2 * scale[0] * (up[1] * up[2] + down[1] * down[2])
+
+
+def _attention(sequences: int, tokens: int, _: int, heads: int, width: int) -> int:
+    return 2 * 2 * sequences * heads * tokens * tokens * width
