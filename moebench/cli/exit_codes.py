@@ -54,21 +54,10 @@ def _call(app: typer.Typer, words: Sequence[str], received: Sequence[int]) -> in
         code = app(words, prog_name="moebench", standalone_mode=False) or 0
         print(end="", flush=True)  # so that output that cannot be written raises here
     except Exception as error:
-        return INTERRUPTED if received and _is_of_signal(error) else _report(error)
+        # a library that is interrupted between two changes of its own may raise another error
+        of_signal = received and not isinstance(error, Stopped)
+        return INTERRUPTED if of_signal else _report(error)
     return code
-
-
-def _is_of_signal(error: Exception) -> bool:
-    """Whether an error is what a library made of the interrupt by which a signal stops a command.
-
-    A library that is interrupted between two changes of its own may raise another error.
-    """
-    if isinstance(error, Stopped):
-        return False
-    made: BaseException | None = error
-    while made is not None and not isinstance(made, KeyboardInterrupt):
-        made = made.__cause__ or made.__context__
-    return made is not None or not isinstance(error, MoebenchError | typer.TyperException)
 
 
 def _ignore_signals() -> None:
