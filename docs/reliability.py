@@ -23,17 +23,21 @@ def generated(promised: list[str]) -> str:
         promised: the topics that the page has a promise of.
     """
     numbers = json.loads(NUMBERS.read_text(encoding="utf-8"))
-    lines = [START, "\n| topic | tried | failed | of these |\n|---|---:|---:|---|\n"]
+    lines = [START, "\n| topic | tried | failed | of these | commit |\n|---|---:|---:|---|---|\n"]
     for topic, made in numbers["topics"].items():
         counts = ", ".join(f"{count:,} {what}" for what, count in made["counts"].items() if count)
-        lines.append(f"| {topic} | {made['tried']:,} | {len(made['failed'])} | {counts} |\n")
+        cells = (topic, f"{made['tried']:,}", len(made["failed"]), counts)
+        commits = ", ".join(made.get("commits", ()))
+        lines.append(f"| {' | '.join(map(str, cells))} | {commits} |\n")
     for topic, made in numbers["topics"].items():
         for result in made["failed"]:
             lines.append(f"\n{topic}, {result['attempt']}: {result['failed'].splitlines()[0]}\n")
         lines += [f"\nNot tried of {topic}: {reason}.\n" for reason in made["untried"]]
     if missing := [topic for topic in promised if topic not in numbers["topics"]]:
         lines.append(f"\nNo numbers yet of: {', '.join(missing)}.\n")
-    versions = ", ".join(f"{name} {version}" for name, version in numbers["with"].items())
+    versions = ", ".join(
+        f"{name} {version}" for name, version in numbers["with"].items() if name != "commit"
+    )
     lines.append(f"\nMade with {versions}, on {numbers['machine']}.\n\n{END}")
     return "".join(lines)
 

@@ -124,5 +124,5 @@ TOPIC = Topic(
     "stack end as if alone.",
     attempts,
     attempt,
-    short=5,
+    short=("sweep 1", "stack micro", "limit 10/20"),
 )

@@ -186,5 +186,5 @@ TOPIC = Topic(
     "happened.",
     attempts,
     attempt,
-    short=4,
+    short=3,
 )
