@@ -6,7 +6,8 @@ has died.
 
 The lease of a dead process is taken over. On the owner's machine it is dead when its process is.
 From another machine it is dead when its file was not touched for LIFE seconds; an owner that was
-only asleep then finds that its lease is `lost`.
+only asleep then finds that its lease is `lost`. Times are those of the file system, since clocks of
+machines differ. Who removes a dead lease holds a lease for that, so that no living one is removed.
 """
 
 import json
@@ -115,9 +116,16 @@ def hold(path: Path, *, wait: bool = False) -> Iterator[Lease]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process, possibly this one, holds the lease at `path`. Writes nothing."""
+    """Whether a process, possibly this one, holds the lease at `path`.
+
+    Writes nothing, but that it asks for the time of a file system that another machine writes to;
+    see `_time_there`.
+    """
     owner = _owner(path)
-    return owner is not None and owner.lives(time.time())
+    if owner is None:
+        return False
+    # a process of this machine is looked up, so that the time does not matter
+    return owner.lives(0.0 if owner.machine == this_machine() else _time_there(path))
 
 
 def held_here(path: Path) -> Lease | None:
@@ -193,14 +201,21 @@ def _owner(path: Path) -> Owner | None:
 
 
 def _remove(path: Path, dead: Owner) -> None:
-    """Remove the lease of a dead process; put back what a quicker process wrote in its place."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    with suppress(FileNotFoundError):
-        os.rename(path, aside)
-        if _owner(aside) != dead:
-            with suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
+    """Remove the lease of a dead process, unless a quicker process has.
+
+    Only who holds the lease `.NAME.removal` removes. If that process dies as well, its lease is
+    removed in the same way.
+
+    Raises TakenError if another process is removing it.
+    """
+    removal = path.with_name(f".{path.name}.removal")
+    file = _create(removal)
+    try:
+        if _owner(path) == dead:
+            path.unlink()
+    finally:
+        removal.unlink(missing_ok=True)
+        os.close(file)
 
 
 def _clock_of(path: Path) -> float:
@@ -212,6 +227,22 @@ def _clock_of(path: Path) -> float:
     finally:
         os.close(file)
         probe.unlink()
+
+
+_ahead: dict[Path, tuple[float, float]] = {}  # by folder: when it was asked, and the seconds
+
+
+def _time_there(path: Path) -> float:
+    """The time by the clock of the file system, which is asked every LIFE seconds.
+
+    By this machine's clock where that cannot be written.
+    """
+    asked, ahead = _ahead.get(path.parent, (float("-inf"), 0.0))
+    if time.monotonic() - asked > LIFE:
+        with suppress(OSError):
+            ahead = _clock_of(path) - time.time()
+        _ahead[path.parent] = time.monotonic(), ahead
+    return time.time() + ahead
 
 
 def _is_running(pid: int, start: int | None) -> bool:

@@ -90,17 +90,18 @@ def test_a_process_that_slept_too_long_learns_that_it_lost(
     assert path.read_text() == "another", "a lost lease is left to its new owner"
 
 
-def test_what_a_quicker_process_wrote_is_put_back(
+def test_what_a_quicker_process_wrote_is_left_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two find the same dead lease; the second one removes what the first one wrote since."""
+    """Two find the same dead lease; the second one never moves what the first one wrote since."""
     path = tmp_path / "a"
-    clock_of = lease._clock_of
+    clock_of, written = lease._clock_of, []
 
-    def quicker(path: Path) -> float:
-        now = clock_of(path)
+    def quicker(probed: Path) -> float:
+        now = clock_of(probed)
         path.unlink()
         path.write_text("the quicker one's")
+        written.append(path.stat().st_ctime_ns)  # every link and rename changes it
         return now
 
     with elsewhere(path, silent=LIFE + 5):
@@ -108,6 +109,34 @@ def test_what_a_quicker_process_wrote_is_put_back(
         with pytest.raises(TakenError, match="a process that was quicker"), hold(path):
             raise AssertionError
         assert path.read_text() == "the quicker one's"
+        assert [path.stat().st_ctime_ns] == written
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_one_process_removes_a_dead_lease(tmp_path: Path) -> None:
+    path, removal = tmp_path / "a", tmp_path / ".a.removal"
+    with elsewhere(path, silent=LIFE + 5):
+        with elsewhere(removal):
+            with pytest.raises(TakenError, match=r"on other$"), hold(path):
+                raise AssertionError
+            assert path.exists()
+        with elsewhere(removal, silent=LIFE + 5), hold(path):  # which died while it removed
+            assert json.loads(path.read_bytes())["machine"] == lease.this_machine()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ahead", [-1000.0, 1000.0])
+def test_the_clock_of_this_machine_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    clock = time.time
+    monkeypatch.setattr(lease.time, "time", lambda: clock() + ahead)
+    monkeypatch.setattr(lease, "_ahead", {})
+    path = tmp_path / "a"
+    with elsewhere(path, silent=LIFE - 5):
+        assert is_held(path)
+    with elsewhere(path, silent=LIFE + 5):
+        assert not is_held(path)
     assert list(tmp_path.iterdir()) == []
 
 
