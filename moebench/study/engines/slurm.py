@@ -7,7 +7,9 @@ ASK = 5.0  # seconds between two questions; a question is about all jobs
 FADED = 60.0  # seconds after which a state that mostly passes is final
 CANCELLED = "CANCELLED"
 GONE = "no longer in the queue"  # without accounting
+FORGOTTEN = "neither in the accounts nor in the queue"
 LOST = ("PREEMPTED", "TIMEOUT", "NODE_FAIL")
+PASSING = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", FORGOTTEN)  # SLURM may put it back, or be late
 OPEN = (
     *("PENDING", "RUNNING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING"),
     *("COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SPECIAL_EXIT"),
@@ -39,28 +41,39 @@ class Queue:
         if not state or state.split(" ")[0] in OPEN:
             self._since.pop(job, None)
             return ""
-        # A preempted job may be on its way back into the queue.
         since = self._since.setdefault(job, time.monotonic())
-        passing = state == "PREEMPTED" and time.monotonic() - since < FADED
+        passing = state in PASSING and time.monotonic() - since < FADED
         return "" if passing else state
 
     def _ask(self) -> None:
-        masters = sorted({job.split("_")[0] for job in self._jobs})
+        accounts: dict[str, str] = {}
         if self._accounts is not False:
-            listed = _lines("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(masters))
+            listed = _lines("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", self._masters())
             self._accounts = listed is not None
-            if listed is not None:
-                self._states.update(_states(listed, "|"))
-                return
-        listed = _lines("squeue", "-h", "-r", "-o", "%i|%T", "-t", "all", "-j", ",".join(masters))
+            accounts = _states(listed or [])
+            self._states.update(accounts)
+        # Accounts are late, list elements that wait together as one, and forget.
+        unknown = {job for job in self._jobs - accounts.keys() if not self._is_final(job)}
+        if not unknown:
+            return
+        listed = _lines("squeue", "-h", "-r", "-o", "%i|%T", "-t", "all", "-j", self._masters())
         if listed is not None:
-            found = _states(listed, "|")
-            self._states = {job: found.get(job, GONE) for job in self._jobs}
+            queued, absent = _states(listed), FORGOTTEN if self._accounts else GONE
+            self._states.update({job: queued.get(job, absent) for job in unknown})
+
+    def _masters(self) -> str:
+        """The jobs, an array as one."""
+        return ",".join(sorted({job.split("_")[0] for job in self._jobs}))
+
+    def _is_final(self, job: str) -> bool:
+        """Whether the accounts have said how a job ended, which they may forget."""
+        state = self._states.get(job, FORGOTTEN)
+        return bool(self._accounts) and state.split(" ")[0] not in OPEN and state not in PASSING
 
 
-def _states(lines: list[str], mark: str) -> dict[str, str]:
+def _states(lines: list[str]) -> dict[str, str]:
     """The state of each job; of the elements of an array that wait together, of none."""
-    return {job: state for job, _, state in (line.partition(mark) for line in lines)}
+    return {job: state for job, _, state in (line.partition("|") for line in lines)}
 
 
 def _lines(*command: str) -> list[str] | None:

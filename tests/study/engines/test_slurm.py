@@ -3,7 +3,7 @@
 import pytest
 
 from moebench.study.engines import slurm
-from moebench.study.engines.slurm import GONE, Queue
+from moebench.study.engines.slurm import FORGOTTEN, GONE, Queue
 
 
 class Cluster:
@@ -40,8 +40,31 @@ def test_accounts_tell_the_state(cluster: Cluster) -> None:
     assert cluster.state(queue, "8") == "COMPLETED"
     cluster.sacct = ["7_0|OUT_OF_MEMORY"]
     assert cluster.state(queue, "7_0") == "OUT_OF_MEMORY"
-    assert {command[0] for command in cluster.asked} == {"sacct"}
-    assert cluster.asked[-1][-1] == "7,8", "one question for all"
+    cluster.asked.clear()
+    assert cluster.state(queue, "8") == "COMPLETED", "that the accounts once said so is enough"
+    assert cluster.state(queue, "7_1") == "CANCELLED by 0"
+    assert {command[-1] for command in cluster.asked} == {"7,8"}, "one question for all"
+
+
+def test_the_queue_knows_what_the_accounts_do_not_know_yet(cluster: Cluster) -> None:
+    queue = Queue()
+    cluster.sacct, cluster.squeue = ["7_[0-1]|PENDING"], ["7_0|PENDING", "7_1|COMPLETED"]
+    assert cluster.state(queue, "7_0") == ""
+    assert cluster.state(queue, "7_1") == "COMPLETED"
+
+
+@pytest.mark.parametrize("known", [[], ["7|RUNNING"]])
+def test_a_job_that_the_accounts_forgot_is_not_awaited(cluster: Cluster, known: list[str]) -> None:
+    queue = Queue()
+    cluster.sacct, cluster.squeue = known, None
+    assert cluster.state(queue, "7") == ""
+    cluster.sacct = []
+    cluster.now += 2 * slurm.FADED
+    assert cluster.state(queue, "7") == "", "the queue did not answer"
+    cluster.squeue = []
+    assert cluster.state(queue, "7") == "", "the accounts may be late"
+    cluster.now += slurm.FADED
+    assert cluster.state(queue, "7") == FORGOTTEN
 
 
 def test_without_accounts_the_queue_tells_it(cluster: Cluster) -> None:
@@ -56,16 +79,17 @@ def test_without_accounts_the_queue_tells_it(cluster: Cluster) -> None:
     assert cluster.state(queue, "7_0") == GONE
 
 
-def test_a_job_that_goes_back_into_the_queue_has_not_ended(cluster: Cluster) -> None:
+@pytest.mark.parametrize("state", ["PREEMPTED", "NODE_FAIL"])
+def test_a_job_that_goes_back_into_the_queue_has_not_ended(cluster: Cluster, state: str) -> None:
     queue = Queue()
-    cluster.sacct = ["7|PREEMPTED"]
+    cluster.sacct = [f"7|{state}"]
     assert cluster.state(queue, "7") == ""
     cluster.sacct = ["7|PENDING"]
     assert cluster.state(queue, "7") == ""
-    cluster.sacct = ["7|PREEMPTED"]
+    cluster.sacct = [f"7|{state}"]
     assert cluster.state(queue, "7") == ""
     cluster.now += slurm.FADED
-    assert cluster.state(queue, "7") == "PREEMPTED"
+    assert cluster.state(queue, "7") == state
 
 
 def test_questions_are_not_asked_too_often(cluster: Cluster) -> None:
