@@ -12,6 +12,7 @@ from typing import Any
 from moebench.config.schema import ExperimentConfig
 from moebench.disk import is_name, read_json, reason, write_json
 from moebench.errors import ConfigError, RecordError, remedy
+from moebench.lease import hold
 from moebench.machine import usable_cores
 from moebench.plans import Job, Plan
 from moebench.records import cannot_write
@@ -203,7 +204,12 @@ class Submitit:
             }
             for each in placed
         ]
-        write_json(self._folder / HANDED_IN, {"jobs": [*handed_in(self._folder), *new]})
+        path = self._folder / HANDED_IN
+        try:
+            with hold(path.with_name(f"{HANDED_IN}.lock"), wait=True):
+                write_json(path, {"jobs": [*handed_in(self._folder), *new]})
+        except OSError as error:
+            raise cannot_write(self._folder, error) from None
 
     def close(self) -> None: ...
 

@@ -3,6 +3,8 @@
 import json
 import pickle
 from pathlib import Path
+from threading import Thread
+from unittest.mock import Mock
 
 import pytest
 
@@ -12,7 +14,14 @@ from moebench.errors import ConfigError, RecordError
 from moebench.study import Launcher
 from moebench.study.engines import Worker, with_submitit
 from moebench.study.engines.choice import Choice
-from moebench.study.engines.with_submitit import HANDED_IN, Requeued, Submitit, handed_in
+from moebench.study.engines.with_submitit import (
+    FOLDER,
+    HANDED_IN,
+    Requeued,
+    Submitit,
+    handed_in,
+)
+from tests.leases import elsewhere
 from tests.study.conftest import DONE, Script, a_plan
 
 pytest.importorskip("submitit")
@@ -167,3 +176,22 @@ def test_a_list_of_jobs_that_is_damaged_is_named(tmp_path: Path, content: str) -
     (tmp_path / HANDED_IN).write_text(content)
     with pytest.raises(RecordError, match=r"jobs.json: is not a list of jobs; delete it if"):
         handed_in(tmp_path)
+
+
+def test_sweeps_that_hand_in_at_once_forget_no_job(tmp_path: Path) -> None:
+    """The second one waits for the first one, which has read the list and not written it."""
+    engine = submitit(tmp_path, "cluster=debug")
+    plan = a_plan(1)
+    engine.open(plan, tmp_path)
+    folder = plan.path(tmp_path).parent / FOLDER
+    folder.mkdir(parents=True)
+    placed = Mock(jobs=plan.jobs, before={0: {}}, job=Mock(job_id="7_0"))
+    with elsewhere(folder / f"{HANDED_IN}.lock"):
+        noting = Thread(target=engine._note, args=([placed],))
+        noting.start()
+        noting.join(0.3)
+        assert handed_in(folder) == []
+        earlier = {"job": "6_0", "ids": [1], "before": [{}]}
+        (folder / HANDED_IN).write_text(json.dumps({"jobs": [earlier]}))
+    noting.join(10)
+    assert [entry["job"] for entry in handed_in(folder)] == ["6_0", "7_0"]
