@@ -22,6 +22,7 @@ from moebench.study.engines.remote import Remote
 from moebench.study.stacking import stack_size
 
 KNOCK = 10.0  # seconds in which a cluster must answer
+TRIES = 5  # to start Ray here: it gives itself 30 s, which are too few on a busy machine
 
 
 class Ray:
@@ -78,11 +79,15 @@ class Ray:
             self._ray.init(address=self._address, **common)
             return
         own = {"num_cpus": usable_cores(), "include_dashboard": False}
-        try:
-            self._ray.init(**own, **common)
-        except Exception:  # it gives itself 30 s, which are too few on a busy machine
-            self._ray.shutdown()
-            self._ray.init(**own, **common)
+        for left in reversed(range(TRIES)):
+            try:
+                self._ray.init(**own, **common)
+                return
+            except Exception as error:
+                self._ray.shutdown()
+                if not left:
+                    raise
+                print(f"Ray does not start yet ({reason(error)}); trying again", file=sys.stderr)
 
     def _check_resources(self) -> None:
         """Refuse more than this machine has. What a cluster has may grow."""

@@ -1,7 +1,9 @@
 """Ray: what it refuses, and a cluster that does not answer. Sweeps on it are in tests/engines/."""
 
 import socket
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -22,6 +24,24 @@ def test_a_cluster_that_does_not_answer_is_found_at_once(monkeypatch: pytest.Mon
         with pytest.raises(OSError, match="refused"):
             with_ray._knock(address)
     with_ray._knock("auto")
+
+
+@pytest.mark.parametrize("slow", [1, with_ray.TRIES - 1, with_ray.TRIES])
+def test_a_busy_machine_gets_time_to_start_ray(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], slow: int
+) -> None:
+    late = Exception("The current node timed out during startup.")
+    ray = Mock(**{"init.side_effect": [late] * slow + [None], "is_initialized.return_value": False})
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    engine = with_ray.Ray({})
+    if slow < with_ray.TRIES:
+        assert list(engine.start([])) == []
+    else:
+        with pytest.raises(ConfigError, match=r"^--launcher ray: Ray cannot be reached \(The curr"):
+            engine.start([])
+    tries = min(slow + 1, with_ray.TRIES)
+    assert (ray.init.call_count, ray.shutdown.call_count) == (tries, slow)
+    assert capsys.readouterr().err.count("Ray does not start yet (The current node") == tries - 1
 
 
 @pytest.mark.parametrize(
