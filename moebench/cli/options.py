@@ -93,7 +93,12 @@ TextDomain = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="print the plan and stop; prepares data, writes no run")
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="print the plan and stop; prepares data, writes no run; where a launcher has GPUs, "
+        "asks a worker what it has",
+    ),
 ]
 PrintConfig = Annotated[
     bool,

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -139,35 +140,34 @@ def sweep(
     from moebench.study.engines.choice import Choice
 
     chosen = Choice(launcher, engine or (), jobs, gpus, timeout)
-    place = open_engine(chosen, config_dir, runs_dir)
-    axes = Axes(seeds, name, tuple(exclude or ()))
-    plan = _plan(overrides or [], axes, config_dir, runs_dir, place, known=status)
-    if status:
-        _print_status(plan, runs_dir, as_json)
-        return
-    if print_config:
-        _print_configs(plan, as_json)
-        return
-    sweep = Launcher(plan, runs_dir, place)
-    if detach:
-        check_detach(sweep, launcher)
-    console = stdout_console() if dry_run and not as_json else stderr_console()
-    _print_plan(sweep, console)
-    budget = _budget(sweep) if dry_run or hours else None
-    allowance = _allow(sweep, hours, budget, console) if hours and budget else None
-    totals = budget.totals(sweep.waiting) if budget and dry_run else None
-    if totals is not None:
-        _print_totals(totals, sweep, console)
-    if not dry_run:
-        done: dict[int, float] = {}
-        each = None if allowance is None else partial(_trim, sweep, allowance, done)
-        run(sweep, detach=detach, each=each)
-        place.close()
-    if as_json:
-        _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
-    elif not dry_run:
-        _print_next(plan, runs_dir)
-    _report_failures(sweep)
+    with closing(open_engine(chosen, config_dir, runs_dir)) as place:
+        axes = Axes(seeds, name, tuple(exclude or ()))
+        plan = _plan(overrides or [], axes, config_dir, runs_dir, place, known=status)
+        if status:
+            _print_status(plan, runs_dir, as_json)
+            return
+        if print_config:
+            _print_configs(plan, as_json)
+            return
+        sweep = Launcher(plan, runs_dir, place)
+        if detach:
+            check_detach(sweep, launcher)
+        console = stdout_console() if dry_run and not as_json else stderr_console()
+        _print_plan(sweep, console)
+        budget = _budget(sweep) if dry_run or hours else None
+        allowance = _allow(sweep, hours, budget, console) if hours and budget else None
+        totals = budget.totals(sweep.waiting) if budget and dry_run else None
+        if totals is not None:
+            _print_totals(totals, sweep, console)
+        if not dry_run:
+            done: dict[int, float] = {}
+            each = None if allowance is None else partial(_trim, sweep, allowance, done)
+            run(sweep, detach=detach, each=each)
+        if as_json:
+            _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
+        elif not dry_run:
+            _print_next(plan, runs_dir)
+        _report_failures(sweep)
 
 
 def _check(

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
 from moebench.cli.options import parse_duration
+from moebench.errors import ConfigError
 from moebench.records import Record
 from tests.calls import Call
 
@@ -63,6 +65,19 @@ def test_a_run_that_fails_does_not_stop_the_others(call: Call, small: list[str])
     [failed] = [record for record in records if not record.is_done()]
     assert re.match(rf"error: {failed.name}: step \d: the ", error)
     assert error == f"error: {failed.name}: {failed.status()['reason']}"
+
+
+def test_the_engine_is_let_go_of_though_the_sweep_raises(
+    call: Call, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Mock(**{"stack_size.return_value": 1, "worker.return_value": None}, room=1, poll=0.1)
+    engine.running.return_value = ()
+    engine.start.side_effect = ConfigError("it refuses all of them")
+    monkeypatch.setattr("moebench.cli.sweep.open_engine", lambda *_: engine)
+    result = call("sweep", *small, "seed=0")
+    assert (result.code, result.err.splitlines()[-1]) == (2, "error: it refuses all of them")
+    engine.start.assert_called_once()
+    engine.close.assert_called_once_with()
 
 
 def test_the_config_of_every_run_is_shown(call: Call, small: list[str]) -> None:
