@@ -1,6 +1,8 @@
 """The cores that a process gets, by system and control groups."""
 
 import os
+import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +55,34 @@ def test_a_system_that_pins_no_process_has_all_its_cores(monkeypatch: pytest.Mon
     assert allowed_cores() == os.cpu_count()
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert allowed_cores() == 1
+
+
+ALLOCATING = """
+import resource
+from moebench.machine import begin_process
+begin_process()
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytes(2**26 + 1).count(1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
+@pytest.mark.parametrize("typed", [{}, {"MALLOC_ARENA_MAX": "2"}])
+def test_freed_memory_is_kept_unless_the_user_says_otherwise(typed: dict[str, str]) -> None:
+    """Whether memory that was freed is filled with zeros again, page by page."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    words = [sys.executable, "-c", ALLOCATING]
+    child = subprocess.run(words, env=env | typed, capture_output=True, text=True, check=True)
+    pages = 2**26 / os.sysconf("SC_PAGE_SIZE")
+    assert (int(child.stdout) > pages / 2) == bool(typed)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of the tests stays as it is."""
+    monkeypatch.setattr("moebench.machine.keep_freed_memory", lambda: None)
 
 
 @pytest.mark.parametrize("typed", [None, *WAITING])
