@@ -81,5 +81,7 @@ def _prepared(job: Job) -> tuple[ExperimentConfig, Corpus]:
         config = replace(config, run=replace(config.run, threads=1))
     corpus = prepare(config.data)
     if run_name(config, corpus.content_hash) != job.run:
-        raise RecordError(f"{job.run}: the data has changed since the plan; sweep again")
+        raise RecordError(
+            f"{job.run}: the data or the config has changed since the plan; sweep again"
+        )
     return config, corpus

@@ -46,7 +46,8 @@ def test_a_job_whose_data_changed_is_refused(
     content["runs"][0]["run"] = "global-s3-0000000000"
     one_job.write_text(json.dumps(content))
     assert run_jobs(one_job, [0]) == 2
-    assert capsys.readouterr().err == "error: the data has changed since the plan; sweep again\n"
+    said = "error: the data or the config has changed since the plan; sweep again\n"
+    assert capsys.readouterr().err == said
     assert not (one_job.parents[2] / "global-s3-0000000000").exists()
 
 
