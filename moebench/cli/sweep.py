@@ -136,9 +136,11 @@ def sweep(
     """
     _check(launcher, hours, status=status, dry_run=dry_run, as_json=as_json)
     load_plugins(plugin)
-    from moebench.study import Axes, Launcher
+    from moebench.study import Axes, Launcher, child
     from moebench.study.engines.choice import Choice
 
+    if launcher == "local" and not (status or print_config or dry_run):
+        child.warm()
     chosen = Choice(launcher, engine or (), jobs, gpus, timeout)
     with closing(open_engine(chosen, config_dir, runs_dir)) as place:
         axes = Axes(seeds, name, tuple(exclude or ()))

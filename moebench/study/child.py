@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from multiprocessing import get_context, parent_process
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -39,14 +40,31 @@ def start(
         context.set_forkserver_preload(PRELOADED)
     around = {**os.environ, **ONE_THREAD, **(environ or {})}
     process = context.Process(target=_run, args=(module, list(words), str(log), around))
-    # The server imports the same code as this process, and nothing else from the working directory.
-    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-    with starting({**ONE_THREAD, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}):
+    with _server():
         try:
             process.start()
         except EOFError as error:
             raise OSError(f"the server of processes ended: {error}") from None
     return process
+
+
+def warm() -> None:
+    """Start the server of `start`, so that it imports torch while this process does other things.
+
+    It ends with this process.
+    """
+    if METHOD == "forkserver":
+        get_context(METHOD).set_forkserver_preload(PRELOADED)
+        with _server(), suppress(OSError):  # `start` says why it cannot
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _server() -> Iterator[None]:
+    """What the server finds: the same code as this process, nothing else of its directory."""
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    with starting({**ONE_THREAD, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}):
+        yield
 
 
 def _run(module: str, words: Sequence[str], log: str, environ: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator
 from itertools import islice
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from moebench.lock import is_held
 from moebench.plans import Job, Plan
 from moebench.records import Record
 from moebench.study.engines import Batch, Engine, Placed
+from moebench.study.job import Attempt
 from moebench.study.status import last_status
 
 
@@ -69,7 +71,7 @@ class Launcher:
                 self._check_elsewhere()
                 self.start()
                 yield
-                time.sleep(self.engine.poll)
+                self._pause()
                 for placed in list(self.running):
                     if placed.has_ended():
                         self.running.remove(placed)
@@ -77,6 +79,15 @@ class Launcher:
             yield
         finally:
             self.end()
+
+    def _pause(self) -> None:
+        """Wait for the next look at the engine, or until a process of this one ends."""
+        ours = [placed.process for placed in self.running if isinstance(placed, Attempt)]
+        ends = [process.sentinel for process in ours if process.exitcode is None]
+        if ends:
+            wait(ends, self.engine.poll)
+        else:
+            time.sleep(self.engine.poll)
 
     def leave(self) -> list[Placed]:
         """Start all jobs and let them be; what the engine has of them."""
