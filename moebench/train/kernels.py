@@ -6,9 +6,11 @@ which `speed/mfu` is the share that a run reaches.
 """
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import nn
 
 from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
-from moebench.disk import read_json, write_json
+from moebench.disk import cache_root, read_json, write_json
 from moebench.lease import hold
 from moebench.model.experts import Experts
 from moebench.model.transformer import Attention
@@ -165,7 +167,19 @@ def apply_to_read(
 
 def wrapper(kernels: Kernels) -> Callable[[Callable[..., Any]], Callable[..., Any]] | None:
     """The function that compiles a forward; None if it is not compiled."""
-    return torch.compile if kernels.compile else None
+    if not kernels.compile:
+        return None
+    _keep_compiled()
+    return torch.compile
+
+
+def _keep_compiled() -> None:
+    """Keep what torch compiles among moebench's cached files, for all later runs of its shape.
+
+    Else it is in the folder for temporary files. A user's TORCHINDUCTOR_CACHE_DIR wins.
+    """
+    with suppress(FileNotFoundError):  # there is no home directory
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_root() / "compiled"))
 
 
 def apply(kernels: Kernels, model: nn.Module) -> None:
@@ -188,6 +202,7 @@ def _wants_compile(config: ExperimentConfig, vocab_size: int, device: torch.devi
 
 def _why_not(device: torch.device) -> str:
     """Try to compile for a device. Returns why that fails, or "" if it works."""
+    _keep_compiled()
     try:
         torch.compile(lambda x: (x * 2 + 1).sum())(torch.ones(64, device=device))
     except Exception as error:  # a missing compiler raises many types

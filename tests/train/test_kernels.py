@@ -1,6 +1,7 @@
 """The kernels of a run are chosen once for a directory of runs, and recorded."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_auto_compiles_long_runs_only(tmp_path: Path, monkeypatch: pytest.Monkey
     assert chosen(tmp_path, steps=10_000_000).compile
     assert not chosen(tmp_path, "run.compile=false", steps=10_000_000).compile
     assert kernels.wrapper(chosen(tmp_path, "run.compile=true")) is torch.compile
+
+
+def test_what_is_compiled_is_kept_for_later_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = kernels.Kernels("matmul", "grouped_mm", compile=True, peak_flops=1.0)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    kernels.wrapper(compiled)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+    del os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert kernels.wrapper(replace(compiled, compile=False)) is None
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    kernels.wrapper(compiled)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == f"{os.environ['MOEBENCH_CACHE']}/compiled"
 
 
 @pytest.mark.parametrize("words", ["run.stack=0", "run.stack=many", "run.compile=maybe"])

@@ -1,8 +1,8 @@
 """The cache of prepared data: folders that are written whole or not at all.
 
-The cache is $MOEBENCH_CACHE, else $XDG_CACHE_HOME/moebench or ~/.cache/moebench. Each folder in it
-holds one prepared result. The folder's name has a hash of the inputs, and its manifest.json gives
-the size and the SHA-256 of every file. One process at a time writes to a folder.
+The cache is $MOEBENCH_CACHE, else $XDG_CACHE_HOME/moebench or ~/.cache/moebench. Each folder
+that is made here holds one prepared result. Its name has a hash of the inputs, and manifest.json
+gives the size and the SHA-256 of every file. One process at a time writes to a folder.
 """
 
 import hashlib
