@@ -1,9 +1,11 @@
-"""The duration of commands that do not train, as complete processes.
+"""The duration of commands that do not train, as complete processes, and of the start of a run.
 
 The commands take turns, so that a slowdown of the machine affects all of them. `nothing` is Python
-itself, the lower bound. The data is a folder of random letters, prepared in advance.
+itself, and `import torch` the lower bound of a run. A run is watched until it has evaluated the
+untrained model, when its first step begins. The data is a folder of random letters, prepared in
+advance.
 
-    python benchmarks/startup.py [--rounds N]
+    python benchmarks/startup.py [--rounds N] [--arms N]
 """
 
 import argparse
@@ -20,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 MOEBENCH = ("-m", "moebench.cli")
-ARMS = 1000
 COMPLETION = {
     "_MOEBENCH_COMPLETE": "complete_fish",
     "_TYPER_COMPLETE_FISH_ACTION": "get-args",
@@ -29,39 +30,52 @@ COMPLETION = {
 
 
 class Command(NamedTuple):
-    """A process: Python with these arguments; its output must contain `says`."""
+    """A process: Python with these arguments; its output must contain `says`.
+
+    With `until`, the time ends when a line on stderr contains it.
+    """
 
     name: str
     words: tuple[str, ...]
     says: str
     env: dict[str, str] | None = None
+    until: str = ""
 
     def seconds(self, env: dict[str, str], place: Path) -> float:
         began = time.perf_counter()
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, *self.words],
             env={**env, **(self.env or {})},
             cwd=place,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        took = time.perf_counter() - began
-        if done.returncode != 0 or self.says not in done.stdout:
-            raise SystemExit(f"{self.name}: exit code {done.returncode}\n{done.stderr}")
+        assert process.stderr is not None
+        until = began
+        if self.until and any(self.until in line for line in process.stderr):
+            until = time.perf_counter()
+        output, errors = process.communicate()
+        took = (until if self.until else time.perf_counter()) - began
+        if process.returncode != 0 or self.says not in output or took <= 0:
+            raise SystemExit(f"{self.name}: exit code {process.returncode}\n{errors}")
         return took
 
 
-def commands() -> list[Command]:
+def commands(number: int) -> list[Command]:
     data = ("data=folder", "data.path=text", "data.valid_sequences=1", "train.steps=1")
-    arms = (f"loss.balance=range(0,{ARMS})", "scope=micro", *data)
+    arms = (f"loss.balance=range(0,{number})", "scope=micro", *data)
+    train = ("train", "--force", "model=smoke", "run.device=cpu", *data)
     return [
         Command("nothing", ("-c", "pass"), ""),
+        Command("import torch", ("-c", "import torch"), ""),
+        Command("train, to its first step", (*MOEBENCH, *train), "runs/", until="step 0/1"),
         Command("--version", (*MOEBENCH, "--version"), "moebench "),
         Command("--help", (*MOEBENCH, "--help"), "train"),
         Command("completion of scope=", MOEBENCH, "scope=global", COMPLETION),
         Command("train --print-config", (*MOEBENCH, "train", "--print-config"), "scope: global"),
         Command(
-            f"sweep --dry-run, {ARMS:,} arms",
+            f"sweep --dry-run, {number:,} arms",
             (*MOEBENCH, "sweep", "--dry-run", "--json", *arms),
             '"study"',
         ),
@@ -89,14 +103,16 @@ def prepare(place: Path, env: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The duration of commands that do not train.")
+    parser = argparse.ArgumentParser(description="The duration of commands.")
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--arms", type=int, default=1000, help="of the sweep that is planned")
+    args = parser.parse_args()
+    rounds = args.rounds
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         env = {**os.environ, "MOEBENCH_CACHE": str(place / "cache"), "COLUMNS": "120"}
         prepare(place, env)
-        each = commands()
+        each = commands(args.arms)
         times = [[one.seconds(env, place) for one in each] for _ in range(rounds)]
     where = f"Python {platform.python_version()}, {os.cpu_count()} cores"
     print(f"{where}, load {os.getloadavg()[0]:.1f}, {rounds} rounds; seconds")
