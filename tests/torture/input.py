@@ -193,6 +193,17 @@ def others(random: Random, place: Path) -> Words:
     return [["report", "runs"], ["verify", "runs"], ["train", "--dry-run", *words(*OVERRIDES)]]
 
 
+def logged_counts(random: Random, place: Path) -> Words:
+    """A file of counts, or of costs, that no trainer logged."""
+    path = place / random.choice(("counts.npz", "counts.parquet", "costs.csv"))
+    random.choice(BAD_FILES)(path)
+    command = ["inspect", "--counts", str(path), "--top-k", "2"]
+    if path.suffix == ".csv":
+        counts = next((specimen("finished").path / "routing").glob("*.npz"))
+        command = ["inspect", "--counts", str(counts), "--top-k", "2", "--cost", str(path)]
+    return [command]
+
+
 KINDS: dict[str, tuple[Callable[[Random, Path], Words], int]] = {
     "override": (overrides, 90),
     "config": (configs, 60),
@@ -202,6 +213,7 @@ KINDS: dict[str, tuple[Callable[[Random, Path], Words], int]] = {
     "plan": (plans, 50),
     "corpus": (corpora, 40),
     "other file": (others, 30),
+    "file of counts": (logged_counts, 30),
 }
 
 
