@@ -16,7 +16,7 @@ from moebench.records import Record
 from tests.processes import Process
 from tests.torture.disk import VARIABLE, Disk, Mode
 from tests.torture.runs import assert_same, finish, records, reference, room, train
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import DEADLINE, Counts, Topic
 
 KIND = "global"
 WORDS = ("train.steps=3", "train.eval_every=0")
@@ -59,7 +59,7 @@ def attempt(name: str, folder: Path) -> Counts:
     disk = Disk(runs_dir, folder / "disk")
     mode, error = FAULTS[fault]
     process = _train(disk, mode, int(at), error)
-    out, errors = process.communicate(60)
+    out, errors = process.communicate(DEADLINE)
     assert disk.met, "the operation was not reached"
     assert "Traceback" not in errors, f"a stack trace: {errors}"
     ended, last = process.returncode, _last_step(runs_dir)
@@ -82,7 +82,7 @@ def operations(scenario: str) -> Sequence[str]:
     folder = room() / f"operations-{scenario}"
     _begin(scenario, folder / "runs")
     disk = Disk(folder / "runs", folder / "disk", logs=True)
-    _, errors = (process := _train(disk, Mode.RECORD)).communicate(60)
+    _, errors = (process := _train(disk, Mode.RECORD)).communicate(DEADLINE)
     assert process.returncode == 0, errors
     return [operation.kind for operation in disk.logged()]
 
@@ -104,7 +104,7 @@ def _begin(scenario: str, runs_dir: Path) -> None:
 def _stopped() -> Path:
     folder = room() / "stopped"
     process = Process(train, (KIND, str(folder), WORDS, STOP))
-    out, errors = process.communicate(60)
+    out, errors = process.communicate(DEADLINE)
     assert process.returncode == 1, f"{out}{errors}"
     return folder
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.processes import Process, moebench
 from tests.torture.runs import assert_same, finish, found, reference, room, words
+from tests.torture.topic import DEADLINE
 
 KIND = "global"
 ARMS = "scope=micro,global"
@@ -51,7 +52,7 @@ class Command:
         """Repeat the command, which must succeed, and check what it leaves."""
         begun = list(place.glob("runs/*/config.yaml"))
         process = self.start(place, *(self.again if begun else ()))
-        out, errors = process.communicate(120)
+        out, errors = process.communicate(DEADLINE)
         assert process.returncode == 0, f"the repeated command fails: {errors or out}"
         self.check(place)
 
@@ -64,7 +65,7 @@ def _check_prepared(place: Path) -> None:
     process = moebench(
         "data", "check", *_data(), env={**os.environ, "MOEBENCH_CACHE": str(place / "cache")}
     )
-    _, errors = process.communicate(60)
+    _, errors = process.communicate(DEADLINE)
     assert process.returncode == 0, errors
 
 
@@ -123,7 +124,7 @@ def _evaluated() -> Path:
     place = room() / "evaluated"
     COMMANDS["evaluate"].prepare(place)
     process = COMMANDS["evaluate"].start(place)
-    _, errors = process.communicate(60)
+    _, errors = process.communicate(DEADLINE)
     assert process.returncode == 0, errors
     [tasks] = place.glob("runs/*/tasks/*.json")
     return tasks
@@ -136,7 +137,7 @@ def seconds(name: str) -> float:
     command.prepare(place)
     began = time.monotonic()
     process = command.start(place)
-    out, errors = process.communicate(120)
+    out, errors = process.communicate(DEADLINE)
     assert process.returncode == 0, f"{out}{errors}"
     taken = time.monotonic() - began
     command.check(place)

@@ -8,7 +8,7 @@ from moebench.disk import read_json
 from tests.processes import moebench
 from tests.torture.commands import ARMS, WORDS, said
 from tests.torture.runs import draw, found, records, reference, words
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import DEADLINE, Counts, Topic
 
 PROCESSES = 16
 ATTEMPTS = 100
@@ -29,7 +29,7 @@ def attempt(name: str, folder: Path) -> Counts:
         time.sleep(chance.uniform(0, 0.5))
         victim.send_signal(signal.SIGKILL)
     for sweep in sweeps:
-        out, errors = sweep.communicate(300)
+        out, errors = sweep.communicate(DEADLINE)
         said(errors)
         alive = sweep not in victims or sweep.returncode != -signal.SIGKILL
         assert not alive or sweep.returncode == 0, f"exit code {sweep.returncode}: {errors or out}"

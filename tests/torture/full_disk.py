@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.torture.commands import COMMANDS, said
 from tests.torture.disk import VARIABLE, Disk, Mode
 from tests.torture.runs import room
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import DEADLINE, Counts, Topic
 
 LEVELS = 20
 
@@ -26,7 +26,7 @@ def attempt(name: str, folder: Path) -> Counts:
     room_for = int(part * _bytes(phase))
     full = disk.trouble(Mode.FULL, room_for, errno.ENOSPC)
     process = command.start(place, env={VARIABLE: full})
-    _, errors = process.communicate(120)
+    _, errors = process.communicate(DEADLINE)
     last = said(errors)
     counts = {"full": int(disk.met)}
     if process.returncode:
@@ -48,7 +48,7 @@ def _bytes(phase: str) -> int:
     command.prepare(place)
     disk = Disk(place, room() / f"written-{phase}-disk")
     process = command.start(place, env={VARIABLE: disk.trouble(Mode.RECORD)})
-    _, errors = process.communicate(120)
+    _, errors = process.communicate(DEADLINE)
     assert process.returncode == 0, errors
     return disk.bytes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.processes import moebench
 from tests.torture.commands import said
 from tests.torture.runs import KINDS, assert_same, finish, found, reference, words
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import DEADLINE, Counts, Topic
 
 LEVELS = 20
 MOST = 800 << 20  # bytes beside what the process has at its start; with all, a run fits
@@ -59,7 +59,7 @@ def _limited(level: int, folder: Path) -> Counts:
     env = _troubled(folder, LIMITED.format(more=MOST * level // LEVELS))
     typed = words(*KINDS["global"], *WIDE)
     process = moebench("train", *typed, cwd=folder, env=env)
-    _, errors = process.communicate(60)
+    _, errors = process.communicate(DEADLINE)
     last = said(errors)
     if process.returncode:
         assert "out of memory" in last, f"does not say why: {errors}"
@@ -81,7 +81,7 @@ def _swept(place: int, folder: Path) -> Counts:
     sizes.insert(place, TOO_LARGE)
     typed = words(*STEPS, f"model.expert_dim={','.join(sizes)}", "scope=global")
     process = moebench("sweep", *typed, "--jobs", "1", cwd=folder)
-    _, errors = process.communicate(120)
+    _, errors = process.communicate(DEADLINE)
     last = said(errors)
     assert process.returncode == 3, f"exit code {process.returncode}: {errors}"
     assert "out of memory" in last, f"does not say why: {last}"
@@ -99,7 +99,7 @@ def _stacked(arm: str, folder: Path) -> Counts:
     env = _troubled(folder, STACKED.format(most=1 if not arm else 3, arm=arm))
     typed = words(*STEPS, "scope=micro,global,shuffled", "run.stack=3")
     process = moebench("sweep", *typed, "--jobs", "1", cwd=folder, env=env)
-    _, errors = process.communicate(120)
+    _, errors = process.communicate(DEADLINE)
     last = said(errors)
     done = {}
     for file in (folder / "runs").glob("*/summary.json"):

@@ -15,7 +15,7 @@ from moebench.records import Record
 from moebench.train.build import make_model
 from tests.processes import Process
 from tests.torture.runs import KINDS, assert_same, configs, finish, found, reference, train
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import DEADLINE, Counts, Topic
 
 STEP = 3
 VALUES = ("nan", "inf", "-inf")
@@ -84,7 +84,9 @@ def attempt(name: str, folder: Path) -> Counts:
     words = TERM_WORDS if what in TERMS else ()
     wanted = reference(kind, *words)
     code = FAULT.format(what=what, name=part, value=value, step=STEP, arm=ARM if stacked else "")
-    out, errors = (process := Process(train, (kind, str(runs_dir), words, code))).communicate(60)
+    out, errors = (process := Process(train, (kind, str(runs_dir), words, code))).communicate(
+        DEADLINE
+    )
     assert process.returncode == 1, f"ended with {process.returncode}: {out}{errors}"
     hurt = [record for record in _records(runs_dir) if record.status()["state"] == "failed"]
     assert len(hurt) == 1, f"{len(hurt)} runs failed: {out}{errors}"

@@ -27,7 +27,7 @@ from tests.processes import Process
 from tests.torture import unsynced
 from tests.torture.disk import VARIABLE, Disk, Mode, Operation
 from tests.torture.runs import assert_same, configs, draw, finish, reference, room, train
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import DEADLINE, Counts, Topic
 
 KIND = "bias"
 WORDS = ("train.steps=4", "train.eval_every=2")
@@ -136,7 +136,7 @@ def _recorded() -> tuple[Path, Sequence[Operation]]:
     env = {**os.environ, VARIABLE: disk.trouble(Mode.RECORD)}
     code = MARK.format(log=str(disk.log))
     process = Process(train, (KIND, str(disk.folder), WORDS, code), env)
-    out, errors = process.communicate(60)
+    out, errors = process.communicate(DEADLINE)
     assert process.returncode == 0, f"{out}{errors}"
     operations = tuple(disk.logged())
     whole = unsynced.Disk(disk.folder.resolve())

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.processes import is_running
 from tests.torture.commands import COMMANDS, said, seconds
 from tests.torture.runs import draw, records
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import DEADLINE, Counts, Topic
 
 ATTEMPTS = 20  # of each command
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -32,7 +32,7 @@ def attempt(name: str, folder: Path) -> Counts:
         if each is not first or len(sent) > 1:
             time.sleep(chance.uniform(0, SOON))
         process.send_signal(each)
-    out, errors = process.communicate(60)
+    out, errors = process.communicate(DEADLINE)
     said(errors)
     code = process.returncode
     early = code is not None and code < 0 and not errors and not (place / "runs").exists()

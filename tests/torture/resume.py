@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.processes import Process, until
 from tests.torture.runs import KINDS, STEPS, assert_same, draw, finish, reference, start
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import DEADLINE, Counts, Topic
 
 KILLS = 4  # in an attempt
 ATTEMPTS = 7  # of each kind
@@ -55,12 +55,14 @@ def _end_others(processes: list[Process]) -> None:
         until(lambda: all(each.poll() is not None for each in processes), 20)
     for process in processes:
         process.kill()
-        process.communicate(20)
+        process.communicate(DEADLINE)
 
 
 def _wait(condition: Callable[[], bool], processes: list[Process]) -> None:
     """Wait until a condition holds, or a process has ended."""
-    until(lambda: condition() or any(each.poll() is not None for each in processes), 120, 0.001)
+    until(
+        lambda: condition() or any(each.poll() is not None for each in processes), DEADLINE, 0.001
+    )
 
 
 def _rows(runs_dir: Path) -> int:

@@ -17,6 +17,7 @@ from moebench.errors import MoebenchError
 from moebench.records import Record, find_records
 from tests.processes import Process, environments
 from tests.results import results
+from tests.torture.topic import DEADLINE
 
 STEPS = 6
 SMALL = (
@@ -107,7 +108,7 @@ def start(kind: str, runs_dir: Path, *overrides: str, code: str = "") -> list[Pr
 def finish(kind: str, runs_dir: Path, *overrides: str) -> None:
     """Train a kind of run to its end; AssertionError with what it said if it does not get there."""
     for process in start(kind, runs_dir, *overrides):
-        out, errors = process.communicate(300)
+        out, errors = process.communicate(DEADLINE)
         assert process.returncode == 0, f"does not continue: {out}{errors}"
 
 

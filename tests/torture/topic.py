@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 Counts = Mapping[str, int]
+DEADLINE = 600  # seconds for a process to end, on a machine that others load
 
 
 class Untried(Exception):  # noqa: N818, it is no error
