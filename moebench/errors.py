@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+OUT_OF_MEMORY = "out of memory on "  # in the reason of a run that does not fit
 CONTINUES = "--resume continues"  # how a run goes on; a sweep, which has no such option, just does
 
 Item = TypeVar("Item")

@@ -8,7 +8,7 @@ import torch
 
 from moebench.config.schema import ExperimentConfig
 from moebench.disk import FULL, why_not_written
-from moebench.errors import CONTINUES, TrainingError
+from moebench.errors import CONTINUES, OUT_OF_MEMORY, TrainingError
 from moebench.records import Record
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # no right to write, or a fault
@@ -24,7 +24,7 @@ def explained(
     """A TrainingError with a remedy, for memory or a disk that is full; else the error itself."""
     if _is_out_of_memory(error):
         return TrainingError(
-            f"run.device_bsz={config.run.device_bsz or config.global_bsz}: out of memory on "
+            f"run.device_bsz={config.run.device_bsz or config.global_bsz}: {OUT_OF_MEMORY}"
             f"{device}{_in_use(device, stacked)} ({_first_line(error)}); take a "
             "smaller divisor of global_bsz"
             + (", a smaller run.stack" if stacked > 1 else "")

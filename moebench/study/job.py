@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from moebench.errors import OUT_OF_MEMORY
 from moebench.plans import Job
 from moebench.records import Record, printable
 from moebench.registry import plugins
@@ -104,9 +105,15 @@ class Attempt:
         return ended and status.get("pid") == self.process.pid and not self._hung
 
     def goes_again(self, job: Job) -> bool:
-        """Whether another process trained the job, or a job of its stack ended the process."""
-        locked = self.process.exitcode == LOCKED
-        return (locked or len(self.jobs) > 1) and not self.reported(job)
+        """Whether another process trained the job, or a job of its stack ended the process.
+
+        A job of a stack that did not fit into memory goes again, since it may fit alone.
+        """
+        stacked = len(self.jobs) > 1
+        if self.reported(job):
+            reason = last_status(self._record(job)).get("reason")
+            return stacked and OUT_OF_MEMORY in str(reason)
+        return stacked or self.process.exitcode == LOCKED
 
     def reason_unfinished(self, job: Job | None = None) -> str:
         """Why the ended process left a job unfinished. The reason is also written to the record."""
