@@ -116,14 +116,19 @@ def hold(path: Path, *, wait: bool = False) -> Iterator[Lease]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process, possibly this one, holds the lease at `path`.
+    """Whether a process, possibly this one, holds the lease at `path`; see `lives`."""
+    return bool(lives(path))
+
+
+def lives(path: Path) -> bool | None:
+    """Whether the process that took the lease at `path` holds it still; None without a lease.
 
     Writes nothing, but that it asks for the time of a file system that another machine writes to;
     see `_time_there`.
     """
     owner = _owner(path)
     if owner is None:
-        return False
+        return None
     # a process of this machine is looked up, so that the time does not matter
     return owner.lives(0.0 if owner.machine == this_machine() else _time_there(path))
 

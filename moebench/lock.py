@@ -11,6 +11,8 @@ from moebench import lease
 from moebench.errors import LockedError
 from moebench.records import Record, cannot_write
 
+ENDED = "its process ended without a message"
+
 
 @contextmanager
 def hold(record: Record) -> Iterator[None]:
@@ -40,6 +42,11 @@ def hold(record: Record) -> Iterator[None]:
 def is_held(record: Record) -> bool:
     """Whether a process, possibly this one, holds a run's lock. Writes nothing."""
     return lease.is_held(_path(record))
+
+
+def lives(record: Record) -> bool | None:
+    """Whether the process that took a run's lock holds it still; None without a lock."""
+    return lease.lives(_path(record))
 
 
 def check_held(record: Record) -> None:

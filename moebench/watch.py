@@ -19,6 +19,7 @@ from threading import Lock
 from typing import Any
 
 from moebench.errors import MoebenchError
+from moebench.lease import is_held
 from moebench.plans import Plan
 from moebench.report import make_report
 from moebench.report.read.studies import find_plans, plans_of_study
@@ -96,7 +97,7 @@ class Page:
 
 
 def _stamp(runs_dir: Path) -> str:
-    """What changes when a run logs a row, ends or begins: times and sizes of some files."""
+    """What changes when a run begins, logs a row, ends or dies: files and locks."""
     digest = hashlib.sha256()
     for pattern in ("*/metrics.jsonl", "*/status.json", "*/summary.json", "studies/*/plan.json"):
         for path in sorted(runs_dir.glob(pattern)):
@@ -105,6 +106,8 @@ def _stamp(runs_dir: Path) -> str:
             except OSError:  # it was replaced just now
                 continue
             digest.update(f"{path} {state.st_mtime_ns} {state.st_size}\n".encode())
+    for path in sorted(runs_dir.glob(".locks/*.lock")):  # a killed run changes no file
+        digest.update(f"{path} {is_held(path)}\n".encode())
     return digest.hexdigest()
 
 

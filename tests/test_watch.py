@@ -101,6 +101,19 @@ def test_the_page_follows_the_records(runs: Path, ask: Ask) -> None:
     assert "<dt>Interim</dt>" not in last
 
 
+def test_a_killed_run_is_stopped_on_the_page(runs: Path, ask: Ask) -> None:
+    """It changes no file of its own."""
+    record = going(runs)
+    with hold(record):
+        assert "running at 120 of 400" in ask("/content")[1]
+        lock = runs / ".locks" / f"{record.name}.lock"
+        owner = json.loads(lock.read_text())
+    lock.write_text(json.dumps({**owner, "pid": 2**22 + 1}))
+    content = ask("/content")[1]
+    assert "stopped at 120 of 400" in content
+    assert "running at" not in content
+
+
 def test_nothing_else_is_given_out(runs: Path, ask: Ask) -> None:
     (runs / "secret").write_text("secret")
     for address in ("/secret", "/../runs/secret", "/%2e%2e/runs/secret", "/content/secret"):

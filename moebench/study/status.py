@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from moebench.errors import CONTINUES, RecordError
-from moebench.lock import is_held
+from moebench.lock import ENDED, is_held
 from moebench.plans import Job, Plan
 from moebench.records import STATES, Record, printable
 
 QUIET = 60.0  # seconds without a step after which `render` mentions it
 STOPPED = "stopped with the sweep; the same sweep continues it"
-GONE = "its process ended without a message; the same sweep continues from the last checkpoint"
+GONE = f"{ENDED}; the same sweep continues from the last checkpoint"
 
 
 def last_status(record: Record) -> dict[str, Any]:

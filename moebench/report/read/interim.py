@@ -9,6 +9,7 @@ from moebench.errors import RecordError
 from moebench.plans import Job, Plan
 from moebench.records import STATES, Record, printable
 from moebench.report.read.frame import PRIMARY, Frame
+from moebench.report.read.run import unfinished_status
 
 NOT_BEGUN = "not begun"
 OVER = ("done", "failed")  # states of a run that is not continued
@@ -102,7 +103,7 @@ def _absent(frame: Frame, plans: Sequence[Plan]) -> list[tuple[Job, Record | Non
 def _state(record: Record) -> str:
     """The state of a run; that of a damaged record is "failed", as no sweep continues it."""
     try:
-        return "done" if record.is_done() else str(record.status()["state"])
+        return "done" if record.is_done() else str(unfinished_status(record)["state"])
     except RecordError:
         return "failed"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from moebench.contents import WORD, anything, fields
 from moebench.errors import RecordError
+from moebench.lock import ENDED, lives
 from moebench.protection import check_files
 from moebench.records import Record, printable
 
@@ -24,7 +25,7 @@ NEEDED = fields(
     }
 )
 SCOPES = ("micro", "batch", "global")  # the tokens over which a MaxVio is taken
-SILENT_AFTER = 3600.0  # seconds without a heartbeat after which a running run is called silent
+SILENT_AFTER = 90.0  # seconds without a heartbeat after which a run without a lock is called silent
 
 
 def read_run(record: Record) -> dict[str, Any]:
@@ -70,10 +71,10 @@ def read_run(record: Record) -> dict[str, Any]:
             "tokens": number(summary.get("tokens")),
             "metrics": {printable(name): number(value) for name, value in values.items()},
         }
-    status = record.status()
+    status = unfinished_status(record)
     return row | {
         "state": printable(str(status.get("state", "?"))),
-        "reason": printable(str(status.get("reason") or _silence(status))),
+        "reason": printable(str(status.get("reason") or "")),
         "step": number(status.get("step")),
         "steps": number(status.get("steps")),
         "tokens": None,
@@ -95,12 +96,35 @@ def _commit(manifest: Mapping[str, Any]) -> str:
     return printable(f"{str(git.get('commit') or 'unknown')[:10]}{changed}")
 
 
-def _silence(status: Mapping[str, Any]) -> str:
+def unfinished_status(record: Record) -> dict[str, Any]:
+    """The status of a run that is not done: it is running if a process holds its lock.
+
+    A run that was killed leaves its lock, whose owner is looked up. A copied record has no lock;
+    then the age of its heartbeat counts.
+
+    Raises:
+        RecordError: if the status cannot be read.
+    """
+    alive = lives(record)  # before the status, which is final if nobody is alive
+    status = record.status()
+    if alive and status.get("state") != "running":  # it continues, and wrote nothing yet
+        return {**status, "state": "running", "reason": ""}
+    if status.get("state") != "running" or alive:
+        return status
     beat = number(status.get("heartbeat"))
     silent = time.time() - beat if beat is not None else 0.0
-    if status.get("state") == "running" and silent > SILENT_AFTER:
-        return f"no sign of life for {silent / 3600:.0f} h"
-    return ""
+    if alive is None and silent <= SILENT_AFTER:
+        return status
+    reason = ENDED if alive is False else f"no sign of life for {_duration(silent)}"
+    return {**status, "state": "stopped", "reason": reason}
+
+
+def _duration(seconds: float) -> str:
+    """A time in its largest whole unit."""
+    for unit, size in (("days", 86400), ("h", 3600)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds // 60:.0f} min"
 
 
 def _table(manifest: Mapping[str, Any], key: str) -> Mapping[str, Any]:

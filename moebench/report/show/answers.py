@@ -199,7 +199,10 @@ def _from_to(
     if len(means) < 2:
         return None
     least, most = (end(means, key=lambda arm: means[arm]) for end in (min, max))
-    text = f"{title} from {form(means[least])} ({least}) to {form(means[most])} ({most})"
+    lowest, highest = form(means[least]), form(means[most])
+    if lowest == highest:
+        return Answer(question, f"{title} {lowest} in all {len(means)} arms.", name, least)
+    text = f"{title} from {lowest} ({least}) to {highest} ({most})"
     if baseline in means and baseline not in (least, most):
         text += f"; {baseline} {form(means[baseline])}"
     return Answer(question, f"{text}.", name, least)

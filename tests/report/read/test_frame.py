@@ -1,6 +1,7 @@
 """Records into a frame: nothing unread is silent, nothing unlike is put together."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 
 from moebench.disk import write_json
 from moebench.errors import ConfigError, RecordError
+from moebench.lock import hold
 from moebench.records import Record
 from moebench.report import make_report
 from moebench.report.read.frame import load
+from moebench.study.status import current_status
 from tests.report.examples import by_metric
 
 Make = Callable[..., Record]
@@ -47,8 +50,24 @@ def test_unfinished_runs_keep_their_state_and_have_no_metrics(runs: Path, run: M
 def test_a_run_without_a_sign_of_life_says_so(runs: Path, run: Make) -> None:
     record = run(runs, "micro", state="running")
     assert load([runs]).rows()[0]["reason"] == ""
+    for seconds, words in ((200, "3 min"), (9000, "2 h"), (200_000, "2 days")):
+        record.set_status("running", step=120, heartbeat=time.time() - seconds)
+        (row,) = load([runs]).rows()
+        assert (row["state"], row["reason"]) == ("stopped", f"no sign of life for {words}")
+
+
+def test_a_run_is_running_as_long_as_a_process_holds_its_lock(runs: Path, run: Make) -> None:
+    """Its heartbeat does not matter then: a step may take long."""
+    record = run(runs, "micro", state="running")
     record.set_status("running", step=120, heartbeat=1e9)
-    assert "no sign of life for" in load([runs]).rows()[0]["reason"]
+    with hold(record):
+        assert load([runs]).rows()[0]["state"] == "running"
+        lock = runs / ".locks" / f"{record.name}.lock"
+        owner = json.loads(lock.read_text())
+    lock.write_text(json.dumps({**owner, "pid": 2**22 + 1}))  # as a killed process leaves it
+    (row,) = load([runs]).rows()
+    assert (row["state"], row["reason"]) == ("stopped", "its process ended without a message")
+    assert current_status(record)["state"] == row["state"]
 
 
 def _text(name: str, text: str) -> Callable[[Record], object]:

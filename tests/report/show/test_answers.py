@@ -27,6 +27,13 @@ def test_an_arm_whose_tokens_take_more_experts_is_left_out_of_the_best(
     assert "9.24" in table
 
 
+def test_equal_means_are_no_range(runs: Path, run: Callable[..., Record]) -> None:
+    for arm, load in (("micro", 0.951), ("global", 0.953), ("none", 0.949)):
+        run(runs, arm, 0, 1.6, metrics={"load/max_vio_micro": load})
+    texts = {each.question: each.text for each in answers(make_report([runs]).tables[0])}
+    assert texts["load"] == "Load: MaxVio of micro-batches (0 is even) 0.95 in all 3 arms."
+
+
 def test_zero_computation_experts_are_an_arm_among_others(
     runs: Path, run: Callable[..., Record]
 ) -> None:
