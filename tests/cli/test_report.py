@@ -143,7 +143,8 @@ def test_one_screen_holds_the_answers_and_the_best_of_many_arms(
     assert len(short) <= 40
     assert max(map(len, short)) <= int(width)
     text = " ".join(" ".join(short).split())
-    assert text.index("Quality: global has the lowest valid/nats, 1.5100 nats") < text.index("arm ")
+    quality = "Quality: global has the lowest validation loss (valid/nats), 1.5100 nats"
+    assert text.index(quality) < text.index("arm ")
     assert "No verdict" in text
     assert "1.5100 -0.1017 ±0.0052" in text
     full = call("report", "--runs-dir", str(runs), "--full").out.splitlines()

@@ -31,6 +31,7 @@ TITLES = {
     BITS: "domain bits",
     SLOWDOWN: "virtual slowdown (1: none)",
 }
+PADDED: Spec = {"padding": 12}  # so that no point lies on an edge
 LOG: Spec = {"type": "log", "nice": False, "padding": 12}
 LOG_AXIS: Spec = {"format": "~g", "tickCount": 6, "grid": False}
 
@@ -249,8 +250,10 @@ def _against(
         if across in arm.metrics and arm.metrics[across].mean is not None
     ]
     log = log and all(row["x"] > 0 and (row["xlow"] or 1) > 0 for row in data)
-    x = quantitative("x", TITLES[across], **({"scale": LOG, "axis": LOG_AXIS} if log else {}))
-    y = quantitative("y", TITLES[up], axis={"format": "~g"})
+    x = quantitative(
+        "x", TITLES[across], **({"scale": LOG, "axis": LOG_AXIS} if log else {"scale": PADDED})
+    )
+    y = quantitative("y", TITLES[up], scale=PADDED, axis={"format": "~g"})
     scales = arm_scales(table)
     told = tips({"arm": ""}, {"x": TITLES[across], "y": TITLES[up]})
     color = {"color": scales["color"], "tooltip": told}

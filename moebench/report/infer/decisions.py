@@ -105,8 +105,8 @@ def too_early(
     if math.isnan(worst):
         return "the runs do not record bits a byte"
     return (
-        f"{worst:.3f} bits a byte in seed {seed}, the mean over arms, "
-        f"where a byte trigram has {trigram:.3f}"
+        f"{worst:.3f} bits a byte in seed {seed} (mean over arms) is worse than the "
+        f"{trigram:.3f} of a byte trigram"
     )
 
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import NamedTuple
 
 from moebench.catalogue import find
+from moebench.plans import PRIMARY
 from moebench.report.infer.arms import PERTURB, Arm, Table
 from moebench.report.infer.decisions import Decision
 from moebench.report.infer.headroom import BITS, headroom
@@ -111,7 +112,8 @@ def _quality(table: Table) -> Answer | None:
     best = (max if highest else min)(means, key=lambda name: means[name])
     unit = f" {metric.unit}" if metric and metric.unit not in ("", "share") else ""
     extreme = "highest" if highest else "lowest"
-    text = f"Quality: {best} has the {extreme} {table.primary}, {means[best]:.4f}{unit}"
+    name = f"validation loss ({PRIMARY})" if table.primary == PRIMARY else table.primary
+    text = f"Quality: {best} has the {extreme} {name}, {means[best]:.4f}{unit}"
     if best == table.baseline:
         text += ", and is the baseline"
     elif best in table.comparisons.arms:
@@ -140,7 +142,8 @@ def _difference(name: str, table: Table) -> str:
     ends = interval(alone.low, alone.high)
     about = f"{four_decimals(alone.value)}" + f" ({ends})" * bool(ends)
     if decision is None or decision.p is None:
-        return f"{about}, no verdict"
+        tested = any(each.p is not None for each in table.decisions.values())
+        return f"{about}, no verdict" if tested else about
     return f"{about}, {'decided' if decision.decided else 'not decided'}, {p_value(decision.p)}"
 
 

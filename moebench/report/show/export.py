@@ -174,6 +174,7 @@ def _about(table: Table) -> dict[str, Any]:
         "control": list(table.control),
         "order": list(table.order),
         "too_early": table.too_early,
+        "unpaired": list(table.unpaired),
         "step": table.step,
         "interim": table.interim and asdict(table.interim),
         "comparisons": table.comparisons.family,

@@ -23,6 +23,7 @@ from moebench.report.paper.findings import PAPER_TOKENS, paper_gap, paper_gaps
 from moebench.report.show.numbers import count_range, four_decimals, interval, p_value
 
 MORE_SEEDS = "more than 10,000"
+MOST_PAIRS = 6  # sentences on runs that are no pairs; more are counted
 
 
 def lead(table: Table) -> str:
@@ -267,7 +268,9 @@ def cautions(table: Table) -> list[str]:
             f"{table.twin_close} has not parted from {table.baseline}: differences are to "
             f"{table.baseline} alone."
         )
-    text += table.unpaired
+    text += table.unpaired[:MOST_PAIRS]
+    if (more := len(table.unpaired) - MOST_PAIRS) > 0:
+        text.append(f"{more} more like these of runs that are no pairs: --json has all.")
     for name, variance in table.comparisons.odd.items():
         why = (
             "its runs vary clearly more than those of the other arms"

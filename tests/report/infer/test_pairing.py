@@ -1,11 +1,13 @@
 """Runs that are no pair are named: other starts, other first steps, other batches."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from moebench.records import Record
 from moebench.report import make_report
+from moebench.report.show.sentences import MOST_PAIRS
 
 Make = Callable[..., Record]
 
@@ -51,3 +53,12 @@ def test_arms_that_see_other_batches_are_named(runs: Path, run: Make) -> None:
     assert "mixed and micro" not in text
     run(runs, "other data", science={"data": "ffff"})  # is never compared at all
     assert len(make_report([runs]).tables) == 2
+
+
+def test_many_runs_that_are_no_pairs_are_counted(runs: Path, run: Make) -> None:
+    for arm in range(9):
+        run(runs, f"arm {arm}", rows=[{"step": 0, "valid/nats": 5.6 + arm / 100}])
+    report = make_report([runs])
+    assert report.render().count("are no pair:") == MOST_PAIRS
+    assert "2 more like these of runs that are no pairs: --json has all." in report.render()
+    assert len(json.loads(report.encode("json"))["tables"][0]["unpaired"]) == 8

@@ -19,7 +19,9 @@ def test_an_arm_whose_tokens_take_more_experts_is_left_out_of_the_best(
         run(runs, arm, 0, nats, metrics={"load/experts_per_token": experts})
     report = make_report([runs], runs_dir=runs)
     quality = next(each for each in answers(report.tables[0]) if each.question == "quality")
-    assert quality.text.startswith("Quality: threshold has the lowest valid/nats, 1.5900 nats")
+    assert quality.text.startswith(
+        "Quality: threshold has the lowest validation loss (valid/nats), "
+    )
     assert "left out: remoe relu (9.2 experts a token)." in quality.text
     assert quality.arm == "threshold"
     table = " ".join(report.render("table").split())

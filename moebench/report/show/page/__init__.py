@@ -31,6 +31,7 @@ from moebench.report.show.table import ANSWERS
 
 FOLDER = Path(__file__).parent
 MARKS = {AGREES: "✓", CONTRADICTS: "✗", CANNOT_TELL: "?"}  # beside the colour, for the colour-blind
+LABELS = {"treatment": "Treatment check"}  # of answers, where not their question
 SHAPES = {  # paths of symbols in a square of 16 by 16 around 0
     "circle": "M0-6A6 6 0 1 1 0 6A6 6 0 1 1 0-6Z",
     "square": "M-5.5-5.5H5.5V5.5H-5.5Z",
@@ -208,8 +209,9 @@ def _summary(table: Table) -> Grid:
 
 def _answer(answer: Answer, table: Table) -> tuple[str, str]:
     """The question and the answer without it, as a sentence of its own."""
-    label = answer.question.capitalize()
-    text = answer.text.removeprefix(f"{label}: ")
+    label = LABELS.get(answer.question, answer.question.capitalize())
+    text = answer.text.partition(": ")[2] if answer.question in LABELS else answer.text
+    text = text.removeprefix(f"{label}: ")
     begins_with_arm = any(text.startswith(f"{arm.name} ") for arm in table.arms)
     return label, text if begins_with_arm else text[:1].upper() + text[1:]
 
