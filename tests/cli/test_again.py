@@ -10,6 +10,7 @@ import pytest
 
 from moebench.records import Record
 from tests.calls import Call
+from tests.report.conftest import make_run
 
 SHELL = """moebench() { printf '%s\\0' "$@"; printf '\\n'; }
 """
@@ -62,8 +63,8 @@ def test_a_study_and_its_page_are_made_again_in_an_empty_folder(
     assert pasted(Path("the page.html").read_text()) == commands
 
 
-def test_runs_of_no_study_are_trained_one_by_one(call: Call, small: list[str]) -> None:
-    assert call("train", *small, "scope=micro").code == 0
+def test_runs_of_no_study_are_trained_one_by_one(call: Call) -> None:
+    make_run(Path("runs"), "micro")
     assert call("report", "--html", "page.html").code == 0
     train, report = pasted(Path("page.html").read_text())
     (name,) = results()
