@@ -28,6 +28,11 @@ frame = report.load(sys.argv[1])
 curves = frame.curves()
 print(f"{len(frame.runs)} runs, {len(curves)} rows, {curves.shape[1]} columns")
 """
+BRIEF = """
+import sys, pathlib, moebench.report as report
+lines = report.make_report([pathlib.Path(sys.argv[1])]).brief()
+print(f"{len(lines)} lines")
+"""
 REPORT = """
 import sys, pathlib, moebench.report as report
 text = report.make_report([pathlib.Path(sys.argv[1])]).render("table", 100)
@@ -94,7 +99,12 @@ def main() -> None:
         print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         for what in ("without cache", "with cache", "with cache", "with cache"):
             print(f"{what}: {timed(root)}")
-        for what, code in (("the report", REPORT), ("the page", PAGE), ("the page again", PAGE)):
+        for what, code in (
+            ("the report", BRIEF),
+            ("the report in full", REPORT),
+            ("the page", PAGE),
+            ("the page again", PAGE),
+        ):
             print(f"{what}, with cache: {timed(root, code)}")
         one = Record(root / "arm-0-s0")
         one.seal({**one.summary(), "valid/nats": 0.5})
