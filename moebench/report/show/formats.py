@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -37,11 +37,17 @@ def _rich(block: Block, width: int) -> list[Any]:
     if isinstance(block, Sentences):
         bullets = [_bullet(item) for item in block.items]
         return [Text(block.title, style="bold"), *bullets, ""]
-    grids = [_grid(block, columns, width) for columns in _columns(block, width)]
+    first, *others = _columns(block, width)
+    grids: list[Any] = [_grid(block, block.rows, first, width)]
+    for columns in others:  # what has no number there is not repeated
+        rows = [row for row in block.rows if any(_stacked(row[column]) for column in columns)]
+        grids += ["", _grid(block, rows, columns, width)]
     return [Text(block.title, style="bold"), *grids, Text(block.caption), ""]
 
 
-def _grid(block: Grid, columns: Iterable[int], whole: int) -> RichTable:
+def _grid(
+    block: Grid, rows: Iterable[Sequence[Cell]], columns: Iterable[int], whole: int
+) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     least = _name_width(block)
     widths = {column: min(_width(block, column), whole - least - 2) for column in columns}
@@ -51,7 +57,7 @@ def _grid(block: Grid, columns: Iterable[int], whole: int) -> RichTable:
         grid.add_column(
             Text(block.headers[column]), justify="right", overflow="fold", min_width=width
         )
-    for row in block.rows:
+    for row in rows:
         grid.add_row(*(Text(_stacked(row[column])) for column in (0, *columns)))
     return grid
 
