@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-all test-gpu test-engines test-lowest check format bench gpu torture clean
+.PHONY: help demo setup test test-all test-gpu test-engines test-lowest check format package bench gpu torture clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,12 @@ check: $(DEV) ## lint, formatting, types, layers
 format: $(DEV) ## fix lint and formatting where tools can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+package: $(READY) ## build sdist and wheel into dist/, and check them
+	@$(PIP) --editable '.[package]'
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
 
 bench: $(READY) ## measure speed on this machine and compare with others (benchmarks/README.md)
 	@$(PIP) --editable '.[bench]'

@@ -1,3 +1,3 @@
 """Balance-loss ablations for Mixture-of-Experts language models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import moebench
+
 ROOT = Path(__file__).parent.parent
 CLI = (sys.executable, "-m", "moebench.cli")
 
@@ -52,15 +54,17 @@ def names(wheel: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_it_holds_every_module_and_preset_and_nothing_else(wheel: Path) -> None:
+def test_it_holds_every_file_and_preset_and_nothing_else(wheel: Path) -> None:
     found = {name for name in names(wheel) if ".dist-info/" not in name}
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "moebench").rglob("*.py")}
+    package = (path for path in (ROOT / "moebench").rglob("*") if path.is_file())
+    files = {path.relative_to(ROOT).as_posix() for path in package if path.suffix != ".pyc"}
     presets = {
         f"moebench/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")
     }
     assert "moebench/conf/config.yaml" in presets
     assert "moebench/conf/model/tiny.yaml" in presets
-    assert found == modules | presets
+    assert "moebench/py.typed" in files
+    assert found == files | presets
 
 
 def test_it_names_its_licence_and_command(wheel: Path) -> None:
@@ -69,6 +73,7 @@ def test_it_names_its_licence_and_command(wheel: Path) -> None:
         [metadata] = [name for name in names(wheel) if name.endswith("METADATA")]
         assert "moebench = moebench.cli:main" in archive.read(entry_points).decode()
         assert "License-Expression: Apache-2.0" in archive.read(metadata).decode()
+        assert f"\nVersion: {moebench.__version__}\n" in archive.read(metadata).decode()
 
 
 def test_it_is_the_wheels_moebench_that_runs(run: Callable[..., str], unpacked: Path) -> None:
