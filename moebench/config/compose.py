@@ -7,6 +7,7 @@ by dotted key. Every error therefore names one override or file, and a grid read
 import shlex
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache, reduce
 from pathlib import Path
@@ -170,12 +171,7 @@ class Composer(OverrideParser):
         overrides = [f"{group}={quoted(preset)}" for group, preset in choices]
         GlobalHydra.instance().clear()
         try:
-            with (
-                warnings.catch_warnings(),
-                initialize_config_dir(str(home), version_base="1.3"),
-            ):
-                # of a defaults list without _self_, which then comes last, as intended
-                warnings.simplefilter("ignore", UserWarning)
+            with warnings.catch_warnings(), _hydra(home):
                 made = hydra_compose(name, overrides=[*overrides, f"hydra.searchpath=[{paths}]"])
             # again: a preset may include files outside the folders of groups
             for text in _texts(OmegaConf.to_container(made, resolve=False)):
@@ -299,11 +295,25 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
+@contextmanager
+def _hydra(home: Path) -> Iterator[None]:
+    """Hydra on a folder of presets, without the warnings that concern no user of moebench.
+
+    They are of a defaults list without _self_, which then comes last, as intended, and, in Hydra
+    1.4, of `version_base`, which 1.3 needs.
+    """
+    warnings.simplefilter("ignore", UserWarning)
+    with initialize_config_dir(str(home), version_base="1.3"):
+        yield
+
+
 def _store_scopes() -> None:
     """Give Hydra a preset of each scope, which resets `balance_bsz` too."""
+    store = ConfigStore.instance()
     for name in SCOPES:
-        node = {"scope": name, "balance_bsz": None}
-        ConfigStore.instance().store(group="scope", name=name, node=node, package="_global_")
+        if f"{name}.yaml" not in store.repo.get("scope", {}):  # Hydra 1.4 warns of a second
+            node = {"scope": name, "balance_bsz": None}
+            store.store(group="scope", name=name, node=node, package="_global_")
 
 
 def _complete(values: Values, suited: Callable[[str], str] | None = None) -> ExperimentConfig:
