@@ -38,7 +38,7 @@ from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
 from moebench.protection import CHECKPOINTS, STATE, check_files, checkpoint_path, steps_kept
 from moebench.records import MAP, Record
-from moebench.train.build import make_model, make_objective
+from moebench.train.build import blank_model, make_objective
 from moebench.train.checkpoint import check_fit, load_checkpoint
 from moebench.train.feed import with_domain
 from moebench.train.kernels import apply_to_read
@@ -214,7 +214,7 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     described = replace(config, router=dropless)
     check_fit(path, described, size, domains)
-    model = make_model(described, size, domains)
+    model = blank_model(described, size, domains)
     loaded = load_checkpoint(path, model, device=device, objective=objective)
     model.to(device).eval()
     apply_to_read(manifest, config, device, model)

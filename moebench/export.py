@@ -1,14 +1,7 @@
 """A run's checkpoint as a Hugging Face model: Qwen3-MoE, whose architecture holds ours unchanged.
 
-    ours                                    Qwen3-MoE
-    norms without a gain                    norm weights of 1
-    one gain for queries and keys           q_norm, and k_norm of 1
-    stacked experts [inputs, outputs]       a matrix [outputs, inputs] for each expert and half
-    factors of the experts' weights         multiplied into the experts' last matrix
-    dense layers                            mlp_only_layers
-
-What Qwen3-MoE does not compute is refused. The files are written here, so transformers is not
-needed.
+`moebench.model.qwen3` has the weights. What Qwen3-MoE does not compute is refused. The files are
+written here, so transformers is not needed.
 """
 
 import json
@@ -17,24 +10,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from torch import Tensor
 
 from moebench import __version__
 from moebench.config.schema import ExperimentConfig
-from moebench.data.tokenizer import BYTES, FILE, letters
+from moebench.data.tokenizer import BYTES, END_WORD, FILE, letters
 from moebench.disk import replacing_folder
 from moebench.errors import ConfigError
 from moebench.evaluate import Checkpoint
 from moebench.model.gating import Gating
 from moebench.model.norm import EPS
+from moebench.model.qwen3 import to_qwen3
 from moebench.model.rotary import ROPE_BASE
-from moebench.model.transformer import Block
 
-END = "<|end_of_document|>"
 # of a router, in training only, or folded into the experts
 FREE = {"jitter", "noise", "drop", "group_bsz", "observes", "counts", "renormalize", "scale"}
 FREE |= {"expert_scale", "method"}
@@ -59,7 +49,8 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     _refuse(checkpoint)
     with replacing_folder(folder) as aside:
         # copies, since names that share memory cannot be saved
-        weights = {name: value.clone().contiguous() for name, value in _weights(checkpoint)}
+        model = checkpoint.model.float().cpu()
+        weights = {name: value.clone().contiguous() for name, value in to_qwen3(model)}
         save_file(weights, aside / "model.safetensors", {"format": "pt"})
         _tokenizer(checkpoint).save(str(aside / FILE))
         for name, content in (
@@ -112,51 +103,6 @@ def _foreign(gating: Gating) -> Iterator[str]:
             yield name
 
 
-def _weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """The tensors under the names of Qwen3-MoE, in fp32."""
-    model = checkpoint.model.float().cpu()
-    ones = torch.ones(model.embedding.shape[1])
-    yield "model.embed_tokens.weight", model.embedding.detach()
-    for number, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
-        at = f"model.layers.{number}"
-        yield f"{at}.input_layernorm.weight", ones
-        yield f"{at}.post_attention_layernorm.weight", ones
-        for name, value in _attention(block):
-            yield f"{at}.self_attn.{name}.weight", value
-        for name, value in _feed_forward(block):
-            yield f"{at}.mlp.{name}.weight", value
-    yield "model.norm.weight", ones
-    yield "lm_head.weight", model.head.detach()
-
-
-def _attention(block: Block) -> Iterator[tuple[str, Tensor]]:
-    attention = block.attention
-    for name, rows in zip("qkv", attention.qkv.detach().chunk(3), strict=True):
-        yield f"{name}_proj", rows
-    yield "o_proj", attention.out.detach()
-    yield "q_norm", attention.gain.detach()
-    yield "k_norm", torch.ones_like(attention.gain)
-
-
-def _feed_forward(block: Block) -> Iterator[tuple[str, Tensor]]:
-    if block.gating is None:
-        gate, up = block.dense.up.detach().chunk(2)
-        yield from zip(("gate_proj", "up_proj"), (gate, up), strict=True)
-        yield "down_proj", block.dense.down.detach()
-        return
-    yield "gate", block.router.weight.detach()
-    factor = torch.full((len(block.experts.up),), block.gating.scale)
-    if block.gating.expert_scale:
-        factor = factor * block.router.scale.detach()
-    gate, up = block.experts.up.detach().chunk(2, dim=-1)
-    down = block.experts.down.detach() * factor[:, None, None]
-    for expert in range(len(factor)):
-        yield f"experts.{expert}.gate_proj", gate[expert].T
-        yield f"experts.{expert}.up_proj", up[expert].T
-        yield f"experts.{expert}.down_proj", down[expert].T
-
-
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     model, shape = checkpoint.model, checkpoint.config.model
     dense = [number for number, block in enumerate(model.blocks) if block.gating is None]  # pyright: ignore
@@ -202,8 +148,8 @@ def _tokenizer(checkpoint: Checkpoint) -> Backend:
         backend.decoder = decoders.ByteLevel()  # type: ignore
     else:
         backend = Backend.from_file(str(checkpoint.corpus.directory / FILE))
-    backend.add_special_tokens([AddedToken(END, special=True, normalized=False)])
-    if backend.token_to_id(END) != checkpoint.tokenizer.end:
+    backend.add_special_tokens([AddedToken(END_WORD, special=True, normalized=False)])
+    if backend.token_to_id(END_WORD) != checkpoint.tokenizer.end:
         raise ConfigError(
             f"data.tokenizer={checkpoint.config.data.tokenizer}: its tokens are not numbered "
             "without gaps, so that none can be added; export a run with another tokenizer"
@@ -214,7 +160,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Backend:
 def _tokenizer_config(config: ExperimentConfig) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
+        "eos_token": END_WORD,
         "model_max_length": config.seq_len,
         "clean_up_tokenization_spaces": False,
     }

@@ -66,6 +66,9 @@ def test_command_runs(command: str, workplace: Path, text_folder: Path) -> None:
     if "router=replay" in words:
         for scope in ("scope=micro", "scope=global"):
             run(shrink(["train", scope, "run.record_selections=true"], text_folder), workplace)
+    if "--init" in words:
+        run(["export", done[0], "--to", "start"], workplace)
+        words[words.index("--init") + 1] = "start"
     if program == "torchrun":
         own = words.index("train")
         run_python([*TORCHRUN, *words[:own], *shrink(words[own:], text_folder)], workplace)

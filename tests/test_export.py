@@ -1,5 +1,6 @@
 """A checkpoint as a Hugging Face model: equal logits, equal tokens, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
+from moebench.data.tokenizer import END_WORD, Subwords
 from moebench.errors import ConfigError
 from moebench.evaluate import open_checkpoint
 from moebench.experiment import run_experiment
-from moebench.export import END, export
+from moebench.export import export
 from moebench.records import Record
 from moebench.sample import continued, decoded, encoded
+from moebench.train.build import make_model
 
 LITTLE = [
     *("model=smoke", "train.steps=2", "global_bsz=8", "seq_len=32", "data.valid_sequences=4"),
@@ -51,13 +54,21 @@ def test_a_model_that_is_loaded_by_transformers_has_equal_logits(
     tokens = tokenizer(text)["input_ids"]
     assert tokens == checkpoint.tokenizer.encode(text.encode()).tolist()
     assert tokenizer.decode(tokens) == text
-    assert (
-        tokenizer.eos_token_id == checkpoint.tokenizer.end == tokenizer.convert_tokens_to_ids(END)
-    )
+    end = tokenizer.convert_tokens_to_ids(END_WORD)
+    assert tokenizer.eos_token_id == checkpoint.tokenizer.end == end
+    file = tmp_path / "model/tokenizer.json"
+    again = Subwords(file.read_bytes(), str(file))  # as data.tokenizer=FILE reads it
+    assert (again.end, again.vocab_size) == (end, end + 1)
+    assert again.encode(text.encode()).tolist() == tokens
     inputs = torch.tensor([[tokenizer.eos_token_id, *tokens][:32]])
     with torch.no_grad():
         ours, theirs = checkpoint(inputs)[0], model(inputs).logits
     assert (ours - theirs).abs().max() <= 1e-5
+    config = checkpoint.config
+    starting = replace(config.model, init=str(tmp_path / "model"))
+    with torch.no_grad():
+        start = make_model(replace(config, model=starting), checkpoint.tokenizer.vocab_size)
+        assert (start(inputs)[0] - ours).abs().max() <= 1e-5
     card = (tmp_path / "model/README.md").read_text()
     assert checkpoint.record.name in card
     assert checkpoint.record.manifest()["data"]["content_hash"] in card

@@ -18,6 +18,7 @@ from moebench.cli.options import (
     RunsDir,
     command_line,
     load_plugins,
+    path,
 )
 from moebench.cli.output import print_json, print_message, stdout_console
 from moebench.errors import ConfigError, RecordError
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 
 Resume = Annotated[bool, typer.Option("--resume", help="continue an unfinished run")]
 Force = Annotated[bool, typer.Option("--force", help="start over, even if the run exists")]
+Init = Annotated[
+    Path | None,
+    typer.Option(
+        "--init",
+        metavar="DIR",
+        parser=path,
+        help="start from the weights of a Hugging Face checkpoint, as moebench export writes it "
+        "(model.init)",
+    ),
+]
 Config = Annotated[
     Path | None, typer.Option("--config", help="start from the config.yaml of a run")
 ]
@@ -45,6 +56,7 @@ def train(
     print_config: PrintConfig = False,
     config_dir: ConfigDir = None,
     config: Config = None,
+    init: Init = None,
     plugin: Plugins = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -57,8 +69,10 @@ def train(
     with importing():
         from moebench import device
         from moebench.config.compose import Composer
+        from moebench.config.overrides import quoted
     load_plugins(plugin)
-    made = Composer(config_dir, device.suited_precision).compose(overrides or [], base=config)
+    words = [*(overrides or []), *([f"model.init={quoted(str(init))}"] if init else [])]
+    made = Composer(config_dir, device.suited_precision).compose(words, base=config)
     if print_config:
         _print_config(made, as_json)
         return
@@ -107,6 +121,10 @@ def _print_plan(
     else:
         check_epochs(corpus, config)
         check_map(config, corpus)
+        if config.model.init:  # torch reads its weights
+            from moebench.train.starting import check_start
+
+            check_start(config, corpus)
     if as_json:
         print_json({"run": str(record.path), "steps": steps, "done": done})
     else:

@@ -40,6 +40,7 @@ from moebench.config.places import located
 from moebench.config.presets import KNOBS, NO_EXPERIMENT, STUDY, STUDY_KNOBS, check_interpolations
 from moebench.config.replayed import complete_replay
 from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
+from moebench.config.starting import complete_start
 from moebench.config.treatment import group_of, plugins_of
 from moebench.disk import read_yaml_text
 from moebench.errors import ConfigError, MoebenchError, apply_to_all, combine
@@ -336,4 +337,5 @@ def _complete(values: Values, suited: Callable[[str], str] | None = None) -> Exp
     scopes = (config.scope, *(term.scope for term in config.balance.terms))
     balance = replace(config.balance, plugins=plugins_of(filter(None, scopes)))
     config = complete_replay(replace(config, balance_bsz=size, balance=balance))
+    config = complete_start(config)
     return complete_method(config)

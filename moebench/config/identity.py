@@ -66,6 +66,8 @@ def science(config: Meaning, content_hash: str) -> dict[str, Any]:
         and (field.metadata["neutral"] is HASHED or value != field.metadata["neutral"])
     }
     keys |= _router_keys(treatment)
+    if config.model.weights:
+        keys["model.init"] = config.model.weights.get("hash")
     if not moe_layers(config):
         keys = {key: value for key, value in keys.items() if not key.startswith("router.")}
         keys.pop("model.dense_layers", None)

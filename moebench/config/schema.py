@@ -53,6 +53,19 @@ class ModelConfig:
         low=0,
         neutral=0,
     )
+    init: str | None = knob(
+        None,
+        "folder of a Hugging Face checkpoint whose weights the run starts from: qwen3_moe, as "
+        "moebench export writes it, or qwen3, each of whose layers becomes equal experts",
+        neutral=NOT_HASHED,
+        source="upcycling: arXiv 2212.05055",
+    )
+    weights: dict[str, str] = knob(
+        {},
+        "of model.init: its folder, its class, and a hash of its weights, which stands for the "
+        "path in an identity; filled in",
+        neutral=NOT_HASHED,
+    )
 
 
 @dataclass

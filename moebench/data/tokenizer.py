@@ -16,6 +16,7 @@ from moebench.disk import expanded, read_bytes, reason
 from moebench.errors import DataError
 
 END = 0xFF  # ends each document of bytes; no UTF-8 text contains it
+END_WORD = "<|end_of_document|>"  # what moebench export calls that token
 BYTES = "bytes"
 FILE = "tokenizer.json"
 MAX_BYTES = 1 << 20  # that are encoded at a time
@@ -83,6 +84,7 @@ class ByteTokenizer:
 class Subwords:
     """The vocabulary of a byte-level tokenizer.json, and an end token after the last.
 
+    A file of `moebench export` has that token already.
     A special token of the file has no special meaning: in a text, it is text.
 
     Args:
@@ -98,7 +100,6 @@ class Subwords:
         from tokenizers import Tokenizer as Backend
 
         self.setting = setting
-        self.hash = hashlib.sha256(content + b"\nthe last token ends a document").hexdigest()
         try:
             self._backend = Backend.from_str(content.decode())
             decoder = json.loads(content)["decoder"]
@@ -118,7 +119,11 @@ class Subwords:
         self._backend.encode_special_tokens = True
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         added = {token.content for token in self._backend.get_added_tokens_decoder().values()}
-        self.end = max(vocabulary.values()) + 1
+        last = max(vocabulary.values())
+        has_end = END_WORD in added and vocabulary[END_WORD] == last
+        self.end = last if has_end else last + 1
+        whose = b"its" if has_end else b"the"
+        self.hash = hashlib.sha256(content + b"\n%s last token ends a document" % whose).hexdigest()
         self.vocab_size = self.end + 1
         self._pieces = [b""] * self.vocab_size
         table = letters()
@@ -127,6 +132,7 @@ class Subwords:
                 self._pieces[number] = piece.encode()
             elif all(letter in table for letter in piece):
                 self._pieces[number] = bytes(table[letter] for letter in piece)
+        self._pieces[self.end] = b""
         self._sizes = np.array([len(piece) for piece in self._pieces])
         self._type = smallest_type(self.vocab_size)
 

@@ -30,6 +30,7 @@ from moebench.train.kernels import apply
 from moebench.train.loop import Event, train
 from moebench.train.ranks import Ranks, joined, world_size
 from moebench.train.stack import train_in_lockstep
+from moebench.train.starting import check_start
 
 DONE = "done"  # what the first rank says in place of a beginning if there is nothing to train
 
@@ -151,6 +152,7 @@ def _check(treatment: Treatment, corpus: Corpus) -> None:
     check_experts(treatment.config, torch.device(device_kind(treatment.config.run)))
     check_epochs(corpus, treatment.config)
     check_map(treatment.config, corpus)
+    check_start(treatment.config, corpus)
     make_objective(treatment, corpus.domains)
 
 

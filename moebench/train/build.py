@@ -17,6 +17,7 @@ from moebench.methods import declared
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
 from moebench.train.optimizer import AdamW, make_optimizer
+from moebench.train.starting import start_from
 from moebench.train.step import Objective
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -38,13 +39,17 @@ class State:
 
 
 def make_model(config: Meaning, vocab_size: int, domains: int = 0) -> MoETransformer:
-    """The model of a config, with its initial weights.
+    """The model of a config, with its initial weights: drawn by its seed, or of `model.init`.
 
     Args: as for `blank_model`.
+
+    Raises ConfigError for a checkpoint that does not fit.
     """
     treatment = Treatment.of(config)
     config, model = treatment.config, blank_model(treatment, vocab_size, domains)
     initialize(model, config.seed)
+    if config.model.init:
+        start_from(model, config)
     if config.router.perturb:
         perturb_routers(model, config.seed, config.router.perturb)
     return model

@@ -56,6 +56,8 @@ def test_defaults_are_those_of_the_design() -> None:
         "top_k": 2,
         "expert_dim": 96,
         "num_shared_experts": 0,
+        "init": None,
+        "weights": {},
     }
     assert (config.method.name, config.router.gate) == ("loss", "softmax")
     assert (config.data.source, config.data.path) == ("installed", None)
