@@ -29,6 +29,7 @@ from moebench.cli import (
     report,
     sample,
     sweep,
+    track,
     train,
     verify,
     watch,
@@ -48,8 +49,8 @@ app = typer.Typer(
 )
 for command in (
     *(train.train, sweep.sweep, report.report, diff.diff, evaluate.evaluate, inspect.inspect),
-    *(watch.watch, dashboard.dashboard, export.export, sample.sample, verify.verify),
-    *(bench.bench, doctor.doctor, conform.conform),
+    *(watch.watch, dashboard.dashboard, export.export, sample.sample, track.track),
+    *(verify.verify, bench.bench, doctor.doctor, conform.conform),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", no_args_is_help=True)

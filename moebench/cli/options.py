@@ -3,11 +3,15 @@
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from moebench.records import Record
 
 RUNS = Path("runs")
 
@@ -92,6 +96,14 @@ TextDomain = Annotated[
         "(data.domain_token=true, router=domain or router=domain_token)",
     ),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        "--track",
+        metavar="NAME",
+        help="send rows, config and pictures to a tracker while runs go: wandb, mlflow or trackio",
+    ),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -115,6 +127,23 @@ def load_plugins(plugins: Iterable[str] | None) -> None:
 
     for plugin in plugins or []:
         load_plugin(plugin)
+
+
+@contextmanager
+def tracked(name: str | None, records: "Iterable[Record]") -> Iterator[None]:
+    """Mirror records in the tracker that `--track` names while the block runs.
+
+    Raises ConfigError for a tracker that cannot be had.
+    """
+    if name is None:
+        yield
+        return
+    from moebench.cli.output import print_message
+    from moebench.tracking import following
+    from moebench.tracking.trackers import open_tracker
+
+    with following(open_tracker(name), records, print_message):
+        yield
 
 
 def command_line() -> str:

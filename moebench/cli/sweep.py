@@ -30,10 +30,12 @@ from moebench.cli.options import (
     Plugins,
     PrintConfig,
     RunsDir,
+    Track,
     load_plugins,
     parse_duration,
     parse_hours,
     parse_number,
+    tracked,
 )
 from moebench.cli.output import (
     print_error,
@@ -121,6 +123,7 @@ def sweep(
     engine: EngineOptions = None,
     gpus: Gpus = None,
     detach: Detach = False,
+    track: Track = None,
     status: Status = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -135,6 +138,11 @@ def sweep(
     `moebench sweep study=demo --status`
     """
     _check(launcher, hours, status=status, dry_run=dry_run, as_json=as_json)
+    if track and (detach or launcher == "commands"):
+        raise ConfigError(
+            f"--track {track}: this sweep does not stay to follow its runs; moebench track sends "
+            "them later"
+        )
     load_plugins(plugin)
     from moebench.study import Axes, Launcher, child
     from moebench.study.engines.choice import Choice
@@ -164,7 +172,8 @@ def sweep(
         if not dry_run:
             done: dict[int, float] = {}
             each = None if allowance is None else partial(_trim, sweep, allowance, done)
-            run(sweep, detach=detach, each=each)
+            with tracked(track, [sweep.record(job) for job in plan.jobs]):
+                run(sweep, detach=detach, each=each)
         if as_json:
             _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
         elif not dry_run:

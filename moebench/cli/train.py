@@ -16,9 +16,11 @@ from moebench.cli.options import (
     Plugins,
     PrintConfig,
     RunsDir,
+    Track,
     command_line,
     load_plugins,
     path,
+    tracked,
 )
 from moebench.cli.output import print_json, print_message, stdout_console
 from moebench.errors import ConfigError, RecordError
@@ -57,6 +59,7 @@ def train(
     config_dir: ConfigDir = None,
     config: Config = None,
     init: Init = None,
+    track: Track = None,
     plugin: Plugins = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
@@ -95,7 +98,8 @@ def train(
         other = record.other_version()
         print_message(f"{record.path}: already done{other and f', by {other}'}")
     else:
-        _train(treatment, corpus, record, runs_dir, resume, force)
+        with tracked(track if _is_first_rank() else None, [record]):
+            _train(treatment, corpus, record, runs_dir, resume, force)
     if _is_first_rank():
         _print_summary(record, as_json)
 

@@ -32,7 +32,7 @@ from moebench.config.identity import scope_of
 from moebench.disk import publish
 from moebench.records import Record
 from moebench.tensorboard.layout import FINAL_TAG, final_metrics, hparams_row, layout
-from moebench.tensorboard.pictures import Picture, heatmap, loads, partners
+from moebench.tensorboard.pictures import Picture, of_routing
 from moebench.tensorboard.text import is_finite, text
 
 MAX_IMAGES = 5  # of each picture in a run: the first, the last and some in between
@@ -174,24 +174,9 @@ class View:
         return is_new
 
     def _pictures(self, step: int, routing: Mapping[str, np.ndarray]) -> Iterator[Summary.Value]:
-        counts = np.asarray(routing["counts"])
-        names = self._domains
-        if len(names) != counts.shape[1]:
-            names = [str(index) for index in range(counts.shape[1])]
         about = f"step {step}, arm {self._arm}"
-        # domains weigh the same, whatever their numbers of sequences
-        total = counts.sum(-1, keepdims=True)
-        shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
-        picture = loads(shares.sum(1), "Load of the experts", about)
-        yield _image("load/experts", picture)
-        together = np.asarray(routing.get("coactivation", ()))
-        if together.ndim == 3 and (together.sum(2) > together.diagonal(axis1=1, axis2=2)).any():
-            picture = partners(together, counts, "Experts that meet in a token", about)
-            yield _image("specialization/partners", picture)
-        for layer, of_layer in enumerate(counts):
-            title = f"Layer {layer}: where a domain's tokens go"
-            picture = heatmap(of_layer, names, title, about)
-            yield _image(f"specialization/domain/{layer}", picture)
+        for tag, picture in of_routing(routing, self._domains, about):
+            yield _image(tag, picture)
 
 
 def rebuild(record: Record) -> Path:

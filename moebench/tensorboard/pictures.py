@@ -6,7 +6,7 @@ or more, so pictures can be compared. Experts are labelled by their true index.
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +45,32 @@ class Picture(NamedTuple):
     png: bytes
     height: int
     width: int
+
+
+def of_routing(
+    routing: Mapping[str, np.ndarray], domains: Sequence[str], about: str
+) -> Iterator[tuple[str, Picture]]:
+    """The pictures of an evaluation, each with the name that it has in every view.
+
+    Args:
+        routing: as `View.add` takes it.
+        domains: their names; numbers stand for them where these are not as many.
+        about: a second line below the titles.
+    """
+    counts = np.asarray(routing["counts"])
+    if len(domains) != counts.shape[1]:
+        domains = [str(index) for index in range(counts.shape[1])]
+    # domains weigh the same, whatever their numbers of sequences
+    total = counts.sum(-1, keepdims=True)
+    shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+    yield "load/experts", loads(shares.sum(1), "Load of the experts", about)
+    together = np.asarray(routing.get("coactivation", ()))
+    if together.ndim == 3 and (together.sum(2) > together.diagonal(axis1=1, axis2=2)).any():
+        picture = partners(together, counts, "Experts that meet in a token", about)
+        yield "specialization/partners", picture
+    for layer, of_layer in enumerate(counts):
+        title = f"Layer {layer}: where a domain's tokens go"
+        yield f"specialization/domain/{layer}", heatmap(of_layer, domains, title, about)
 
 
 def heatmap(counts: np.ndarray, domains: Sequence[str], title: str, about: str = "") -> Picture:
