@@ -163,6 +163,10 @@ def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(
 class Calls:
     """A stand-in for a library: it notes calls, and returns itself or what it was told to."""
 
+    summary: Any
+    entities: Any
+    name: Any
+
     def __init__(self, **returns: Any) -> None:
         self.__file__ = "stand-in"
         self._returns, self.noted = returns, []
