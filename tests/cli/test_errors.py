@@ -16,7 +16,7 @@ NO_KEY = "no such key; moebench train --print-config shows them all"
 WHOLE = "must be a whole number, written out (1000, not 1e3)"
 WRONG = {
     # words
-    "trian": "No such command 'trian'. Did you mean 'train'?",
+    "trian": "No such command 'trian'. Did you mean 'train', 'track'?",
     "data shwo": "No such command 'shwo'. Did you mean 'show'?",
     "train --dryrun": "No such option: --dryrun (Possible options: --dry-run)",
     "sweep --resume": "No such option: --resume",
