@@ -31,6 +31,7 @@ from moebench.cli import (
     sweep,
     track,
     train,
+    tune,
     verify,
     watch,
 )
@@ -48,9 +49,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 for command in (
-    *(train.train, sweep.sweep, report.report, diff.diff, evaluate.evaluate, inspect.inspect),
-    *(watch.watch, dashboard.dashboard, export.export, sample.sample, track.track),
-    *(verify.verify, bench.bench, doctor.doctor, conform.conform),
+    *(train.train, sweep.sweep, tune.tune, report.report, diff.diff, evaluate.evaluate),
+    *(inspect.inspect, watch.watch, dashboard.dashboard, export.export, sample.sample),
+    *(track.track, verify.verify, bench.bench, doctor.doctor, conform.conform),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", no_args_is_help=True)
