@@ -1,13 +1,16 @@
 """`moebench inspect`: what routers do, of a run, a Hugging Face checkpoint or one's own logs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moebench.cli.options import AsJson, Plugins, TextDomain, completion, load_plugins, path
 from moebench.cli.output import print_json, print_message, stdout_console
 from moebench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moebench.inspect import Inspection
 
 Run = Annotated[
     Path | None,
@@ -108,10 +111,8 @@ def inspect(
             "--counts"
         )
     if counts is not None:
-        others = {"--text": text, "--data": data, "--step": step, "--domain": domain}
-        given = [
-            name for name, value in {**others, "--replay": replay}.items() if value is not None
-        ]
+        others = {"text": text, "data": data, "step": step, "domain": domain, "replay": replay}
+        given = [f"--{name}" for name, value in others.items() if value is not None]
         _print_counts(counts, top_k, cost, layer, given, as_json)
         return
     if top_k is not None or cost is not None:
@@ -126,16 +127,7 @@ def inspect(
             raise ConfigError(
                 "--hf: needs --data with a directory of text, and no --text or --step"
             )
-        if sequences % micro_bsz:
-            raise ConfigError(f"--micro-bsz={micro_bsz}: must divide --sequences={sequences}")
-        from moebench.inspect.hf_loading import Checkpoint
-
-        checkpoint = Checkpoint.open(hf)  # before torch is imported, which takes seconds
-        from moebench.inspect.hf_checkpoint import inspect_checkpoint
-
-        inspection = inspect_checkpoint(
-            checkpoint, data, sequences=sequences, seq_len=seq_len, micro_bsz=micro_bsz
-        )
+        inspection = _inspect_checkpoint(hf, data, sequences, seq_len, micro_bsz)
     else:
         assert run is not None
         if text is not None:
@@ -144,12 +136,32 @@ def inspect(
         from moebench.inspect import inspect_run
 
         inspection = inspect_run(run, step)
+    _print_inspection(inspection, layer, as_json)
+
+
+def _print_inspection(inspection: "Inspection", layer: int | None, as_json: bool) -> None:
     if as_json:
         print_json(inspection.to_dict())
     else:
         from moebench.inspect.render import show
 
         show(inspection, stdout_console(), layer)
+
+
+def _inspect_checkpoint(
+    path: Path, data: Path, sequences: int, seq_len: int, micro_bsz: int
+) -> "Inspection":
+    """What the routers of a Hugging Face checkpoint do with text."""
+    if sequences % micro_bsz:
+        raise ConfigError(f"--micro-bsz={micro_bsz}: must divide --sequences={sequences}")
+    from moebench.inspect.hf_loading import Checkpoint
+
+    checkpoint = Checkpoint.open(path)  # before torch is imported, which takes seconds
+    from moebench.inspect.hf_checkpoint import inspect_checkpoint
+
+    return inspect_checkpoint(
+        checkpoint, data, sequences=sequences, seq_len=seq_len, micro_bsz=micro_bsz
+    )
 
 
 def _print_counts(

@@ -138,11 +138,7 @@ def sweep(
     `moebench sweep study=demo --status`
     """
     _check(launcher, hours, status=status, dry_run=dry_run, as_json=as_json)
-    if track and (detach or launcher == "commands"):
-        raise ConfigError(
-            f"--track {track}: this sweep does not stay to follow its runs; moebench track sends "
-            "them later"
-        )
+    _check_track(track, stays=not detach and launcher != "commands")
     load_plugins(plugin)
     from moebench.study import Axes, Launcher, child
     from moebench.study.engines.choice import Choice
@@ -169,15 +165,11 @@ def sweep(
         totals = budget.totals(sweep.waiting) if budget and dry_run else None
         if totals is not None:
             _print_totals(totals, sweep, console)
-        if not dry_run:
-            done: dict[int, float] = {}
-            each = None if allowance is None else partial(_trim, sweep, allowance, done)
+        else:
+            each = None if allowance is None else partial(_trim, sweep, allowance, {})
             with tracked(track, [sweep.record(job) for job in plan.jobs]):
                 run(sweep, detach=detach, each=each)
-        if as_json:
-            _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
-        elif not dry_run:
-            _print_next(plan, runs_dir)
+        _print_end(plan, runs_dir, totals, as_json)
         _report_failures(sweep)
 
 
@@ -195,6 +187,14 @@ def _check(
         raise ConfigError(
             f"--hours: is for --launcher local, whose speed is measured here; with {launcher}, "
             "choose the runs by --seeds"
+        )
+
+
+def _check_track(tracker: str | None, *, stays: bool) -> None:
+    if tracker and not stays:
+        raise ConfigError(
+            f"--track {tracker}: this sweep does not stay to follow its runs; moebench track sends "
+            "them later"
         )
 
 
@@ -271,6 +271,14 @@ def _trim(launcher: "Launcher", allowance: "Allowance", done: dict[int, float]) 
     if left_out := {job.seed for job in launcher.waiting} - {job.seed for job in kept}:
         print_message(f"--hours {allowance.hours:g}: leaves out {len(left_out)} more seeds")
         launcher.waiting = kept
+
+
+def _print_end(plan: "Plan", runs_dir: Path, totals: "Totals | None", as_json: bool) -> None:
+    """Print the result, or what to do next; with the totals of a sweep that was only planned."""
+    if as_json:
+        _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
+    elif totals is None:
+        _print_next(plan, runs_dir)
 
 
 def _print_next(plan: "Plan", runs_dir: Path) -> None:

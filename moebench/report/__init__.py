@@ -7,7 +7,6 @@ JSON, CSV and Parquet. `load` gives the frame to a notebook. No torch.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from moebench.errors import ConfigError, RecordError, nearest
 from moebench.plans import Plan
 from moebench.records import printable
-from moebench.report.infer.arms import Arm, Table, make_table
+from moebench.report.infer.arms import Table, make_table
 from moebench.report.paper.judge import judge
 from moebench.report.paper.overlap import overlaps
 from moebench.report.paper.verdicts import Verdict
@@ -232,7 +231,7 @@ def make_report(
     tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
-        tables = [_sorted(table, sort) for table in tables]
+        tables = [table.sorted_by(sort) for table in tables]
     of_study = plans if study is not None else []
     title, unfinished = _title(of_study, at), _unfinished(frame, of_study)
     problems = (*problems, *frame.problems)
@@ -366,18 +365,6 @@ def _chosen(patterns: Sequence[str], known: Sequence[str], option: str = "--metr
             )
         chosen |= dict.fromkeys(names)
     return list(chosen)
-
-
-def _sorted(table: Table, by: str) -> Table:
-    """The baseline first, then by a metric's mean; arms without it last."""
-    name, sign = by.removeprefix("-"), -1 if by.startswith("-") else 1
-
-    def key(arm: Arm) -> float:
-        metric = arm.metrics.get(name)
-        return math.inf if metric is None or metric.mean is None else sign * metric.mean
-
-    first, *rest = table.arms
-    return replace(table, arms=(first, *sorted(rest, key=key)))
 
 
 def _unfinished(frame: Frame, plans: Sequence[Plan]) -> list[Unfinished]:

@@ -115,6 +115,21 @@ class Table:
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
 
+    def sorted_by(self, metric: str) -> "Table":
+        """The baseline first, then by a metric's mean; arms without it last.
+
+        Args:
+            metric: a name; after `-`, the largest mean comes first.
+        """
+        name, sign = metric.removeprefix("-"), -1 if metric.startswith("-") else 1
+
+        def key(arm: Arm) -> float:
+            found = arm.metrics.get(name)
+            return math.inf if found is None or found.mean is None else sign * found.mean
+
+        first, *rest = self.arms
+        return replace(self, arms=(first, *sorted(rest, key=key)))
+
 
 def make_table(
     frame: Frame,
