@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from moebench.disk import sha256, write_json
 from moebench.errors import RecordError
@@ -332,46 +330,6 @@ def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
     (record.path / "config.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecordError, match=r"config\.yaml: cannot be read"):
         record.config()
-
-
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_broken_routing_is_named_and_never_loaded_as_something_else(
-    tmp_path: Path, data: st.DataObject
-) -> None:
-    record = Record(tmp_path / "run")
-    probe = np.zeros((3, 2, 2, 1), np.int16)
-    arrays = {"counts": np.arange(60).reshape(3, 4, 5), "probe_index": probe}
-    record.save_routing(1, arrays)
-    path = record.path / "routing" / "step-1.npz"
-    content = bytearray(path.read_bytes())
-    if data.draw(st.booleans()):
-        content = content[: data.draw(st.integers(0, len(content)))]
-    for _ in range(data.draw(st.integers(0, 3))):
-        if content:
-            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(content)
-    arrays_read, message = {}, f"{path}: cannot be read ("
-    try:
-        arrays_read = record.routing(1)
-    except RecordError as error:
-        message = str(error)
-    assert message.startswith(f"{path}: cannot be read (")
-    assert all(isinstance(each, np.ndarray) for each in arrays_read.values())
-
-
-def test_routing_runs_no_pickle(tmp_path: Path) -> None:
-    record = sealed(tmp_path / "run")
-    path = record.path / "routing" / "step-0.npz"
-    np.savez(path, counts=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(RecordError, match=r"step-0\.npz: cannot be read \(counts\.npy: holds"):
-        record.routing(0)
-    np.save(path.with_suffix(".npy"), np.zeros(1))
-    path.with_suffix(".npy").rename(path)
-    with pytest.raises(RecordError, match=r"step-0\.npz: cannot be read"):
-        record.routing(0)
 
 
 def test_only_routing_of_a_step_counts(tmp_path: Path) -> None:
