@@ -84,6 +84,7 @@ def _backward(
         of_gate, of_value = of_pre[:size].chunk(2, 1)
         active, hidden, of_hidden, product = work[:, :size]
         torch.index_select(grad, 0, row[span], out=of_out[:size])
+        torch.index_select(x, 0, row[span], out=inputs[:size])
         torch.mm(of_out[:size], down[expert].t(), out=of_hidden)
         torch.ops.aten.silu.out(gate, out=active)
         torch.mul(active, value, out=hidden)
@@ -93,12 +94,11 @@ def _backward(
         of_hidden.mul_(weight[span])
         torch.mul(of_hidden, active, out=of_value)
         torch.ops.aten.silu_backward.grad_input(of_hidden.mul_(value), gate, grad_input=of_gate)
-        if rows < size:  # rows of other experts
-            hidden[rows:].zero_()
-            of_pre[rows:size].zero_()
+        if rows < size:  # rows of other experts, which may be those of another arm
+            for part in (hidden, of_out, inputs, of_pre):
+                part[rows:size].zero_()
         torch.mm(hidden.t(), of_out[:size], out=of_down[expert])
         torch.mm(of_pre[:size], up[expert].t(), out=of_copy[span])
-        torch.index_select(x, 0, row[span], out=inputs[:size])
         torch.mm(inputs[:size].t(), of_pre[:size], out=of_up[expert])
     of_scale = torch.empty_like(scale).index_copy_(0, order, of_weight[: len(order)])
     return _summed(of_copy, x, order), of_up, of_down, of_scale

@@ -61,6 +61,36 @@ def test_rows_are_rounded_up_in_bf16_alone() -> None:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_an_arm_that_is_not_finite_leaves_the_others_of_its_stack(
+    broken: int, dtype: torch.dtype
+) -> None:
+    """In bf16, an arm's last expert is given rows of the next arm; the last arm, of the first."""
+    torch.manual_seed(0)
+    arms, tokens, experts, width, dim = 3, 21, 4, 16, 8
+    selected = torch.rand(arms, tokens, experts).topk(2, -1).indices
+    shapes = (tokens, width), (tokens, 2), (experts, width, 2 * dim), (experts, dim, width)
+    inputs = [torch.randn(arms, *shape).to(dtype) for shape in shapes]
+    upstream = torch.randn(arms, tokens, width).to(dtype)
+
+    def stacked(*inputs: Tensor) -> Tensor:
+        return vmap(lambda index, x, *rest: mixture(x, index, *rest, fused=False))(
+            selected, *inputs
+        )
+
+    whole = results(stacked, inputs, upstream)
+    inputs[0][broken], upstream[broken] = torch.nan, torch.nan
+    for name, one, other in zip(
+        ("out", "x", "weights", "up", "down"),
+        whole,
+        results(stacked, inputs, upstream),
+        strict=True,
+    ):
+        for arm in {0, 1, 2} - {broken}:
+            assert torch.equal(one[arm], other[arm]), f"{name} of arm {arm}"
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("tokens", [BLOCK - 5, 2 * BLOCK + 3])
 def test_attention_equals_written_out_products(tokens: int, masked: bool) -> None:
