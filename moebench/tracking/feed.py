@@ -1,5 +1,6 @@
 """What a tracker gets of one record, in the order in which it was written."""
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -159,9 +160,8 @@ def about(record: Record) -> About:
         "arm_hash": str(manifest.get("arm_hash")),
     }
     arm = str(manifest.get("arm", record.name))
-    return About(
-        record.name, arm, str(manifest.get("hash", record.name)), _seconds(start), config, facts
-    )
+    identity = re.sub(r"\W", "_", str(manifest.get("hash", record.name)))  # trackers search for it
+    return About(record.name, arm, identity, _seconds(start), config, facts)
 
 
 def _seconds(iso: str) -> float:

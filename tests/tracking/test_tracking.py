@@ -18,7 +18,7 @@ from moebench.config.compose import Composer, to_yaml
 from moebench.errors import ConfigError, RecordError
 from moebench.records import Record
 from moebench.tracking import Mirror, following
-from moebench.tracking.feed import About
+from moebench.tracking.feed import About, about
 from moebench.tracking.trackers import TRACKERS, open_tracker
 from tests.processes import moebench
 
@@ -193,6 +193,13 @@ def sent(tmp_path: Path) -> Record:
     grow(record, 1)
     seal(record)
     return record
+
+
+def test_a_strangers_hash_selects_no_other_run(tmp_path: Path) -> None:
+    """Trackers search for the run that they replace by the hash in its manifest."""
+    record = Record(tmp_path / "run")
+    record.begin(to_yaml(Composer().compose([])), {"hash": "a' AND tags.x != 'b"})
+    assert about(record).identity == "a__AND_tags_x_____b"
 
 
 def test_wandb(sent: Record, monkeypatch: pytest.MonkeyPatch) -> None:
