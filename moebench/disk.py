@@ -139,6 +139,7 @@ def remove_folder(folder: Path) -> None:
     os.replace(folder, aside)
     _sync_folder(folder.parent)  # else a loss of power could leave a part under the old name
     shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(folder.parent)  # else what was deleted could be back under its hidden name
 
 
 def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
