@@ -66,9 +66,17 @@ def of_rank(
     Args:
         folder: an empty one, in which ranks meet.
     """
+    store = dist.FileStore(f"{folder}/store", -1)  # pyright: ignore[reportPrivateImportUsage]
+    store.set_timeout(timedelta(seconds=3 * PATIENCE))
+
+    def meet(place: str, ranks: int) -> None:
+        store.set(f"{place} {rank}", "")
+        store.wait([f"{place} {other}" for other in range(ranks)])
+
     for number, scenario in enumerate(SCENARIOS):
         if rank >= scenario.ranks:
             continue
+        meet(f"before {number}", scenario.ranks)  # one may have waited long for one that raised
         # a group each: the end of one frees the ranks that wait for one that raised
         dist.init_process_group(
             "gloo",
@@ -77,6 +85,7 @@ def of_rank(
             world_size=scenario.ranks,
             timeout=timedelta(seconds=PATIENCE),
         )
+        meet(f"begun {number}", scenario.ranks)  # else one could end it while another begins it
         try:
             loss = load_function(target)
             loss = loss() if isinstance(loss, type) else loss  # a class: an object a scenario
