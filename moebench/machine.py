@@ -3,12 +3,14 @@
 import ctypes
 import gc
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+CPUS = Path("/proc/cpuinfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 # Threads that have nothing to do sleep. By default they spin, and where other processes run as
@@ -103,6 +105,12 @@ def control_groups(controller: str) -> Iterator[Path]:
         root = CGROUPS / controller if controllers else CGROUPS
         group = root / path.strip("/")
         yield from (path for path in (group, *group.parents) if path.is_relative_to(root))
+
+
+def processor() -> str:
+    """The model of the CPU, as Linux names it."""
+    models = [line.partition(":")[2] for line in lines(CPUS) if line.startswith("model name")]
+    return models[0].strip() if models else platform.machine()
 
 
 def lines(path: Path) -> list[str]:

@@ -17,7 +17,7 @@ from moebench.doctor import Finding, device, examine, exit_code, render
 from moebench.doctor import host as machine
 from moebench.doctor.finding import Check, gather
 from moebench.model import grouped
-from moebench.train import expert_kernels, products
+from moebench.train import expert_kernels, precision_gain, products
 
 Patch = pytest.MonkeyPatch
 Groups = Callable[[str, dict[str, str]], None]
@@ -171,12 +171,15 @@ def test_whether_bits_depend_on_shapes_is_said(
     assert found.value.endswith(words)
 
 
-def test_bf16_that_is_slower_is_no_gain(monkeypatch: Patch) -> None:
-    times = iter([[0.5, 1.0], [2.0, 1.0]])
-    monkeypatch.setattr(device.timeit, "repeat", lambda *_, **__: next(times))
+@pytest.mark.parametrize(
+    ("gain", "state", "words"),
+    [(0.5, "note", "no gain: 0.5 times the speed"), (1.5, "ok", "1.5 times the speed of fp32")],
+)
+def test_the_gain_of_bf16_is_said(monkeypatch: Patch, gain: float, state: str, words: str) -> None:
+    monkeypatch.setattr(precision_gain, "bf16_gain", lambda: gain)
     found = only(Check("it", device.bf16_on_cpu))
-    assert found.state == "note"
-    assert found.value.startswith("no gain: 0.5 times the speed")
+    assert found.state == state
+    assert found.value.startswith(words)
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:

@@ -4,19 +4,14 @@ It may not load, so it is imported only inside the checks.
 """
 
 import os
-import platform
-import re
 import shutil
-import timeit
 import warnings
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moebench.device import capability, suited_precision
 from moebench.doctor.finding import GIB, PIP, Finding, brief
-from moebench.machine import lines, usable_cores
+from moebench.machine import processor, usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +19,6 @@ if TYPE_CHECKING:
 
 CLOSE = {"fp32": 1e-4, "bf16": 2e-2}  # error of the experts, as a share of the largest value
 VOCABULARY = 256  # bytes
-GAIN = 1.1  # times the speed of fp32; less is no gain, since timings vary
 
 TORCH_AGAIN = f"install torch again: {PIP} --force-reinstall torch"
 WITHOUT_GPU = f"on a GPU, try run.device=cpu; else {TORCH_AGAIN}"
@@ -52,9 +46,7 @@ def device() -> Iterator[Finding]:
         memory = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
         yield Finding("device", f"CUDA: {name}, {memory}, compute capability {major}.{minor}")
         return
-    models = re.findall(r"^model name\s*: (.+)$", "\n".join(lines(Path("/proc/cpuinfo"))), re.M)
-    model = models[0] if models else platform.machine()
-    value = f"CPU: {model}, {torch.backends.cpu.get_cpu_capability()}"
+    value = f"CPU: {processor()}, {torch.backends.cpu.get_cpu_capability()}"
     get = "install the torch for your driver that pytorch.org/get-started/locally names"
     if shutil.which("nvidia-smi") is None:
         yield Finding("device", value)
@@ -192,17 +184,12 @@ def products() -> Iterator[Finding]:
 
 
 def bf16_on_cpu() -> Iterator[Finding]:
-    """The speed of a product of the default model's size, against fp32."""
-    import torch
+    """The speed of a training step of the default model, against fp32."""
+    from moebench.train.precision_gain import LEAST, bf16_gain
 
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        rows, matrix = torch.ones(4096, 128, dtype=dtype), torch.ones(128, 128, dtype=dtype)
-        times = timeit.repeat(partial(torch.mm, rows, matrix), number=1, repeat=20)
-        seconds[dtype] = min(times)  # others disturb, and never help
-    gain = seconds[torch.float32] / seconds[torch.bfloat16]
-    value = f"{gain:.1f} times the speed of fp32 in a matrix product"
-    if gain >= GAIN:
-        yield Finding("bf16 on the CPU", value)
+    gain = bf16_gain()
+    value = f"{gain:.1f} times the speed of fp32 in a training step"
+    if gain >= LEAST:
+        yield Finding("bf16 on the CPU", f"{value}: add train.precision=bf16 for speed")
     else:
         yield Finding("bf16 on the CPU", f"no gain: {value}", "note", STAY_FP32)

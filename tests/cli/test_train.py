@@ -9,6 +9,7 @@ import pytest
 
 from moebench.config import treatment
 from moebench.records import Record
+from moebench.train import precision_gain
 from tests.calls import Call
 
 
@@ -41,6 +42,7 @@ def test_a_dry_run_prints_the_plan_and_writes_no_run(call: Call, small: list[str
 def test_a_run_computes_its_treatment_once(
     call: Call, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(precision_gain, "bf16_gain", lambda: 1.0)  # it may make a model
     computed, compute = [], treatment.balance_terms
     monkeypatch.setattr(
         treatment, "balance_terms", lambda config: (computed.append(config), compute(config))[1]
@@ -50,7 +52,10 @@ def test_a_run_computes_its_treatment_once(
     assert len(computed) == 1
 
 
-def test_a_run_is_trained_once_resumed_and_started_over(call: Call, small: list[str]) -> None:
+def test_a_run_is_trained_once_resumed_and_started_over(
+    call: Call, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision_gain, "bf16_gain", lambda: 1.52)
     first = call("train", "--json", *small)
     assert first.code == 0
     made = json.loads(first.out)
@@ -58,7 +63,9 @@ def test_a_run_is_trained_once_resumed_and_started_over(call: Call, small: list[
     assert made == {"schema_version": 1, "run": str(record.path), "summary": record.summary()}
     assert "step 6/6" in first.err
     assert "0.1 per router" not in first.err
-    assert re.search(r"  cpu, 1 thread; balance loss per router: global: [0-9.e-]+\n", first.err)
+    faster = r"train\.precision=bf16: about 1\.5 times as fast here"
+    where = rf"  cpu, 1 thread \({faster}\); balance loss per router: global: [0-9.e-]+\n"
+    assert re.search(where, first.err)
 
     for option in ([], ["--resume"]):
         again = call("train", "--json", *option, *small)
