@@ -215,7 +215,10 @@ def open_checkpoint(record: Record, step: int | None = None) -> Checkpoint:
     described = replace(config, router=dropless)
     check_fit(path, described, size, domains)
     model = blank_model(described, size, domains)
-    loaded = load_checkpoint(path, model, device=device, objective=objective)
+    averages = config.optim.ema > 0
+    loaded = load_checkpoint(path, model, device=device, objective=objective, averages=averages)
+    if loaded.average is not None:
+        model.load_state_dict(loaded.average)
     model.to(device).eval()
     apply_to_read(manifest, config, device, model)
     steering = steering_after(objective, model, loaded.balance)
@@ -262,7 +265,8 @@ def run_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Task -> its results, as written to `tasks/<task>-step-<step>.json`."""
     record, step = checkpoint.record, checkpoint.step
-    weights = record.path / "checkpoints" / f"step-{step}" / "model.safetensors"
+    file = "average.safetensors" if checkpoint.config.optim.ema else "model.safetensors"
+    weights = record.path / CHECKPOINTS / f"step-{step}" / file
     about = {
         **({"note": checkpoint.note} if checkpoint.note else {}),
         "run": record.name,

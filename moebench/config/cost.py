@@ -79,8 +79,9 @@ def memory_bytes(config: ExperimentConfig, vocab_size: int) -> int:
     experts = routed * (3 * d + 6 * model.expert_dim) * narrow + 6 * model.num_experts * wide
     of_token = model.num_layers * (attention + experts) + 4 * vocab_size * wide
     tokens = (config.run.device_bsz or config.global_bsz) * config.seq_len
-    # weights, gradients, two moments, and a copy while a stack is made
-    return tokens * of_token + 5 * parameters(config, vocab_size) * wide
+    # weights, gradients, two moments, a copy while a stack is made, and an average
+    copies = 5 + (config.optim.ema > 0)
+    return tokens * of_token + copies * parameters(config, vocab_size) * wide
 
 
 def disk_bytes(config: ExperimentConfig, vocab_size: int) -> int:
@@ -92,7 +93,7 @@ def disk_bytes(config: ExperimentConfig, vocab_size: int) -> int:
     steps, run = config.train.steps, config.run
     checkpoints = min(CHECKPOINTS, -(-steps // run.checkpoint_every))
     rows = steps // run.log_every + steps // 10  # and every step of the last tenth
-    weights_and_moments = 3 * parameters(config, vocab_size) * wide
+    weights_and_moments = (3 + (config.optim.ema > 0)) * parameters(config, vocab_size) * wide
     small = rows * ROW_BYTES + evaluations(config.train) * EVALUATION_BYTES
     return checkpoints * weights_and_moments + small + _selection_bytes(config)
 

@@ -71,6 +71,7 @@ def science(config: Meaning, content_hash: str) -> dict[str, Any]:
     if not moe_layers(config):
         keys = {key: value for key, value in keys.items() if not key.startswith("router.")}
         keys.pop("model.dense_layers", None)
+        keys.pop("optim.router_lr", None)
     if treatment.method_options:
         keys["method.options"] = dict(treatment.method_options)
     if config.method.plugin:

@@ -173,6 +173,13 @@ class RouterConfig:
     prune_every: int = knob(
         50, "with router.prune_below: steps over which the load is taken", unit="steps", low=1
     )
+    init: float = knob(
+        1.0,
+        "initial deviation of the routers' weights, as a multiple of 0.02; of no use where "
+        "model.init brings routers",
+        low=0,
+        neutral=1.0,
+    )
     perturb: float = knob(
         0.0,
         "deviation of noise added to the initial weights of routers; 1e-6 makes an A/A arm, whose "

@@ -202,6 +202,22 @@ class OptimConfig:
     final: float = knob(
         0.1, "rate at the last step, as a share of the peak (cosine)", low=0, high=1
     )
+    router_lr: float = knob(
+        1.0,
+        "learning rate of the routers, as a multiple of that of all other weights; their weight "
+        "decay, which the rate scales, changes with it",
+        low=0,
+        neutral=1.0,
+    )
+    ema: float = knob(
+        0.0,
+        "evaluate an average of the weights over about the last so many steps, as a share of "
+        "train.steps; training does not see it; 0 evaluates the last weights",
+        low=0,
+        high=1,
+        neutral=0.0,
+        source="arXiv 2301.02312: near to optim.final=0",
+    )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from moebench.methods import declared
 STACKABLE = (
     *("scope", "balance_bsz", "micro_bsz", "seed"),
     *("loss.", "balance.", "optim."),
-    *("router.perturb", "train.eval_every", "router.replay", "router.recording"),
+    *("router.init", "router.perturb", "train.eval_every", "router.replay", "router.recording"),
     *("model.init", "model.weights"),
     *("data.homogeneity", "data.sampling", "data.temperature", "data.weights", "data.max_epochs"),
 )

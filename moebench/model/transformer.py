@@ -347,7 +347,7 @@ def keyed_normal(parameter: Tensor, key: str) -> Tensor:
 
 
 @torch.no_grad()
-def initialize(model: MoETransformer, seed: int) -> None:
+def initialize(model: MoETransformer, seed: int, router: float = 1.0) -> None:
     """Draw every parameter from a normal distribution keyed by (seed, name of the parameter).
 
     Arms that differ in a gate or method therefore agree bit for bit in every weight they share.
@@ -355,6 +355,9 @@ def initialize(model: MoETransformer, seed: int) -> None:
     into the residual stream; that of embeddings is 1, and of the head and the routers 0.02.
     Gains are 3: at 1, the scores of normalised queries and keys differ too little for attention to
     select. A cosine router's temperature starts at log 2 (Tutel), a router's bias at 0.
+
+    Args:
+        router: factor of the deviation of the routers' logits.
     """
     layers = len(model.blocks)
     for name, parameter in model.named_parameters():
@@ -368,7 +371,7 @@ def initialize(model: MoETransformer, seed: int) -> None:
         if name in ("embedding", "domains"):
             deviation = 1.0
         elif name == "head" or name.endswith(("router.weight", "router.spread", "router.shared")):
-            deviation = 0.02
+            deviation = 0.02 * (1 if name == "head" or name.endswith("spread") else router)
         elif name.endswith((".out", ".down")):
             deviation *= (2 * layers) ** -0.5
         parameter.copy_(keyed_normal(parameter, f"{seed}/{name}") * deviation)

@@ -16,6 +16,7 @@ from moebench.errors import ConfigError
 from moebench.methods import declared
 from moebench.model.router import Gating
 from moebench.model.transformer import MoETransformer, initialize, perturb_routers
+from moebench.train.average import begin
 from moebench.train.optimizer import AdamW, make_optimizer
 from moebench.train.starting import start_from
 from moebench.train.step import Objective
@@ -28,7 +29,8 @@ class State:
     """The state of a run after a step.
 
     `balance` holds the state of each balance term and method, and `load` the recent loads of the
-    experts. Both are None before the first step.
+    experts. Both are None before the first step. `average` holds the averaged weights by name; None
+    without `optim.ema`.
     """
 
     model: MoETransformer
@@ -36,6 +38,7 @@ class State:
     step: int = 0
     balance: list[Any] | None = None
     load: Tensor | None = None
+    average: dict[str, Tensor] | None = None
 
 
 def make_model(config: Meaning, vocab_size: int, domains: int = 0) -> MoETransformer:
@@ -47,7 +50,7 @@ def make_model(config: Meaning, vocab_size: int, domains: int = 0) -> MoETransfo
     """
     treatment = Treatment.of(config)
     config, model = treatment.config, blank_model(treatment, vocab_size, domains)
-    initialize(model, config.seed)
+    initialize(model, config.seed, config.router.init)
     if config.model.init:
         start_from(model, config)
     if config.router.perturb:
@@ -209,4 +212,5 @@ def make_state(config: Meaning, vocab_size: int, device: torch.device, domains: 
     """
     treatment = Treatment.of(config)
     model = make_model(treatment, vocab_size, domains).to(device)
-    return State(model, make_optimizer(model, treatment.config.optim))
+    config = treatment.config
+    return State(model, make_optimizer(model, config.optim), average=begin(model, config))

@@ -1,7 +1,8 @@
 """A run's state at a step, on disk: safetensors and JSON, checksummed, written aside and renamed.
 
 `checkpoints/step-N/` holds `model.safetensors`, `optimizer.safetensors`, `balance.safetensors` if a
-balance term or method has a state, `load.safetensors`, and `state.json` with the sha256 of each.
+balance term or method has a state, `load.safetensors`, `average.safetensors` with `optim.ema`, and
+`state.json` with the sha256 of each.
 `record.json` protects the run's record.
 """
 
@@ -51,6 +52,7 @@ def save_checkpoint(
         "optimizer": _moments(state.model, state.optimizer),
         "balance": _balance_tensors(state.balance or ()),
         "load": {} if state.load is None else {"recent": state.load},
+        "average": state.average or {},
     }
     files = {f"{name}.safetensors": _contiguous(part) for name, part in parts.items() if part}
     _check_finite(files, state.step)
@@ -78,11 +80,13 @@ class Loaded(NamedTuple):
         step: its step.
         balance: the state of each balance term and method; None for one without.
         load: recent loads of the experts; None in checkpoints that lack them.
+        average: of the weights, by name, which is evaluated in place of them; None without one.
     """
 
     step: int
     balance: list[Any]
     load: Tensor | None
+    average: dict[str, Tensor] | None
 
 
 def load_checkpoint(
@@ -91,12 +95,15 @@ def load_checkpoint(
     optimizer: AdamW | None = None,
     device: torch.device | None = None,
     objective: Objective | None = None,
+    *,
+    averages: bool = False,
 ) -> Loaded:
     """Load a checkpoint's weights into a model, and its moments into an optimizer if given.
 
     Args:
         device: of the states and loads.
         objective: of the run, whose balance terms and methods may have a state.
+        averages: whether the run averages its weights, so that the checkpoint must have an average.
 
     Raises:
         RecordError: if a file is missing, does not match its checksum, or does not fit the model or
@@ -110,6 +117,7 @@ def load_checkpoint(
             if sha256(path / name) != digest:
                 raise RecordError(f"{path / name}: does not match its checksum; remove {path}")
         needed = ["model", *(["optimizer"] if optimizer else []), *(["balance"] * any(types))]
+        needed += ["average"] * averages
         for name in needed:
             if f"{name}.safetensors" not in digests:
                 raise RecordError(f"{path / STATE}: names no {name}.safetensors; remove {path}")
@@ -128,6 +136,10 @@ def load_checkpoint(
         load = None
         if "load.safetensors" in digests:
             load = load_file(path / "load.safetensors", device=str(device or "cpu"))["recent"]
+        average = None
+        if averages:
+            average = load_file(path / "average.safetensors", device=str(device or "cpu"))
+            _check_average(average, model)
         if path.name != f"step-{step}":
             raise RecordError(f"{path}: holds the state of step {step}; remove it")
     except torch.OutOfMemoryError:
@@ -135,7 +147,7 @@ def load_checkpoint(
     except (OSError, LookupError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RecordError(f"{path}: cannot be loaded ({reason}); remove it") from None
-    return Loaded(step, balance, load)
+    return Loaded(step, balance, load, average)
 
 
 def check_fit(path: Path, config: Meaning, vocab_size: int, domains: int) -> None:
@@ -164,8 +176,11 @@ def check_fit(path: Path, config: Meaning, vocab_size: int, domains: int) -> Non
 
 def restore(state: State, path: Path, objective: Objective, device: torch.device) -> None:
     """Set a run's state to that of a checkpoint. Raises as `load_checkpoint`."""
-    loaded = load_checkpoint(path, state.model, state.optimizer, device, objective)
-    state.step, state.balance, state.load = loaded
+    averages = state.average is not None
+    loaded = load_checkpoint(
+        path, state.model, state.optimizer, device, objective, averages=averages
+    )
+    state.step, state.balance, state.load, state.average = loaded
 
 
 def _balance_tensors(balance: Sequence[Any]) -> dict[str, Tensor]:
@@ -209,6 +224,13 @@ def _check_states(states: Sequence[Any], objective: Objective | None, model: nn.
             found = getattr(state, name)
             if (found.shape, found.dtype) != (value.shape, value.dtype):
                 raise ValueError(f"the state of {type(method).__name__} has another {name}")
+
+
+def _check_average(average: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise ValueError for an average that is not one of the model's weights."""
+    wanted = {name: (value.shape, value.dtype) for name, value in model.named_parameters()}
+    if {name: (value.shape, value.dtype) for name, value in average.items()} != wanted:
+        raise ValueError("the averaged weights differ from the weights in name, shape or type")
 
 
 def _check_finite(files: Mapping[str, dict[str, Tensor]], step: int) -> None:

@@ -21,6 +21,7 @@ from moebench.config.schema import ExperimentConfig
 from moebench.config.treatment import Meaning, Treatment
 from moebench.data.batches import make_batches
 from moebench.data.corpus import Corpus
+from moebench.train.average import averaged, move
 from moebench.train.build import COMPUTE, State, make_objective
 from moebench.train.feed import Feed
 from moebench.train.finite import FiniteCheck
@@ -200,6 +201,7 @@ class TrainingRun:
         """
         config, state, number, steps = self.config, self.state, step.number, self.config.train.steps
         norm = apply(self.update(step, outcome)) if outcome.norm is None else outcome.norm
+        move(state.average, state.model, config, number)
         load_before, state.load = state.load, recent_load(state.load, outcome)
         state.step, state.balance = number, outcome.states
         self.clock.tokens += step.sequences * config.seq_len
@@ -266,16 +268,17 @@ class TrainingRun:
 
     def _evaluate(self, number: int) -> Evaluation:
         model = self.state.model
-        return evaluate(
-            self.config,
-            self.corpus,
-            model,
-            self.device,
-            steering_after(self.objective, model, self.state.balance),
-            self.prescription,
-            device_bsz=self.device_bsz,
-            step=number,
-        )
+        with averaged(model, self.state.average):
+            return evaluate(
+                self.config,
+                self.corpus,
+                model,
+                self.device,
+                steering_after(self.objective, model, self.state.balance),
+                self.prescription,
+                device_bsz=self.device_bsz,
+                step=number,
+            )
 
     def _is_logged(self, number: int) -> bool:
         steps = self.config.train.steps

@@ -12,10 +12,11 @@ from moebench.config.schema import OptimConfig
 
 @dataclass
 class ParameterGroup:
-    """Parameters that decay at one rate."""
+    """Parameters that decay at one rate, and learn at a multiple of the optimizer's."""
 
     params: list[nn.Parameter]
     weight_decay: float
+    lr_factor: float = 1.0
 
 
 class AdamW:
@@ -90,7 +91,7 @@ def step_together(optimizers: Sequence[AdamW]) -> None:
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            lr=optimizer.lr,
+            lr=optimizer.lr * group.lr_factor,
             beta1=optimizer.betas[0],
             beta2=optimizer.betas[1],
             weight_decay=group.weight_decay,
@@ -105,10 +106,18 @@ def step_together(optimizers: Sequence[AdamW]) -> None:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
-    """AdamW with weight decay on matrices, not on gains."""
-    matrices = [param for param in model.parameters() if param.ndim > 1]
-    gains = [param for param in model.parameters() if param.ndim <= 1]
-    groups = ParameterGroup(matrices, config.weight_decay), ParameterGroup(gains, 0.0)
+    """AdamW with weight decay on matrices, not on gains; routers may learn at their own rate."""
+    apart = config.router_lr != 1
+    routers = [p for name, p in model.named_parameters() if apart and ".router." in name]
+    own = {id(param) for param in routers}
+    others = [param for param in model.parameters() if id(param) not in own]
+    groups = []
+    for params, factor in ((others, 1.0), (routers, config.router_lr)):
+        if params:
+            matrices = [param for param in params if param.ndim > 1]
+            gains = [param for param in params if param.ndim <= 1]
+            groups.append(ParameterGroup(matrices, config.weight_decay, factor))
+            groups.append(ParameterGroup(gains, 0.0, factor))
     betas = config.beta1, config.beta2
     return AdamW(groups, config.lr, betas)
 

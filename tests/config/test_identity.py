@@ -44,6 +44,8 @@ def identity(*overrides: str) -> str:
         [["scope=none"], ["scope=micro", "loss.balance=0", "loss.local=0.5"]],
         [[f"scope={scope}", "micro_bsz=128"] for scope in ("micro", "shuffled", "global")],
         [["optim.lr=3e-3"], ["optim.lr=0.003"], []],
+        [["optim.router_lr=1", "optim.ema=0", "router.init=1"], []],
+        [["model.moe=false", "scope=none", f"optim.router_lr={rate}"] for rate in (1, 3)],
         [["loss.balance=1"], ["loss.balance=1.0"]],
         [["model.top_k=2"], ["model=tiny"], []],
         [["data.max_epochs=9"], []],

@@ -137,11 +137,14 @@ def test_execution_changes_nothing_but_rounding(
         assert other[key] == pytest.approx(one[key], rel=1e-4), key
 
 
-@pytest.mark.parametrize(("stop_at", "precision"), [(2, "fp32"), (6, "fp32"), (6, "bf16")])
+@pytest.mark.parametrize(
+    ("stop_at", "more"),
+    [(2, []), (6, ["optim.ema=0.4", "optim.router_lr=3"]), (6, ["train.precision=bf16"])],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    compose: Compose, corpus: Corpus, tmp_path: Path, precision: str, stop_at: int
+    compose: Compose, corpus: Corpus, tmp_path: Path, more: list[str], stop_at: int
 ) -> None:
-    config = compose("scope=shuffled", f"train.precision={precision}")
+    config = compose("scope=shuffled", "train.precision=fp32", *more)
     whole = run_experiment(config, corpus, tmp_path / "whole")
 
     def stop(event: Event) -> None:

@@ -155,6 +155,14 @@ def test_initial_weights_are_keyed_by_seed_and_name() -> None:
     assert not torch.equal(other.embedding, plain["embedding"])
 
 
+def test_routers_may_start_wider_and_nothing_else_changes() -> None:
+    plain, wide = make(num_shared_experts=1), make(num_shared_experts=1)
+    initialize(wide, 0, router=4.0)
+    for name, value in plain.named_parameters():
+        factor = 4 if name.endswith("router.weight") else 1
+        assert torch.equal(wide.get_parameter(name), factor * value), name
+
+
 def test_first_guess_is_near_uniform() -> None:
     model = make(vocab_size=256, d_model=64, compute=torch.float32)
     batch = torch.randint(0, 256, (8, 33), generator=torch.Generator().manual_seed(0))

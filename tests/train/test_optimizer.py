@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from moebench.config.schema import OptimConfig
-from moebench.model.transformer import MoETransformer
+from moebench.model.gating import Gating
+from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.optimizer import AdamW, ParameterGroup, learning_rate, make_optimizer
 
 
@@ -42,6 +43,34 @@ def test_matrices_decay_and_gains_do_not() -> None:
     assert kept.weight_decay == 0
     assert [parameter.ndim for parameter in kept.params] == [1]
     assert set(optimizer.state) == set(model.parameters())
+
+
+def test_routers_learn_at_a_rate_of_their_own() -> None:
+    """With gradients of 1, the first step moves each weight by its rate."""
+    model = MoETransformer(
+        vocab_size=8,
+        d_model=8,
+        num_layers=1,
+        num_heads=1,
+        num_experts=2,
+        top_k=1,
+        expert_dim=8,
+        gating=Gating(bias=True),
+    )
+    initialize(model, 0)
+    optimizer = make_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.0, router_lr=3.0))
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = {name: before[name] - value.detach() for name, value in model.named_parameters()}
+    assert {name for name in moved if ".router." in name} == {
+        "blocks.0.router.weight",
+        "blocks.0.router.bias",
+    }
+    for name, by in moved.items():
+        wanted = 0.03 if ".router." in name else 0.01
+        assert torch.allclose(by, torch.full_like(by, wanted), rtol=1e-3), name
 
 
 def test_adamw_equals_that_of_torch() -> None:

@@ -33,7 +33,8 @@ SEQUENCES, LENGTH = 8, 32
 CPU = torch.device("cpu")
 COMPOSER = Composer()
 ARMS = [
-    *("scope=micro", "scope=global seed=1 optim.lr=0.01 loss.z=0.1", "scope=shuffled"),
+    *("scope=micro", "scope=global seed=1 optim.lr=0.01 loss.z=0.1"),
+    "scope=shuffled optim.ema=0.3 optim.router_lr=3 router.init=10",
     *("balance.estimator=ema router.perturb=1e-3", "scope=none"),
 ]
 
@@ -115,6 +116,10 @@ def check(same: Same, stacked: Trained, pair: Pair, steps: int) -> None:
         same(stacked.gradients[name], value, f"gradient of {name}")
     for name, value in alone.state.model.state_dict().items():
         same(stacked.state.model.get_parameter(name).detach(), value, name)
+    averages = alone.state.average or {}
+    assert averages.keys() == (stacked.state.average or {}).keys()
+    for name, value in averages.items():
+        same(stacked.state.average[name], value, f"average of {name}")  # pyright: ignore
 
 
 @pytest.mark.parametrize("split", ["", "run.device_bsz=4"], ids=["whole", "counted first"])
