@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moebench.config.schema import ExperimentConfig
-from moebench.contents import each, fields, maybe, whole
+from moebench.contents import FLAG, each, fields, maybe, whole
 from moebench.disk import expanded, read_json, reason, regular_status, sha256
 from moebench.errors import ConfigError
 
@@ -27,15 +27,16 @@ DESCRIPTION = fields(
         **dict.fromkeys(OF_EXPERTS, maybe(whole(0, LARGE))),
         "mlp_only_layers": maybe(each(whole(0, LARGE))),
         **dict.fromkeys(("rope_parameters", "rope_scaling"), maybe(fields({}))),
+        "norm_topk_prob": maybe(FLAG),
     },
 )
 
 
 class Size(NamedTuple):
-    """A size of the config beside that of the checkpoint, each with its name."""
+    """A value of the config beside that of the checkpoint, each with its name."""
 
     key: str
-    value: int
+    value: Any
     theirs: str
     wanted: Any
 
@@ -97,6 +98,8 @@ def read_description(path: str) -> dict[str, Any]:
             f"{where}: model_type={described.get('model_type')} has another architecture; name a "
             f"checkpoint of {MOE}, or of {DENSE}, each of whose layers becomes experts"
         )
+    if "num_local_experts" in described:  # as transformers 5 calls it
+        described.setdefault("num_experts", described["num_local_experts"])
     if wrong := DESCRIPTION(described, ""):
         raise ConfigError(f"{where}/config.json: {wrong}; save the model again")
     return described
@@ -118,7 +121,7 @@ def _own_dense_layers(config: ExperimentConfig) -> set[int]:
 
 
 def _sizes(config: ExperimentConfig, described: dict[str, Any]) -> Iterator[Size]:
-    """The sizes that a config and a checkpoint must share."""
+    """The sizes, and the sum of a token's weights, that a config and a checkpoint must share."""
     model = config.model
 
     def size(key: str, theirs: str) -> Size:
@@ -133,6 +136,9 @@ def _sizes(config: ExperimentConfig, described: dict[str, Any]) -> Iterator[Size
         yield size("num_experts", "num_experts")
         yield size("top_k", "num_experts_per_tok")
         yield size("expert_dim", "moe_intermediate_size")
+        if config.router.gate == "softmax" and model.top_k > 1:
+            whole, key = bool(described.get("norm_topk_prob")), "router.renormalize"
+            yield Size(key, config.router.renormalize, "norm_topk_prob", whole)
     elif (layers & dense) - own_dense:
         yield size("expert_dim", "intermediate_size")
     if model.moe:

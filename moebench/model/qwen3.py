@@ -2,15 +2,18 @@
 
     ours                                    Qwen3-MoE
     norms without a gain                    norm weights of 1
-    one gain for queries and keys           q_norm, and k_norm of 1
+    one gain, of queries                    q_norm, and k_norm of 1
     stacked experts [inputs, outputs]       a matrix [outputs, inputs] for each expert and half
     factors of the experts' weights         multiplied into the experts' last matrix
     dense layers                            mlp_only_layers
 
-Norm weights that are not 1 are multiplied into the matrix that reads the norm's output. A layer
-without experts there, as all of Qwen3 are, gives its weights to each expert here (sparse upcycling,
-arXiv 2212.05055). Nothing is added to them: the router, which is fresh, gives the experts other
-tokens, and so parts them.
+Norm weights that are not 1 are multiplied into the matrix that reads the norm's output. A k_norm is
+multiplied into q_norm where both channels of each rotated pair have one weight: only then do
+rotations commute with it. Other ones, which published Qwen3 have, are refused.
+
+A layer without experts there, as all of Qwen3 are, gives its weights to each expert here (sparse
+upcycling, arXiv 2212.05055). Nothing is added to them: the router, which is fresh, gives the
+experts other tokens, and so parts them.
 """
 
 from collections.abc import Callable, Iterator
@@ -124,11 +127,11 @@ def _read_attention(attention: Attention, norm: Tensor, needed: Needed, at: str)
     _set(attention.qkv, torch.cat([rows(f"{name}_proj") for name in "qkv"]), at)
     _set(attention.out, needed(f"{at}.o_proj"), at)
     q, k = needed(f"{at}.q_norm"), needed(f"{at}.k_norm")
-    first, second = k.chunk(2)  # rotation mixes them
+    first, second = k.chunk(2)  # the channels of a pair
     if not torch.equal(first, second):
         raise ValueError(
-            f"has a {at}.k_norm whose halves differ, where moebench has one gain for queries and "
-            "keys"
+            f"has a {at}.k_norm whose halves differ, and the gain of queries cannot hold it; "
+            "balance it in its own trainer, by moebench.hooks,"
         )
     _set(attention.gain, q * k, f"{at}.q_norm")
 

@@ -38,7 +38,7 @@ def check_start(config: ExperimentConfig, corpus: Corpus) -> None:
         if found not in (None, value):
             raise ConfigError(
                 f"{where}: config.json has {key}={found}, and moebench computes {value}; name a "
-                "checkpoint with that"
+                "checkpoint with that, or balance this one in its own trainer, by moebench.hooks"
             )
     size = described.get("vocab_size")
     if size != corpus.vocab_size:

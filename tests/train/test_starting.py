@@ -96,9 +96,13 @@ def test_the_identity_is_of_weights_and_not_of_their_path(
     assert arm_hash(started(words, folder), "0") != arm_hash(config, "0")
 
 
-def test_a_dense_checkpoint_becomes_equal_experts(words: list[str], tmp_path: Path) -> None:
+SIZES = ["model.d_model=32", "model.num_layers=2", "model.num_heads=4", "model.num_experts=8"]
+
+
+def published(kind: str, folder: Path, **more: Any) -> torch.Tensor:
+    """Save a small Qwen3 or Qwen3Moe whose norms are learned; its logits."""
     transformers = pytest.importorskip("transformers")
-    config = transformers.Qwen3Config(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=256,
         hidden_size=32,
         intermediate_size=48,
@@ -106,26 +110,40 @@ def test_a_dense_checkpoint_becomes_equal_experts(words: list[str], tmp_path: Pa
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+        **more,
     )
     torch.manual_seed(0)
-    dense = transformers.Qwen3ForCausalLM(config).eval()
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
-        for name, parameter in dense.named_parameters():
-            if "norm" in name and "k_norm" not in name:
+        for name, parameter in model.named_parameters():
+            if "k_norm" in name:  # a gain for each pair of the rotation
+                parameter.copy_(torch.rand(4).add(0.5).repeat(2))
+            elif "norm" in name:
                 parameter.uniform_(0.5, 1.5)
-        dense.save_pretrained(tmp_path)
-        theirs = dense(TOKENS).logits
-    sizes = ["model.d_model=32", "model.num_layers=2", "model.num_heads=4", "model.expert_dim=48"]
-    made = started(words, tmp_path, *sizes, "model.num_experts=8", "router.scale=1")
+    model.save_pretrained(folder)
+    return logits(lambda tokens: [model(tokens).logits])
+
+
+def test_a_dense_checkpoint_becomes_equal_experts(words: list[str], tmp_path: Path) -> None:
+    theirs = published("Qwen3", tmp_path, tie_word_embeddings=True)
+    sizes = [*SIZES, "model.expert_dim=48"]
+    made = started(words, tmp_path, *sizes, "router.scale=1")
     check_start(made, prepare(made.data))
     model = make_model(made, 256)
     assert (logits(model) - theirs).abs().max() <= 1e-5
     experts = model.expert_weights[1]
     assert torch.equal(experts[0], experts[7])
-    other = make_model(started(words, tmp_path, *sizes, "model.num_experts=8", "seed=1"), 256)
+    other = make_model(started(words, tmp_path, *sizes, "seed=1"), 256)
     assert not torch.equal(model.router_weights[0], other.router_weights[0])
+
+
+def test_learned_norms_go_into_the_matrices_behind_them(words: list[str], tmp_path: Path) -> None:
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    theirs = published("Qwen3Moe", tmp_path, norm_topk_prob=True, **experts)
+    made = started(words, tmp_path, *SIZES, "model.top_k=2", "model.expert_dim=16")
+    check_start(made, prepare(made.data))
+    assert (logits(make_model(made, 256)) - theirs).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -137,6 +155,10 @@ def test_a_dense_checkpoint_becomes_equal_experts(words: list[str], tmp_path: Pa
             "model.num_experts=6: .* has num_experts=8; use model.num_experts=8 model.top_k=2",
         ),
         (["model.num_shared_experts=1"], "num_shared_experts=1: .* has none; use .*experts=0"),
+        (
+            ["router.renormalize=false"],
+            "=False: .* norm_topk_prob=True; use router.renormalize=True",
+        ),
         (["model.dense_layers=1"], "model.dense_layers=1: layer 0 of .* has experts; use .*=0"),
         (["data.tokenizer=bpe", "data.vocab_size=280"], "data.tokenizer=bpe: has 280 tokens, and"),
     ],
@@ -152,7 +174,11 @@ def test_sizes_that_do_not_fit(
     ("change", "line"),
     [
         ({"model_type": "mixtral"}, "model_type=mixtral has another architecture"),
-        ({"rope_theta": 1e6}, "has rope_theta=1000000.0, and moebench computes 10000.0"),
+        (
+            {"rope_theta": 1e6},
+            "has rope_theta=1000000.0, and moebench computes 10000.0; name .*moebench.hooks$",
+        ),
+        ({"head_dim": 128}, "has head_dim=128, and moebench computes 16; name a checkpoint"),
         ({"hidden_size": "wide"}, "config.json: hidden_size is not a whole number from 1"),
         ({"decoder_sparse_step": []}, "config.json: decoder_sparse_step is not a whole number"),
     ],
@@ -186,7 +212,10 @@ def test_broken_weights_and_folders_are_named(
     name = "model.layers.0.self_attn.k_norm.weight"
     for value, line in (
         (None, f"it lacks {name}"),
-        (torch.arange(1.0, 1 + len(weights[name])), "k_norm whose halves differ"),
+        (
+            torch.arange(1.0, 1 + len(weights[name])),
+            "k_norm whose halves differ.* balance it in its own trainer",
+        ),
         (weights[name] * torch.nan, f"it has NaN or infinity in {name}"),
     ):
         changed = {key: each for key, each in weights.items() if key != name or value is not None}
