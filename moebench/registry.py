@@ -107,9 +107,13 @@ class Registry(Generic[Declared]):
         """Declare a class under a name, as a decorator.
 
         Args:
-            name, meaning, more, fields: fields of the declaration, `target` and `plugin` left out.
+            name: a word in lower case.
+            meaning: one line.
+            more: further fields of the declaration, in its order.
+            fields: further fields by name; `target` and `plugin` are left out.
 
-        Raises ConfigError for a name that is declared already, or that is not a lower-case word.
+        Raises:
+            ConfigError: for a name that is declared already, or that is not a lower-case word.
         """
         if not NAME.fullmatch(name):
             raise ConfigError(

@@ -33,7 +33,8 @@ class Steering(NamedTuple):
     Experts are selected by `scores * factor + bias`, and weighted by the gate alone.
 
     Attributes:
-        bias, factor: [layers, experts] fp32; None: 0 and 1.
+        bias: [layers, experts] fp32; None: 0.
+        factor: [layers, experts] fp32; None: 1.
         mask: [layers, experts] False for an inactive expert, which has probability 0 and gets no
             tokens; None: all are active.
         noise: [sequences] keys of the step's draws for each sequence; None: nothing is drawn.

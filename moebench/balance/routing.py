@@ -29,17 +29,18 @@ class Routing(NamedTuple):
         weights: [layers, sequences, tokens, top_k] probability of each selected expert, with the
             gradient and 0 for padding; None where a model does not say it.
         tokens: [sequences] tokens that are no padding; None where none is.
-        own_index, own_counts: as `expert_index` and `counts`, of the selection that f counts, where
-            that is another than the actual one (a bias, a factor, groups of experts, or first
-            choices alone); else None.
+        own_index: as `expert_index`, of the selection that f counts, where that is another than the
+            actual one (a bias, a factor, groups of experts, or first choices alone); else None.
+        own_counts: as `counts`, of that selection; else None.
         moved: [layers, sequences] assignments to experts that are not among those of the token's
             highest scores; None where nothing but the scores selects.
         dropped: [layers, sequences] assignments over an expert's capacity, which are in `counts`
             and have no weight; None where nothing is dropped.
         reserved: [layers, sequences] rows that the capacities of all experts reserve, for each
             sequence its part of its group's; None where nothing is dropped.
-        logits, scores: [layers, sequences, tokens, experts] of the router, and what the gate made
-            of them, before any bias; with the gradient. None unless a method reads it.
+        logits: [layers, sequences, tokens, experts] of the router, with the gradient. None unless a
+            method reads it.
+        scores: what the gate made of the logits, before any bias; likewise.
         outputs: [layers, sequences, tokens, top_k, d_model] of each selected expert, not weighted;
             with the gradient. None unless a method reads it.
         soft_counts: [layers, sequences, experts] sum over tokens of the probability that an expert

@@ -89,7 +89,8 @@ class Scope:
         """The scope applied to one step.
 
         Args:
-            sequences, tokens: of the whole step, and of a sequence.
+            sequences: of the whole step.
+            tokens: of a sequence.
             domain: [sequences] the domain of each; only `Domain` needs it.
             generator: source of randomness; None is torch's global one. Only `Shuffled` draws.
             pass_bsz: f becomes a prefix over logical passes of this many sequences (arXiv
@@ -125,7 +126,8 @@ class Scope:
 
         Args:
             routing: of the whole step.
-            domain, generator: as in `groups`.
+            domain: [sequences] the domain of each; only `Domain` needs it.
+            generator: source of randomness, as in `groups`.
 
         Returns:
             [layers, sequences, experts] in the dtype of `routing.counts`; integer counts give fp32.

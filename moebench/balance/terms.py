@@ -17,7 +17,8 @@ class Term:
     Attributes:
         scope: whose f each sequence meets.
         weight: of the unscaled loss in the objective.
-        start, stop: in steps done; None: from the first, to the last.
+        start: in steps done; None: from the first.
+        stop: in steps done; None: to the last.
         ramp: in steps.
         domain_weights: factor of each domain's part of the loss; None: 1.
         label: a short name, such as `micro` or `global-64`.

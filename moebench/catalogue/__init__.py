@@ -76,7 +76,8 @@ def random_values(
 
     Args:
         manifest: of a run; `random_load` and `random_slowdown` hold its simulations.
-        num_experts, top_k: of a layer.
+        num_experts: of a layer; None: unknown, which leaves out the metrics that depend on it.
+        top_k: experts of a token; None: likewise.
     """
     run = RandomRouting(
         manifest.get("random_load") or {}, manifest.get("random_slowdown"), num_experts, top_k

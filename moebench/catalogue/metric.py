@@ -18,7 +18,8 @@ class RandomRouting:
     Attributes:
         loads: window (`micro`, `batch`, `global`) -> load metric -> its simulated mean.
         slowdown: the simulated mean of `ep/slowdown`.
-        num_experts, top_k: of a layer; None if unknown.
+        num_experts: of a layer; None if unknown.
+        top_k: experts of a token; None if unknown.
     """
 
     loads: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -80,7 +81,8 @@ class Claim:
     """How the report describes a difference to the baseline, after the arm's name.
 
     Attributes:
-        less, more: what an arm does whose value is smaller or larger.
+        less: what an arm does whose value is smaller.
+        more: what an arm does whose value is larger.
         values: a format for the arm's value and the baseline's.
     """
 

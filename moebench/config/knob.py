@@ -30,7 +30,11 @@ def knob(
         default: its value where nothing sets it; a list or dict is copied for each config.
         meaning: what it does, in one line.
         unit: of the value, "" for a pure number.
-        low, high, above, below, choices: as in `Range`.
+        low: the smallest value.
+        high: the largest value.
+        above: a bound that the value must exceed.
+        below: a bound that the value must stay under.
+        choices: the words that the value may be.
         neutral: the value at which the key does nothing, and so is no part of a run's identity;
             HASHED and NOT_HASHED stand for no value and every value.
         source: where the default comes from.

@@ -19,7 +19,9 @@ def balance_trainer(
 
     Args:
         trainer: `transformers.Trainer`, or one of its subclasses; one process per GPU.
-        scope, weight, options: of `Balancer`.
+        scope: as in `Balancer`.
+        weight: as in `Balancer`.
+        options: more arguments of `Balancer`.
 
     Returns:
         The balancer, whose `loss()` and `counts()` describe the last step.

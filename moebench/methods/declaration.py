@@ -64,8 +64,9 @@ class Declaration(registry.Declaration):
         forms: the values of `router.form` that it is for; empty: all.
         by_logits: the option that has experts selected by the router's logits, whatever the gate;
             None: there is none.
-        source, equation, tested: of the method, as docs/methods.md shows them; `tested` names the
-            test, and the number or loop that it is held to.
+        source: the paper or system that it is from, as docs/methods.md shows it.
+        equation: its equation, as docs/methods.md shows it.
+        tested: the test, and the number or loop that it is held to.
     """
 
     options: Mapping[str, Option] = field(default_factory=dict)

@@ -199,7 +199,9 @@ def make_report(
         baseline: the arm that the others are compared with. By default the plan's, else `micro`,
             else the first arm.
         runs_dir: where studies are looked up, beside the roots.
-        where, by: as `frame.load` takes them.
+        where: conditions `key=value` or `key=value,value` that the runs must meet: keys of the
+            config, `arm` (with * and ?) and `seed`.
+        by: keys in which runs of one table are equal, too.
         metrics: names, with * and ?, of the only metrics to show.
         sort: a metric by whose mean arms are sorted, the largest first after a "-".
         at: a step at which the runs were evaluated, in place of their end.
@@ -278,7 +280,9 @@ def load(
     Args:
         roots: directories of runs, or runs.
         study: take only the runs of this study's plans, which lie in the first of the roots.
-        where, by: as `frame.load` takes them.
+        where: conditions `key=value` or `key=value,value` that the runs must meet: keys of the
+            config, `arm` (with * and ?) and `seed`.
+        by: keys in which runs of one table are equal, too.
 
     Raises:
         RecordError: if there is no run, or no such study.
