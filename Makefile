@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-all test-gpu test-engines test-lowest check format package bench gpu torture clean
+.PHONY: help demo setup test test-all test-gpu test-engines test-lowest check format docs package bench gpu torture clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,11 @@ format: $(DEV) ## fix lint and formatting where tools can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(READY) ## build the documentation site into site/
+	@$(PIP) --editable '.[docs]'
+	$(BIN)/python docs/build_site.py
+	@echo "open site/index.html; to search, run $(BIN)/python -m http.server --directory site"
+
 package: $(READY) ## build sdist and wheel into dist/, and check them
 	@$(PIP) --editable '.[package]'
 	rm -rf dist
@@ -85,4 +90,4 @@ torture: $(DEV) ## break every promise of docs/reliability.md, for hours; it can
 	$(BIN)/python docs/reliability.py
 
 clean: ## remove what the other targets made, except runs/
-	rm -rf $(VENV) $(LOWEST) dist build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) dist build site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
