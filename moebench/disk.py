@@ -148,6 +148,16 @@ def write_bytes(path: Path, content: bytes, *, lasting: bool = True) -> None:
         file.write(content)
 
 
+def open_to_append(path: Path) -> IO[bytes]:
+    """Open a regular file to write at its end; it is made where it is missing.
+
+    Raises OSError for anything else, without waiting for it.
+    """
+    if os.path.lexists(path):
+        regular_status(path)
+    return open(path, "ab", opener=_open_at_once)
+
+
 def write_json(path: Path, content: Mapping[str, Any], *, lasting: bool = True) -> None:
     """Write an object as readable JSON, atomically. Values that are not finite become null."""
     write_bytes(path, json_bytes(content), lasting=lasting)
@@ -311,7 +321,9 @@ def _regular(status: os.stat_result, path: Path) -> os.stat_result:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # else opening a pipe waits for its writer
+    return os.open(
+        path, flags | os.O_NONBLOCK, 0o666
+    )  # else opening a pipe waits for its other end
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,9 +11,11 @@ machines differ. Who removes a dead lease holds a lease for that, so that no liv
 """
 
 import json
+import math
 import os
 import secrets
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -75,7 +77,7 @@ class Owner(NamedTuple):
         """Whether the owner still runs, as far as this machine can tell."""
         if self.machine == this_machine():
             return _is_running(self.pid, self.start)
-        return now - self.touched < LIFE
+        return abs(now - self.touched) < LIFE  # a time to come is one that somebody set
 
 
 _held: dict[tuple[int, str], Lease] = {}  # by process and path: a forked process holds none
@@ -184,17 +186,23 @@ def _link(file: int, aside: Path, path: Path) -> None:
 
 
 def _owner(path: Path) -> Owner | None:
-    """The owner that a lease names; None without a lease. One that is not written yet is nobody."""
+    """The owner that a lease names; None without a lease.
+
+    A file that cannot be read is nobody's, and believed while it is new; a pipe or a link is dead.
+    """
     content: dict[str, Any] = {}
-    touched = time.time()
+    touched = -math.inf
     try:
-        with open_regular(path) as file:  # to open a file makes an NFS client ask for its times
-            touched = os.fstat(file.fileno()).st_mtime
-            content = parse_json(file.read(MOST))
+        status = os.lstat(path)
+        if stat.S_ISREG(status.st_mode):
+            touched = status.st_mtime
+            with open_regular(path) as file:  # to open it makes an NFS client ask for its times
+                touched = os.fstat(file.fileno()).st_mtime
+                content = parse_json(file.read(MOST))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
-        pass  # there, and not to be read: it may be alive
+        pass
     pid, start = content.get("pid"), content.get("start")
     return Owner(
         machine=str(content.get("machine", "")),

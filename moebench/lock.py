@@ -10,6 +10,7 @@ from pathlib import Path
 from moebench import lease
 from moebench.errors import LockedError
 from moebench.records import Record, cannot_write
+from moebench.seals import refuse_link
 
 ENDED = "its process ended without a message"
 
@@ -20,9 +21,11 @@ def hold(record: Record) -> Iterator[None]:
 
     Raises:
         LockedError: if another process holds it.
-        RecordError: if the directory of the runs cannot be written.
+        RecordError: if the directory of the runs cannot be written, or the run's own is a link.
     """
     path = _path(record)
+    refuse_link(record.path)
+    refuse_link(path.parent)
     held = lease.hold(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

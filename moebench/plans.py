@@ -16,7 +16,7 @@ from moebench.disk import read_json, reason, write_json
 from moebench.errors import RecordError, nearest
 from moebench.record_files import SEED, plain
 from moebench.records import cannot_write, printable
-from moebench.seals import SCHEMA_VERSION
+from moebench.seals import is_sealed, refuse_link, refuse_links, with_digest
 
 PRIMARY = "valid/nats"  # the endpoint of a study that names none
 GRID = "sweep"  # the name of a grid that has none of its own
@@ -125,7 +125,10 @@ class Plan:
         return runs_dir / "studies" / self.slug / "plan.json"
 
     def write(self, runs_dir: Path) -> Path:
-        """Write the plan among the runs; returns its path."""
+        """Write the plan among the runs, with its SHA-256; returns its path.
+
+        Raises RecordError if it cannot be written, or would come elsewhere by a link.
+        """
         about: dict[str, Any] = {key: getattr(self, key) for key in _TEXTS}
         about |= {key: list(getattr(self, key)) for key in _LISTS}
         about["average_twin"] = self.average_twin
@@ -133,7 +136,10 @@ class Plan:
         shared = _shared([job.config for job in self.jobs])
         runs = [vars(job) | {"config": _own(job.config, shared)} for job in self.jobs]
         path = self.path(runs_dir)
-        content = {"schema_version": SCHEMA_VERSION, **about, "shared": shared, "runs": runs}
+        content = with_digest({**about, "shared": shared, "runs": runs})
+        for folder in (path.parents[1], path.parent):
+            refuse_link(folder)
+        refuse_links(path.parent, "the study")
         try:
             write_json(path, content)
         except OSError as error:
@@ -145,8 +151,11 @@ _TEXTS = ("name", "question", "size", "baseline", "primary")
 _LISTS = ("secondary", "order")  # of names; plans of an earlier version hold neither, nor `typed`
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path, *, unedited: bool = False) -> Plan:
     """The plan in a file that `Plan.write` made.
+
+    Args:
+        unedited: whether it must be to the letter what was written.
 
     Raises:
         RecordError: if the file is missing or damaged, with the first thing that is wrong.
@@ -157,6 +166,8 @@ def read_plan(path: Path) -> Plan:
         raise RecordError(f"{path}: is not a plan ({reason(error)})") from None
     if wrong := _first_wrong(content):
         raise RecordError(f"{path}: is not a plan ({wrong})")
+    if unedited and not is_sealed(content):
+        raise RecordError(f"{path}: was edited after the sweep wrote it; sweep again")
     return Plan(
         **{key: content[key] for key in _TEXTS},
         jobs=tuple(_job(run, content.get("shared", {})) for run in content["runs"]),

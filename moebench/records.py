@@ -30,6 +30,7 @@ from moebench.disk import (
     finite,
     json_bytes,
     make_folder,
+    open_to_append,
     read_bytes,
     read_yaml,
     reason,
@@ -332,7 +333,7 @@ class Record:
         The row is on disk when this returns, so that no checkpoint outlives the rows before it.
         """
         line = json.dumps({k: v for k, v in finite(row).items() if v is not None})
-        with open(self.path / "metrics.jsonl", "ab") as file:
+        with open_to_append(self.path / "metrics.jsonl") as file:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -103,13 +103,26 @@ def sealable(folder: Path) -> list[str]:
     )
 
 
-def refuse_links(root: Path) -> None:
-    """Raise RecordError for a link out of a folder, by which its files would come elsewhere."""
+def refuse_link(folder: Path) -> None:
+    """Raise RecordError if a folder that moebench writes into by its name is a link."""
+    if folder.is_symlink():
+        raise RecordError(
+            f"{folder}: is a link to {os.path.realpath(folder)}, where nothing may be written; put "
+            "what it names in its place"
+        )
+
+
+def refuse_links(root: Path, what: str = "the record") -> None:
+    """Raise RecordError for a link out of a folder, by which its files would come elsewhere.
+
+    Args:
+        what: the folder is, in words.
+    """
     own = os.path.join(os.path.realpath(root), "")
     for folder, folders, names in os.walk(root):
         for path in (os.path.join(folder, name) for name in (*folders, *names)):
             if os.path.islink(path) and not os.path.realpath(path).startswith(own):
                 raise RecordError(
-                    f"{path}: is a link out of the record, where nothing may be written; put "
+                    f"{path}: is a link out of {what}, where nothing may be written; put "
                     "what it names in its place"
                 )

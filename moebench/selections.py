@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moebench.disk import open_regular
+from moebench.disk import open_regular, open_to_append
 
 FOLDER = "selections"
 EMPTY = -1  # a slot without an expert
@@ -68,7 +68,7 @@ def append(run: Path, part: str, index: npt.NDArray, *, experts: int, entries: i
     content = np.where(index < 0, np.iinfo(kind).max, index).astype(kind)
     path = path_of(run, part)
     path.parent.mkdir(exist_ok=True)
-    with open(path, "ab") as file:
+    with open_to_append(path) as file:
         if not file.tell():
             about = {"descr": kind.str, "fortran_order": False, "shape": (entries, *index.shape)}
             np.lib.format.write_array_header_1_0(file, about)

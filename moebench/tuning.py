@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from moebench.config.compose import Composer
 from moebench.config.identity import run_hash, run_name
 from moebench.config.presets import KNOBS
 from moebench.config.treatment import Treatment
+from moebench.contents import is_number
 from moebench.data.corpus import prepare
-from moebench.disk import make_folder, reason
+from moebench.disk import make_folder, parse_json, read_lines, reason, regular_status
 from moebench.errors import ConfigError, LockedError, MoebenchError, Stopped
 from moebench.experiment import run_experiment
+from moebench.seals import refuse_link
 from moebench.train.loop import Event
 
 FIRST_SEED = 1000
@@ -70,6 +73,12 @@ class Interval:
     def word(self, value: float) -> str:
         """The override that sets the key to a value."""
         return f"{self.key}={round(value)}" if self.whole else f"{self.key}={value:.{DIGITS}g}"
+
+    def wrote(self, word: str) -> bool:
+        """Whether `word` could have made an override."""
+        key, _, value = word.partition("=")
+        number = float(value) if re.fullmatch(NUMBER, value) else math.inf
+        return key == self.key and math.isfinite(number) and self.word(number) == word
 
     def ask(self, trial: Any) -> str:
         """The override that a trial of Optuna chooses."""
@@ -156,15 +165,12 @@ class Search:
             LockedError: if another process trains a run of the search.
             MoebenchError: if all trials failed.
         """
-        optuna, study = self._optuna, self._study()
-        ended = [trial for trial in study.get_trials() if trial.state.is_finished()]
-        outcomes = [self._outcome(trial) for trial in ended]
+        optuna = self._optuna
+        study, outcomes, left = self._known()
         yield from outcomes
-        left = [trial for trial in study.get_trials() if not trial.state.is_finished()]
         while len(outcomes) < trials:
             if left:  # it was interrupted, and has chosen its values
-                frozen = left.pop(0)
-                number, words = frozen.number, frozen.user_attrs.get("words", "").split()
+                number, words = left[0].number, left.pop(0).words.split()
                 if not words:
                     study.tell(number, state=optuna.trial.TrialState.FAIL)
                     outcomes.append(Outcome(number, "", None, "was interrupted at its start"))
@@ -190,26 +196,46 @@ class Search:
                 f"{outcomes[-1].reason or 'see the lines above'}"
             )
 
-    def _study(self) -> Any:
-        journal, storages = self.journal, self._optuna.storages
+    def _known(self) -> tuple[Any, list[Outcome], list[Outcome]]:
+        """The study in the journal, its trials that have ended, and those that have not.
+
+        Raises ConfigError for a journal that no search wrote, or that lies behind a link.
+        """
+        refuse_link(self.folder)
         try:
             make_folder(self.folder)
-            backend = storages.journal.JournalFileBackend(str(journal))
-            storage = storages.JournalStorage(backend)
-            known = len(storage.get_all_studies())
-            study = self._optuna.create_study(
-                study_name=self.name, storage=storage, direction="minimize", load_if_exists=True
-            )
-        except (OSError, ValueError, KeyError) as error:
+            _check_journal(self.journal)
+            study, known = self._study(), ([], [])
+            for trial in study.get_trials():
+                ended, words = trial.state.is_finished(), trial.user_attrs.get("words", "")
+                outcome = Outcome(trial.number, words, trial.value if ended else None)
+                parts = words.split()
+                if parts and not (
+                    len(parts) == len(self.intervals)
+                    and all(map(Interval.wrote, self.intervals, parts))
+                    and (outcome.value is None or is_number(outcome.value))
+                ):
+                    raise ValueError(f"trial {trial.number} is of no search of these ranges")
+                known[not ended].append(outcome)
+        except MoebenchError:
+            raise
+        except Exception as error:  # the library raises errors of many types
             raise ConfigError(
-                f"{journal}: cannot be used ({reason(error)}); remove it to start afresh"
+                f"{self.journal}: cannot be used ({reason(error)}); remove it to start afresh"
             ) from None
+        return study, *known
+
+    def _study(self) -> Any:
+        storages = self._optuna.storages
+        backend = storages.journal.JournalFileBackend(str(self.journal))
+        storage = storages.JournalStorage(backend)
+        known = len(storage.get_all_studies())
+        study = self._optuna.create_study(
+            study_name=self.name, storage=storage, direction="minimize", load_if_exists=True
+        )
         made = len(study.get_trials()) if known else 0
         study.sampler = self._optuna.samplers.TPESampler(seed=made)
         return study
-
-    def _outcome(self, trial: Any) -> Outcome:
-        return Outcome(trial.number, trial.user_attrs.get("words", ""), trial.value)
 
     def _train(self, number: int, words: Sequence[str], follow: Follow, command: str) -> Outcome:
         """Train the runs of a trial, those that are not done."""
@@ -234,6 +260,24 @@ class Search:
         except MoebenchError as error:  # it diverged, or the values do not go together
             return Outcome(number, " ".join(words), None, str(error))
         return Outcome(number, " ".join(words), math.fsum(values) / len(values))
+
+
+def _check_journal(path: Path) -> None:
+    """Raise OSError or ValueError for a file that holds anything but lines of JSON objects.
+
+    A last line that a killed process left torn is cut off, since the next one would be added to it.
+    """
+    if not os.path.lexists(path):
+        return
+    length = 0
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            parse_json(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} {error}") from None
+        length += len(line) + 1
+    if length < regular_status(path).st_size:
+        os.truncate(path, length)
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome:

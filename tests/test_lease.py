@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,6 +62,25 @@ def test_a_lease_that_says_nothing_is_believed_while_it_is_new(
     assert not is_held(path)
     with hold(path):
         pass
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        os.mkfifo,
+        lambda path: path.symlink_to("nothing"),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: (path.touch(), os.utime(path, (4e9, 4e9))),  # in a hundred years
+    ],
+    ids=["pipe", "broken link", "device", "later"],
+)
+def test_what_no_process_can_have_put_there_is_no_lease(
+    tmp_path: Path, put: Callable[[Path], object]
+) -> None:
+    put(tmp_path / "a")
+    assert not is_held(tmp_path / "a")
+    with hold(tmp_path / "a"):
+        assert is_held(tmp_path / "a")
 
 
 def test_a_number_that_another_process_got_is_no_owner(tmp_path: Path) -> None:

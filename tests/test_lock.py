@@ -68,6 +68,19 @@ def test_runs_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         raise AssertionError
 
 
+@pytest.mark.parametrize("name", ["a", ".locks"])
+def test_a_run_is_not_trained_through_a_link(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / name).symlink_to(tmp_path / "outside")
+    with (
+        pytest.raises(RecordError, match=rf"{name}: is a link to .*/outside, where nothing may"),
+        hold(Record(tmp_path / "runs" / "a")),
+    ):
+        raise AssertionError
+    assert not list((tmp_path / "outside").iterdir())
+
+
 def test_a_process_that_lost_its_lock_is_told(tmp_path: Path) -> None:
     record = Record(tmp_path / "a")
     check_held(record)

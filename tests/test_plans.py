@@ -30,6 +30,17 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert replace(plan, baseline="global").baseline_hash() is None
 
 
+@pytest.mark.parametrize("name", ["studies", "studies/SLUG", "studies/SLUG/logs"])
+def test_a_plan_is_not_written_through_a_link(tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").mkdir()
+    link = tmp_path / "runs" / name.replace("SLUG", a_plan().slug)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "outside")
+    with pytest.raises(RecordError, match=r"is a link (to|out of the study).*nothing may be writ"):
+        a_plan().write(tmp_path / "runs")
+    assert not list((tmp_path / "outside").iterdir())
+
+
 def test_a_plan_is_found_by_its_name_and_the_last_one_by_none(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     with pytest.raises(RecordError, match=f"^{runs}: no sweep was started here; moebench sweep"):

@@ -303,10 +303,10 @@ def test_a_sweep_that_is_stopped_many_times_has_the_results_of_an_uninterrupted_
 
 
 @pytest.mark.slow
-def test_a_stack_that_is_killed_and_partly_fails_has_the_results_of_single_runs(
+def test_a_stack_that_is_killed_and_partly_fails_ends_as_one_that_nothing_stopped(
     place: Path, start: Start
 ) -> None:
-    """Killed, resumed, and with an arm that fails: the records equal those of single runs."""
+    """Two of four arms fail. A stack rounds as single runs do on some processors only."""
     env = trouble(place, PACED)
     words = ("sweep", "seed=0,1", "optim.lr=0.003,1e30", "--jobs", "1")
     stacked = (*words, "run.stack=4", "--runs-dir", "runs")
@@ -321,13 +321,13 @@ def test_a_stack_that_is_killed_and_partly_fails_has_the_results_of_single_runs(
     _, errors = finish(start(*stacked, steps=20, env=env), 3)
     assert len(errors) == 2
     assert all("s0" in error or "s1" in error for error in errors)
-    finish(start(*words, "--runs-dir", "alone", steps=20), 3)
-    for record in records(place / "alone"):
+    finish(start(*words, "run.stack=4", "--runs-dir", "whole", steps=20), 3)
+    for record in records(place / "whole"):
         other = Record(place / "runs" / record.name)
         assert record.is_done() == other.is_done()
         if record.is_done():
             one, two = results(record), results(other)
-            assert {**one, "config": ""} == {**two, "config": ""}
+            assert one == two
             assert other.manifest()["resumed"][-1]["stacked"] == 4
         else:
             assert record.status()["reason"] == other.status()["reason"]

@@ -4,6 +4,7 @@ Where Optuna is not installed, a stand-in with the part of its interface that is
 """
 
 import importlib.util
+import os
 import random
 import sys
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import pytest
 
 from moebench import tuning
 from moebench.config.compose import Composer
-from moebench.errors import ConfigError, MoebenchError, Stopped, TrainingError
+from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
 from moebench.tuning import Interval, Outcome, Search, best
 from tests.processes import moebench
 
@@ -160,6 +161,39 @@ def test_a_search_goes_on_where_it_stopped(
     assert best(after).value == min(outcome.value or 9 for outcome in after)
     other = search(tmp_path, text_folder, "optim.lr=0.01..0.05", seeds=2)
     assert other.journal != again.journal
+
+
+@pytest.mark.parametrize("words", ["data=huggingface", "optim.lr=x", "optim.lr=0.5 seed=1"])
+def test_a_journal_of_another_search_is_refused(
+    tmp_path: Path, text_folder: Path, trained: list[Any], words: str
+) -> None:
+    made = search(tmp_path, text_folder, "optim.lr=0.01..0.04")
+    study, _, _ = made._known()
+    study.ask().set_user_attr("words", words)
+    with pytest.raises(ConfigError, match=r"trial 0 is of no search of these ranges\); remove it"):
+        next(made.run(1, follow))
+    assert not trained
+
+
+def test_a_journal_that_is_none_is_refused(tmp_path: Path, text_folder: Path) -> None:
+    made = search(tmp_path, text_folder, "optim.lr=0.01..0.04")
+    made.folder.mkdir()
+    for put, why in (
+        (os.mkfifo, "is not a regular file"),
+        (lambda path: path.write_text("[]\n"), "line 1 is not a JSON object"),
+        (lambda path: (path.touch(), os.truncate(path, 8 << 30)), "is larger than 256 MiB"),
+    ):
+        put(made.journal)
+        with pytest.raises(ConfigError, match=rf"journal: cannot be used \({why}\); remove it"):
+            made._known()
+        made.journal.unlink()
+    made.journal.write_text('{"torn')
+    made._known()
+    assert not made.journal.read_bytes().startswith(b'{"torn'), "the next line would follow it"
+    made.folder.rename(tmp_path / "outside")
+    made.folder.symlink_to(tmp_path / "outside")
+    with pytest.raises(RecordError, match=r"tuning: is a link to .*/outside, where nothing may"):
+        made._known()
 
 
 def test_trials_that_fail(

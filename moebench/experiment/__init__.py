@@ -159,11 +159,6 @@ def _check(treatment: Treatment, corpus: Corpus) -> None:
 def _clear(record: Record, *, resume: bool, force: bool) -> None:
     """Remove a record that is replaced; raise RecordError for one that is neither nor resumed."""
     if record.exists() and force:
-        if record.path.is_symlink():
-            raise RecordError(
-                f"{record.path}: is a link to {os.path.realpath(record.path)}, which --force does "
-                "not replace; remove the link"
-            )
         # renamed first: if this is killed, the rest must not pass for a finished run
         aside = record.path.with_name(f".{record.name}.{os.getpid()}.old")
         os.replace(record.path, aside)

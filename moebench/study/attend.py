@@ -113,9 +113,9 @@ def _seen(path: Path) -> Plan:
             f"{path}: {socket.gethostname()} does not see the plan; name a directory that all "
             "workers share with --runs-dir"
         )
-    plan = read_plan(path)
+    plan = read_plan(path, unedited=True)
     if plan.path(path.parents[2]) != path:
-        raise RecordError(f"{path}: was edited after the sweep wrote it; sweep again")
+        raise RecordError(f"{path}: is not where the sweep wrote it; sweep again")
     return plan
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from moebench.disk import open_to_append
 from moebench.errors import OUT_OF_MEMORY
 from moebench.plans import Job
 from moebench.records import Record, printable
@@ -55,7 +56,7 @@ class Attempt:
         self.log = plan_path.parent / "logs" / f"{job.run}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         ids = ",".join(str(job.id) for job in self.jobs)
-        with open(self.log, "ab") as output:
+        with open_to_append(self.log) as output:
             self._log_start = output.tell()
         words = [str(plan_path.resolve()), ids, *plugins()]
         self.process = start(MODULE, words, self.log, environ)

@@ -26,6 +26,7 @@ from moebench.lease import hold
 from moebench.model.experts import Experts
 from moebench.model.transformer import Attention
 from moebench.records import cannot_write
+from moebench.seals import refuse_link
 from moebench.train.build import COMPUTE
 from moebench.train.expert_kernels import (
     NAMES,
@@ -85,6 +86,7 @@ def choose(
     wanted = ranks == 1 and _wants_compile(config, vocab_size, device)
     case = f"{config.train.precision}, {config.run.threads} threads, torch {torch.__version__}"
     try:
+        refuse_link(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
         # runs that start together agree on one peak
         with hold(path.with_suffix(".lock"), wait=True):

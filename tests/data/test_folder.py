@@ -138,22 +138,24 @@ def test_folders_in_a_domain_are_read_and_what_is_left_out_is_named(tmp_path: Pa
     }
     assert Folder(str(tmp_path)).notes == (
         f"data.path={tmp_path}: leaves out files: "
+        "1 about the text (law/README.md), "
         "1 behind a link to a folder that is read already (law/loop), "
-        "1 beside the domains, in Markdown (NOTES.md), 1 called README (law/README.md), "
+        "1 beside the domains, in Markdown (NOTES.md), "
         "1 with the ending .py (law/x.py), 1 without an ending (Makefile)",
     )
 
 
 def test_a_licence_is_no_domain_and_no_text(tmp_path: Path):
-    for name in ("LICENSE.txt", "law/Licence-MIT.md", "law/x.txt", "license_texts.txt"):
+    names = ("LICENSE.txt", "LICENSE_MIT.txt", "COPYING_GPL.txt", "NOTICE.txt", "README_de.txt")
+    for name in (*names, "law/Licence-MIT.md", "law/x.txt", "license_texts.txt", "notices.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     source = Folder(str(tmp_path))
-    assert source.domains == ("law", "license_texts")
+    assert source.domains == ("law", "license_texts", "notices")
     assert read(tmp_path, "law")[None] == ["law/x.txt"]
-    licences = {"law": "law/Licence-MIT.md", "license_texts": "LICENSE.txt"}
+    licences = {"law": "law/Licence-MIT.md", "license_texts": "COPYING_GPL.txt"}
     assert source.licences(("law", "license_texts")) == licences
-    note = "leaves out files: 2 with a licence (LICENSE.txt)"
+    note = "leaves out files: 4 with a licence (COPYING_GPL.txt), 2 about the text (NOTICE.txt)"
     assert source.notes == (f"data.path={tmp_path}: {note}",)
 
 

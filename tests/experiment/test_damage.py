@@ -69,7 +69,7 @@ def test_a_record_that_is_a_link_is_not_replaced(
     Record(outside).begin("", {})
     record.path.parent.mkdir()
     record.path.symlink_to(outside)
-    with pytest.raises(RecordError, match=r"is a link to .*/outside, which --force does not"):
+    with pytest.raises(RecordError, match=r"is a link to .*/outside, where nothing may be written"):
         run_experiment(config, corpus, record.path.parent, force=True)
     assert record.path.is_symlink()
     assert Record(outside).exists()

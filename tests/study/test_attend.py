@@ -67,9 +67,13 @@ def test_a_plan_that_cannot_be_trusted_is_refused(
     monkeypatch.setattr(worker, "LATE", 0.0)
     path = a_plan(2).write(tmp_path / "runs")
     content = json.loads(path.read_text())
-    content["runs"][0]["run"] = "other-s0-0"
+    content["runs"][0]["config"]["seed"] = 7
     path.write_text(json.dumps(content))
     with pytest.raises(RecordError, match=r"plan.json: was edited after the sweep wrote it; sweep"):
+        attend(str(path), [0], None, ())
+    other = a_plan(1).write(tmp_path / "runs")
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(RecordError, match=r"plan.json: is not where the sweep wrote it; sweep"):
         attend(str(path), [0], None, ())
     path.unlink()
     with pytest.raises(RecordError, match=r"does not see the plan; name a directory that all work"):

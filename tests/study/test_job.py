@@ -1,6 +1,7 @@
 """One job, in this process or in a child process."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from moebench.config.compose import Composer
 from moebench.lock import hold
 from moebench.records import Record
 from moebench.study import make_plan, read_plan
-from moebench.study.job import LOCKED
+from moebench.study.job import LOCKED, Attempt
 from moebench.study.status import last_status
 from moebench.study.worker import run_jobs
 from tests.processes import is_alive, until
@@ -49,6 +50,14 @@ def test_a_job_whose_data_changed_is_refused(
     said = "error: the data or the config has changed since the plan; sweep again\n"
     assert capsys.readouterr().err == said
     assert not (one_job.parents[2] / "global-s3-0000000000").exists()
+
+
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(one_job: Path) -> None:
+    job = read_plan(one_job).jobs[0]
+    (one_job.parent / "logs").mkdir()
+    os.mkfifo(one_job.parent / "logs" / f"{job.run}.log")
+    with pytest.raises(OSError, match="is not a regular file"):
+        Attempt(one_job, job)
 
 
 def test_a_job_whose_run_another_process_trains_leaves_it_alone(

@@ -15,7 +15,7 @@ from tests.torture.topic import DEADLINE, Counts, Topic
 
 LEVELS = 20
 NATS = "valid/nats"
-MOST = 800 << 20  # bytes beside what the process has at its start; with all, a run fits
+MOST = 320 << 20  # bytes beside what the process has at its start; with all, a run fits
 WIDE = ("model.d_model=128", "model.expert_dim=128", "train.steps=3", "train.eval_every=0")
 TOO_LARGE = "4000000000"  # hidden units of an expert: more than any memory holds
 SIZES = ("8", "16", TOO_LARGE)

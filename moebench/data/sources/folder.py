@@ -6,9 +6,9 @@
 `moebench.data.sources.files` lists the endings. The folders in a sub-folder are read, too. A file
 or folder called `valid` there is for validation, and everything else is for training. If a domain
 has no valid file, the content of its documents decides the split (`moebench.data.making.shards`).
-Hidden files and moebench's cache are ignored. READMEs, licences, .md files beside the domains and
-files with another ending are left out, and named. With `data.domain_column`, the rows of JSON and
-Parquet files name their domain.
+Hidden files and moebench's cache are ignored. READMEs, notices and licences, .md files beside the
+domains and files with another ending are left out, and named. With `data.domain_column`, the rows
+of JSON and Parquet files name their domain.
 """
 
 import os
@@ -25,8 +25,10 @@ from moebench.errors import DataError, MoebenchError, apply_to_all, combine
 READER = 2  # raised when the same files would make other documents
 LICENCE_BYTES = 10_000  # of a licence file that are read
 UNIT_BYTES = 32_000_000  # of small files that are read as one unit
-LICENCE = re.compile(r"(licen[cs]e|copying)\b.*", re.IGNORECASE)  # LICENSE.txt, COPYING-MIT
-TABLES = (".jsonl", ".json", ".parquet")  # never a licence
+# LICENSE.txt, copying-mit and LICENSE_MIT.txt, but not license_texts.txt, which may be a domain
+LICENCE = re.compile(r"(?i:licen[cs]e|copying)\b.*|(LICEN[CS]E|COPYING)_.*")
+ABOUT = re.compile(r"(?i:readme|notice)\b.*|(README|NOTICE)_.*")
+TABLES = (".jsonl", ".json", ".parquet")  # never about the text
 HELD_BACK = ("val", "validation", "dev", "test")  # names for text that many keep from training
 NAMED = 3  # files that a note names
 
@@ -236,8 +238,8 @@ def _files(
             yield path, f"with the ending {path.suffix}" if path.suffix else "without an ending"
     elif _is_licence(path):
         yield path, "with a licence"
-    elif _stem(path).lower() == "readme":
-        yield path, "called README"
+    elif _is_named(path, ABOUT):
+        yield path, "about the text"
     elif kind.startswith(".md") and path.parent == root:
         yield path, "beside the domains, in Markdown"
     else:
@@ -259,7 +261,11 @@ def _split(place: Path) -> Split | None:
 
 
 def _is_licence(path: Path) -> bool:
-    return bool(LICENCE.fullmatch(path.name)) and not ending(path.name).startswith(TABLES)
+    return _is_named(path, LICENCE)
+
+
+def _is_named(path: Path, names: re.Pattern[str]) -> bool:
+    return bool(names.fullmatch(path.name)) and not ending(path.name).startswith(TABLES)
 
 
 def _stem(path: Path) -> str:
