@@ -19,6 +19,7 @@ COPY constraints.txt ./
 RUN version="$(sed -n 's/^torch==//p' constraints.txt)" \
     && pip install --index-url "${TORCH_INDEX}" "torch==${version}"
 COPY pyproject.toml README.md LICENSE ./
+COPY docs docs
 COPY moebench moebench
 COPY conf conf
 RUN pip install --constraint constraints.txt . && useradd --create-home --uid 1000 user \

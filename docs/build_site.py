@@ -14,8 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from links import Link, replaced
 
@@ -112,6 +114,11 @@ def _commands() -> str:
     return re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)
 
 
+def _project() -> dict[str, Any]:
+    """What pyproject.toml says of the project."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
 def main() -> int:
     site = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "site").resolve()
     with tempfile.TemporaryDirectory() as folder:
@@ -123,6 +130,8 @@ def main() -> int:
         # not --quiet, under which --strict misses warnings
         command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
         env = {**os.environ, "DOCS_SOURCES": folder, "NO_MKDOCS_2_WARNING": "1"}
+        if (repository := _project().get("urls", {}).get("Repository")) is not None:
+            env["DOCS_REPOSITORY"] = repository
         done = subprocess.run(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
     told = [line for line in done.stderr.splitlines() if line and not line.startswith("INFO")]
     print(*told, sep="\n", end="\n" if told else "", file=sys.stderr)
