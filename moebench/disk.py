@@ -28,14 +28,11 @@ import yaml
 
 MAX_BYTES = 2**28  # of a file that is read whole
 MAX_JSON_BYTES = 2**26  # a plan has a few thousand a run; to parse more takes seconds
-MAX_YAML_BYTES = 2**16  # a record's config.yaml has a few thousand
 MAX_LINE_BYTES = 2**24  # a row of metrics has tens of thousands
 MAX_DEPTH = 16  # of nested tables and lists; a config has three
 MAX_DIGITS = 20  # of a whole number
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk without room
 LEFTOVERS = ".*.tmp"  # files and folders that a killed process was writing aside
-
-YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is there
 
 # Places
 
@@ -368,40 +365,6 @@ def _depth(content: Any) -> int:
         tables = (item.values() if isinstance(item, dict) else item for item in level)
         level = [item for table in tables for item in table if isinstance(item, dict | list)]
     return depth
-
-
-def read_yaml_text(path: Path, loader: Any = YAML) -> str:
-    """The text of a YAML file that is safe to parse by a loader, since they differ in what is YAML.
-
-    A few aliases of aliases can stand for gigabytes, and a deep nest takes minutes to parse.
-    """
-    try:
-        text = read_bytes(path, MAX_YAML_BYTES).decode()
-    except UnicodeDecodeError:
-        raise ValueError("is not UTF-8 text") from None
-    depth = 0
-    for event in _events(text, loader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("has a YAML alias, which no config needs")
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError("is nested too deeply")
-    return text
-
-
-def _events(text: str, loader: Any) -> Iterator[yaml.Event]:
-    try:
-        yield from yaml.parse(text, loader)
-    except yaml.MarkedYAMLError as error:
-        if "nesting depth" in str(error.problem):  # the library's own bound
-            raise ValueError("is nested too deeply") from None
-        raise
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file as plain values."""
-    return yaml.load(read_yaml_text(path), YAML)
 
 
 def reason(error: BaseException) -> str:

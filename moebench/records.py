@@ -12,7 +12,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,6 @@ from moebench.disk import (
     make_folder,
     open_to_append,
     read_bytes,
-    read_yaml,
     reason,
     remove_leftovers,
     why_not_written,
@@ -63,6 +62,7 @@ from moebench.seals import (
     seen_changes,
     with_digest,
 )
+from moebench.yaml_files import read_yaml
 
 MAP = "map.npz"
 RESULTS = ("config.yaml", "manifest.json")  # what gives the numbers of a summary their meaning
@@ -236,13 +236,17 @@ class Record:
                 raise self._changed(line)
         return summary
 
-    def refuse_changes(self) -> None:
-        """Raise RecordError, with a remedy, if the results of a finished run are not what it wrote.
+    def refuse_changes(self, *, results_only: bool = False) -> None:
+        """Raise RecordError, with a remedy, if a finished run is not what it wrote.
 
-        A quick check: of the summary, the config and the manifest.
+        Args:
+            results_only: look at the summary, the config and the manifest, in place of a quick look
+                at all files (`seen_damage`).
         """
         try:
-            self.check_seal(*RESULTS)
+            summary = self.check_seal(*RESULTS if results_only else ())
+            for line in () if results_only else self._seen_changes(summary):
+                raise self._changed(line)
         except RecordError as error:
             line = str(error).removesuffix(f"; {SEE}")
             remedy = "--force starts afresh"
@@ -250,21 +254,16 @@ class Record:
                 remedy = f"remove it and {CONTINUES} from the last checkpoint"
             raise RecordError(f"{line}; restore it, or {remedy}") from None
 
-    def is_sound(self) -> bool:
-        """Whether a run is done, and `refuse_changes` finds nothing."""
-        try:
-            self.check_seal(*RESULTS)
-        except RecordError:
-            return False
-        return True
-
     def seen_damage(self) -> list[str]:
         """What a quick look finds changed in a finished run, a line a file; see `seen_changes`."""
         try:
-            sealed_at = (self.path / "summary.json").stat().st_mtime_ns
-            return list(seen_changes(self.path, self.summary(), sealed_at))
+            return list(self._seen_changes(self.summary()))
         except (OSError, RecordError):
             return ["summary.json: is missing or was changed"]
+
+    def _seen_changes(self, summary: Mapping[str, Any]) -> Iterator[str]:
+        sealed_at = (self.path / "summary.json").stat().st_mtime_ns
+        return seen_changes(self.path, summary, sealed_at)
 
     def damage(self) -> list[str]:
         """A line for each file that does not match the seal; empty for an untouched record."""

@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from moebench.disk import (
-    MAX_YAML_BYTES,
     cache_root,
     expanded,
     finite,
@@ -28,7 +27,6 @@ from moebench.disk import (
     read_json,
     read_lines,
     read_unpacked,
-    read_yaml,
     reason,
     regular_status,
     remove_folder,
@@ -40,6 +38,7 @@ from moebench.disk import (
     write_bytes,
     write_json,
 )
+from moebench.yaml_files import MAX_YAML_BYTES, read_yaml
 
 # Writing
 

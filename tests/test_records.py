@@ -117,6 +117,17 @@ def test_a_run_is_cut_where_it_goes_on(tmp_path: Path, step: int, kept: list[int
     assert record.rows()[-1] == {"step": 99}
 
 
+def test_a_finished_run_of_which_any_file_was_changed_is_not_skipped(tmp_path: Path) -> None:
+    record = sealed(tmp_path / "run")
+    record.refuse_changes()
+    for name in record.summary()["files"]:
+        content = (record.path / name).read_bytes()
+        (record.path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(RecordError, match=rf"{name}: was changed after the run; restore it"):
+            record.refuse_changes()
+        (record.path / name).write_bytes(content)
+
+
 def test_a_last_digit_that_gives_the_same_number_is_seen_where_results_are_shown(
     tmp_path: Path,
 ) -> None:

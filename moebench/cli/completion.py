@@ -19,8 +19,8 @@ import yaml
 
 from moebench.cli.options import load_plugins
 from moebench.config.presets import DEFAULT_STUDY, KNOBS, LAUNCHER, STUDY, STUDY_KNOBS, Presets
-from moebench.disk import read_yaml
 from moebench.errors import MoebenchError
+from moebench.yaml_files import read_yaml
 
 Choice = tuple[str, str]  # a word, and what it means
 Completion = Callable[[typer.Context, str], list[Choice]]

@@ -175,7 +175,7 @@ def _train(
     with importing():
         from moebench.cli.progress import TrainDisplay
         from moebench.config.identity import coefficients
-        from moebench.experiment import run_experiment  # imports torch
+        from moebench.experiment import check_run, run_experiment  # imports torch
         from moebench.experiment.execution import resolved
         from moebench.train.ranks import Ranks, world_size
 
@@ -192,6 +192,7 @@ def _train(
     if not _is_first_rank():
         start()
         return
+    check_run(treatment, corpus)  # first, so that nothing seems to have begun
     weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(treatment).items())
     run = resolved(config.run, record if resume else None, Ranks(size=world_size()))
     threads = f"{run.threads} thread{'s' if run.threads != 1 else ''}"

@@ -42,9 +42,9 @@ from moebench.config.replayed import complete_replay
 from moebench.config.schema import DataConfig, ExperimentConfig, StudyConfig
 from moebench.config.starting import complete_start
 from moebench.config.treatment import group_of, plugins_of
-from moebench.disk import read_yaml_text
 from moebench.errors import ConfigError, MoebenchError, apply_to_all, combine
 from moebench.scopes import SCOPES
+from moebench.yaml_files import read_yaml_text
 
 ConfigStore.instance().store(name="schema", node=ExperimentConfig)
 

@@ -13,9 +13,9 @@ import yaml
 
 from moebench.config.knob import knobs
 from moebench.config.schema import ExperimentConfig, StudyConfig
-from moebench.disk import read_yaml_text
 from moebench.errors import ConfigError
 from moebench.scopes import SCOPES
+from moebench.yaml_files import read_yaml_text
 
 KNOBS = {key: field for key, field, _ in knobs(ExperimentConfig())}
 # The name of a study is that of its preset.

@@ -17,8 +17,9 @@ from moebench import selections
 from moebench.config.knob import flat
 from moebench.config.schema import ExperimentConfig, RouterConfig
 from moebench.config.treatment import lookup, map_layers, moe_layers
-from moebench.disk import expanded, read_json, read_yaml, reason
+from moebench.disk import expanded, read_json, reason
 from moebench.errors import ConfigError
+from moebench.yaml_files import read_yaml
 
 # what decides which tokens a run reads, in which order, and the shape of what it selects
 EQUAL = (

@@ -70,7 +70,7 @@ def run_experiment(
         record.refuse_changes()
         if world_size() == 1:
             return record
-    _check(treatment, corpus)
+    check_run(treatment, corpus)
     check_ranks(config)
     with joined(device_kind(config.run)) as ranks:
         if not ranks.first:
@@ -119,7 +119,7 @@ def run_stack(
         numbers = []
         for number, ((treatment, data), record) in enumerate(zip(pairs, records, strict=True)):
             try:
-                _check(treatment, data)
+                check_run(treatment, data)
                 held.enter_context(hold(record))
                 if record.is_done():
                     record.refuse_changes()
@@ -147,7 +147,7 @@ def run_stack(
     return errors
 
 
-def _check(treatment: Treatment, corpus: Corpus) -> None:
+def check_run(treatment: Treatment, corpus: Corpus) -> None:
     """Raise the errors that only data or machine can show, before anything is written."""
     check_experts(treatment.config, torch.device(device_kind(treatment.config.run)))
     check_epochs(corpus, treatment.config)

@@ -55,7 +55,7 @@ class Launcher:
         self.engine = engine
         engine.open(within or plan, runs_dir)
         self._alone: set[int] = set()  # jobs whose stack ended early; they run alone
-        self.waiting = [job for job in plan.jobs if not self.record(job).is_sound()]
+        self.waiting = [job for job in plan.jobs if not _is_whole(self.record(job))]
         self.running: list[Placed] = []
         self.elsewhere: list[Elsewhere] = []
         self.failed: list[tuple[Job, str]] = []
@@ -184,3 +184,12 @@ class Launcher:
                 self.failed.append((item.job, str(status.get("reason"))))
             elif not record.is_done():
                 self.waiting.insert(0, item.job)
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether a run is done, and a quick look finds nothing changed."""
+    try:
+        record.refuse_changes()
+    except RecordError:
+        return False
+    return True

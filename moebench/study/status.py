@@ -36,7 +36,7 @@ def current_status(record: Record) -> dict[str, Any]:
     status = last_status(record)  # read after the lock: if nobody holds it, this status is final
     if record.is_done():
         try:
-            record.refuse_changes()
+            record.refuse_changes(results_only=True)  # asked again and again
         except RecordError as error:
             return {**status, "state": "failed", "reason": str(error)}
         return {**status, "state": "done"}

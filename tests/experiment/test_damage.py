@@ -164,7 +164,7 @@ def test_nothing_but_the_status_is_written_after_the_seal(
     monkeypatch.setattr(Record, "seal", sealing)
     monkeypatch.setattr(Record, "set_status", failing)
     record = run_experiment(compose(), corpus, tmp_path)
-    assert record.is_sound()
+    record.refuse_changes()
     assert views == [view(record)]
     assert b"Final/valid/ppl" in views[0]
     assert "status.json: cannot be written (Input/output error); it is done" in (

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from moebench.config.presets import LAUNCHER, Presets
-from moebench.disk import read_yaml, reason
+from moebench.disk import reason
 from moebench.errors import ConfigError, remedy
 from moebench.study.engines import Engine
 from moebench.study.engines.local import Local
+from moebench.yaml_files import read_yaml
 
 ENGINES = ("local", "submitit", "ray", "commands")
 
