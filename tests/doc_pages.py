@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
+
 from tests.processes import moebench
 
 ROOT = Path(__file__).parent.parent
@@ -28,13 +30,20 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """The moebench and torchrun commands in `sh` blocks, without their comments."""
+    """The moebench and torchrun commands in `sh` blocks, without comments and redirections."""
     return [
-        line.split("#")[0].strip()
+        re.split("#|>", line)[0].strip()
         for block in blocks(text, "sh")
         for line in block.splitlines()
         if line.startswith(("moebench ", "torchrun "))
     ]
+
+
+def workflow_scripts() -> list[str]:
+    """What the steps of the example workflow for GitHub run in a shell."""
+    text = (ROOT / "examples" / "github_workflow.yml").read_text()
+    [job] = yaml.safe_load(text)["jobs"].values()
+    return [step["run"] for step in job["steps"] if "run" in step]
 
 
 def named_files(text: str) -> list[tuple[str, str]]:

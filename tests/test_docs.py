@@ -23,6 +23,7 @@ from tests.doc_pages import (
     run,
     run_python,
     shrink,
+    workflow_scripts,
     write_files,
 )
 
@@ -32,7 +33,8 @@ PAGES = [
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
     if path != EXTENDING
 ]
-COMMANDS = sorted({command for page in PAGES for command in commands(page)})
+WORKFLOW = [f"```sh\n{script}\n```" for script in workflow_scripts()]
+COMMANDS = sorted({command for page in (*PAGES, *WORKFLOW) for command in commands(page)})
 PYTHON = [block for page in PAGES for block in blocks(page, "python")]
 SCRIPTS = [block for page in PAGES for block in blocks(page, "bash")]
 TORCHRUN = ["-m", "torch.distributed.run"]

@@ -1,4 +1,4 @@
-"""What a package index shows of moebench: its description has no link that leads nowhere."""
+"""What a package index, a citation and GitHub's forms show of moebench."""
 
 import email
 import re
@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from readme_renderer.markdown import render
 
 import moebench
+from tests.doc_pages import workflow_scripts
 
 ROOT = Path(__file__).parent.parent
 URL = "https://git.example.org/me/moebench"
@@ -77,3 +79,37 @@ def test_with_a_url_links_lead_to_the_files_of_the_version(described: Described)
         _, tag, name = link.split("/", 2)
         assert tag == TAG
         assert (ROOT / name).is_file()
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == moebench.__version__
+    dated = f"## [{citation['version']}] - {citation['date-released']}\n"
+    assert dated in (ROOT / "CHANGELOG.md").read_text()
+
+
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
+def test_an_issue_form_is_one_that_github_takes(path: Path) -> None:
+    """By https://docs.github.com/communities ("Syntax for GitHub's form schema")."""
+    form = yaml.safe_load(path.read_text())
+    assert set(form) == {"name", "description", "labels", "body"}
+    ids = [field["id"] for field in form["body"]]
+    assert len(set(ids)) == len(ids)
+    for field in form["body"]:
+        assert set(field) <= {"type", "id", "attributes", "validations"}
+        more = {"textarea": {"render"}, "input": set(), "dropdown": {"options"}}[field["type"]]
+        assert {"label"} <= set(field["attributes"]) <= {"label", "description", *more}
+        assert set(field.get("validations", ())) <= {"required"}
+    for name in re.findall(r"docs/[\w.]+\w", path.read_text()):
+        assert (ROOT / name).is_file()
+
+
+def test_the_steps_of_the_example_workflow_are_shell() -> None:
+    """The tests of docs run its moebench commands."""
+    scripts = workflow_scripts()
+    assert any("moebench sweep" in script for script in scripts)
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
