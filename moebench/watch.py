@@ -10,7 +10,8 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,7 @@ HOST = "127.0.0.1"
 PORT = 6007  # TensorBoard's is 6006
 SHARE = 10  # the content is made again after this multiple of the processor time that it takes
 LEAST_WAIT = 5.0  # seconds
+ENDS = ("done", "failed", "stopped")  # states of a run that does not go on by itself
 
 
 class Page:
@@ -85,9 +87,19 @@ class Page:
         except MoebenchError as error:
             sections = [Section([Sentences("Nothing to compare yet", [str(error)])])]
         self.title = plans[0].title if len(plans) == 1 else f"Runs in {self.runs_dir}"
-        unfinished = [_progress(plan, self.runs_dir) for plan in plans]
+        states = [(plan, run_statuses(plan, self.runs_dir)) for plan in plans]
+        unfinished = [_progress(plan, runs) for plan, runs in states]
         begun = [progress for progress in unfinished if progress is not None]
-        return content(self.title, sections, plans, self.command, begun, live=True)
+        end = _ended(run for _, runs in states for run in runs)
+        return content(self.title, sections, plans, self.command, begun, live=True, ended=end)
+
+    def ended(self) -> str:
+        """How all runs have ended, in a sentence; "" while some wait or train. It makes no page."""
+        try:
+            plans = self._plans()
+        except MoebenchError:
+            return ""
+        return _ended(run for plan in plans for run in run_statuses(plan, self.runs_dir))
 
     def _plans(self) -> Sequence[Plan]:
         plans, problems = find_plans([self.runs_dir])
@@ -111,9 +123,15 @@ def _stamp(runs_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def _progress(plan: Plan, runs_dir: Path) -> Progress | None:
+def _ended(runs: Iterable[RunStatus]) -> str:
+    """How all runs have ended; "" while some wait or train, and if there is none."""
+    counts = Counter(run.state for run in runs)
+    ends = [f"{counts.pop(state)} {state}" for state in ENDS if state in counts]
+    return f"All runs have ended: {', '.join(ends)}." if ends and not counts else ""
+
+
+def _progress(plan: Plan, runs: Sequence[RunStatus]) -> Progress | None:
     """How far a study has come; None if all its runs are done."""
-    runs = run_statuses(plan, runs_dir)
     if all(run.state == "done" for run in runs):
         return None
     arms: dict[str, list[RunStatus]] = {}
@@ -161,18 +179,24 @@ def clock(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def serve(page: Page, port: int | None, on_url: Callable[[str], None]) -> None:
+def serve(
+    page: Page,
+    port: int | None,
+    on_url: Callable[[str], None],
+    on_end: Callable[[str], None] = lambda _: None,
+) -> None:
     """Serve a page until a signal. Only this machine can connect: there is no password.
 
     Args:
         port: of the page; None for 6007, or a free one if that is in use.
         on_url: called with the address, once it is served.
+        on_end: called with how all runs have ended, once they have.
 
     Raises:
         MoebenchError: if the port cannot be used.
     """
     try:
-        server = _server(page, port)
+        server = _server(page, port, on_end)
     except OSError as error:
         raise MoebenchError(
             f"--port {port}: cannot be used ({error.strerror}); choose another port"
@@ -191,9 +215,23 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = os.name == "posix"
 
-    def __init__(self, page: Page, port: int) -> None:
+    def __init__(
+        self, page: Page, port: int, on_end: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.page = page
+        self.on_end = on_end
+        self._told, self._due = "", 0.0
         super().__init__((HOST, port), Handler)
+
+    def service_actions(self) -> None:
+        """Say when all runs have ended; asked several times a second, while the server serves."""
+        if (now := time.monotonic()) < self._due:
+            return
+        begun, ended = time.thread_time(), self.page.ended()
+        if ended and ended != self._told:
+            self.on_end(ended)
+        self._told = ended
+        self._due = now + max(LEAST_WAIT, SHARE * (time.thread_time() - begun))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A tab that was closed in the middle of an answer is no error; the rest is printed."""
@@ -201,13 +239,13 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-def _server(page: Page, port: int | None) -> Server:
+def _server(page: Page, port: int | None, on_end: Callable[[str], None]) -> Server:
     if port is not None:
-        return Server(page, port)
+        return Server(page, port, on_end)
     try:
-        return Server(page, PORT)
+        return Server(page, PORT, on_end)
     except OSError:
-        return Server(page, 0)
+        return Server(page, 0, on_end)
 
 
 class Handler(BaseHTTPRequestHandler):

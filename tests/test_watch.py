@@ -82,6 +82,7 @@ def test_the_page_follows_the_records(runs: Path, ask: Ask) -> None:
         assert status == 200
         assert "window.vegaEmbed" not in content
         assert "1 of 2 runs done" in content
+        assert "have ended" not in content
         assert "running at 120 of 400" in content
         assert '<dt>Interim</dt>' in content  # fmt: skip
         assert content.index("<dt>Interim</dt>") < content.index("1 of 2 runs done")
@@ -98,6 +99,7 @@ def test_the_page_follows_the_records(runs: Path, ask: Ask) -> None:
     record.seal({"arm": "global", "seed": 0, "steps": 400, "valid/nats": 1.7})
     _, last, _ = ask("/content")
     assert "runs done" not in last
+    assert "All runs have ended: 2 done." in last
     assert "<dt>Interim</dt>" not in last
 
 
@@ -112,6 +114,7 @@ def test_a_killed_run_is_stopped_on_the_page(runs: Path, ask: Ask) -> None:
     content = ask("/content")[1]
     assert "stopped at 120 of 400" in content
     assert "running at" not in content
+    assert "All runs have ended: 1 done, 1 stopped." in content
 
 
 def test_nothing_else_is_given_out(runs: Path, ask: Ask) -> None:
@@ -168,6 +171,8 @@ def test_the_command_serves_until_a_signal(runs: Path) -> None:
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(60)
-    assert (process.returncode, errors) == (0, "open it in a browser; press Ctrl-C to stop\n")
+    first, *more = errors.splitlines()
+    assert (process.returncode, first) == (0, "open it in a browser; press Ctrl-C to stop")
+    assert more == ["All runs have ended: 1 done, 1 stopped."]  # said once
     with socket.socket() as free:
         assert free.connect_ex(("127.0.0.1", int(port)))

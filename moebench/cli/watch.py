@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from moebench.cli.options import RUNS, AsJson, RunsDir, command_line, completion, parse_number
-from moebench.cli.output import print_address
+from moebench.cli.output import print_address, print_message
 
 Study = Annotated[
     str | None,
@@ -31,4 +31,5 @@ def watch(
     """
     from moebench.watch import Page, serve
 
-    serve(Page(runs_dir, study, command_line()), port, partial(print_address, as_json=as_json))
+    page = Page(runs_dir, study, command_line())
+    serve(page, port, partial(print_address, as_json=as_json), print_message)

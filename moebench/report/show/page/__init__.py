@@ -99,6 +99,7 @@ def content(
     command: str,
     progress: Sequence[Progress] = (),
     live: bool = False,
+    ended: str = "",
 ) -> str:
     """What the records say, as HTML.
 
@@ -109,6 +110,7 @@ def content(
         command: what was typed to make this page.
         progress: of studies that have not ended.
         live: whether scripts are known to run, so that pictures are not needed.
+        ended: how the runs have ended, if all have.
     """
     paths = {run: path for section in sections for run, path in (section.paths or {}).items()}
     tables = [section.table for section in sections if section.table]
@@ -116,6 +118,7 @@ def content(
         title=title or "Arms compared",
         version=__version__,
         progress=progress,
+        ended=ended,
         sections=[_section(i, section, live) for i, section in enumerate(sections)],
         commands=[*again(tables, plans, paths), command] if tables else [],
         marks=MARKS,

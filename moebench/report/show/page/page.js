@@ -166,17 +166,18 @@ function renew(html) {
 if ("live" in document.body.dataset) {
   let tag = null, wait = 5;
   const state = text => { document.getElementById("live").textContent = text; };
+  const ended = () => document.getElementById("ended") ? "ended" : null;
   const refresh = async () => {
     if (!document.hidden) {
       try {
         const answer = await fetch("content", { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
         if (answer.status === 200) { renew(await answer.text()); tag = answer.headers.get("ETag"); }
         wait = Number(answer.headers.get("Retry-After")) || wait;
-        state(`live, ${new Date().toLocaleTimeString()}`);
+        state(ended() ?? `live, ${new Date().toLocaleTimeString()}`);
       } catch { state("moebench watch has ended"); }
     }
     setTimeout(refresh, 1000 * wait);
   };
   setTimeout(refresh, 1000 * wait);
-  state("live");
+  state(ended() ?? "live");
 }
