@@ -83,6 +83,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def _same(began: object, now: str) -> bool:
+    """Whether a version is the installed one: torch calls PyPI's 2.13.0 2.13.0+cu130."""
+    return began == now or ("+" not in now and str(began).partition("+")[0] == now)
+
+
 class Record:
     """A run's directory, read and written. Reading raises RecordError naming file and cause."""
 
@@ -135,7 +140,9 @@ class Record:
     def other_version(self) -> str:
         """The versions of moebench and torch that the run began with, if not the present ones."""
         began, now = self.manifest(), {"moebench": __version__, "torch": version("torch")}
-        other = (f"{name} {began.get(name)}" for name in now if began.get(name) != now[name])
+        other = (
+            f"{name} {began.get(name)}" for name in now if not _same(began.get(name), now[name])
+        )
         return " and ".join(other)
 
     def summary(self) -> dict[str, Any]:

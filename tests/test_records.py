@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moebench import __version__
 from moebench.disk import sha256, write_json
 from moebench.errors import RecordError
 from moebench.records import Record, find_records, find_sealed, printable
@@ -308,6 +309,24 @@ def test_a_record_of_another_version_is_named(tmp_path: Path) -> None:
     write_json(record.path / "manifest.json", {"schema_version": 2})
     with pytest.raises(RecordError, match="is a record of version 2, this moebench reads version"):
         record.manifest()
+
+
+@pytest.mark.parametrize(
+    ("began", "installed", "named"),
+    [
+        ("2.13.0+cu130", "2.13.0", False),
+        ("2.13.0+cpu", "2.13.0+cpu", False),
+        ("2.13.0+cpu", "2.13.0+cu130", True),
+        ("2.12.0+cu130", "2.13.0", True),
+    ],
+)
+def test_the_package_of_pypi_does_not_name_its_build(
+    began: str, installed: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moebench.records.version", lambda _: installed)
+    record = Record(tmp_path / "run")
+    record.begin("seed: 0\n", {"moebench": __version__, "torch": began})
+    assert record.other_version() == (f"torch {began}" if named else "")
 
 
 BOMB = "a0: &a0 {x: 1}\n" + "".join(
