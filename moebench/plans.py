@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moebench.config.interval import Interval
 from moebench.contents import FLAG, NAME, NUMBER, TEXT, WORD, each, fields, table, whole
 from moebench.disk import read_json, reason, write_json
-from moebench.errors import RecordError, nearest
+from moebench.errors import ConfigError, RecordError, nearest
 from moebench.record_files import SEED, plain
 from moebench.records import cannot_write, printable
 from moebench.seals import is_sealed, refuse_link, refuse_links, with_digest
@@ -69,6 +70,41 @@ class Cost(NamedTuple):
     machine: str
 
 
+class Searched(NamedTuple):
+    """How a search chose the values of arms, by trials that no report shows (docs/tuning.md).
+
+    Attributes:
+        name: of the search, as in `runs/tuning/<name>.journal`.
+        arms: those with its values.
+        ranges: overrides `key=low..high`.
+        failed: how many of the trials have no result.
+        seeds: of each trial.
+        values: the overrides of the best trial.
+        result: its mean `tune/nats`.
+        journal: SHA-256 of the journal of trials.
+    """
+
+    name: str
+    arms: tuple[str, ...]
+    ranges: tuple[str, ...]
+    trials: int
+    failed: int
+    seeds: tuple[int, ...]
+    values: str
+    result: float
+    journal: str
+
+    @staticmethod
+    def shares(ranges: Sequence[str], values: str) -> dict[str, float]:
+        """Where the value of each key lies in its range, from 0 to 1.
+
+        Raises ConfigError, ValueError or KeyError for texts that no search has.
+        """
+        known = dict(word.split("=", 1) for word in values.split())
+        intervals = filter(None, map(Interval.read, ranges))
+        return {each.key: each.share(float(known[each.key])) for each in intervals}
+
+
 @dataclass(frozen=True)
 class Plan:
     """The runs of a study, in the order in which they start: seed by seed, so that pairs fill.
@@ -82,6 +118,8 @@ class Plan:
         average_twin: whether differences are to the mean of the baseline and its A/A twin.
         typed: words after `moebench sweep` that make this plan; None where they are not known.
         folder: where it was read from; None for a plan that was not.
+        searches: that chose values of arms.
+        tuned_by: words after `moebench` that make their trials.
         costs: by arm hash, where the study was timed and the costs were read (`read_costs`).
     """
 
@@ -96,6 +134,8 @@ class Plan:
     order: tuple[str, ...] = ()
     average_twin: bool = False
     typed: tuple[str, ...] | None = None
+    searches: tuple[Searched, ...] = ()
+    tuned_by: tuple[str, ...] = ()
     costs: dict[str, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def job(self, number: int) -> Job:
@@ -133,6 +173,9 @@ class Plan:
         about |= {key: list(getattr(self, key)) for key in _LISTS}
         about["average_twin"] = self.average_twin
         about |= {} if self.typed is None else {"typed": list(self.typed)}
+        if self.searches:
+            about["searches"] = [each._asdict() for each in self.searches]
+            about["tuned_by"] = list(self.tuned_by)
         shared = _shared([job.config for job in self.jobs])
         runs = [vars(job) | {"config": _own(job.config, shared)} for job in self.jobs]
         path = self.path(runs_dir)
@@ -176,6 +219,8 @@ def read_plan(path: Path, *, unedited: bool = False) -> Plan:
         order=tuple(content.get("order", ())),
         average_twin=content.get("average_twin", False),
         typed=tuple(content["typed"]) if "typed" in content else None,
+        searches=tuple(map(_searched, content.get("searches", ()))),
+        tuned_by=tuple(content.get("tuned_by", ())),
     )
 
 
@@ -188,11 +233,36 @@ RUN = {
     "overrides": each(TEXT),
     "config": table(plain),
 }
+SEARCH = {
+    "name": NAME,
+    "arms": each(TEXT),
+    "ranges": each(TEXT),
+    "trials": whole(1),
+    "failed": whole(),
+    "seeds": each(SEED),
+    "values": TEXT,
+    "result": NUMBER,
+    "journal": TEXT,
+}
+
+
+def _search(value: Any, place: str) -> str:
+    """A search, whose values are numbers for the keys of its ranges."""
+    if wrong := fields(SEARCH)(value, place):
+        return wrong
+    try:
+        Searched.shares(value["ranges"], value["values"])
+    except (ConfigError, ValueError, KeyError):
+        return f"{place} has no value for each of its ranges"
+    return ""
+
+
 PLAN = fields(
     {**dict.fromkeys(_TEXTS, TEXT), "name": NAME, "runs": each(fields(RUN, {"differs": TEXT}))},
     # missing in those of earlier versions
     {
-        **dict.fromkeys((*_LISTS, "typed"), each(TEXT)),
+        **dict.fromkeys((*_LISTS, "typed", "tuned_by"), each(TEXT)),
+        "searches": each(_search),
         "average_twin": FLAG,
         "shared": table(plain),
     },
@@ -213,6 +283,12 @@ def _job(run: Mapping[str, Any], shared: Mapping[str, Any]) -> Job:
     values = {key: run[key] for key in (*RUN, "differs") if key in run}
     own = {"overrides": tuple(run["overrides"]), "config": _merged(shared, run["config"])}
     return Job(**values | own)
+
+
+def _searched(search: Mapping[str, Any]) -> Searched:
+    values = {key: search[key] for key in SEARCH}
+    values |= {key: tuple(values[key]) for key in ("arms", "ranges", "seeds")}
+    return Searched(**values)
 
 
 # Thousands of jobs read the whole plan, so it holds only once what their configs have in common.

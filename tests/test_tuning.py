@@ -1,11 +1,8 @@
-"""The search for values: ranges, tuning seeds, resuming, failures. Nothing is trained here.
+"""The search for values: ranges, tuning seeds, resuming, failures. Nothing is trained here."""
 
-Where Optuna is not installed, a stand-in with the part of its interface that is used draws values.
-"""
-
-import importlib.util
+import json
+import math
 import os
-import random
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,74 +13,12 @@ import pytest
 
 from moebench import tuning
 from moebench.config.compose import Composer
+from moebench.config.interval import Interval
 from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
-from moebench.tuning import Interval, Outcome, Search, best
+from moebench.searches import FIRST_SEED, Outcome, Space, best
+from moebench.tuning import Search, spread
 from tests.processes import moebench
-
-INSTALLED = importlib.util.find_spec("optuna") is not None
-
-
-class State:
-    """The state of a stand-in's trial."""
-
-    FAIL = "fail"
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def is_finished(self) -> bool:
-        return self.name != "running"
-
-
-class Trial:
-    def __init__(self, number: int) -> None:
-        self.number, self.state = number, State("running")
-        self.value: float | None = None
-        self.user_attrs: dict[str, str] = {}
-
-    def suggest_float(self, key: str, low: float, high: float, log: bool) -> float:
-        return random.Random(self.number).uniform(low, high)
-
-    def suggest_int(self, key: str, low: int, high: int, log: bool) -> int:
-        return random.Random(self.number).randint(low, high)
-
-    def set_user_attr(self, key: str, value: str) -> None:
-        self.user_attrs[key] = value
-
-
-class Study:
-    def __init__(self) -> None:
-        self.trials: list[Trial] = []
-
-    def get_trials(self) -> list[Trial]:
-        return [*self.trials]
-
-    def ask(self) -> Trial:
-        self.trials.append(Trial(len(self.trials)))
-        return self.trials[-1]
-
-    def tell(self, number: int, value: float | None = None, state: str | None = None) -> None:
-        assert self.trials[number].value is None
-        self.trials[number].value = value
-        self.trials[number].state = State(state or "complete")
-
-
-def stand_in() -> Any:
-    kept: dict[str, Study] = {}
-
-    def create_study(storage: Any, study_name: str, **_: Any) -> Study:
-        return kept.setdefault(storage.path + study_name, Study())
-
-    return SimpleNamespace(
-        logging=SimpleNamespace(set_verbosity=lambda _: None, ERROR=0),
-        storages=SimpleNamespace(
-            journal=SimpleNamespace(JournalFileBackend=str),
-            JournalStorage=lambda path: SimpleNamespace(path=path, get_all_studies=list),
-        ),
-        create_study=create_study,
-        samplers=SimpleNamespace(TPESampler=lambda seed: None),
-        trial=SimpleNamespace(TrialState=State),
-    )
+from tests.searching import INSTALLED, stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +57,13 @@ def search(tmp_path: Path, text_folder: Path, *words: str, seeds: int = 1) -> Se
     return Search(Composer(), [*fixed, *words], seeds, tmp_path)
 
 
+def found(search: Space) -> tuple[list[Outcome], int]:
+    """What the file of a search holds."""
+    kept = search.found()
+    assert kept is not None
+    return list(kept.trials), kept.asked
+
+
 def test_intervals() -> None:
     assert Interval.read("scope=micro") is None
     assert Interval.read("data.path=a..b") is None
@@ -145,7 +87,7 @@ def test_a_search_goes_on_where_it_stopped(
 ) -> None:
     first = search(tmp_path, text_folder, "optim.lr=0.01..0.04", seeds=2)
     done = list(first.run(2, follow))
-    assert [run[1] for run in trained] == [1000, 1001] * 2
+    assert [run[1] for run in trained] == [FIRST_SEED, FIRST_SEED + 1] * 2
     assert {folder for _, _, folder in trained} == {tmp_path / "tuning"}
     assert done[0].words == f"optim.lr={trained[0][0]:.4g}"
     assert done[0].value == pytest.approx(abs(trained[0][0] - 0.02) + 1000.5 / 1e6)
@@ -158,7 +100,10 @@ def test_a_search_goes_on_where_it_stopped(
     assert after[:2] == done
     assert [outcome.number for outcome in after] == [0, 1, 2, 3]
     assert trained[6][:2] == trained[7][:2]  # with the values that it had chosen
-    assert best(after).value == min(outcome.value or 9 for outcome in after)
+    first = best(after)
+    assert first is not None
+    assert first.value == min(outcome.value or 9 for outcome in after)
+    assert found(again) == (after, 4)
     other = search(tmp_path, text_folder, "optim.lr=0.01..0.05", seeds=2)
     assert other.journal != again.journal
 
@@ -203,7 +148,46 @@ def test_trials_that_fail(
     with pytest.raises(MoebenchError, match=r"none of 2 trials .* the loss is not finite"):
         outcomes.extend(search(tmp_path, text_folder, "optim.lr=0.06..0.07").run(2, follow))
     assert [outcome.value for outcome in outcomes] == [None, None]
-    assert best([Outcome(0, "a", None), Outcome(1, "b", 2.0), Outcome(2, "c", 2.0)]).words == "b"
+    equal = [Outcome(0, "a", None), Outcome(1, "b", 2.0), Outcome(2, "c", 2.0)]
+    assert best(equal) == equal[1]
+    assert best(equal[:1]) is None
+
+
+def test_the_first_trials_cover_the_ranges_and_do_not_depend_on_interruptions(
+    tmp_path: Path, text_folder: Path, trained: list[tuple[float, int, Path]]
+) -> None:
+    quarters = [[int(4 * share) for share in point] for point in spread(2)[:4]]
+    assert [sorted(axis) for axis in zip(*quarters, strict=True)] == [[0, 1, 2, 3]] * 2
+    assert [point[-1:] for point in spread(2)] == spread(1)
+    words = ["optim.lr=0.001..0.01", "loss.balance=0.001..1"]
+    at_once = [trial.words for trial in search(tmp_path / "a", text_folder, *words).run(3, follow)]
+    parts: list[Outcome] = []
+    for number in range(3):
+        parts = list(search(tmp_path / "b", text_folder, *words).run(number + 1, follow))
+    assert [trial.words for trial in parts] == at_once
+    shares = [math.log10(float(words.split()[0].partition("=")[2]) / 0.001) for words in at_once]
+    assert shares == pytest.approx([point[0] for point in spread(2)[:3]], abs=1e-3)
+
+
+def test_a_file_of_trials_that_was_changed_is_refused(
+    tmp_path: Path, text_folder: Path, trained: list[tuple[float, int, Path]]
+) -> None:
+    made = search(tmp_path, text_folder, "optim.lr=0.01..0.04")
+    assert made.found() is None
+    list(made.run(1, follow))
+    journal = made.journal.read_bytes() if made.journal.exists() else b""
+    made.journal.write_text("another")
+    with pytest.raises(ConfigError, match=r"journal beside it has changed since.*writes it again"):
+        made.found()
+    made.journal.write_bytes(journal)
+    content = json.loads(made.path.read_text())
+    content["trials"][0]["words"] = "optim.lr=0.02 data=huggingface"
+    made.path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="trial 0 is of no search of these ranges"):
+        made.found()
+    made.path.write_text('{"trials": [{"number": -1}]}')
+    with pytest.raises(ConfigError, match="asked is missing"):
+        made.found()
 
 
 def test_words_that_cannot_be_searched(

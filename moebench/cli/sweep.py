@@ -213,7 +213,7 @@ def _plan(
     if known and not any(axes) and len(words) < 2 and "=" not in "".join(words):
         return find_plan(runs_dir, *words)
     composer = Composer(config_dir, precision(engine))
-    plan, _ = make_plan(composer, words, axes, progress=print_message)
+    plan, _ = make_plan(composer, words, axes, runs_dir=runs_dir, progress=print_message)
     return plan
 
 

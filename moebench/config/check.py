@@ -117,6 +117,9 @@ def check_study(study: StudyConfig) -> None:
                 raise ConfigError(
                     f"study.{key}={text}: does not parse ({error}); correct study={study.name}"
                 ) from None
+    for size, number in study.trials.items():
+        if number < 1:
+            raise ConfigError(f"study.trials.{size}={number}: must be at least 1")
     sizes = list(study.sizes) or [StudyConfig.size]
     if study.size not in sizes:
         raise ConfigError(

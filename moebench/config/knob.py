@@ -121,5 +121,6 @@ def type_words(kind: Any) -> str:
         list[str]: "a list, as in [a,b]",
         list[int]: "a list of whole numbers, as in [0,1]",
         dict[str, float]: "a table of numbers, as in {a:2,b:0.5}",
+        dict[str, int]: "a table of whole numbers, as in {a:2,b:5}",
         dict[str, str]: "a table of words, as in {a:b}",
     }.get(kind, "a table of lists")

@@ -332,3 +332,7 @@ class StudyConfig:
     )
     size: str = knob("cpu", "which of `sizes` applies")
     sizes: dict[str, list[str]] = knob({}, "overrides of each size, after `overrides`")
+    trials: dict[str, int] = knob(
+        {}, "trials of each search in each size, where arms have ranges; see docs/tuning.md"
+    )
+    trial_seeds: int = knob(1, "seeds of each trial, from 1000 on", low=1, high=1000)

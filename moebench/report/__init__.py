@@ -24,6 +24,7 @@ from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
 from moebench.report.read.interim import NOT_BEGUN, Interim, interim, not_begun
 from moebench.report.read.studies import find_plans, plans_of_study
+from moebench.report.show import trials
 from moebench.report.show.blocks import Block, Heading, Sentences
 from moebench.report.show.brief import brief
 from moebench.report.show.diff import compare_two
@@ -132,7 +133,8 @@ class Report:
         return content + self._missing()
 
     def _blocks(self, table: Table, verdicts: Sequence[Verdict]) -> list[Block]:
-        return blocks(table, verdicts, self.shown, overlaps(table, self.frame))
+        own = blocks(table, verdicts, self.shown, overlaps(table, self.frame))
+        return [*own, *trials.grids(self.plans, table)]
 
     def _missing(self) -> list[Block]:
         content: list[Block] = []

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from moebench.config.compose import Composer
@@ -10,8 +11,8 @@ from moebench.config.schema import StudyConfig
 from moebench.config.zipped import keys_of
 from moebench.disk import is_name
 from moebench.errors import ConfigError, apply_to_all
-
-Cell = tuple[str, ...]  # the overrides of one run
+from moebench.plans import Searched
+from moebench.study.tuned import RUNS, Cell, Row, Searches, sources, without_seed
 
 
 class Axes(NamedTuple):
@@ -41,35 +42,78 @@ NO_AXES = Axes()
 
 
 def cells_of(
-    composer: Composer, overrides: Sequence[str], axes: Axes = NO_AXES
-) -> tuple[StudyConfig | None, list[Cell]]:
-    """The study that the overrides name, None for a grid, and the overrides of each run."""
-    of_runs = [word for word in overrides if not _is_study(word)]
-    of_study = [word for word in overrides if _is_study(word)]
-    names = [word.removeprefix("study=") for word in of_study if word.startswith("study=")]
-    options = [word for word in of_study if not word.startswith("study=")]
-    if len(names) > 1:
-        raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
+    composer: Composer, overrides: Sequence[str], axes: Axes = NO_AXES, runs_dir: Path = RUNS
+) -> tuple[StudyConfig | None, list[Cell], dict[Cell, Searched]]:
+    """What the overrides and axes describe.
+
+    Args:
+        runs_dir: that holds the trials of a study whose arms have ranges.
+
+    Returns:
+        The study, None for a grid; the overrides of each run; and of those with values that a
+        search chose, how it did.
+    """
+    of_runs, of_study = _parted(overrides)
     is_grid = any(map(composer.is_sweep, of_runs)) and not of_study
     of_runs += _seeds(axes, of_runs)
     if is_grid:
         _check_name(composer, axes)
-        return None, _leave_out(composer, composer.expand(of_runs), axes.exclude)
-    study = composer.study(names[0] if names else DEFAULT_STUDY, options)
+        return None, _leave_out(composer, composer.expand(of_runs), axes.exclude), {}
+    study, rows = _rows(composer, of_runs, of_study)
     if axes.name:
         raise ConfigError(
             f"--name {axes.name}: study={study.name} has its own name; leave it out, or sweep over "
             "lists of values without study="
         )
+    searches = Searches(composer, study, overrides, rows, runs_dir)
+    chosen = searches.chosen()
+    cells = [chosen[row.cell][0] if row.cell in chosen else row.cell for row in rows]
+    cells = _leave_out(composer, cells, study.exclude, must_match=False)
+    return study, _leave_out(composer, cells, axes.exclude), dict(chosen.values())
+
+
+def searches_of(composer: Composer, overrides: Sequence[str], runs_dir: Path = RUNS) -> Searches:
+    """The searches of the study that the overrides name; ConfigError if its arms need none."""
+    study, rows = _rows(composer, *_parted(overrides))
+    searches = Searches(composer, study, overrides, rows, runs_dir)
+    if not searches.words:
+        raise ConfigError(
+            f"study={study.name}: has no ranges to search; give an arm some, as in "
+            "optim.lr=1e-3..1e-2"
+        )
+    return searches
+
+
+def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of runs, and those of the study."""
+    of_runs = [word for word in overrides if not _is_study(word)]
+    return of_runs, [word for word in overrides if _is_study(word)]
+
+
+def _rows(
+    composer: Composer, of_runs: Sequence[str], of_study: Sequence[str]
+) -> tuple[StudyConfig, list[Row]]:
+    """A study and its runs; `scope` without `study=`."""
+    names = [word.removeprefix("study=") for word in of_study if word.startswith("study=")]
+    options = [word for word in of_study if not word.startswith("study=")]
+    if len(names) > 1:
+        raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
+    study = composer.study(names[0] if names else DEFAULT_STUDY, options)
     shared = (*study.overrides, *study.sizes.get(study.size, ()))
     of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
     arms = [cell for cells in of_arm for cell in cells]
     _check_varied(study, of_runs, arms, named=bool(names))
     composer.expand(of_runs)  # so that an error names what was typed
-    merged = [_merge(composer, shared, of_runs, arm) for arm in arms]
-    cells = [cell for words in merged for cell in composer.expand(words)]
-    cells = _leave_out(composer, cells, study.exclude, must_match=False)
-    return study, _leave_out(composer, cells, axes.exclude)
+
+    def expanded(arm: Cell) -> list[Cell]:
+        return composer.expand(_merge(composer, shared, of_runs, arm))
+
+    rows = []
+    for arm, source in zip(arms, sources(arms), strict=True):
+        cells = expanded(arm)
+        searched = map(without_seed, expanded(source)) if source else [()] * len(cells)
+        rows += map(Row, cells, searched)
+    return study, rows
 
 
 def _seeds(axes: Axes, typed: Sequence[str]) -> list[str]:

@@ -5,8 +5,9 @@ and its id, so any launcher can start it. Planning imports no torch.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from moebench.catalogue import METRICS, find
@@ -18,14 +19,20 @@ from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.maps import check_map
 from moebench.errors import ConfigError, apply_to_all, nearest
-from moebench.plans import GRID, PRIMARY, SECONDARY, Job, Plan
+from moebench.plans import GRID, PRIMARY, SECONDARY, Job, Plan, Searched
 from moebench.records import printable
 from moebench.study.axes import NO_AXES, Axes, cells_of
 from moebench.study.labels import distinct
+from moebench.study.tuned import RUNS, Cell, without_seed
 
 
 def make_plan(
-    composer: Composer, overrides: Sequence[str], axes: Axes = NO_AXES, *, progress: Any = None
+    composer: Composer,
+    overrides: Sequence[str],
+    axes: Axes = NO_AXES,
+    *,
+    runs_dir: Path = RUNS,
+    progress: Any = None,
 ) -> tuple[Plan, list[Corpus]]:
     """Compose and check every run that the overrides describe; start none.
 
@@ -37,6 +44,7 @@ def make_plan(
     Args:
         overrides: as typed, `study=` and `study.*` included.
         axes: what was typed beside them.
+        runs_dir: that holds the trials of a study whose arms have ranges.
         progress: called with a line while data is prepared.
 
     Returns:
@@ -45,17 +53,12 @@ def make_plan(
     Raises:
         MoebenchError: for all overrides, arms or runs that cannot work.
     """
-    study, cells = cells_of(composer, overrides, axes)
+    study, cells, how = cells_of(composer, overrides, axes, runs_dir)
     configs = list(zip(cells, apply_to_all(composer.compose, cells), strict=True))
     configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
     corpora = _corpora([config for _, config in configs], progress)
     apply_to_all(lambda pair: _check_data(pair[1], corpora[_data_key(pair[1].data)]), configs)
-    by_run: dict[str, Job] = {}
-    for cell, config in configs:
-        job = _job(cell, config, corpora[_data_key(config.data)])
-        by_run.setdefault(job.run, job)  # two ways of writing one treatment are one run
-    ids = {run: number for number, run in enumerate(sorted(by_run))}
-    numbered = [replace(job, id=ids[run]) for run, job in by_run.items()]
+    numbered = _numbered(configs, corpora)
     jobs = distinct(numbered, of_grid=study is None)
     if study is None:
         labels = [job.label for job in jobs]
@@ -74,6 +77,8 @@ def make_plan(
         order=tuple(study.order),
         average_twin=study.average_twin,
         typed=(*overrides, *axes.options()),
+        searches=(searches := tuple(_searches(jobs, how))),
+        tuned_by=_tuned_by(overrides, searches),
         jobs=tuple(jobs),
     )
     if plan.baseline_hash() is None:
@@ -94,6 +99,22 @@ def _metrics(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _searches(jobs: Sequence[Job], how: Mapping[Cell, Searched]) -> Iterator[Searched]:
+    """The searches that chose the values of some jobs, each with the arms that have them."""
+    arms: dict[Searched, dict[str, None]] = {}
+    for job in jobs:
+        if job.overrides in how:
+            arms.setdefault(how[job.overrides], {})[job.arm] = None
+    return (search._replace(arms=(*names,)) for search, names in arms.items())
+
+
+def _tuned_by(overrides: Sequence[str], searches: Sequence[Searched]) -> tuple[str, ...]:
+    """The words after `moebench` that make the trials of a plan."""
+    if not searches:
+        return ()
+    return ("tune", *without_seed(overrides), "--trials", str(searches[0].trials))
+
+
 def _check_data(config: ExperimentConfig, corpus: Corpus) -> None:
     """Raise the errors of a config that only its data can show."""
     check_epochs(corpus, config)
@@ -111,6 +132,18 @@ def _job(cell: Sequence[str], config: ExperimentConfig, corpus: Corpus) -> Job:
         overrides=tuple(cell),
         config=to_dict(config),
     )
+
+
+def _numbered(
+    configs: Sequence[tuple[Cell, ExperimentConfig]], corpora: Mapping[str, Corpus]
+) -> list[Job]:
+    """The jobs of some configs, in their order; two ways of writing one treatment are one."""
+    by_run: dict[str, Job] = {}
+    for cell, config in configs:
+        job = _job(cell, config, corpora[_data_key(config.data)])
+        by_run.setdefault(job.run, job)
+    ids = {run: number for number, run in enumerate(sorted(by_run))}
+    return [replace(job, id=ids[run]) for run, job in by_run.items()]
 
 
 def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Corpus]:

@@ -40,6 +40,7 @@ STUDIES = [
     f"study={study} study.size={size}"
     for study in COMPOSER.choices("study")
     for size in COMPOSER.study(study).sizes or [StudyConfig.size]
+    if not COMPOSER.study(study).trials  # a search chooses its values
 ]
 # One treatment under several names, and what only typed values reach.
 TYPED = [

@@ -11,6 +11,8 @@ from moebench.report.infer.arms import Table
 def again(tables: Sequence[Table], plans: Sequence[Plan], paths: Mapping[str, Path]) -> list[str]:
     """Commands that train the runs of some tables again: a sweep a study, which makes its plan too.
 
+    Before it, the command that makes the trials, where a search has chosen values.
+
     Runs of no plan, and of plans that do not hold what was typed, are trained one by one.
 
     Args:
@@ -25,6 +27,8 @@ def again(tables: Sequence[Table], plans: Sequence[Plan], paths: Mapping[str, Pa
         if not runs & left:
             continue
         if plan.typed is not None:
+            if plan.tuned_by:
+                commands.append(shlex.join(["moebench", *plan.tuned_by]))
             commands.append(shlex.join(["moebench", "sweep", *plan.typed]))
         else:
             commands += [
