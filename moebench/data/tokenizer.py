@@ -7,6 +7,7 @@ fixed number of bytes, so that nats per *text* byte are comparable between token
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,14 +101,9 @@ class Subwords:
         from tokenizers import Tokenizer as Backend
 
         self.setting = setting
-        try:
+        with refusing(f"{setting}: is no tokenizer"):
             self._backend = Backend.from_str(content.decode())
             decoder = json.loads(content)["decoder"]
-        except Exception as error:  # the library raises no narrower type
-            raise DataError(
-                f"{setting}: is no tokenizer ({str(error).splitlines()[0]}); give a tokenizer.json "
-                "of the tokenizers library"
-            ) from None
         if "ByteLevel" not in json.dumps(decoder):
             raise DataError(
                 f"{setting}: is not byte-level, so that its tokens do not stand for fixed bytes "
@@ -141,7 +137,8 @@ class Subwords:
         return np.concatenate([self._encode(part) for part in _split(text)], dtype=self._type)
 
     def _encode(self, text: bytes) -> Tokens:
-        tokens = self._backend.encode(text.decode(), add_special_tokens=False).ids
+        with refusing(f"{self.setting}: cannot encode the text"):
+            tokens = self._backend.encode(text.decode(), add_special_tokens=False).ids
         decoded = b"".join([self._pieces[token] for token in tokens])
         if decoded != text:
             pairs = enumerate(zip(text, decoded, strict=False))
@@ -159,6 +156,23 @@ class Subwords:
 
     def bytes_in(self, tokens: npt.ArrayLike) -> int:
         return int(self._sizes[np.asarray(tokens)].sum())
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Raise DataError for anything that the tokenizers library raises meanwhile.
+
+    Its errors have no type of their own, and a panic of its code is no Exception: a regular
+    expression of a tokenizer can take too many steps on a text.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise DataError(
+            f"{what} ({reason(error)}); give a tokenizer.json of the tokenizers library"
+        ) from None
 
 
 def _split(text: bytes) -> Iterator[bytes]:

@@ -19,6 +19,7 @@ from moebench.balance import Routing, join
 from moebench.catalogue import random_values
 from moebench.config.schema import DataConfig
 from moebench.data.corpus import Corpus, prepare
+from moebench.data.tokenizer import refusing
 from moebench.errors import ConfigError, DataError
 from moebench.hooks.watch import RoutingUnknownError, Watch
 from moebench.inspect import Inspection
@@ -106,9 +107,10 @@ def _tokens(
     """[sequences, seq_len + 1] tokens of a domain, and [sequences] bytes of their targets."""
     wanted, where = sequences * (seq_len + 1), f"--hf={checkpoint.directory}"
     text = corpus.tokenizer.decode(corpus.valid(domain, "test")[: wanted * BYTES_PER_TOKEN])
-    made = checkpoint.tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
+    with refusing(f"{where}: its tokenizer cannot encode the text"):
+        made = checkpoint.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
     ids, ends = made["input_ids"], made["offset_mapping"]
     if len({*ids}) < 2 < len({*text}):
         raise ConfigError(

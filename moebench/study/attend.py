@@ -22,6 +22,7 @@ from moebench import device
 from moebench.errors import ConfigError, MoebenchError, RecordError
 from moebench.plans import Plan, read_plan
 from moebench.processes import collected
+from moebench.records import printable
 from moebench.registry import load_plugin
 from moebench.study.engines import Worker
 from moebench.study.engines.local import Local
@@ -80,7 +81,8 @@ class Attendant:
                     break
         reasons = {job.id: in_sweep(job.run, reason) for job, reason in launcher.failed}
         for number, reason in reasons.items():
-            print(f"error: {plan.job(number).run}: {reason}", file=sys.stderr, flush=True)
+            line = printable(f"error: {plan.job(number).run}: {reason}")
+            print(line, file=sys.stderr, flush=True)
         if signals:
             return 130 if signals[0] == signal.SIGINT else 75, reasons
         return 1 if reasons else 0, reasons
@@ -129,7 +131,7 @@ def main() -> int:
     try:
         return attend(words.plan, words.ids, words.timeout, words.plugin)[0]
     except MoebenchError as error:
-        print(*(f"error: {line}" for line in error.lines), sep="\n", file=sys.stderr)
+        print(*(printable(f"error: {line}") for line in error.lines), sep="\n", file=sys.stderr)
         return error.exit_code
 
 

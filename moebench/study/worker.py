@@ -14,7 +14,7 @@ from moebench.data.corpus import Corpus, prepare
 from moebench.errors import LockedError, MoebenchError, RecordError
 from moebench.lock import hold
 from moebench.plans import Job, read_plan
-from moebench.records import Record
+from moebench.records import Record, printable
 from moebench.registry import load_plugin
 from moebench.study.job import LOCKED
 from moebench.study.status import in_sweep
@@ -67,7 +67,8 @@ def _report(jobs: Sequence[Job], errors: Sequence[Exception | None]) -> int:
             codes.append(LOCKED)
         elif isinstance(error, MoebenchError):
             run = f"{job.run}: " if len(jobs) > 1 else ""
-            print(f"error: {run}{in_sweep(job.run, str(error))}", file=sys.stderr)
+            line = printable(f"error: {run}{in_sweep(job.run, str(error))}")
+            print(line, file=sys.stderr)
             codes.append(error.exit_code)
         elif error is not None:
             traceback.print_exception(error)

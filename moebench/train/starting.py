@@ -10,7 +10,7 @@ from torch import Tensor
 from moebench.config.schema import ExperimentConfig
 from moebench.config.starting import read_description, weights_of
 from moebench.data.corpus import Corpus
-from moebench.data.tokenizer import FILE
+from moebench.data.tokenizer import FILE, refusing
 from moebench.disk import open_regular, read_bytes, reason
 from moebench.errors import ConfigError
 from moebench.model.norm import EPS
@@ -74,17 +74,20 @@ def _check_tokens(config: ExperimentConfig, corpus: Corpus, file: Path) -> None:
 
     if not file.exists():
         return
+    where = f"model.init={file.parent}: its {FILE}"
     try:
-        theirs = Tokenizer.from_str(read_bytes(file).decode())
-    except Exception as error:  # the library raises no narrower type
-        raise ConfigError(
-            f"model.init={file.parent}: its {FILE} cannot be read ({reason(error)}); restore it"
-        ) from None
+        content = read_bytes(file).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where} cannot be read ({reason(error)}); restore it") from None
+    with refusing(f"{where} is no tokenizer"):
+        theirs = Tokenizer.from_str(content)
     theirs.encode_special_tokens = True
     for domain in corpus.domains:
         text = corpus.tokenizer.decode(corpus.valid(domain, "test")[:COMPARED])
         own = corpus.tokenizer.encode(text.encode()).tolist()
-        if theirs.encode(text, add_special_tokens=False).ids != own:
+        with refusing(f"{where} cannot encode the text"):
+            same = theirs.encode(text, add_special_tokens=False).ids == own
+        if not same:
             raise ConfigError(
                 f"data.tokenizer={config.data.tokenizer}: encodes the text otherwise than {file}, "
                 f"with which the checkpoint was trained; use data.tokenizer={file}"

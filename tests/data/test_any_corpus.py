@@ -258,7 +258,7 @@ def peak_bytes(script: str, *arguments: str) -> int:
 
 @pytest.mark.slow
 def test_a_document_that_fills_the_memory_is_there_once(tmp_path: Path):
-    size, piece = 300_000_000, b'a "long" w\xc3\xb6rd ' * 1000
+    size, piece = 300_000_000, b'a "long" w\xc3\xb6rd ' * 1000 + b"\n"
     (tmp_path / "text").mkdir()
     with (tmp_path / "text" / "big.txt").open("wb") as file:
         for _ in range(size // len(piece)):

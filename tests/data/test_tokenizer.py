@@ -1,10 +1,15 @@
-"""Bytes go in and come out, and the end mark is no byte of any text."""
+"""Bytes go in and come out, the end mark is no byte of any text, and failures are one line."""
+
+import json
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moebench.data.tokenizer import END, ByteTokenizer
+from moebench.data.tokenizer import END, ByteTokenizer, Subwords, train_bpe
+from moebench.errors import DataError
 
 TEXT = st.text(st.characters(codec="utf-8"))
 
@@ -41,3 +46,20 @@ def test_identity():
     assert (tokenizer.name, tokenizer.vocab_size, tokenizer.end) == ("bytes", 256, 255)
     assert tokenizer.hash == ByteTokenizer().hash
     assert len(tokenizer.hash) == 64
+
+
+SPLIT = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}},
+        {"pre_tokenizer": SPLIT},  # a regular expression of too many steps: its code panics
+    ],
+)
+def test_a_tokenizer_that_fails_on_a_text_is_an_error_of_one_line(change: dict[str, Any]) -> None:
+    content = json.loads(train_bpe(["some words and other words"] * 9, 260))
+    tokenizer = Subwords(json.dumps(content | change).encode(), "data.tokenizer=x")
+    with pytest.raises(DataError, match=r"^data\.tokenizer=x: cannot encode the text \(.+\); give"):
+        tokenizer.encode(b"a" * 40 + b"!")

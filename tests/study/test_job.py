@@ -44,6 +44,11 @@ def test_a_job_whose_data_changed_is_refused(
     one_job: Path, capsys: pytest.CaptureFixture[str], text_folder: Path
 ) -> None:
     content = json.loads(one_job.read_text())
+    content["runs"][0]["config"]["\n\x1b[2J"] = 1
+    one_job.write_text(json.dumps(content))
+    assert run_jobs(one_job, [0]) == 2
+    assert capsys.readouterr().err.startswith("error: \ufffd\ufffd[2J=1: no such key; ")
+    del content["runs"][0]["config"]["\n\x1b[2J"]
     content["runs"][0]["run"] = "global-s3-0000000000"
     one_job.write_text(json.dumps(content))
     assert run_jobs(one_job, [0]) == 2

@@ -14,10 +14,12 @@ from moebench.records import Record
 from moebench.seals import seal_of, sealable, with_digest
 from tests.torture.bad_files import BAD_CORPORA, BAD_FILES, BAD_OVERRIDES, BAD_PRESETS, VALUES
 from tests.torture.calls import Call, assert_in_order, call
+from tests.torture.fuzzed import READINGS, fuzz
 from tests.torture.runs import draw, room, words
 from tests.torture.specimens import OVERRIDES, specimen
-from tests.torture.topic import Counts, Topic
+from tests.torture.topic import Counts, Topic, spread
 
+FUZZED = 20  # attempts of each kind that hypothesis makes
 LIMIT = 2.0  # seconds of the processor; a command that trains or imports is warm by then
 Words = list[list[str]]
 RUN = "runs/specimen"
@@ -219,8 +221,14 @@ KINDS: dict[str, tuple[Callable[[Random, Path], Words], int]] = {
 
 def attempts() -> Sequence[str]:
     _warm()
-    numbers = range(max(count for _, count in KINDS.values()))
-    return [f"{kind} {n}" for n in numbers for kind, (_, count) in KINDS.items() if n < count]
+    return names()
+
+
+def names() -> list[str]:
+    """The attempts, each kind's spread over all."""
+    counts = {kind: count for kind, (_, count) in KINDS.items()} | dict.fromkeys(READINGS, FUZZED)
+    numbers = range(max(counts.values()))
+    return [f"{kind} {n}" for n in numbers for kind, count in counts.items() if n < count]
 
 
 @cache
@@ -239,6 +247,8 @@ def _call(command: list[str], place: Path) -> Call:
 
 
 def attempt(name: str, folder: Path) -> Counts:
+    if name.rpartition(" ")[0] in READINGS:
+        return fuzz(name, folder, LIMIT)
     make, _ = KINDS[name.rpartition(" ")[0]]
     allowed = [folder / "runs", folder / "cache", Path(os.environ["MOEBENCH_CACHE"])]
     made = [_call(command, folder) for command in make(draw(name), folder)]
@@ -254,5 +264,5 @@ TOPIC = Topic(
     "nothing is written but in the folder of runs and the cache.",
     attempts=attempts,
     attempt=attempt,
-    short=30,
+    short=(*spread(names(), 25), *(f"{kind} 0" for kind in READINGS)),
 )
