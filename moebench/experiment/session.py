@@ -94,8 +94,7 @@ class Session:
         device = self.ranks.device(str(execution.device))
         check_device(self.config, device)
         prepare_device(execution, device)
-        seconds = self.record.status().get("seconds", 0.0) if resumed else 0.0
-        self.start = time.monotonic() - seconds
+        self.start = time.monotonic() - (self._seconds_before() if resumed else 0.0)
         manifest = {
             **describe(self.treatment, self.corpus, device, self.command),
             "ranks": self.ranks.size,
@@ -123,6 +122,14 @@ class Session:
             self._set_status("done")
         except OSError as error:  # the seal says so as well
             say(f"{self.record.path}/status.json: cannot be written ({reason(error)}); it is done")
+
+    def _seconds_before(self) -> float:
+        """The time of earlier sessions; 0, with a warning, if their status was changed."""
+        try:
+            return self.record.status().get("seconds") or 0.0
+        except RecordError as error:
+            say(f"{error}; the time of earlier sessions is not counted")
+            return 0.0
 
     def _begin(
         self, manifest: dict[str, Any], device: torch.device, *, resumed: bool

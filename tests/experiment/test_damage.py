@@ -129,6 +129,10 @@ def test_an_unfinished_run_is_protected_and_falls_back(
     assert "is not a row of metrics" in (said := capsys.readouterr().err)
     assert "it came after the last checkpoint, and its step is trained again" in said
     assert results(record)["rows"] == results(whole)["rows"]
+    record = damaged("status", lambda record: flip(record.path / "status.json", 40))
+    run_experiment(compose(), corpus, record.path.parent, resume=True)
+    assert "the time of earlier sessions is not counted" in capsys.readouterr().err
+    assert results(record)["rows"] == results(whole)["rows"]
     record = damaged("early", lambda record: flip(record.path / "metrics.jsonl", 12))
     with pytest.raises(
         RecordError, match=r"metrics\.jsonl: a row up to step 10 was changed or lost"
