@@ -1,7 +1,5 @@
 """One config becomes one record: prepare, train, evaluate, seal."""
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +13,7 @@ from moebench.config.treatment import Meaning, Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus
 from moebench.data.maps import check_map
+from moebench.disk import remove_folder
 from moebench.errors import MoebenchError, RecordError, Stopped, TrainingError
 from moebench.experiment.execution import check_ranks, device_kind
 from moebench.experiment.resumption import common_step
@@ -159,10 +158,7 @@ def check_run(treatment: Treatment, corpus: Corpus) -> None:
 def _clear(record: Record, *, resume: bool, force: bool) -> None:
     """Remove a record that is replaced; raise RecordError for one that is neither nor resumed."""
     if record.exists() and force:
-        # renamed first: if this is killed, the rest must not pass for a finished run
-        aside = record.path.with_name(f".{record.name}.{os.getpid()}.old")
-        os.replace(record.path, aside)
-        shutil.rmtree(aside)
+        remove_folder(record.path)  # at once: what a kill leaves must not pass for a run
     if record.exists() and not resume:
         other = record.other_version()
         raise RecordError(
