@@ -17,7 +17,7 @@ from tests.torture.calls import Call, assert_in_order, call
 from tests.torture.fuzzed import READINGS, fuzz
 from tests.torture.runs import draw, room, words
 from tests.torture.specimens import OVERRIDES, specimen
-from tests.torture.topic import Counts, Topic, spread
+from tests.torture.topic import Counts, Topic
 
 FUZZED = 20  # attempts of each kind that hypothesis makes
 LIMIT = 2.0  # seconds of the processor; a command that trains or imports is warm by then
@@ -220,12 +220,6 @@ KINDS: dict[str, tuple[Callable[[Random, Path], Words], int]] = {
 
 
 def attempts() -> Sequence[str]:
-    _warm()
-    return names()
-
-
-def names() -> list[str]:
-    """The attempts, each kind's spread over all."""
     counts = {kind: count for kind, (_, count) in KINDS.items()} | dict.fromkeys(READINGS, FUZZED)
     numbers = range(max(counts.values()))
     return [f"{kind} {n}" for n in numbers for kind, count in counts.items() if n < count]
@@ -247,6 +241,7 @@ def _call(command: list[str], place: Path) -> Call:
 
 
 def attempt(name: str, folder: Path) -> Counts:
+    _warm()
     if name.rpartition(" ")[0] in READINGS:
         return fuzz(name, folder, LIMIT)
     make, _ = KINDS[name.rpartition(" ")[0]]
@@ -264,5 +259,5 @@ TOPIC = Topic(
     "nothing is written but in the folder of runs and the cache.",
     attempts=attempts,
     attempt=attempt,
-    short=(*spread(names(), 25), *(f"{kind} 0" for kind in READINGS)),
+    short=[f"{kind} {n}" for n in range(3) for kind in KINDS] + [f"{kind} 0" for kind in READINGS],
 )

@@ -46,17 +46,12 @@ class Topic:
         if short and not isinstance(self.short, int):
             return list(self.short)
         names = list(self.attempts())
-        return spread(names, self.short) if short and isinstance(self.short, int) else names
-
-
-def spread(names: Sequence[str], count: int) -> list[str]:
-    """Some of the names, at equal distances."""
-    if count >= len(names):
-        return list(names)
-    stride = len(names) // count
-    while math.gcd(stride, len(names)) > 1:  # else it could pass over whole kinds
-        stride += 1
-    return [names[index * stride % len(names)] for index in range(count)]
+        if not short or not isinstance(self.short, int) or self.short >= len(names):
+            return names
+        stride = len(names) // self.short
+        while math.gcd(stride, len(names)) > 1:  # else it could pass over whole kinds
+            stride += 1
+        return [names[index * stride % len(names)] for index in range(self.short)]
 
 
 class Results:
