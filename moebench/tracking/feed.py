@@ -81,8 +81,9 @@ class Feed:
         self._part = -1  # of the run, of MAX_IMAGES parts, the last with pictures
 
     def _changed(self) -> int:
-        """When the manifest was written, in nanoseconds."""
-        return (self.record.path / "manifest.json").stat().st_mtime_ns
+        """When the manifest was written, in nanoseconds; 0 without one."""
+        path = self.record.path / "manifest.json"
+        return path.stat().st_mtime_ns if path.exists() else 0
 
     def send(self, *, last: bool = False) -> bool:
         """Send what is new; whether the run has ended here.
@@ -120,9 +121,10 @@ class Feed:
             return
         with open_regular(path) as file:
             size = file.seek(0, 2)
-            if size < self._at:  # a run that continued has cut its rows
+            file.seek(max(0, self._at - 1))
+            if self._at and file.read(1) != b"\n":  # a run that continued has cut its rows
                 self._at = self._number = 0
-            file.seek(self._at)
+                file.seek(0)
             while (line := file.readline()).endswith(b"\n"):
                 row = read_row(path, self._number + 1, line[:-1])
                 evaluated = EVALUATED in row and not self._routing(row["step"]).exists()

@@ -135,6 +135,26 @@ def test_a_run_that_continues_or_starts_afresh(tmp_path: Path) -> None:
     assert (tracker.steps, len(tracker.begun), tracker.ended) == ([0], 2, [("stopped", {})])
 
 
+def test_rows_that_were_cut_and_made_again_between_two_looks(tmp_path: Path) -> None:
+    """The file is longer than before, and what was read last ends within a row of now."""
+    tracker, record = Kept(), begun(tmp_path)
+    mirror = Mirror(tracker, [record])
+    grow(record, 0, 1, 2, 3)
+    mirror.update()
+    record.cut(1)
+    record.append({"step": 2, "time": 123456.789, "train/loss": 3.0})
+    grow(record, 3, 4, 5)
+    mirror.update()
+    assert tracker.steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_record_without_a_manifest_is_named(tmp_path: Path) -> None:
+    record = begun(tmp_path)
+    (record.path / "manifest.json").unlink()
+    with pytest.raises(RecordError, match=r"manifest\.json: cannot be read"):
+        Mirror(Kept(), [record]).update(last=True)
+
+
 def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
