@@ -118,7 +118,8 @@ class Submitit:
             print(f"asking a worker what it has (job {job.job_id})", file=sys.stderr)
             while self._queue and not job.paths.result_pickle.exists():
                 time.sleep(self.poll)
-                if state := self._queue.ended(job.job_id):
+                state = self._queue.ended(job.job_id)  # first: the answer is there before the end
+                if state and not job.paths.result_pickle.exists():
                     raise ConfigError(
                         f"--launcher submitit: the job that asks what a worker has is {state}; see "
                         f"{job.paths.stderr}, or {self._suspects()}"

@@ -131,6 +131,23 @@ def test_a_worker_that_cannot_answer_is_named(
         submitit(tmp_path, "gpus_per_node=1", "cluster=debug").worker()
 
 
+def test_a_worker_that_answers_while_slurm_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer lies there once SLURM says that the job is over, and did not before."""
+    engine = submitit(tmp_path, "cluster=slurm", "gpus_per_node=1")
+    answer = tmp_path / "answer"
+    job = Mock(job_id="7", **{"paths.result_pickle": answer, "exception.return_value": None})
+    job.result.return_value = Worker("bf16", 1)
+    queue = Mock()
+    queue.ended.side_effect = lambda _: answer.touch() or "COMPLETED"
+    monkeypatch.setattr(engine, "_executor", Mock())
+    monkeypatch.setattr(engine, "_submit", lambda *_: [job])
+    monkeypatch.setattr(engine, "_queue", queue)
+    monkeypatch.setattr(engine, "poll", 0.0)
+    assert engine.worker() == Worker("bf16", 1)
+
+
 def test_jobs_run_by_submitit(script: Script, tmp_path: Path) -> None:
     """In this process: one is done, one is killed, and the next sweep starts that one alone."""
     script.write(
