@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 
 from moebench.metrics.change import saturation
-from moebench.records import Record
 from moebench.report.draw.chart import Plot
 from moebench.report.draw.curves import BANDS, over_steps
 from moebench.report.draw.marks import curve
@@ -14,6 +13,7 @@ from moebench.report.draw.style import drawn, not_drawn
 from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.headroom import BITS, by_role, headroom
 from moebench.report.read.frame import Frame
+from moebench.report.read.routing import probes
 
 PURITY = "specialization/purity"
 
@@ -61,7 +61,6 @@ def _settled(arm: Arm, frame: Frame) -> Any:
     paths = {row["run"]: row["path"] for row in frame.rows()}
     columns = {}
     for seed, run in arm.runs.items():
-        record = Record(paths[run])
-        if probes := record.probes():
-            columns[seed] = pd.Series(saturation(probes), dtype=float)
+        if recorded := probes(paths[run]):
+            columns[seed] = pd.Series(saturation(recorded), dtype=float)
     return pd.DataFrame(columns)

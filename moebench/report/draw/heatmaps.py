@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moebench.records import Record
 from moebench.report.draw.chart import Panel, Plot
 from moebench.report.draw.style import Spec, rounded
 from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.frontier import WEIGHT, but_for_weight
 from moebench.report.read.frame import Frame
+from moebench.report.read.routing import last_counts
 
 MOST_HEATMAPS = 6
 MOST_TIMES = 3.0  # of the colour scale: 2^3 times even and above look alike
@@ -124,12 +124,8 @@ def _unlike(arms: Sequence[Arm]) -> list[Arm]:
 def _shares(arm: Arm, frame: Frame) -> tuple[np.ndarray, list[str], int] | None:
     """Shares [domains, experts], domains and layer, of the arm's first seed at its last step."""
     row = next(row for row in frame.rows() if row["run"] == arm.runs[arm.seeds[0]])
-    record = Record(row["path"])
-    steps = record.routing_steps()
-    if not steps:
-        return None
-    counts = record.routing(steps[-1]).get("counts")
-    if counts is None or counts.ndim != 3 or counts.shape[1] != len(row["domains"]):
+    counts = last_counts(row["path"], len(row["domains"]))
+    if counts is None:
         return None
     layer = counts.shape[0] // 2
     shares = counts[layer] / np.maximum(counts[layer].sum(axis=1, keepdims=True), 1)

@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moebench.errors import RecordError
-from moebench.records import Record
 from moebench.report.infer.arms import Arm, Table
 from moebench.report.paper.findings import findings
 from moebench.report.paper.selectors import options_as_keys, pairs
 from moebench.report.read.frame import Frame
+from moebench.report.read.routing import last_counts
 
 
 class Overlap(NamedTuple):
@@ -67,7 +66,7 @@ def _overlap(
     matrices = [
         shared
         for run in arm.runs.values()
-        if domains[run] == names and (shared := _shared(Record(paths[run]), len(names))) is not None
+        if domains[run] == names and (shared := _shared(paths[run], len(names))) is not None
     ]
     if len(names) < 3 or not matrices:
         return None
@@ -84,14 +83,10 @@ def _overlap(
     )
 
 
-def _shared(record: Record, domains: int) -> np.ndarray | None:
+def _shared(run: Path, domains: int) -> np.ndarray | None:
     """[domains, domains] what they share at the last evaluation; None if it is not recorded."""
-    try:
-        steps = record.routing_steps()
-        counts = record.routing(steps[-1]).get("counts") if steps else None
-    except RecordError:
-        return None  # `moebench verify` names the damage
-    if counts is None or counts.ndim != 3 or counts.shape[1] != domains:
+    counts = last_counts(run, domains)
+    if counts is None:
         return None
     share = counts / np.maximum(counts.sum(axis=2, keepdims=True), 1)  # [layers, domains, experts]
     return np.minimum(share[:, :, None], share[:, None]).sum(axis=3).mean(axis=0)

@@ -10,6 +10,7 @@ import pytest
 
 from moebench.records import Record
 from moebench.report import make_report
+from moebench.report.draw import headroom as plots
 from moebench.report.infer.headroom import headroom, role_of
 from moebench.report.infer.statistics import mean_interval
 from moebench.report.show.answers import answers
@@ -153,3 +154,23 @@ def test_arms_come_near_prescribed_routing_in_a_plot(runs: Path, run: Make) -> N
     assert plot.svg.startswith(b"<svg")
     assert "behind the prescribed router" in plot.caption
     assert "On the way to prescribed routing" in report.page("moebench report")
+
+
+def test_damaged_routing_leaves_out_the_saturation_alone(runs: Path, run: Make) -> None:
+    rows = [
+        {"step": step, "valid/nats": 2.0, "specialization/purity": 0.4} for step in (0, 200, 400)
+    ]
+    made(runs, run, 3, rows=rows)
+    for path in runs.iterdir():
+        for step in (200, 400):
+            Record(path).save_routing(step, {"probe_index": np.zeros((1, 1, 4, 2), np.int64)})
+
+    def panels() -> list[str]:
+        report = make_report([runs], runs_dir=runs)
+        plot = plots.over_training(report.tables[0], report.frame)
+        return [] if plot is None else [panel.name for panel in plot.panels]
+
+    assert panels() == ["purity", "saturation"]
+    for path in runs.glob("*/routing/*.npz"):
+        path.write_bytes(b"broken")
+    assert panels() == ["purity"]

@@ -161,6 +161,18 @@ def test_heatmaps_show_every_scope_before_other_weights_of_one(runs: Path, run: 
     assert sorted(shown[:3]) == sorted(name for name in arms if name.endswith("=0.05"))
 
 
+def test_damaged_routing_leaves_out_its_pictures_alone(runs: Path, run: Make) -> None:
+    counts = np.ones((1, 2, 4), np.int64)
+    for arm in ("micro", "global"):
+        record = run(runs, arm, counts=counts, domains=["code", "law"])
+    (record.path / "routing" / "step-400.npz").write_bytes(b"broken")
+    report = make_report([runs], runs_dir=runs)
+    plot = heatmaps.domains(report.tables[0], report.frame)
+    assert plot is not None
+    assert [panel.spec["title"] for panel in plot.panels] == ["micro"]
+    assert "routing/step-400.npz: was changed" in report.page("moebench report")
+
+
 def test_a_heatmap_says_how_many_times_even_a_share_is(runs: Path, run: Make) -> None:
     counts = np.array([[[60, 20, 20, 0], [10, 10, 10, 10]]])
     run(runs, "micro", counts=counts, domains=["code", "law"])
