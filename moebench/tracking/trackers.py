@@ -4,11 +4,11 @@ What a library reads from its environment stays the user's: `WANDB_MODE` and `WA
 `MLFLOW_TRACKING_URI` and `MLFLOW_EXPERIMENT_NAME`, `TRACKIO_DIR` and `TRACKIO_SPACE_ID`.
 """
 
-import contextlib
 import importlib
 import io
 import os
 import re
+import sys
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -213,20 +213,20 @@ class Trackio:
 
     def begin(self, about: About) -> "TrackioRun":
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints how to open its dashboard
-            for old in self._runs(project):
-                if old.name == about.name:
-                    old.delete()
-            run = Context().run(  # else it ends the run before, which goes on beside this one
-                self._library.init,
-                project,
-                name=about.name,
-                group=about.arm,
-                config={**about.config, "moebench": about.facts},
-                embed=False,
-                auto_log_gpu=False,
-                auto_log_cpu=False,
-            )
+        for old in self._runs(project):
+            if old.name == about.name:
+                old.delete()
+        _mute(self.name)
+        run = Context().run(  # else it ends the run before, which goes on beside this one
+            self._library.init,
+            project,
+            name=about.name,
+            group=about.arm,
+            config={**about.config, "moebench": about.facts},
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
         return TrackioRun(self._library, run)
 
     def _runs(self, project: str) -> list[Any]:
@@ -253,8 +253,18 @@ class TrackioRun:
 
     def end(self, state: str, summary: dict[str, float]) -> None:
         self._run.log({f"final/{key}": value for key, value in summary.items()}, step=self._step)
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._run.finish()
+        _mute(Trackio.name)
+        self._run.finish()
+
+
+def _mute(package: str) -> None:
+    """Let a package print nothing, as Trackio does on how to open its dashboard.
+
+    Its modules get a `print` of their own: to redirect stdout would take what the run prints, too.
+    """
+    for name, module in [*sys.modules.items()]:
+        if name.partition(".")[0] == package and module is not None:
+            vars(module)["print"] = lambda *_, **__: None
 
 
 def _image(picture: Picture) -> Any:
