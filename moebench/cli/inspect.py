@@ -117,6 +117,8 @@ def inspect(
         return
     if top_k is not None or cost is not None:
         raise ConfigError("--top-k, --cost: say more of a file of counts; add --counts")
+    if data is not None and hf is None:
+        raise ConfigError(f"--data={data}: is text for a checkpoint; add --hf")
     if domain is not None and text is None:
         raise ConfigError(f"--domain={domain}: says what a text is of; add --text")
     if replay is not None:

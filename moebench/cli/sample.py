@@ -12,7 +12,7 @@ from moebench.cli.options import (
     TrainedRun,
     load_plugins,
 )
-from moebench.cli.output import print_json, stdout_console
+from moebench.cli.output import print_json, print_message, stdout_console
 
 Prompt = Annotated[str, typer.Option("--prompt", help="text to continue")]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="most tokens to add")]
@@ -46,7 +46,7 @@ def sample(
     "To be" --experts`
     """
     from moebench.evaluate import open_checkpoint
-    from moebench.inspect import inspect_text
+    from moebench.inspect import routed_text
     from moebench.inspect.render import show_text
     from moebench.records import Record, printable
     from moebench.sample import continued, decoded, encoded
@@ -54,6 +54,8 @@ def sample(
     load_plugins(plugin)
     checkpoint = open_checkpoint(Record(run), step)
     number = checkpoint.domain_number(domain)
+    if checkpoint.note:
+        print_message(checkpoint.note)
     begin = encoded(checkpoint, prompt)
     made = list(
         continued(
@@ -69,7 +71,7 @@ def sample(
     text = prompt + decoded(checkpoint, made)
     if as_json:
         print_json({"prompt": prompt, "text": text, "tokens": len(made)})
-    elif experts:
-        show_text(inspect_text(run, text, step, domain), stdout_console(), None)
+    elif experts and text:
+        show_text(routed_text(checkpoint, text.encode(), number), stdout_console(), None)
     else:
         print("\n".join(printable(line) for line in text.split("\n")))

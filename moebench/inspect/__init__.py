@@ -4,7 +4,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from moebench.errors import ConfigError, RecordError
 from moebench.metrics.change import saturation
 from moebench.protection import ROWS, check_files
 from moebench.records import Record
+
+if TYPE_CHECKING:  # it imports torch, which the record of a run does not need
+    from moebench.evaluate import Checkpoint
 
 DENSE = "is of a dense model, which has no routers to inspect"
 
@@ -131,8 +134,6 @@ def inspect_text(
             the run needs one.
         RecordError: if there is no such checkpoint, or the model is dense.
     """
-    import torch
-
     from moebench.evaluate import open_checkpoint
 
     if not text:
@@ -142,13 +143,22 @@ def inspect_text(
     except UnicodeEncodeError:
         raise ConfigError("--text: is not valid UTF-8; pass text in that encoding") from None
     checkpoint = open_checkpoint(Record(path), step)
+    return routed_text(checkpoint, content, checkpoint.domain_number(domain))
+
+
+def routed_text(checkpoint: "Checkpoint", content: bytes, domain: int | None) -> Routed:
+    """The experts of each token of a text in UTF-8, of a domain by its number.
+
+    Raises RecordError if the model is dense.
+    """
+    import torch
+
     if not checkpoint.model.router_weights:
-        raise RecordError(f"{path}: {DENSE}")
-    number = checkpoint.domain_number(domain)
+        raise RecordError(f"{checkpoint.record.path}: {DENSE}")
     tokens = checkpoint.tokenizer.encode(content)
     with torch.no_grad():
         inputs = torch.tensor(tokens.astype(np.int64), device=checkpoint.device)
-        _, routing = checkpoint(inputs[None], None if number is None else torch.tensor([number]))
+        _, routing = checkpoint(inputs[None], None if domain is None else torch.tensor([domain]))
     return Routed(
         _split(content, [checkpoint.tokenizer.bytes_in(token) for token in tokens]),
         routing.expert_index[:, 0, -len(tokens) :].tolist(),  # without a token of the domain

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from moebench.evaluate import Checkpoint
 from tests.calls import Call
 
 
-def test_export_and_sample(call: Call, small: list[str]) -> None:
+def test_export_and_sample(call: Call, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run = json.loads(call("train", *small, "--json").out)["run"]
     code, out, err = call("export", run, "--to", "model")
     assert (code, out) == (0, "")
@@ -25,3 +28,5 @@ def test_export_and_sample(call: Call, small: list[str]) -> None:
     assert (plain.code, plain.err) == (0, "")
     assert plain.out.startswith("So ")
     assert "expert" in call("sample", run, "--prompt", "So ", "--tokens", 5, "--experts").out
+    monkeypatch.setattr(Checkpoint, "note", "its own router selects")
+    assert call("sample", run, "--prompt", "So ", "--tokens", 1).err == "its own router selects\n"

@@ -93,6 +93,7 @@ def test_what_is_wrong_is_one_line(
         (record.path, "--step", "3"): "it has 0, 2, 4",
         (record.path, "--layer", "9"): "--layer=9: must be between 0 and",
         (record.path, "--text", ""): "--text: is empty",
+        (record.path, "--data", tmp_path): "is text for a checkpoint; add --hf",
         (record.path, "--text", "\udcff"): "--text: is not valid UTF-8",
         (record.path, "--text", "a", "--layer", "9"): "--layer=9: must be between 0 and",
         ("--hf", "nowhere", "--data", tmp_path): "has no config.json",
