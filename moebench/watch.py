@@ -12,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,7 +25,7 @@ from moebench.report import make_report
 from moebench.report.read.studies import find_plans, plans_of_study
 from moebench.report.show.blocks import Sentences
 from moebench.report.show.page import ArmProgress, Progress, Section, content, whole
-from moebench.study.status import RunStatus, run_statuses, seconds_left
+from moebench.study.status import RunStatus, clock, run_statuses, seconds_left
 
 HOST = "127.0.0.1"
 PORT = 6007  # TensorBoard's is 6006
@@ -173,10 +172,6 @@ def _left(runs: Sequence[RunStatus]) -> str:
     """The longest time that a running run of an arm still takes; "" if none runs."""
     known = [run.seconds_left for run in runs if run.seconds_left is not None]
     return clock(max(known)) if known else ""
-
-
-def clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 def serve(

@@ -43,10 +43,7 @@ def current_status(record: Record) -> dict[str, Any]:
     if held:
         if status["state"] == "running":
             return status
-        return {
-            "state": "running",
-            "step": status["step"],
-        }  # it wrote nothing yet
+        return {"state": "running", "step": status["step"]}  # it wrote nothing yet
     if status["state"] in ("running", "done"):
         return {**status, "state": "stopped", "reason": GONE}
     return status
@@ -163,19 +160,20 @@ def render(plan: Plan, runs: Sequence[RunStatus], console: Console) -> None:
     for run in runs:
         note = run.reason or ""
         if run.seconds_quiet is not None and run.seconds_quiet > QUIET:
-            note = f"no step since {_clock(run.seconds_quiet)}"
+            note = f"no step since {clock(run.seconds_quiet)}"
         note = f"{run.differs}  {note}".strip()
-        left = "" if run.seconds_left is None else _clock(run.seconds_left)
+        left = "" if run.seconds_left is None else clock(run.seconds_left)
         cells = (run.run, run.state, f"{run.step}/{run.steps}", left, note)
         table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
     counter = Counter(run.state for run in runs)
     counts = ", ".join(f"{counter[state]} {state}" for state in STATES if counter[state])
     left = seconds_left(runs)
-    after = "" if left is None else f"; about {_clock(left)} left"
+    after = "" if left is None else f"; about {clock(left)} left"
     line = f"{plan.slug}: {counts}{after}"
     console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
