@@ -3,7 +3,8 @@
 docs/inspecting.md has the schema. A row is a micro-batch, or the part of one that is of a domain.
 """
 
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy.typing as npt
 
 from moebench.contents import read_arrays
 from moebench.disk import MAX_BYTES, open_regular, read_bytes, reason, regular_status
-from moebench.errors import DataError
+from moebench.errors import DataError, nearest
+from moebench.records import printable
 
 Ints = npt.NDArray[np.int64]
 
@@ -90,6 +92,8 @@ def read_counts(path: Path, top_k: int) -> Counts:
 
 def _from_npz(path: Path) -> Counts:
     arrays = read_arrays(path, ARRAYS, "counts")
+    with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
+        _check_names([name.removesuffix(".npy") for name in archive.namelist()], ARRAYS)
     rows, layers, experts = arrays["counts"].shape
     _check_size(rows, layers, experts)
     arrays = {
@@ -109,6 +113,14 @@ def _from_npz(path: Path) -> Counts:
         raise ValueError("has two rows of one step, micro_batch and domain")
     layer_names = [str(layer) for layer in range(layers)]
     return Counts(counts, step, micro_batch, domain, names.tolist(), layer_names)
+
+
+def _check_names(names: Collection[str], known: Collection[str]) -> None:
+    """Raise ValueError for a name that is nearly one that could be there, and is not."""
+    absent = [name for name in known if name not in {*names}]
+    for name in names:
+        if name not in known and (near := nearest(name, absent)):
+            raise ValueError(f"has {printable(name)}, which is not read; call it {near[0]}")
 
 
 def _from_parquet(path: Path) -> Counts:
@@ -148,6 +160,7 @@ def _slices(path: Path) -> Iterator[dict[str, npt.NDArray[Any]]]:
             missing = [name for name in COLUMNS if name not in names]
             if missing:
                 raise ValueError(f"lacks the column {missing[0]}")
+            _check_names(names, (*COLUMNS, *OTHERS))
             if file.metadata.num_rows > MOST:
                 raise ValueError(f"has more than {MOST:,} rows")
             groups = [file.metadata.row_group(at) for at in range(file.num_row_groups)]

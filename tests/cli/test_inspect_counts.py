@@ -107,6 +107,7 @@ def test_what_is_wrong_is_one_line(call: Call, tmp_path: Path) -> None:
             ({"step": np.arange(4)}, "no step has two micro-batches that can differ"),
             ({"step": STEP * 0, "micro_batch": STEP, "domain": STEP.astype("U")}, "has two rows"),
             ({"domain": STEP}, "domain that is not text rows"),
+            ({"microbatch": STEP}, "has microbatch, which is not read; call it micro_batch"),
         )
     ):
         cases.append(((as_npz(tmp_path / f"{number}.npz", **arrays), "--top-k", "1"), wanted))
@@ -122,6 +123,10 @@ def test_what_is_wrong_is_one_line(call: Call, tmp_path: Path) -> None:
         (as_table(expert=1), "has two rows of one step, micro_batch, domain, layer and expert"),
         (as_table(domain=None), "has a column domain of null, not of text"),
         (as_table().iloc[:0], "has no rows"),
+        (
+            as_table().rename(columns={"step": "steps"}),
+            "has steps, which is not read; call it step",
+        ),
         (as_table(expert=2**30), "experts, which must be from 2 to 4096"),
     ):
         made.to_parquet(table)
