@@ -57,12 +57,10 @@ class Search(Space):
             if left:  # it was interrupted, and has chosen its values
                 number, words = left[0].number, left.pop(0).words.split()
             else:
-                trial = self._ask(study)
+                trial = self._ask(study, len(outcomes))
                 number, words = trial.number, [each.ask(trial) for each in self.intervals]
                 trial.set_user_attr("words", " ".join(words))
-            outcome = Outcome(number, "", None, "was interrupted at its start")
-            if words:
-                outcome = self._train(number, words, follow, command)
+            outcome = self._train(number, words, follow, command)
             failed = self._optuna.trial.TrialState.FAIL if outcome.value is None else None
             study.tell(number, outcome.value, state=failed)
             outcomes.append(outcome)
@@ -74,19 +72,18 @@ class Search(Space):
                 f"{outcomes[-1].reason or 'see the lines above'}"
             )
 
-    def _ask(self, study: Any) -> Any:
-        """The next trial.
+    def _ask(self, study: Any, known: int) -> Any:
+        """The trial after so many others.
 
-        Its values depend on the trials that ended and on its number alone, so that a search may be
+        Its values depend on what these found and on their number alone, so that a search may be
         stopped. The first trials are spread over the ranges, in the same way in every search.
         """
-        number = len(study.get_trials())
-        study.sampler = self._optuna.samplers.TPESampler(seed=number, n_startup_trials=SPREAD)
-        if number < SPREAD:
-            shares = spread(len(self.intervals))[number]
-            values = [each.at(share) for each, share in zip(self.intervals, shares, strict=True)]
-            chosen = zip(self.intervals, values, strict=True)
-            study.enqueue_trial({e.key: round(v) if e.whole else v for e, v in chosen})
+        study.sampler = self._optuna.samplers.TPESampler(seed=known, n_startup_trials=SPREAD)
+        queued = any(trial.state.name == "WAITING" for trial in study.get_trials())
+        if known < SPREAD and not queued:  # else it was killed before it asked
+            shares = zip(self.intervals, spread(len(self.intervals))[known], strict=True)
+            values = [(each, each.at(share)) for each, share in shares]
+            study.enqueue_trial({e.key: round(v) if e.whole else v for e, v in values})
         return study.ask()
 
     def _known(self) -> tuple[Any, list[Outcome], list[Outcome]]:
@@ -101,8 +98,10 @@ class Search(Space):
             study, known = self._study(), ([], [])
             for trial in study.get_trials():
                 ended, words = trial.state.is_finished(), trial.user_attrs.get("words", "")
+                if not words:
+                    continue  # it was killed before it had values
                 outcome = Outcome(trial.number, words, trial.value if ended else None)
-                if words and not self.made(outcome):
+                if not self.made(outcome):
                     raise ValueError(f"trial {trial.number} is of no search of these ranges")
                 known[not ended].append(outcome)
         except MoebenchError:

@@ -169,6 +169,17 @@ def test_the_first_trials_cover_the_ranges_and_do_not_depend_on_interruptions(
     assert shares == pytest.approx([point[0] for point in spread(2)[:3]], abs=1e-3)
 
 
+def test_a_trial_that_was_killed_before_it_had_values_is_asked_again(
+    tmp_path: Path, text_folder: Path, trained: list[tuple[float, int, Path]]
+) -> None:
+    at_once = list(search(tmp_path / "a", text_folder, "optim.lr=0.01..0.04").run(2, follow))
+    made = search(tmp_path / "b", text_folder, "optim.lr=0.01..0.04")
+    study, _, _ = made._known()
+    made._ask(study, 0)
+    parts = list(made.run(2, follow))
+    assert [trial.words for trial in parts] == [trial.words for trial in at_once]
+
+
 def test_a_file_of_trials_that_was_changed_is_refused(
     tmp_path: Path, text_folder: Path, trained: list[tuple[float, int, Path]]
 ) -> None:

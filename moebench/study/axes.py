@@ -111,8 +111,13 @@ def _rows(
     rows = []
     for arm, source in zip(arms, sources(arms), strict=True):
         cells = expanded(arm)
-        searched = map(without_seed, expanded(source)) if source else [()] * len(cells)
-        rows += map(Row, cells, searched)
+        searched = expanded(source) if source else [()] * len(cells)
+        if len(searched) != len(cells):
+            raise ConfigError(
+                f"study.arms={' '.join(arm)}: sets a key that the study sweeps; sweep it in the "
+                "arm that has its ranges, too"
+            )
+        rows += map(Row, cells, map(without_seed, searched))
     return study, rows
 
 

@@ -65,8 +65,9 @@ class Searches:
         typed: words after `moebench sweep` or `tune` that choose the study, without options.
         rows: the runs.
 
-    Raises:
-        ConfigError: for a range that cannot be searched, and for a seed that trials use.
+    Attributes:
+        words: the overrides of each search.
+        trials: of each, as the study says; None if it says nothing for its size.
     """
 
     def __init__(
@@ -83,7 +84,10 @@ class Searches:
         self.trials = study.trials.get(study.size)
 
     def spaces(self, kind: type[S] = Space) -> dict[Cell, S]:
-        """What each search looks through, by its overrides."""
+        """What each search looks through, by its overrides.
+
+        Raises ConfigError for a range that cannot be searched.
+        """
         seeds = self._study.trial_seeds
         return {words: kind(self._composer, words, seeds, self._runs_dir) for words in self.words}
 
@@ -108,7 +112,8 @@ class Searches:
     def chosen(self) -> dict[Cell, tuple[Cell, Searched]]:
         """The overrides of each run with its values, and how they were found.
 
-        Raises ConfigError where searches were not made, or not by the same number of trials.
+        Raises ConfigError where searches were not made, or not by the same number of trials, and
+        for a seed of trials.
         """
         if not self.words:
             return {}
