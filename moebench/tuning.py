@@ -18,7 +18,7 @@ from moebench.config.compose import Composer
 from moebench.config.identity import run_name
 from moebench.data.corpus import prepare
 from moebench.disk import make_folder, parse_json, read_lines, reason, regular_status
-from moebench.errors import ConfigError, LockedError, MoebenchError, Stopped
+from moebench.errors import CONTINUES, ConfigError, LockedError, MoebenchError, Stopped
 from moebench.experiment import run_experiment
 from moebench.seals import refuse_link
 from moebench.searches import METRIC, Outcome, Space
@@ -138,10 +138,15 @@ class Search(Space):
                         on_event=on_event,
                     )
                 values.append(float(record.summary()[METRIC]))
-        except (Stopped, LockedError):
+        except LockedError:
             raise
-        except MoebenchError as error:  # it diverged, or the values do not go together
-            return Outcome(number, " ".join(words), None, str(error))
+        except MoebenchError as error:
+            told = str(error).replace(CONTINUES, "the same search continues")
+            if isinstance(error, Stopped):
+                error.args = (told,)
+                raise
+            # it diverged, or the values do not go together
+            return Outcome(number, " ".join(words), None, told)
         return Outcome(number, " ".join(words), math.fsum(values) / len(values))
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int, Path]]:
         assert named["resume"] is True
         runs.append((config.optim.lr, config.seed, folder))
         if len(runs) == 7:
-            raise Stopped(folder, 1, 15)
+            raise Stopped(folder, 1, signal.SIGTERM)
         if config.optim.lr > 0.05:
             raise TrainingError("step 3: the loss is not finite")
         loss = abs(config.optim.lr - 0.02) + config.seed / 1e6
@@ -92,7 +93,7 @@ def test_a_search_goes_on_where_it_stopped(
     assert done[0].words == f"optim.lr={trained[0][0]:.4g}"
     assert done[0].value == pytest.approx(abs(trained[0][0] - 0.02) + 1000.5 / 1e6)
     seen = []
-    with pytest.raises(Stopped):
+    with pytest.raises(Stopped, match=r"at step 1; the same search continues$"):
         seen.extend(first.run(4, follow))  # at the first run of the fourth trial
     assert len(seen) == 2 + 1
     again = search(tmp_path, text_folder, "optim.lr=0.01..0.04", seeds=2)
