@@ -2,6 +2,7 @@
 
     python benchmarks/error_rates.py                 # the tables of docs/reading.md
     python benchmarks/error_rates.py --studies 2000  # quicker, rougher
+    python benchmarks/error_rates.py --looks         # of studies that end by rule (`looks.py`)
 
 A study has a baseline and 2 or 5 arms that are compared with it. Values are normal with a deviation
 of 1, except for one arm or the baseline, whose deviation is a multiple of it. An error is a study
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks import looks
 from moebench.report.infer.decisions import LEVEL, adjusted, excludes
 from moebench.report.infer.dunnett import critical_value
 
@@ -220,8 +222,14 @@ def main() -> None:
     parser.add_argument(
         "--secondary", action="store_true", help="only the table of the secondary endpoints"
     )
+    parser.add_argument(
+        "--looks", action="store_true", help="only the table of studies that end by rule"
+    )
     options = parser.parse_args()
     studies = options.studies
+    if options.looks:
+        print(looks.table(studies))
+        return
     print(f"Secondary endpoints: errors in %, by seeds\n\n{secondary_table(studies)}")
     for arms in () if options.secondary else (2, 5):
         for shown in (0, 1):

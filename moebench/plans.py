@@ -7,7 +7,7 @@ any launcher can start it. `moebench.study` makes plans; the report reads them.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from moebench.config.interval import Interval
 from moebench.contents import FLAG, NAME, NUMBER, TEXT, WORD, each, fields, table, whole
 from moebench.disk import read_json, reason, write_json
 from moebench.errors import ConfigError, RecordError, nearest
+from moebench.looks import FEWEST
+from moebench.nested import beyond, in_common, joined
 from moebench.record_files import SEED, plain
 from moebench.records import cannot_write, printable
 from moebench.seals import is_sealed, refuse_link, refuse_links, with_digest
@@ -117,6 +119,9 @@ class Plan:
         order: names of findings, in the order in which they are tested.
         average_twin: whether differences are to the mean of the baseline and its A/A twin.
         typed: words after `moebench sweep` that make this plan; None where they are not known.
+        most_seeds: of a study that ends by rule (`moebench.looks`); None: it trains all of them.
+        margin: below which its first finding counts as no difference, in nats a byte, or in the
+            unit of another primary metric; None: there is none.
         folder: where it was read from; None for a plan that was not.
         searches: that chose values of arms.
         tuned_by: words after `moebench` that make their trials.
@@ -136,6 +141,8 @@ class Plan:
     typed: tuple[str, ...] | None = None
     searches: tuple[Searched, ...] = ()
     tuned_by: tuple[str, ...] = ()
+    most_seeds: int | None = None
+    margin: float | None = None
     costs: dict[str, Cost] = field(default_factory=dict, compare=False, repr=False)
 
     def job(self, number: int) -> Job:
@@ -144,6 +151,16 @@ class Plan:
             if job.id == number:
                 return job
         raise RecordError(f"{number}: no such job in the plan {self.slug}")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of all runs, in the order in which they are trained."""
+        return tuple(sorted({job.seed for job in self.jobs}))
+
+    def first(self, seeds: int) -> "Plan":
+        """The part with so many seeds."""
+        kept = {*self.seeds[:seeds]}
+        return replace(self, jobs=tuple(job for job in self.jobs if job.seed in kept))
 
     @property
     def title(self) -> str:
@@ -176,8 +193,9 @@ class Plan:
         if self.searches:
             about["searches"] = [each._asdict() for each in self.searches]
             about["tuned_by"] = list(self.tuned_by)
-        shared = _shared([job.config for job in self.jobs])
-        runs = [vars(job) | {"config": _own(job.config, shared)} for job in self.jobs]
+        about |= {key: getattr(self, key) for key in _RULE if getattr(self, key) is not None}
+        shared = in_common([job.config for job in self.jobs])
+        runs = [vars(job) | {"config": beyond(job.config, shared)} for job in self.jobs]
         path = self.path(runs_dir)
         content = with_digest({**about, "shared": shared, "runs": runs})
         for folder in (path.parents[1], path.parent):
@@ -191,6 +209,7 @@ class Plan:
 
 
 _TEXTS = ("name", "question", "size", "baseline", "primary")
+_RULE = ("most_seeds", "margin")  # by which a study ends, if it does
 _LISTS = ("secondary", "order")  # of names; plans of an earlier version hold neither, nor `typed`
 
 
@@ -221,6 +240,7 @@ def read_plan(path: Path, *, unedited: bool = False) -> Plan:
         typed=tuple(content["typed"]) if "typed" in content else None,
         searches=tuple(map(_searched, content.get("searches", ()))),
         tuned_by=tuple(content.get("tuned_by", ())),
+        **{key: content[key] for key in _RULE if key in content},
     )
 
 
@@ -264,6 +284,8 @@ PLAN = fields(
         **dict.fromkeys((*_LISTS, "typed", "tuned_by"), each(TEXT)),
         "searches": each(_search),
         "average_twin": FLAG,
+        "most_seeds": whole(FEWEST),
+        "margin": NUMBER,
         "shared": table(plain),
     },
 )
@@ -281,7 +303,7 @@ COSTS = table(
 
 def _job(run: Mapping[str, Any], shared: Mapping[str, Any]) -> Job:
     values = {key: run[key] for key in (*RUN, "differs") if key in run}
-    own = {"overrides": tuple(run["overrides"]), "config": _merged(shared, run["config"])}
+    own = {"overrides": tuple(run["overrides"]), "config": joined(shared, run["config"])}
     return Job(**values | own)
 
 
@@ -291,47 +313,6 @@ def _searched(search: Mapping[str, Any]) -> Searched:
     return Searched(**values)
 
 
-# Thousands of jobs read the whole plan, so it holds only once what their configs have in common.
-
-
-def _shared(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What nested configs have in common."""
-    first, *others = configs
-    common: dict[str, Any] = {}
-    for key, value in first.items():
-        values = [other.get(key, _ABSENT) for other in others]
-        if isinstance(value, dict) and all(isinstance(other, dict) for other in values):
-            common[key] = _shared([value, *values])
-        elif all(type(other) is type(value) and other == value for other in values):
-            common[key] = value
-    return common
-
-
-_ABSENT = object()
-
-
-def _own(config: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """What a nested config does not share."""
-    own: dict[str, Any] = {}
-    for key, value in config.items():
-        if key not in shared:
-            own[key] = value
-        elif isinstance(value, dict) and (inner := _own(value, shared[key])):
-            own[key] = inner
-    return own
-
-
-def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested config, from what it shares and what it does not."""
-    merged = dict(shared)  # its tables are shared by all jobs, which change none
-    for key, value in own.items():
-        before = shared.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            value = _merged(before, value)
-        merged[key] = value
-    return merged
-
-
 def _first_wrong(content: Mapping[str, Any]) -> str:
     """What a plan lacks, or holds of a wrong type; "" if nothing."""
     if wrong := PLAN(content, ""):
@@ -339,7 +320,7 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
     ids = [run["id"] for run in content["runs"]]
     if len({*ids}) < len(ids):  # a job is started by its id
         return "two runs have one id"
-    configs = (_merged(content.get("shared", {}), run["config"]) for run in content["runs"])
+    configs = (joined(content.get("shared", {}), run["config"]) for run in content["runs"])
     wrong = (CONFIG(config, f"runs[{number}].config") for number, config in enumerate(configs))
     return next(filter(None, wrong), "")
 

@@ -68,7 +68,7 @@ def shrink(arguments: list[str], folder: Path) -> list[str]:
     if {"--status", "--print-config", "--config"} & {*arguments}:  # these need no data
         return arguments
     small = SHRUNK if command in TRAINS else {}
-    if command == "sweep" and "--seeds" not in arguments:
+    if command == "sweep" and not {"--seeds", "--until-decided"} & {*arguments}:
         small = {**small, "seed": "0"}
     keys = {word.split("=")[0] for word in arguments[1:] if "=" in word}
     kept = [word for word in arguments if word.split("=")[0] not in small]

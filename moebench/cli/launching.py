@@ -111,10 +111,15 @@ def run(
         handed_in = launcher.leave()
         print_message(f"{sum(len(placed.jobs) for placed in handed_in)} runs are with the engine")
     else:
-        _follow(launcher, each)
+        follow(launcher, each)
 
 
-def _follow(launcher: "Launcher", each: Callable[[], None] | None) -> None:
+def follow(launcher: "Launcher", each: Callable[[], None] | None = None) -> None:
+    """Run the jobs to their end and show their progress; the plan is written already.
+
+    Args:
+        each: called after each look at the engine while jobs wait.
+    """
     from moebench.cli.progress import SweepDisplay
 
     # Closing the generator stops the processes, also after an error or Ctrl-C.

@@ -70,6 +70,15 @@ Format = Annotated[
         autocompletion=completion("formats"),
     ),
 ]
+Power = Annotated[
+    float | None,
+    typer.Option(
+        "--power",
+        min=1e-9,
+        metavar="NATS",
+        help="print how many seeds show a difference of so many nats a byte, from A/A twins alone",
+    ),
+]
 Full = Annotated[
     bool, typer.Option("--full", help="print all tables and sentences, not one screen")
 ]
@@ -92,6 +101,7 @@ def report(
     at: At = None,
     per_domain: PerDomain = False,
     form: Format = "table",
+    power: Power = None,
     full: Full = False,
     plots: Plots = None,
     html: Html = None,
@@ -112,6 +122,11 @@ def report(
     chosen |= {"sort": sort, "at": at, "per_domain": per_domain}
     names = [name for name in (metrics or "").split(",") if name]
     made = make_report(directories or [runs_dir], runs_dir=runs_dir, metrics=names, **chosen)
+    if power is not None:
+        from moebench.report.show.power import lines
+
+        print("\n".join(lines(made.tables, power)))
+        return
     text = made.encode(form)  # first, so that a wrong --format writes no file
     if plots is not None:
         _write_plots(made, plots)

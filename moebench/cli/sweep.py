@@ -4,13 +4,23 @@ import os
 import shlex
 from contextlib import closing
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from moebench.cli.deciding import (
+    Margin,
+    MostSeeds,
+    Register,
+    Rule,
+    UntilDecided,
+    print_registered,
+    print_rule,
+    train_until_decided,
+)
 from moebench.cli.exit_codes import PARTLY_FAILED
+from moebench.cli.hours import allow, as_dict, budget, print_totals
 from moebench.cli.launching import (
     Detach,
     EngineOptions,
@@ -50,8 +60,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moebench.study import Axes, Job, Launcher, Plan
-    from moebench.study.allowance import Allowance
-    from moebench.study.budget import Budget, Totals
+    from moebench.study.budget import Totals
     from moebench.study.engines import Engine
 
 Jobs = Annotated[
@@ -116,6 +125,10 @@ def sweep(
     seeds: Seeds = None,
     name: Name = None,
     exclude: Exclude = None,
+    register: Register = False,
+    until_decided: UntilDecided = False,
+    most_seeds: MostSeeds = None,
+    margin: Margin = None,
     hours: Hours = None,
     jobs: Jobs = None,
     timeout: Timeout = None,
@@ -137,40 +150,71 @@ def sweep(
     Examples: `moebench sweep study=demo`, `moebench sweep scope=micro,shuffled,global seed=0,1,2`,
     `moebench sweep study=demo --status`
     """
+    rule, words = Rule(register, until_decided, most_seeds, margin), overrides or []
+    rule.check(launcher, detach=detach)
     _check(launcher, hours, status=status, dry_run=dry_run, as_json=as_json)
     _check_track(track, stays=not detach and launcher != "commands")
     load_plugins(plugin)
-    from moebench.study import Axes, Launcher, child
+    from moebench.study import Axes, child
     from moebench.study.engines.choice import Choice
 
-    if launcher == "local" and not (status or print_config or dry_run):
+    if launcher == "local" and not (status or print_config or dry_run or register):
         child.warm()
     chosen = Choice(launcher, engine or (), jobs, gpus, timeout)
     with closing(open_engine(chosen, config_dir, runs_dir)) as place:
-        axes = Axes(seeds, name, tuple(exclude or ()))
-        plan = _plan(overrides or [], axes, config_dir, runs_dir, place, known=status)
+        axes = Axes(rule.seeds(words, seeds), name, tuple(exclude or ()))
+        plan = _plan(words, axes, config_dir, runs_dir, place, known=status)
         if status:
             _print_status(plan, runs_dir, as_json)
-            return
-        if print_config:
+        elif print_config:
             _print_configs(plan, as_json)
-            return
-        sweep = Launcher(plan, runs_dir, place)
-        if detach:
-            check_detach(sweep, launcher)
-        console = stdout_console() if dry_run and not as_json else stderr_console()
-        _print_plan(sweep, console)
-        budget = _budget(sweep) if dry_run or hours else None
-        allowance = _allow(sweep, hours, budget, console) if hours and budget else None
-        totals = budget.totals(sweep.waiting) if budget and dry_run else None
-        if totals is not None:
-            _print_totals(totals, sweep, console)
         else:
-            each = None if allowance is None else partial(_trim, sweep, allowance, {})
-            with tracked(track, [sweep.record(job) for job in plan.jobs]):
-                run(sweep, detach=detach, each=each)
-        _print_end(plan, runs_dir, totals, as_json)
-        _report_failures(sweep)
+            plan, margin_from = rule.applied(plan, runs_dir)
+            if register and not dry_run:
+                print_registered(plan, runs_dir, margin_from)
+            else:
+                how = How(hours, launcher if detach else None, track, dry_run, as_json)
+                _run(plan, runs_dir, place, how)
+
+
+class How(NamedTuple):
+    """How a sweep is run.
+
+    Attributes:
+        detached: the name of the launcher whose runs are left to it; None: they are followed.
+    """
+
+    hours: float | None
+    detached: str | None
+    track: str | None
+    dry_run: bool
+    as_json: bool
+
+
+def _run(plan: "Plan", runs_dir: Path, engine: "Engine", how: How) -> None:
+    """Run a plan, or print what that would take."""
+    from moebench.study import Launcher
+
+    sweep = Launcher(plan, runs_dir, engine)
+    if how.detached:
+        check_detach(sweep, how.detached)
+    console = stdout_console() if how.dry_run and not how.as_json else stderr_console()
+    _print_plan(sweep, console)
+    print_rule(plan, console)
+    hours = None if plan.most_seeds else how.hours  # a look is trained as a whole
+    estimate = budget(sweep) if how.dry_run or hours else None
+    each = allow(sweep, hours, estimate, console) if hours and estimate else None
+    totals = estimate.totals(sweep.waiting) if how.dry_run and estimate else None
+    if totals is not None:
+        print_totals(totals, sweep, console)
+    else:
+        with tracked(how.track, [sweep.record(job) for job in plan.jobs]):
+            if plan.most_seeds:
+                sweep = train_until_decided(plan, runs_dir, engine, how.hours)
+            else:
+                run(sweep, detach=bool(how.detached), each=each)
+    _print_end(plan, runs_dir, totals, how.as_json)
+    _report_failures(sweep)
 
 
 def _check(
@@ -217,66 +261,10 @@ def _plan(
     return plan
 
 
-def _budget(launcher: "Launcher") -> "Budget":
-    """What the jobs that are not done will take here; this times them for a few seconds."""
-    from moebench.study.budget import Budget
-
-    return Budget(launcher.waiting, _at_once(launcher), launcher.engine.stack_size)
-
-
-def _at_once(launcher: "Launcher") -> int:
-    """Processes at a time, if this machine trained all runs."""
-    from moebench.machine import usable_cores
-
-    return launcher.engine.room if launcher.engine.worker() is None else usable_cores()
-
-
-def _allow(launcher: "Launcher", hours: float, budget: "Budget", console: "Console") -> "Allowance":
-    """Keep the seeds that fit into some hours, and print how many these are."""
-    from moebench.study.allowance import Allowance
-
-    allowance = Allowance(hours, budget, launcher.waiting)
-    seeds = len({job.seed for job in allowance.jobs}), len({job.seed for job in launcher.waiting})
-    launcher.waiting = list(allowance.jobs)
-    print_message(f"--hours {hours:g}: {seeds[0]} of {seeds[1]} seeds fit by the estimate", console)
-    return allowance
-
-
-def _print_totals(totals: "Totals", launcher: "Launcher", console: "Console") -> None:
-    from moebench.study.budget import lines
-
-    for line in lines(totals, _at_once(launcher)):
-        print_message(line, console)
-
-
-def _as_dict(totals: "Totals") -> dict[str, Any]:
-    return {**totals._asdict(), "seconds": totals.seconds._asdict()}
-
-
-def _trim(launcher: "Launcher", allowance: "Allowance", done: dict[int, float]) -> None:
-    """Leave out waiting jobs whose seed would no longer end in time.
-
-    Args:
-        done: seconds of the jobs that have ended, by id; it is completed.
-    """
-    from moebench.study.status import last_status
-
-    active = [job for attempt in launcher.running for job in attempt.jobs]
-    active += [waiting.job for waiting in launcher.elsewhere]
-    known = {job.id for job in (*active, *launcher.waiting)} | done.keys()
-    for job in allowance.jobs:
-        if job.id not in known and launcher.record(job).is_done():
-            done[job.id] = float(last_status(launcher.record(job)).get("seconds", 0.0))
-    kept = allowance.still_fitting(active, launcher.waiting, done)
-    if left_out := {job.seed for job in launcher.waiting} - {job.seed for job in kept}:
-        print_message(f"--hours {allowance.hours:g}: leaves out {len(left_out)} more seeds")
-        launcher.waiting = kept
-
-
 def _print_end(plan: "Plan", runs_dir: Path, totals: "Totals | None", as_json: bool) -> None:
     """Print the result, or what to do next; with the totals of a sweep that was only planned."""
     if as_json:
-        _print_json(plan, runs_dir, **({"budget": _as_dict(totals)} if totals else {}))
+        _print_json(plan, runs_dir, **({"budget": as_dict(totals)} if totals else {}))
     elif totals is None:
         _print_next(plan, runs_dir)
 

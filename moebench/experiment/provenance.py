@@ -1,15 +1,14 @@
 """The manifest of a run: what was run, on what data and machine, with which code."""
 
 import platform
-import subprocess
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import moebench
+from moebench.checkout import commit
 from moebench.config.identity import (
     arm_hash,
     coefficients,
@@ -70,7 +69,7 @@ def describe(
         "coefficient_per_router": coefficients(treatment),
         **random_baselines(treatment, corpus),
         "moebench": moebench.__version__,
-        "git": _git(),
+        "git": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
@@ -112,24 +111,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()
-
-
-def _git() -> dict[str, Any]:
-    """The commit of this code, if it is in a git checkout."""
-    here = Path(moebench.__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "--no-optional-locks", "-C", str(here), *words],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    try:
-        if git("ls-files", "__init__.py"):
-            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.TimeoutExpired):
-        pass
-    return {"commit": None, "dirty": None}

@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from moebench.errors import ConfigError, RecordError, nearest
 from moebench.plans import Plan
 from moebench.records import printable
+from moebench.registration import find
 from moebench.report.infer.arms import Table, make_table
 from moebench.report.paper.judge import judge
 from moebench.report.paper.overlap import overlaps
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
-from moebench.report.read.interim import NOT_BEGUN, Interim, interim, not_begun
+from moebench.report.read.interim import Interim, interim
+from moebench.report.read.reached import at_its_look
 from moebench.report.read.studies import find_plans, plans_of_study
+from moebench.report.read.unfinished import Unfinished, nothing_done, unfinished
 from moebench.report.show import trials
 from moebench.report.show.blocks import Block, Heading, Sentences
 from moebench.report.show.brief import brief
@@ -41,22 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Report", "Runs", "compare_two", "load", "make_report", "write"]
 
 FORMATS = ("table", "md", "csv", "json", "latex", "parquet")
-
-
-class Unfinished(NamedTuple):
-    """A run without results: its state, why, and how many of its steps it has made."""
-
-    run: str
-    state: str
-    reason: str
-    step: float | None
-    steps: float | None
-
-    def __str__(self) -> str:
-        where = f" at step {self.step:.0f}" if self.step is not None else ""
-        if where and self.steps is not None:
-            where += f" of {self.steps:.0f}"
-        return f"{self.run}: {self.state}{where}" + (f": {self.reason}" if self.reason else "")
 
 
 @dataclass(frozen=True)
@@ -216,32 +203,34 @@ def make_report(
     """
     roots = list(roots) or [runs_dir]
     plans, problems = find_plans([*roots, runs_dir])
-    only = None
     if study is not None:
         plans = plans_of_study(study, plans, problems, runs_dir)
-        only, problems = _runs(plans), []
+        problems = []
+    of_study = plans if study is not None else []
+    whole, plans = tuple(plans), [at_its_look(plan) for plan in plans]
+    only = None if study is None else _runs(plans)
+    registrations = find([*roots, runs_dir])
     frame = load_frame(roots, only, where=where, by=by).checked()
     if at is not None:
         frame = frame.at(at)
     made = _parts(frame, plans, at)
     if not made:
-        raise RecordError(_nothing_done(roots, study, frame))
+        raise RecordError(nothing_done(roots, study, frame))
     _check_baseline(baseline, _seen(made, "arm"))
     known = sorted(_seen(made, "metric"))
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
     judged = [
-        judge(make_table(part.frame, part.table, plans, baseline, part.interim)) for part in made
+        judge(make_table(part.frame, part.table, plans, baseline, part.interim, registrations))
+        for part in made
     ]
     tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
         tables = [table.sorted_by(sort) for table in tables]
-    of_study = plans if study is not None else []
-    title, unfinished = _title(of_study, at), _unfinished(frame, of_study)
+    left = unfinished(frame, plans if study is not None else [])
     problems = (*problems, *frame.problems)
-    return Report(
-        title, tuple(tables), verdicts, tuple(unfinished), problems, frame, shown, tuple(plans)
-    )
+    title = _title(of_study, at)
+    return Report(title, tuple(tables), verdicts, tuple(left), problems, frame, shown, whole)
 
 
 @dataclass(frozen=True)
@@ -371,31 +360,3 @@ def _chosen(patterns: Sequence[str], known: Sequence[str], option: str = "--metr
             )
         chosen |= dict.fromkeys(names)
     return list(chosen)
-
-
-def _unfinished(frame: Frame, plans: Sequence[Plan]) -> list[Unfinished]:
-    begun = [
-        Unfinished(str(row["run"]), str(row["state"]), str(row["reason"]), *_steps(row))
-        for row in frame.rows()
-        if row["state"] != "done"
-    ]
-    missing = [printable(job.run) for job in not_begun(frame, plans)]
-    return begun + [Unfinished(run, NOT_BEGUN, "", None, None) for run in missing]
-
-
-def _steps(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    step, steps = (None if row[key] != row[key] else row[key] for key in ("step", "steps"))
-    return step, steps
-
-
-def _nothing_done(roots: Sequence[Path], study: str | None, frame: Frame) -> str:
-    where = ", ".join(map(str, roots)) + (f", study {printable(study)}" if study else "")
-    counts = frame.runs["state"].value_counts(sort=False).to_dict()
-    states = [f"{n} {state}" for state, n in counts.items()]
-    if frame.problems:
-        first = frame.problems[0]
-        states.append(f"{len(frame.problems)} left out, the first: {first.run}: {first.reason}")
-    details = f" ({'; '.join(states)})" if states else ""
-    running = "running" in counts and not frame.problems
-    remedy = "wait for their first evaluation" if running else "make some with moebench sweep"
-    return f"{where}: holds no finished run{details}; {remedy}"

@@ -12,14 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moebench.plans import PRIMARY, SECONDARY, Cost, Plan
-from moebench.report.infer.decisions import Decision, too_early
+from moebench.registration import Registration
+from moebench.report.infer.decisions import LEVEL, Decision, too_early
 from moebench.report.infer.metrics import ArmMetric, control_of, describe
 from moebench.report.infer.pairing import other_batches, other_starts
+from moebench.report.infer.registered import Registered, registered
 from moebench.report.infer.statistics import (
+    VERDICT_SEEDS,
     Comparisons,
     compare,
     odd_arms,
 )
+from moebench.report.infer.stopping import Rule, rule_of
 from moebench.report.read.frame import Frame
 from moebench.report.read.interim import Interim
 from moebench.report.read.run import SCOPES
@@ -86,6 +90,8 @@ class Table:
         bytes_per_token: of the tokenizer on this text; None where it is not known.
         unpaired: arms that see other batches, and runs of one seed that did not begin alike.
         index: its place among the report's tables.
+        rule: by which the study ends; None for one that trains all of its seeds.
+        registered: the preregistration of the study; None without one.
     """
 
     differs: dict[str, Any]
@@ -111,6 +117,23 @@ class Table:
     bytes_per_token: float | None = None
     unpaired: tuple[str, ...] = ()
     index: int = 0
+    rule: Rule | None = None
+    registered: Registered | None = None
+
+    @property
+    def level(self) -> float:
+        """Of all verdicts of a family together."""
+        return self.rule.look.level if self.rule else LEVEL
+
+    @property
+    def fewest(self) -> int:
+        """Seeds that a verdict takes."""
+        return self.rule.look.seeds if self.rule else VERDICT_SEEDS
+
+    @property
+    def no_verdict(self) -> str:
+        """Why nothing is decided in this table; "" if something may be."""
+        return self.too_early or (self.rule.void if self.rule else "")
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)
@@ -137,6 +160,7 @@ def make_table(
     plans: Sequence[Plan],
     baseline: str | None,
     interim: Interim | None = None,
+    registrations: Sequence[Registration] = (),
 ) -> Table:
     """One of the frame's tables, which must hold a run with metrics.
 
@@ -183,6 +207,8 @@ def make_table(
         bytes_per_token=_bytes_per_token(arms[0], primary),
         unpaired=(*other_batches(sciences, runs), *other_starts(runs, frame.starts)),
         index=index,
+        rule=rule_of(plans, {run["seed"] for run in runs}),
+        registered=registered(registrations, plans, runs),
     )
 
 

@@ -29,17 +29,19 @@ class Decision(NamedTuple):
         p: adjusted; None without a verdict.
         withheld: why there is no verdict; "" if there is one.
         treatment: deviations by which the treatment shows; None where it is not known.
-        estimate: the difference with its own 95 % interval, on which the verdict rests.
+        estimate: the difference with its own interval at the level, on which the verdict rests.
+        level: of the verdict.
     """
 
     p: float | None
     withheld: str
     treatment: float | None
     estimate: Estimate
+    level: float = LEVEL
 
     @property
     def decided(self) -> bool:
-        return self.p is not None and self.p < LEVEL
+        return self.p is not None and self.p < self.level
 
 
 def adjusted(p: np.ndarray, ordered: bool) -> np.ndarray:
@@ -65,11 +67,12 @@ def excludes(
     seeds: int,
     size: float,
     tests: int,
+    level: float = LEVEL,
 ) -> np.ndarray | np.bool_:
     """Whether intervals lie short of a size, as seen from 0 or from its other side.
 
-    They hold for all tests together at 95 %, by Bonferroni: if every true value is as large as its
-    size, any is excluded in at most 5 % of studies.
+    They hold for all tests together, by Bonferroni: if every true value is as large as its size,
+    any is excluded in at most a share `level` of studies.
 
     Args:
         value: of a contrast.
@@ -80,7 +83,7 @@ def excludes(
     """
     from scipy.special import stdtrit
 
-    half = stdtrit(seeds - 1, 1 - LEVEL / (2 * tests)) * error
+    half = stdtrit(seeds - 1, 1 - level / (2 * tests)) * error
     return np.sign(size) * value + half < abs(size)
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moebench.errors import RecordError, nearest
+from moebench.looks import looks
 from moebench.plans import PRIMARY
 from moebench.records import printable
 from moebench.report.infer.arms import CONTROLS, PERTURB, Arm, Table
 from moebench.report.infer.contrasts import Contrast, contrast
 from moebench.report.infer.decisions import (
-    LEVEL,
     SHOWS,
     TREATMENT,
     Decision,
@@ -26,7 +26,7 @@ from moebench.report.infer.decisions import (
     treatment_shows,
 )
 from moebench.report.infer.metrics import control_of
-from moebench.report.infer.statistics import VERDICT_SEEDS
+from moebench.report.infer.stopping import OPEN, Rule, outcome
 from moebench.report.paper.findings import findings
 from moebench.report.paper.verdicts import (
     NOT_TESTED,
@@ -79,6 +79,8 @@ def judge(table: Table) -> tuple[Table, tuple[Verdict, ...]]:
         RecordError: if the study's order names a finding that does not exist.
     """
     first = [_endpoint(table, table.primary, compared=True)]
+    if table.rule is not None:
+        table = replace(table, rule=_looked_at(table, table.rule, first[0]))
     of_findings = map(metric_of, findings().values())
     measured = {metric for arm in table.arms for metric in arm.metrics}
     second = [
@@ -105,19 +107,19 @@ def _family(
     effects = [(endpoint, effect) for endpoint in endpoints for effect in endpoint.effects]
     named = sorted(
         ((endpoint, effect) for endpoint, effect in effects if effect.name in order),
-        key=lambda pair: (order[pair[1].name], 0 not in pair[1].columns),
+        key=lambda pair: _place(pair[1], order),
     )
     tests = {
-        endpoint.key_of(effect): _p(effect.contrast, effect.p)
+        endpoint.key_of(effect): _p(effect.contrast, effect.p, table.fewest)
         for endpoint, effect in named or effects
     }
     if not named:
         for endpoint in endpoints:
             for i, difference in endpoint.differences.items():
                 if PERTURB not in table.arms[i].science:
-                    alone = _p(difference, difference.estimate().p)
+                    alone = _p(difference, difference.estimate().p, table.fewest)
                     tests.setdefault(endpoint.key((i, 0)), alone)
-    settled = {} if table.too_early else _settled(tests, bool(named))
+    settled = {} if table.no_verdict else _settled(tests, bool(named), table.level)
     decisions = {
         endpoint.metric: {
             table.arms[i].name: _decision(table, endpoint, i, difference, settled)
@@ -126,8 +128,17 @@ def _family(
         for endpoint in endpoints
     }
     size = max(1, len(tests))
+    looked_at = named[0][1] if named and table.rule else None
     verdicts = [
-        _verdict(table, endpoint, effect, settled, tests=size, family=1 if named else size)
+        _verdict(
+            table,
+            endpoint,
+            effect,
+            settled,
+            tests=size,
+            family=1 if named else size,
+            within=effect is looked_at and table.rule is not None and table.rule.within,
+        )
         for endpoint, effect in effects
     ]
     return decisions, verdicts
@@ -141,6 +152,7 @@ def _verdict(
     *,
     tests: int,
     family: int,
+    within: bool,
 ) -> Verdict:
     p, withheld = _of(table, settled, endpoint.key_of(effect), effect.contrast)
     takes = effect.takes and endpoint.metric == PRIMARY
@@ -154,6 +166,7 @@ def _verdict(
         took=treatment is None or treatment >= SHOWS,
         tests=tests,
         family=family,
+        margin=table.rule.margin if table.rule and within else None,
     )
 
 
@@ -170,7 +183,7 @@ def _endpoint(table: Table, metric: str, *, compared: bool) -> Endpoint:
     values[:, 0] = control_of(values, [names.index(name) for name in table.control])
     sciences = [arm.science for arm in table.arms]
     of_bytes = table.bytes_per_token if metric == PRIMARY else None
-    evidence = Evidence(names, sciences, values, of_bytes, metric)
+    evidence = Evidence(names, sciences, values, of_bytes, metric, table.level)
     differences = _differences(table, evidence) if compared else {}
     return Endpoint(evidence, effects(evidence), differences)
 
@@ -198,11 +211,39 @@ def _ranks(order: Sequence[str]) -> dict[str, int]:
     return {name: rank for rank, name in enumerate(order)}
 
 
-def _p(measured: Contrast, p: float | None) -> float | None:
-    return p if measured.seeds >= VERDICT_SEEDS and measured.error is not None else None
+def _place(effect: Effect, order: Mapping[str, int]) -> tuple[int, bool]:
+    """Where an effect comes in a declared order: of one finding, those with the baseline first."""
+    return order[effect.name], 0 not in effect.columns
 
 
-def _settled(tests: Mapping[Hashable, float | None], ordered: bool) -> dict[Hashable, float | str]:
+def _looked_at(table: Table, rule: Rule, endpoint: Endpoint) -> Rule:
+    """The rule with the outcome of its look, void if an earlier look had ended the study."""
+    order = _ranks(table.order)
+    evidence, last = endpoint.evidence, rule.look
+    for look in looks(last.most)[: last.number]:
+        seen = replace(evidence, values=evidence.values[: look.seeds], level=look.level)
+        named = [effect for effect in effects(seen) if effect.name in order]
+        first = min(named, key=lambda effect: _place(effect, order), default=None)
+        found = OPEN
+        if first is not None and not table.too_early:
+            p = _p(first.contrast, first.p, look.seeds)
+            margin = rule.margin if first.finding["type"] == "difference" else None
+            found = outcome(first.contrast, p, look, margin, evidence.bytes_per_token or 1.0)
+        if look.number == last.number:
+            return replace(rule, outcome=found)
+        if found != OPEN and not rule.void:
+            added = f"the rule ended the study at {look}, and seeds were added by hand"
+            rule = replace(rule, void=added)
+    return rule
+
+
+def _p(measured: Contrast, p: float | None, fewest: int) -> float | None:
+    return p if measured.seeds >= fewest and measured.error is not None else None
+
+
+def _settled(
+    tests: Mapping[Hashable, float | None], ordered: bool, level: float
+) -> dict[Hashable, float | str]:
     """By the key of a test, its adjusted p, or why it has none.
 
     Args:
@@ -215,7 +256,7 @@ def _settled(tests: Mapping[Hashable, float | None], ordered: bool) -> dict[Hash
     p = adjusted(np.array([1.0 if alone is None else alone for alone in known.values()]), ordered)
     result: dict[Hashable, float | str] = {}
     for place, (key, value) in enumerate(zip(known, p, strict=True)):
-        if ordered and place and p[place - 1] >= LEVEL:
+        if ordered and place and p[place - 1] >= level:
             result[key] = BLOCKED
         elif known[key] is not None:
             result[key] = float(value)
@@ -229,7 +270,7 @@ def _of(
     value = settled.get(key, UNNAMED)
     if isinstance(value, float):
         return value, ""
-    why = table.too_early or few_seeds(measured.seeds)
+    why = table.no_verdict or few_seeds(measured.seeds, table.fewest)
     return None, why or ("the runs do not vary" if measured.error is None else str(value))
 
 
@@ -246,7 +287,7 @@ def _decision(
         p, withheld = None, TWIN
     takes = endpoint.metric == table.primary and not {*CONTROLS} & {*science}
     treatment = _treatment(table, (column, 0)) if takes else None
-    return Decision(p, withheld, treatment, measured.estimate())
+    return Decision(p, withheld, treatment, measured.estimate(1 - table.level), table.level)
 
 
 def _treatment(table: Table, columns: Sequence[int]) -> float | None:

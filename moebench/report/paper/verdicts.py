@@ -9,6 +9,9 @@ The arms of a finding differ in nothing else. `judge.py` adjusts the p values of
 - An *equality* agrees if the arms differ by less than a quarter of the gap between micro and global
   in the same runs, and contradicts if they differ by more.
 
+At a look of a stopping rule, the level of the look takes the place of 5 %, and a first finding
+whose interval lies within the rule's margin is *within margin*.
+
 An undecided difference contradicts, too, if its interval excludes the paper's size. These intervals
 hold for all findings tested together (Bonferroni); that is a family of its own. The paper's sizes
 are log ratios of perplexities per token, divided by an assumed number of bytes per token. It gives
@@ -27,11 +30,12 @@ from moebench.catalogue import find
 from moebench.plans import PRIMARY
 from moebench.report.infer.contrasts import EQUAL_SHARE, Contrast, bend, contrast, equality, slope
 from moebench.report.infer.decisions import LEVEL, excludes
-from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate, seeds_needed
+from moebench.report.infer.statistics import Estimate, seeds_needed
 from moebench.report.paper.findings import BYTES, PAPER, findings, log_ratio, paper_gap
 from moebench.report.paper.selectors import AXES, all_else, options_as_keys, pairs
 
 AGREES, CONTRADICTS, CANNOT_TELL = "agrees", "contradicts", "cannot tell"
+WITHIN = "within margin"
 NOT_TESTED, TOO_EARLY = "not tested", "too early"
 NOT_TAKEN = "the treatment did not take"
 MIXED = "homogeneity of micro-batches"  # the axis of a trend whose arms may have equal loads
@@ -45,18 +49,20 @@ class Verdict:
         metric: that it is about.
         claim, source, type: as in the finding's file.
         arms: their names.
-        verdict: `agrees`, `contradicts`, `cannot tell`, `not tested` or `too early`.
+        verdict: `agrees`, `contradicts`, `within margin`, `cannot tell`, `not tested` or
+            `too early`.
         reason: why, in a few words.
         p: of the verdict, adjusted; None where none is given.
         treatment: between-seed deviations by which the arms differ in load; None where that is
             unknown or not to be expected.
-        here: the difference, or the slope, with its own 95 % interval.
+        here: the difference, or the slope, with its own interval at the level of the verdict.
         paper: the same in the paper, at 4, 3 and 5 bytes a token; None where it gives no figure.
         per: what a slope is for, such as " a doubling"; "" for others.
         unit: "byte" or "token" of nats, else that of the metric.
         resolved: half of the interval, the smallest size that these seeds can tell from 0.
         seeds: that would show the paper's size in four of five studies; None if unknown or above
             10,000.
+        level: of the verdict.
     """
 
     metric: str
@@ -74,6 +80,7 @@ class Verdict:
     unit: str
     resolved: float | None
     seeds: int | None
+    level: float = LEVEL
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Evidence:
             baseline's column is what differences are to.
         bytes_per_token: None where it is not known, and for a metric other than nats.
         metric: its name.
+        level: of the verdicts.
     """
 
     arms: Sequence[str]
@@ -94,6 +102,7 @@ class Evidence:
     values: np.ndarray
     bytes_per_token: float | None
     metric: str = PRIMARY
+    level: float = LEVEL
 
     @property
     def unit(self) -> str:
@@ -263,7 +272,7 @@ def _equality(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iter
         otherwise = f"not shown to be within {margin}, a quarter of the gap"
         if test.gap.value <= 0:
             otherwise = "global is no better than micro here, so there is no gap to measure by"
-        elif 2 * test.gap.tail(test.gap.value) >= LEVEL:
+        elif 2 * test.gap.tail(test.gap.value) >= evidence.level:
             otherwise = "the gap of micro and global is unresolved"
         yield Effect(
             name,
@@ -289,6 +298,7 @@ def verdict(
     took: bool,
     tests: int,
     family: int,
+    margin: float | None = None,
 ) -> Verdict:
     """The verdict on an effect; all sizes become nats a byte, where bytes are known.
 
@@ -301,19 +311,24 @@ def verdict(
         took: whether that is enough, or not to be expected.
         tests: how many are tested; intervals that exclude the paper's size hold for all of them.
         family: how many share the level; 1 in a declared order.
+        margin: within which the interval lies, as a stopping rule found; None elsewhere.
     """
     known, size = bool(evidence.bytes_per_token), evidence.bytes_per_token or 1.0
-    here = _divided(effect.contrast.estimate(), size)
+    here = _divided(effect.contrast.estimate(1 - evidence.level), size)
     sizes = None
     if effect.paper is not None and known:
         sizes = (effect.paper / BYTES[0], effect.paper / BYTES[1], effect.paper / BYTES[2])
     outcome, reason = withheld
-    if p is not None and p < LEVEL:
+    if p is not None and p < evidence.level:
         outcome, reason = effect.if_decided
     elif p is not None:
         outcome, reason = CANNOT_TELL, effect.otherwise if took else NOT_TAKEN
-        if took and effect.margin is None and sizes and _excludes(effect, size, sizes, tests):
-            outcome, reason = CONTRADICTS, "not told from 0, and the paper's size is excluded"
+        if margin is not None:
+            outcome = WITHIN
+            reason = f"between -{margin:g} and {margin:g}" + f"; {NOT_TAKEN}" * (not took)
+        if took and effect.margin is None and sizes and _excludes(effect, evidence, sizes, tests):
+            told = "not told from 0" if margin is None else reason
+            outcome, reason = CONTRADICTS, f"{told}, and the paper's size is excluded"
     wanted = effect.margin / BYTES[0] if effect.margin else (abs(sizes[0]) if sizes else None)
     needed = None
     if effect.contrast.error and wanted and known:
@@ -336,15 +351,18 @@ def verdict(
         unit=evidence.unit,
         resolved=half,
         seeds=needed,
+        level=evidence.level,
     )
 
 
-def _excludes(effect: Effect, size: float, sizes: Sequence[float], tests: int) -> bool:
+def _excludes(effect: Effect, evidence: Evidence, sizes: Sequence[float], tests: int) -> bool:
     """Whether an effect lies short of the paper's size, at every number of bytes a token."""
-    value, error, seeds = effect.contrast
+    (value, error, seeds), size = effect.contrast, evidence.bytes_per_token or 1.0
     if error is None:
         return False
-    return all(excludes(value / size, error / size, seeds, paper, tests) for paper in sizes)
+    return all(
+        excludes(value / size, error / size, seeds, paper, tests, evidence.level) for paper in sizes
+    )
 
 
 def _divided(estimate: Estimate, size: float) -> Estimate:
@@ -352,8 +370,6 @@ def _divided(estimate: Estimate, size: float) -> Estimate:
     return Estimate(estimate.value / size, low, high, estimate.p)
 
 
-def few_seeds(seeds: int) -> str:
+def few_seeds(seeds: int, fewest: int) -> str:
     """Why so few seeds bear no verdict; "" for enough."""
-    return f"{seeds} seed{'s' * (seeds != 1)}, and a verdict takes {VERDICT_SEEDS}" * (
-        seeds < VERDICT_SEEDS
-    )
+    return f"{seeds} seed{'s' * (seeds != 1)}, and a verdict takes {fewest}" * (seeds < fewest)

@@ -14,8 +14,9 @@ from moebench.plans import PRIMARY
 from moebench.report.infer.arms import PERTURB, Arm, Table
 from moebench.report.infer.decisions import Decision
 from moebench.report.infer.headroom import BITS, headroom
-from moebench.report.infer.statistics import VERDICT_SEEDS, Estimate
-from moebench.report.show.numbers import four_decimals, interval, p_value
+from moebench.report.infer.statistics import Estimate
+from moebench.report.show.numbers import as_percent, four_decimals, interval, p_value
+from moebench.report.show.registered import look, registration
 from moebench.report.show.sentences import control, interim
 
 EXPERTS = "load/experts_per_token"
@@ -28,7 +29,8 @@ class Answer(NamedTuple):
     """One line of the report's beginning.
 
     Attributes:
-        question: `interim`, `headroom`, `quality`, `load`, `specialisation`, `treatment` or `cost`.
+        question: `interim`, `look`, `registration`, `headroom`, `quality`, `load`,
+            `specialisation`, `treatment` or `cost`.
         text: the sentence.
         metric: that it is about.
         arm: the one that has the best or the smallest mean.
@@ -45,8 +47,15 @@ def answers(table: Table) -> list[Answer]:
 
     That a study has not ended comes first, then headroom where arms are prescribed, then quality.
     """
-    meanwhile = [Answer("interim", interim(table), table.primary, table.baseline)]
-    meanwhile = meanwhile if table.interim else []
+    meanwhile = [
+        Answer(question, text, table.primary, table.baseline)
+        for question, text in (
+            ("interim", interim(table)),
+            ("look", look(table)),
+            ("registration", registration(table)),
+        )
+        if text
+    ]
     if len(table.arms) < 2:
         return meanwhile
     found = [
@@ -149,12 +158,12 @@ def _difference(name: str, table: Table) -> str:
 
 def _sureness(table: Table) -> str:
     """How many differences of the table are decided, or why none can be."""
-    if table.too_early:
-        return f"No verdict yet: {table.too_early}."
+    if table.no_verdict:
+        return f"No verdict{' yet' * bool(table.too_early)}: {table.no_verdict}."
     compared = table.comparisons.arms
-    if compared and all(len(each.per_seed) < VERDICT_SEEDS for each in compared.values()):
+    if compared and all(len(each.per_seed) < table.fewest for each in compared.values()):
         seeds = max(len(each.per_seed) for each in compared.values())
-        return f"No verdict: {seeds} shared seed{'s' * (seeds != 1)}, and it takes {VERDICT_SEEDS}."
+        return f"No verdict: {seeds} shared seed{'s' * (seeds != 1)}, and it takes {table.fewest}."
     return _told(table.decisions.values()) or "There is no verdict."
 
 
@@ -174,7 +183,8 @@ def _told(decisions: Iterable[Decision]) -> str:
     if not given:
         return ""
     decided, several = sum(each.decided for each in given), "s" * (len(given) != 1)
-    return f"{decided} of {len(given)} tested difference{several} decided at 5 %."
+    at = as_percent(given[0].level)
+    return f"{decided} of {len(given)} tested difference{several} decided at {at}."
 
 
 def _cost(table: Table) -> Answer | None:

@@ -13,7 +13,7 @@ from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.decisions import Decision
 from moebench.report.infer.statistics import Estimate
 from moebench.report.show.answers import DOMAIN, LOAD, REPLAY, answers
-from moebench.report.show.numbers import four_decimals, p_value
+from moebench.report.show.numbers import as_percent, four_decimals, p_value
 
 LINES = 40  # of the whole report
 NARROWEST = 80
@@ -52,8 +52,8 @@ def brief(title: str, tables: Sequence[Table], missing: Sequence[str], width: in
         width: of the terminal, in columns.
     """
     width = max(width, NARROWEST)
-    marked = any(_marked(table) for table in tables)
-    foot = [Text(text, "dim") for text in _foot(missing, width, marked)]
+    levels = {as_percent(table.level) for table in tables if _marked(table)}
+    foot = [Text(text, "dim") for text in _foot(missing, width, sorted(levels))]
     lines = [Text(text, "bold") for text in wrapped(title, width)[:2]] if title else []
     lines += [Text()] * bool(lines)
     for index, table in enumerate(tables):
@@ -208,7 +208,12 @@ COLUMNS = (
 )
 
 
-def _foot(missing: Sequence[str], width: int, marked: bool) -> list[str]:
+def _foot(missing: Sequence[str], width: int, levels: Sequence[str]) -> list[str]:
+    """What is missing, and what the numbers mean.
+
+    Args:
+        levels: at which marks are given; none without marks.
+    """
     more = len(missing) - 2
     lines = [_cut(text, width) for text in missing[:2]]
     if more > 0:
@@ -218,7 +223,9 @@ def _foot(missing: Sequence[str], width: int, marked: bool) -> list[str]:
     lines += wrapped(
         "Means over seeds. MaxVio: of micro-batches; replay: replay cost; domain: domain bits. "
         "Differences: paired by seed, ± half of a 95 % interval."
-        + " ↑ ↓ higher or lower than the baseline, decided at 5 %; ? cannot tell." * marked
+        + f" ↑ ↓ higher or lower than the baseline, decided at {' or '.join(levels)}; ? cannot "
+        "tell."
+        * bool(levels)
         + " All tables, findings, limits and cautions: --full, or --html FILE for a page.",
         width,
     )

@@ -13,6 +13,7 @@ from moebench.report.infer.arms import Arm, Table
 from moebench.report.infer.decisions import Decision
 from moebench.report.infer.metrics import ArmMetric
 from moebench.report.infer.statistics import Comparison
+from moebench.report.infer.stopping import Rule
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Problem
 from moebench.report.show.answers import answers
@@ -142,6 +143,7 @@ def _finding(index: int, verdict: Verdict) -> dict[str, Any]:
         "here": {"value": here.value, "low": here.low, "high": here.high},
         "paper": verdict.paper and list(verdict.paper),
         "p": verdict.p,
+        "level": verdict.level,
         "treatment": verdict.treatment,
         "resolved": verdict.resolved,
         "seeds": verdict.seeds,
@@ -174,6 +176,9 @@ def _about(table: Table) -> dict[str, Any]:
         "control": list(table.control),
         "order": list(table.order),
         "too_early": table.too_early,
+        "level": table.level,
+        "rule": table.rule and _rule(table.rule),
+        "registered": table.registered and table.registered._asdict(),
         "unpaired": list(table.unpaired),
         "step": table.step,
         "interim": table.interim and asdict(table.interim),
@@ -183,6 +188,13 @@ def _about(table: Table) -> dict[str, Any]:
         "resolved": table.comparisons.resolved,
         "random_max_vio": {scope: list(ends) for scope, ends in table.random.items()},
         "tokens": _whole(table.tokens[1]) if table.tokens else None,
+    }
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return {
+        "look": rule.look._asdict(),
+        **{key: getattr(rule, key) for key in ("margin", "void", "outcome", "ended")},
     }
 
 

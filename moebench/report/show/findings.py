@@ -7,7 +7,7 @@ from moebench.report.paper.findings import PAPER, findings
 from moebench.report.paper.overlap import Overlap
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.show.blocks import Block, Cell, Grid, Sentences
-from moebench.report.show.numbers import estimate_cell, four_decimals, p_value
+from moebench.report.show.numbers import as_percent, estimate_cell, four_decimals, p_value
 
 
 def blocks(verdicts: Sequence[Verdict], overlaps: Sequence[Overlap]) -> list[Block]:
@@ -33,13 +33,18 @@ def _on_routing(verdicts: Sequence[Verdict]) -> list[Grid]:
     return [
         Grid(
             title=f"Findings of {PAPER} on load and routing",
-            caption="Here: a difference of the metric, with its own 95 % interval (paired t); of a "
-            "ranking, its weakest step. p: adjusted, as that of the secondary endpoints. The paper "
-            "gives no figures.",
+            caption=f"Here: a difference of the metric, with its own {_sure(verdicts)} interval "
+            "(paired t); of a ranking, its weakest step. p: adjusted, as that of the secondary "
+            "endpoints. The paper gives no figures.",
             headers=["finding", "verdict", "here"],
             rows=rows,
         )
     ]
+
+
+def _sure(verdicts: Sequence[Verdict]) -> str:
+    """How sure the intervals of a table are, as in "95 %"."""
+    return as_percent(1 - verdicts[0].level)
 
 
 def _about(verdict: Verdict) -> str:
@@ -65,10 +70,11 @@ def _in_nats(verdicts: Sequence[Verdict]) -> list[Grid]:
     return [
         Grid(
             title=f"Findings of {PAPER}, in nats a {verdicts[0].unit}",
-            caption="Here: with its own 95 % interval (paired t). p: adjusted. In the paper: its "
-            "log ratio over an assumed 4 bytes a token (5 to 3). Resolves: half of the interval; "
-            "smaller sizes these seeds cannot tell from 0. Seeds: about how many show the paper's "
-            "size, or equality within a quarter of its gap, in four of five studies.",
+            caption=f"Here: with its own {_sure(verdicts)} interval (paired t). p: adjusted. In "
+            "the paper: its log ratio over an assumed 4 bytes a token (5 to 3). Resolves: half of "
+            "the interval; smaller sizes these seeds cannot tell from 0. Seeds: about how many "
+            "show the paper's size, or equality within a quarter of its gap, in four of five "
+            "studies.",
             headers=["finding", "verdict", "here", "in the\npaper", "resolves", "seeds"],
             rows=rows,
         )

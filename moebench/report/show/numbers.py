@@ -15,6 +15,11 @@ def four_decimals(value: float) -> str:
     return f"{round(value, 4) + 0.0:.4f}"
 
 
+def as_percent(share: float) -> str:
+    """A level, or how sure an interval is: 0.005 as 0.5 %."""
+    return f"{100 * share:g} %"
+
+
 def p_value(p: float | None) -> str:
     if p is None:
         return ""

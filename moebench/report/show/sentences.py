@@ -15,12 +15,17 @@ from moebench.report.infer.decisions import SHOWS, Decision
 from moebench.report.infer.metrics import ArmMetric
 from moebench.report.infer.statistics import (
     FEWEST_SEEDS,
-    VERDICT_SEEDS,
     Comparison,
     seeds_needed,
 )
 from moebench.report.paper.findings import PAPER_TOKENS, paper_gap, paper_gaps
-from moebench.report.show.numbers import count_range, four_decimals, interval, p_value
+from moebench.report.show.numbers import (
+    as_percent,
+    count_range,
+    four_decimals,
+    interval,
+    p_value,
+)
 
 MORE_SEEDS = "more than 10,000"
 MOST_PAIRS = 6  # sentences on runs that are no pairs; more are counted
@@ -91,14 +96,15 @@ def verdicts(table: Table) -> list[str]:
 
 def _basis(table: Table) -> Iterable[str]:
     """What verdicts rest on, or why there are none; and what the grid's intervals are."""
-    if table.too_early:
-        yield f"No verdict yet: {table.too_early}."
-    elif all(len(c.per_seed) < VERDICT_SEEDS for c in table.comparisons.arms.values()):
-        yield f"A verdict takes {VERDICT_SEEDS} seeds. Until then, these differences describe."
+    if table.no_verdict:
+        yield f"No verdict{' yet' * bool(table.too_early)}: {table.no_verdict}."
+    elif all(len(c.per_seed) < table.fewest for c in table.comparisons.arms.values()):
+        yield f"A verdict takes {table.fewest} seeds. Until then, these differences describe."
     elif table.order and table.primary == PRIMARY:
         yield (
             "Verdicts rest on the paired t, in the order of findings that the study declares: each "
-            "is tested at 5 %, and only if the one before was decided. All else is described."
+            f"is tested at {as_percent(table.level)}, and only if the one before was decided. All "
+            "else is described."
         )
     else:
         yield (
@@ -130,7 +136,7 @@ def _verdict(name: str, table: Table, comparison: Comparison | None) -> str:
         return f"cannot tell: {values}{unit} against {base} in {seeds}"
     about = f"{interval(alone.low, alone.high)}{unit}"
     if decision is None or decision.p is None:
-        why = decision.withheld if decision and not table.too_early else ""
+        why = decision.withheld if decision and not table.no_verdict else ""
         told = f" ({why})" if why else ""
         return f"no verdict{told}: difference {four_decimals(alone.value)}, paired t {about}"
     p, shows = p_value(decision.p), _shows(decision)

@@ -25,6 +25,7 @@ from moebench.report.show.again import again
 from moebench.report.show.answers import Answer, answers
 from moebench.report.show.blocks import Block, Grid, Heading, Sentences
 from moebench.report.show.brief import COLUMNS
+from moebench.report.show.numbers import as_percent
 from moebench.report.show.page.bundle import bundle
 from moebench.report.show.sentences import lead
 from moebench.report.show.table import ANSWERS
@@ -203,8 +204,8 @@ def _summary(table: Table) -> Grid:
         title="Arms at a glance",
         caption="Means over seeds. MaxVio: of micro-batches; 0 is even load. Replay: nats a token "
         "that experts of another domain cost. Domain: domain bits. Differences: paired by seed, "
-        "± half of a 95 % interval. ↑ ↓ higher or lower than the baseline, decided at 5 %; ? "
-        "cannot tell.",
+        "± half of a 95 % interval. ↑ ↓ higher or lower than the baseline, decided at "
+        f"{as_percent(table.level)}; ? cannot tell.",
         headers=[headers[i] for i in kept],
         rows=[[row[i] for i in kept] for row in rows],
     )

@@ -1,0 +1,284 @@
+"""`sweep --register` and `--until-decided`: a study that is fixed beforehand and ends by rule."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from moebench.cli.hours import budget
+from moebench.cli.launching import follow
+from moebench.cli.options import parse_number
+from moebench.cli.output import print_message
+from moebench.errors import ConfigError
+from moebench.looks import MOST
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moebench.plans import Plan
+    from moebench.report import Report
+    from moebench.study import Launcher
+    from moebench.study.engines import Engine
+
+HOUR = 3600.0
+
+Register = Annotated[
+    bool,
+    typer.Option(
+        "--register",
+        help="write what the study will be to prereg.json beside its plan, before its first seed, "
+        "and stop; the report says what deviated from it",
+    ),
+]
+UntilDecided = Annotated[
+    bool,
+    typer.Option(
+        "--until-decided",
+        help="train a quarter, half and all of the seeds, and stop as soon as the study's first "
+        "finding is decided, with an error of 5 % over all looks",
+    ),
+]
+MostSeeds = Annotated[
+    int | None,
+    typer.Option(
+        "--most-seeds",
+        parser=parse_number,
+        metavar="N",
+        help=f"with --until-decided: seeds of the last look; by default {MOST}",
+    ),
+]
+Margin = Annotated[
+    str | None,
+    typer.Option(
+        "--margin",
+        metavar="NATS",
+        help="a difference below so many nats a byte is none that matters; or a headroom study, "
+        "of whose H a quarter is taken",
+    ),
+]
+
+
+class Rule(NamedTuple):
+    """What is typed of a study that is fixed beforehand."""
+
+    register: bool
+    until_decided: bool
+    most_seeds: int | None
+    margin: str | None
+
+    def check(self, launcher: str, *, detach: bool) -> None:
+        """ConfigError for options that do not go together."""
+        if self.most_seeds and not self.until_decided:
+            raise ConfigError(
+                f"--most-seeds {self.most_seeds}: is for --until-decided; add that, or use --seeds"
+            )
+        if self.margin and not (self.until_decided or self.register):
+            raise ConfigError(
+                f"--margin {self.margin}: is for --until-decided and --register; add one of them"
+            )
+        if self.until_decided and (detach or launcher == "commands"):
+            option = "--detach" if detach else "--launcher commands"
+            raise ConfigError(
+                f"--until-decided {option}: looks at the runs of each step before it starts the "
+                "next, and so must stay; use only one"
+            )
+
+    def seeds(self, words: Sequence[str], seeds: int | None) -> int | None:
+        """The number of seeds from 0 on; None where the words say which."""
+        if not self.until_decided:
+            return seeds
+        if seeds is not None:
+            raise ConfigError(f"--seeds {seeds}: takes --most-seeds with --until-decided")
+        if any(word.startswith("seed=") for word in words):
+            return None
+        return self.most_seeds or MOST
+
+    def applied(self, plan: "Plan", runs_dir: Path) -> "tuple[Plan, str]":
+        """The plan with this rule, or with that of an earlier sweep; and where the margin is from.
+
+        Raises ConfigError where the rule does not fit the plan, or is not the earlier one.
+        """
+        from moebench.plans import read_plan
+        from moebench.registration import refuse_begun
+
+        path = plan.path(runs_dir)
+        known = read_plan(path) if path.exists() else None
+        margin, source = _margin(self.margin, runs_dir) if self.margin else (None, "")
+        if known is not None and known.most_seeds and not self.until_decided:
+            raise ConfigError(
+                f"{plan.slug}: was planned to end by rule; add --until-decided, or take other seeds"
+            )
+        if known is not None and margin is None:
+            margin = known.margin
+        most = _most(plan, self.most_seeds) if self.until_decided else None
+        typed = self._words(plan.typed or (), margin)
+        plan = replace(plan, most_seeds=most, margin=margin, typed=typed)
+        if known is None or (known.most_seeds, known.margin) != (most, margin):
+            if known is not None and known.margin is not None and known.margin != margin:
+                raise ConfigError(
+                    f"--margin {margin:g}: {plan.slug} was planned with {known.margin:g}; leave it "
+                    "out, or take other seeds"
+                )
+            if self.until_decided:
+                refuse_begun(plan, runs_dir, "--until-decided")
+        return plan, source
+
+    def _words(self, typed: Sequence[str], margin: float | None) -> tuple[str, ...]:
+        """What is typed again to go on."""
+        words = list(typed)
+        if self.until_decided and "--seeds" in words:
+            place = words.index("--seeds")
+            words[place : place + 2] = ["--most-seeds", words[place + 1]]
+        if self.until_decided:
+            words += ["--until-decided", *(() if margin is None else ("--margin", f"{margin:g}"))]
+        return tuple(words)
+
+
+def _most(plan: "Plan", typed: int | None) -> int:
+    """The most seeds of a plan. ConfigError for a plan that cannot be looked at."""
+    from moebench.looks import looks
+
+    if not plan.order:
+        raise ConfigError(
+            f"--until-decided: {plan.name} declares no order of findings, whose first one is "
+            "looked at; choose a study with one, as study=scope"
+        )
+    most = len(plan.seeds)
+    if typed not in (None, most):
+        raise ConfigError(f"--most-seeds {typed}: the words name {most} seeds; leave it out")
+    looks(most)
+    arms = len({job.arm_hash for job in plan.jobs})
+    if len(plan.jobs) != arms * most:
+        raise ConfigError(
+            f"--until-decided: {plan.name} has {len(plan.jobs)} runs of {arms} arms and {most} "
+            "seeds; give every arm every seed"
+        )
+    return most
+
+
+def _margin(text: str, runs_dir: Path) -> tuple[float, str]:
+    """A margin in nats a byte, and where it comes from: a number, or a headroom study."""
+    try:
+        margin = float(text)
+    except ValueError:
+        return _of_headroom(text, runs_dir)
+    if not 0 < margin < float("inf"):
+        raise ConfigError(f"--margin {text}: must be above 0, in nats a byte")
+    return margin, "typed"
+
+
+def _of_headroom(study: str, runs_dir: Path) -> tuple[float, str]:
+    from moebench.report import make_report
+    from moebench.report.infer.headroom import headroom
+
+    report = make_report([runs_dir], study=study, runs_dir=runs_dir)
+    rooms = [room for table in report.tables if (room := headroom(table)) and room.by_token]
+    values = [room.by_token.value for room in rooms if room.by_token]
+    if len(values) != 1 or values[0] <= 0:
+        found = f"H is {values[0]:.4f}" if len(values) == 1 else f"it has {len(values)} values of H"
+        raise ConfigError(
+            f"--margin {study}: {found}, and a margin is a quarter of one H above 0; name another "
+            "headroom study, or type a number"
+        )
+    margin = float(f"{values[0] / 4:.3g}")
+    return margin, f"a quarter of H = {values[0]:.5f} nats a byte of {study}"
+
+
+def print_registered(plan: "Plan", runs_dir: Path, margin_from: str) -> None:
+    """Write the preregistration of a plan, and print its hash."""
+    from moebench.registration import register
+
+    made = register(plan, runs_dir, margin_from)
+    print_message(f"{made.path}: sha256 {made.digest}")
+    print_message("the same command without --register trains it")
+
+
+def print_rule(plan: "Plan", console: "Console") -> None:
+    """Print the looks of a plan that ends by rule."""
+    from moebench.looks import looks
+
+    if plan.most_seeds:
+        each = [f"{look.seeds} ({100 * look.level:g} %)" for look in looks(plan.most_seeds)]
+        margin = "no margin" if plan.margin is None else f"margin {plan.margin:g} nats a byte"
+        at = f"{', '.join(each[:-1])} and {each[-1]} seeds"
+        print_message(f"stopping rule: {plan.order[0]} is looked at after {at}; {margin}", console)
+
+
+def train_until_decided(
+    plan: "Plan", runs_dir: Path, engine: "Engine", hours: float | None
+) -> "Launcher":
+    """Train whole seeds until the rule ends the study, or the next look does not fit in the hours.
+
+    Returns:
+        The launcher of the last look; its `failed` runs end the sweep there.
+    """
+    from moebench.looks import looks
+    from moebench.report.read.reached import at_its_look
+    from moebench.study import Launcher
+
+    plan.write(runs_dir)
+    plan = replace(plan, folder=plan.path(runs_dir).parent)
+    begun = len(at_its_look(plan).seeds)
+    timer = Timer(hours)
+    launcher = Launcher(plan.first(begun), runs_dir, engine, within=plan)
+    for look in looks(plan.most_seeds or 0):
+        if look.seeds < begun:
+            continue
+        launcher = Launcher(plan.first(look.seeds), runs_dir, engine, within=plan)
+        if launcher.waiting:
+            if not timer.fits(launcher, look.seeds):
+                return launcher
+            began = time.monotonic()
+            follow(launcher)
+            timer.took(time.monotonic() - began)
+        if launcher.failed or _ended(plan, runs_dir):
+            return launcher
+    return launcher
+
+
+class Timer:
+    """The hours of a sweep: whether the seeds of another look still fit.
+
+    Args:
+        hours: from now on; None: as many as it takes.
+    """
+
+    def __init__(self, hours: float | None) -> None:
+        self._hours = hours
+        self._end = None if hours is None else time.monotonic() + hours * HOUR
+        self._slower, self._estimate = 1.0, 0.0
+        self._first = True
+
+    def fits(self, launcher: "Launcher", seeds: int) -> bool:
+        """Whether the waiting runs end in time; ConfigError if not even the first look's do."""
+        if self._end is None:
+            return True
+        self._estimate = budget(launcher).makespan(launcher.waiting).middle
+        needed = self._slower * self._estimate
+        if time.monotonic() + needed <= self._end:
+            return True
+        about = f"the look at {seeds} seeds takes about {needed / HOUR:.2g} more hours here"
+        if self._first:
+            raise ConfigError(f"--hours {self._hours:g}: {about}; allow more")
+        print_message(f"--hours {self._hours:g}: {about}; the same command trains it later")
+        return False
+
+    def took(self, seconds: float) -> None:
+        """Learn from the time that the last look took."""
+        self._first = False
+        self._slower = seconds / self._estimate if self._estimate else 1.0
+
+
+def _ended(plan: "Plan", runs_dir: Path) -> bool:
+    """Whether the rule ends a study, or nothing can be decided; prints why."""
+    from moebench.report import make_report
+    from moebench.report.show.registered import look
+
+    report: Report = make_report([runs_dir], study=plan.slug, runs_dir=runs_dir)
+    ruled = [(table, table.rule) for table in report.tables if table.rule]
+    for table, _ in ruled:
+        print_message(look(table))
+    return all(rule.ended or table.no_verdict for table, rule in ruled)

@@ -1,0 +1,88 @@
+"""A study that ends by rule: at which look it is, and what its first finding has decided there.
+
+The rule looks at the first finding of the study's order alone. It ends the study if that finding is
+decided at the level of the look, or if its interval at that level lies within a margin: then there
+is no difference that matters. Both claims read one interval, so that together they err no more
+often than the interval misses the truth. All other findings follow in their order, at the level of
+the look, and only behind a difference: behind a claim of no difference, a second test at the full
+level would add to the error.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from moebench.looks import Look, looks
+from moebench.plans import Plan
+from moebench.report.infer.contrasts import Contrast
+
+DIFFERENCE, WITHIN, OPEN = "a difference", "no difference beyond the margin", ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The stopping rule of a table, at the look that its runs have reached.
+
+    Attributes:
+        margin: as in the plan.
+        void: why its level does not hold; "" if it does.
+        outcome: of the look: DIFFERENCE, WITHIN, or OPEN.
+    """
+
+    look: Look
+    margin: float | None
+    void: str = ""
+    outcome: str = OPEN
+
+    @property
+    def within(self) -> bool:
+        return self.outcome == WITHIN and not self.void
+
+    @property
+    def ended(self) -> bool:
+        """Whether the rule ends the study here."""
+        return self.outcome != OPEN or self.look.number == self.look.of
+
+
+def rule_of(plans: Sequence[Plan], seeds: Iterable[int]) -> Rule | None:
+    """The rule of the plans of a table; None if they have none.
+
+    Args:
+        plans: with the seeds of the look that each has reached.
+        seeds: of the table.
+    """
+    ruled = [plan for plan in plans if plan.most_seeds]
+    if not ruled:
+        return None
+    first = ruled[0]
+    look = next(look for look in looks(first.most_seeds or 0) if look.seeds >= len(first.seeds))
+    void = ""
+    if any(
+        (one.most_seeds, one.margin, one.seeds) != (other.most_seeds, other.margin, other.seeds)
+        for one, other in pairwise(ruled)
+    ):
+        void = "the runs are of studies with several stopping rules; choose one by --study"
+    if added := sorted({*seeds} - {*first.seeds}):
+        which = ", ".join(map(str, added))
+        void = void or f"seeds that are not of this look were added ({which})"
+    return Rule(look, first.margin, void)
+
+
+def outcome(
+    measured: Contrast, p: float | None, look: Look, margin: float | None, size: float = 1.0
+) -> str:
+    """What a look decides about the first finding.
+
+    Args:
+        p: of its test alone; None where it has none.
+        margin: None for a finding that is no difference of two arms, too.
+        size: by which the contrast is divided to be in the margin's unit.
+    """
+    if p is None or measured.seeds < look.seeds:
+        return OPEN
+    if p < look.level:
+        return DIFFERENCE
+    ends = measured.estimate(1 - look.level)
+    if margin is None or ends.low is None or ends.high is None:
+        return OPEN
+    return WITHIN if max(abs(ends.low), abs(ends.high)) / size < margin else OPEN

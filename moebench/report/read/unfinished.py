@@ -1,0 +1,56 @@
+"""The runs without results: those that failed, stopped, wait, are running or have not begun."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moebench.plans import Plan
+from moebench.records import printable
+from moebench.report.read.frame import Frame
+from moebench.report.read.interim import NOT_BEGUN, not_begun
+
+
+class Unfinished(NamedTuple):
+    """A run without results: its state, why, and how many of its steps it has made."""
+
+    run: str
+    state: str
+    reason: str
+    step: float | None
+    steps: float | None
+
+    def __str__(self) -> str:
+        where = f" at step {self.step:.0f}" if self.step is not None else ""
+        if where and self.steps is not None:
+            where += f" of {self.steps:.0f}"
+        return f"{self.run}: {self.state}{where}" + (f": {self.reason}" if self.reason else "")
+
+
+def unfinished(frame: Frame, plans: Sequence[Plan]) -> list[Unfinished]:
+    """The runs of a frame without results, and those that some plans have and the frame has not."""
+    begun = [
+        Unfinished(str(row["run"]), str(row["state"]), str(row["reason"]), *_steps(row))
+        for row in frame.rows()
+        if row["state"] != "done"
+    ]
+    missing = [printable(job.run) for job in not_begun(frame, plans)]
+    return begun + [Unfinished(run, NOT_BEGUN, "", None, None) for run in missing]
+
+
+def _steps(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    step, steps = (None if row[key] != row[key] else row[key] for key in ("step", "steps"))
+    return step, steps
+
+
+def nothing_done(roots: Sequence[Path], study: str | None, frame: Frame) -> str:
+    """Why there is nothing to report, for an error."""
+    where = ", ".join(map(str, roots)) + (f", study {printable(study)}" if study else "")
+    counts = frame.runs["state"].value_counts(sort=False).to_dict()
+    states = [f"{n} {state}" for state, n in counts.items()]
+    if frame.problems:
+        first = frame.problems[0]
+        states.append(f"{len(frame.problems)} left out, the first: {first.run}: {first.reason}")
+    details = f" ({'; '.join(states)})" if states else ""
+    running = "running" in counts and not frame.problems
+    remedy = "wait for their first evaluation" if running else "make some with moebench sweep"
+    return f"{where}: holds no finished run{details}; {remedy}"

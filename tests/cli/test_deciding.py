@@ -1,0 +1,233 @@
+"""`moebench sweep --register` and `--until-decided`: looks, a resumed study, hours, refusals.
+
+Runs are not trained: a stand-in for the launcher's loop writes the record of each.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moebench.cli import deciding
+from moebench.plans import Job, Plan, read_plan
+from moebench.records import Record
+from tests.calls import Call
+
+STUDY = ["sweep", "study=scope", "study.size=quick"]
+RULE = ["--until-decided", "--most-seeds", "12"]
+
+
+@pytest.fixture
+def words(small: list[str]) -> list[str]:
+    return [*STUDY, *small, *RULE]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stands in for training: `effect` of global, in deviations; and the seeds of each call."""
+    seen: dict[str, Any] = {"effect": -40.0, "seeds": [], "fails": False}
+
+    def follow(launcher: Any, each: Callable[[], None] | None = None) -> None:
+        seen["seeds"].append(sorted({job.seed for job in launcher.waiting}))
+        for job in launcher.waiting:
+            write(launcher.runs_dir, job, seen["effect"])
+        if seen["fails"]:
+            launcher.failed.append((launcher.waiting[0], "it failed"))
+
+    monkeypatch.setattr(deciding, "follow", follow)
+    monkeypatch.setattr("moebench.study.child.warm", lambda: None)
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    return seen
+
+
+def write(runs: Path, job: Job, effect: float) -> None:
+    from moebench.config.compose import from_dict
+    from moebench.config.identity import science
+
+    rng = np.random.default_rng([job.seed, int(job.arm_hash, 16)])
+    nats = 2 + 0.1 * job.seed + 0.01 * (rng.normal() + effect * (job.arm == "global"))
+    record = Record(runs / job.run)
+    data = {"content_hash": "0", "trigram_bits": 100.0}
+    record.begin(
+        "seed: 0\n",
+        {
+            **{key: getattr(job, key) for key in ("run", "arm", "arm_hash", "seed")},
+            "science": science(from_dict(job.config), "0"),
+            "data": data,
+        },
+    )
+    record.append({"step": 0, "valid/nats": 5.0})
+    quality = {"valid/nats": nats, "valid/bits_per_byte": nats / np.log(2)}
+    steps = {"steps": job.steps, "tokens": job.steps * 4096, "seconds": 1.0, "status": "done"}
+    record.seal({**quality, **steps, "arm": job.arm, "seed": job.seed})
+    record.set_status("done", step=job.steps, steps=job.steps)
+
+
+def only_plan() -> Plan:
+    [path] = Path("runs").glob("studies/*/plan.json")
+    return read_plan(path)
+
+
+def test_a_study_ends_at_the_first_look_that_decides(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    done = call(*words)
+    assert (done.code, trained["seeds"]) == (0, [[0, 1, 2]])
+    assert "stopping rule: 01-global-below-micro is looked at after 3 (0.5 %), 6 (1 %)" in done.err
+    assert "3 of at most 12 seeds, tested at 0.5 %: the first finding is decided" in done.err
+    plan = only_plan()
+    assert (plan.most_seeds, len(plan.seeds)) == (12, 12)
+    assert plan.typed is not None
+    assert plan.typed[-3:] == ("--most-seeds", "12", "--until-decided")
+    again = call(*words)
+    assert (again.code, trained["seeds"]) == (0, [[0, 1, 2]]), "nothing more is trained"
+
+
+def test_an_undecided_study_goes_on_to_its_last_look(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    trained["effect"] = 0.0
+    assert call(*words).code == 0
+    assert trained["seeds"] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    report = json.loads(call("report", "--study", "scope", "--json").out)
+    assert report["tables"][0]["rule"]["look"]["number"] == 3
+
+
+def test_a_margin_ends_a_study_without_a_difference(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    trained["effect"] = 0.0
+    done = call(*words, "--margin", "0.3")
+    assert trained["seeds"] == [[0, 1, 2]]
+    assert "no difference beyond the margin of 0.3 nats a byte, which ends the study" in done.err
+    assert call(*words).code == 0, "the margin of the plan is kept"
+    assert only_plan().margin == 0.3
+    other = call(*words, "--margin", "0.2")
+    assert (other.code, other.err.splitlines()[-1].partition(":")[0]) == (2, "error")
+    assert "was planned with 0.3" in other.err
+
+
+def test_a_study_goes_on_where_it_stopped(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    trained.update(effect=0.0, fails=True)
+    failed = call(*words)
+    assert (failed.code, trained["seeds"]) == (3, [[0, 1, 2]])
+    trained["fails"] = False
+    assert call(*words).code == 0
+    assert trained["seeds"][1:] == [[3, 4, 5], [6, 7, 8, 9, 10, 11]]
+
+
+def test_hours_end_at_a_whole_look(
+    call: Call, trained: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Estimate:
+        def makespan(self, jobs: list[Job]) -> Any:
+            return type("Range", (), {"middle": 60.0 * len({job.seed for job in jobs})})
+
+    trained["effect"] = 0.0
+    monkeypatch.setattr(deciding, "budget", lambda _: Estimate())
+    monkeypatch.setattr(deciding.Timer, "took", lambda *_: None)
+    short = call(*words, "--hours", "0.04")
+    assert (short.code, trained["seeds"]) == (2, [])
+    assert "error: --hours 0.04: the look at 3 seeds takes about 0.05 more hours" in short.err
+    monkeypatch.undo()
+
+
+def test_hours_leave_a_look_that_does_not_fit_for_later() -> None:
+    class Estimate:
+        def makespan(self, _: Any) -> Any:
+            return type("Range", (), {"middle": 100.0})
+
+    timer = deciding.Timer(1.0)
+    launcher: Any = type("Launcher", (), {"waiting": []})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deciding, "budget", lambda _: Estimate())
+        assert timer.fits(launcher, 4)
+        timer.took(4000.0)  # 40 times the estimate
+        assert not timer.fits(launcher, 8)
+        timer.took(100.0)
+        assert timer.fits(launcher, 8)
+    assert deciding.Timer(None).fits(launcher, 4)
+
+
+def test_what_was_registered_is_trained_later(
+    call: Call, trained: dict[str, Any], words: list[str], small: list[str]
+) -> None:
+    made = call(*words, "--margin", "0.001", "--register")
+    assert (made.code, trained["seeds"]) == (0, [])
+    [file] = Path("runs").glob("studies/*/prereg.json")
+    content = json.loads(file.read_text())
+    assert f"prereg.json: sha256 {content['sha256']}" in made.err.replace("\n", " ")
+    assert content["seeds"] == list(range(12))
+    assert [look["seeds"] for look in content["looks"]] == [3, 6, 12]
+    assert (content["margin"], content["margin_from"]) == (0.001, "typed")
+    assert content["order"][0] == "01-global-below-micro"
+    assert content["arms"].keys() == {job.arm_hash for job in only_plan().jobs}
+    assert "train.steps=6" in content["overrides"]
+    assert call(*words).code == 0
+    assert trained["seeds"] == [[0, 1, 2]]
+    table = json.loads(call("report", "--study", "scope", "--json").out)["tables"][0]
+    assert table["registered"]["sha256"] == content["sha256"]
+    assert [d.partition(":")[0] for d in table["registered"]["deviations"]] in ([], ["code"])
+    late = call(*STUDY, *small, "seed=range(0,12)", "--register")
+    assert late.code == 2
+    assert re.search(r"was planned to end by rule; add --until-decided", late.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--most-seeds", "16"], "--most-seeds 16: is for --until-decided"),
+        (["--margin", "1"], "--margin 1: is for --until-decided and --register"),
+        (["--until-decided", "--detach"], "--until-decided --detach: looks at the runs"),
+        (["--until-decided", "--launcher", "commands"], "--until-decided --launcher commands:"),
+        (["--until-decided", "--seeds", "8"], "--seeds 8: takes --most-seeds"),
+        (["--until-decided", "--most-seeds", "14"], "--most-seeds=14: must be a multiple of 4"),
+        (["--until-decided", "--margin", "0"], "--margin 0: must be above 0"),
+        (["--until-decided", "--margin", "room"], "--study room: no such study"),
+        (["--until-decided", "scope=micro,global"], "declares no order of findings"),
+        (["--until-decided", "seed=range(12)", "--most-seeds", "16"], "the words name 12 seeds"),
+        (["--until-decided", "--exclude", "scope=micro seed=3"], "give every arm every seed"),
+        (["--register", "seed=1000"], "--register: seed=1000: seeds from 1000 on"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    call: Call, trained: dict[str, Any], small: list[str], words: list[str], error: str
+) -> None:
+    study = [] if words[-1] == "scope=micro,global" else ["study=demo"]
+    found = call("sweep", *study, *small, *words)
+    assert found.code == 2
+    [line] = [line for line in found.err.splitlines() if line.startswith("error: ")]
+    assert error in line
+    assert trained["seeds"] == []
+
+
+def test_seeds_that_somebody_may_have_seen_are_refused(
+    call: Call, trained: dict[str, Any], words: list[str], small: list[str]
+) -> None:
+    trained["effect"] = 0.0
+    plan = json.loads(call(*STUDY, *small, "seed=3", "--dry-run", "--json").out)
+    run = plan["runs"][0]["run"]
+    Record(Path(run)).begin("seed: 3\n", {})
+    found = call(*words)
+    assert (found.code, trained["seeds"]) == (2, [])
+    assert f"--until-decided: {Path(run).name} has begun before; take seeds" in found.err
+
+
+def test_a_margin_may_be_a_quarter_of_a_headroom(tmp_path: Path) -> None:
+    from tests.report.conftest import make_plan, make_run
+
+    records = []
+    for seed in range(3):
+        for arm, kind, nats in (("hash", "hash", 1.6), ("domain_token", "domain_token", 1.52)):
+            science = {"router.map": kind, "scope": "none"}
+            records.append(make_run(tmp_path, arm, seed, nats + seed / 9, science=science))
+    make_plan(tmp_path, "headroom", records)
+    margin, source = deciding._margin("headroom", tmp_path)
+    assert margin == pytest.approx(0.02)
+    assert source == "a quarter of H = 0.08000 nats a byte of headroom"
