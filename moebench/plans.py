@@ -274,7 +274,8 @@ def _search(value: Any, place: str) -> str:
         Searched.shares(value["ranges"], value["values"])
     except (ConfigError, ValueError, KeyError):
         return f"{place} has no value for each of its ranges"
-    return ""
+    empty = next((key for key in ("arms", "seeds") if not value[key]), "")
+    return empty and f"{place}.{empty} is empty"
 
 
 PLAN = fields(

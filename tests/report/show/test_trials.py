@@ -17,7 +17,7 @@ SEARCH = {
     "ranges": ["loss.balance=0.001..1", "optim.lr=0.001..0.01"],
     "trials": 4,
     "failed": 1,
-    "seeds": [1000],
+    "seeds": [1000, 1001, 1002],
     "values": "loss.balance=0.02 optim.lr=0.009",
     "result": 2.25,
     "journal": "0" * 64,
@@ -34,7 +34,7 @@ def test_the_trials_of_each_arm_are_told(runs: Path, run: Make, plan: Callable[.
     report = make_report([], study="tuned", runs_dir=runs)
     text = report.render("md")
     _, _, told = text.partition("Trials")
-    assert "on seeds 1000 and the tune half" in told
+    assert "on seeds 1000 to 1002 and the tune half" in told
     rows = [line for line in told.splitlines() if "0.02" in line]
     assert len(rows) == 2
     for word in (
@@ -68,6 +68,8 @@ def test_a_study_without_searches_tells_of_none(
         {"values": "optim.lr=0.009"},
         {"values": "loss.balance=1 optim.lr=-1"},
         {"values": "x"},
+        {"arms": []},
+        {"seeds": []},
         {"ranges": ["optim.lr=2..1"]},
         {"trials": 0},
     ],
