@@ -38,13 +38,14 @@ def grids(plans: Sequence[Plan], table: Table) -> list[Grid]:
         return []
     seeds = [seed for search in searches for seed in search.seeds]
     first, last = min(seeds), max(seeds)
+    told = f"seeds {first} to {last}" if last > first else f"seed {first}"
     return [
         Grid(
             title="Trials",
             caption="Values were chosen by the lowest mean tune/nats of an arm's trials, on "
-            + (f"seeds {first} to {last}" if last > first else f"seed {first}")
-            + " and the tune half of the validation documents, neither of which is reported. It flatters: it is the best of the trials. Near an end: in the "
-            "outer tenth of its range, so that a wider one may hold better values.",
+            f"{told} and the tune half of the validation documents, neither of which is reported. "
+            "It flatters: it is the best of the trials. Near an end: in the outer tenth of its "
+            "range, so that a wider one may hold better values.",
             headers=["arm", "trials", "values", "best\ntune/nats"],
             rows=rows,
         )
