@@ -219,9 +219,10 @@ def why_not_written(path: Path, error: OSError) -> str:
 # Reading
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a regular file's content, as hex digits."""
+def sha256(path: Path, limit: float = math.inf) -> str:
+    """The SHA-256 of the content of a regular file of at most `limit` bytes, as hex digits."""
     with open_regular(path) as file:
+        _check_size(os.fstat(file.fileno()).st_size, limit)
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -303,8 +304,9 @@ def _bounded(file: IO[bytes], limit: int) -> bytes:
     return content
 
 
-def _check_size(size: int, limit: int) -> None:
+def _check_size(size: int, limit: float) -> None:
     if size > limit:
+        limit = int(limit)
         unit, most = ("MiB", limit >> 20) if limit >> 20 else ("KiB", limit >> 10)
         raise ValueError(f"is larger than {most} {unit}")
 

@@ -10,12 +10,14 @@ earlier versions have none: their runs continue unchecked, and a message says so
 """
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moebench.contents import MAX_ARRAY_BYTES
 from moebench.disk import open_regular, sha256, write_json
 from moebench.errors import RecordError
 from moebench.record_files import CHECKPOINT, PROTECTION_FILE, STEP, read_object
@@ -121,7 +123,7 @@ def record_damage(record: Record, step: int, *names: str) -> list[str]:
             what = "a row" if name == ROWS else "an entry"
             lines.append(f"{name}: {what} up to step {step} was changed or lost")
     for name in names or files:
-        found = _hash(record.path / name)
+        found = _hash(record.path / name, MAX_ARRAY_BYTES)
         if name in files and found not in files[name]:
             lines.append(f"{name}: {'was changed' if found else 'is missing or unreadable'}")
     routed = (f"routing/step-{at}.npz" for at in record.routing_steps() if at <= step)
@@ -192,10 +194,10 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return content if known and is_sealed(content) else None
 
 
-def _hash(path: Path) -> str | None:
-    """The SHA-256 of a regular file; None if it cannot be read."""
+def _hash(path: Path, limit: float = math.inf) -> str | None:
+    """The SHA-256 of a regular file; None if it cannot be read or is larger than the limit."""
     try:
-        return sha256(path)
+        return sha256(path, limit)
     except (OSError, ValueError):
         return None
 

@@ -56,6 +56,11 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(content)
 
 
+def lengthen(path: Path) -> None:
+    """To 8 TiB, which take no room, and hours to read."""
+    os.truncate(path, 8 << 40)
+
+
 def append_row(record: Record, row: str) -> None:
     with open(record.path / "metrics.jsonl", "a") as file:
         file.write(row)
@@ -118,6 +123,10 @@ def test_an_unfinished_run_is_protected_and_falls_back(
             lambda record: (record.path / "checkpoints/step-10/record.json").unlink(),
             lambda record: (record.path / "checkpoints/step-10/state.json").unlink(),
             lambda record: flip(record.path / "selections/train.npy", -1),
+            lambda record: os.truncate(record.path / "routing/step-10.npz", 8 << 40),
+            lambda record: os.truncate(
+                record.path / "checkpoints/step-10/load.safetensors", 8 << 40
+            ),
         ]
     ):
         record = damaged(f"back-{number}", damage)
