@@ -16,7 +16,7 @@ from tests.torture.bad_files import BAD_CORPORA, BAD_FILES, BAD_OVERRIDES, BAD_P
 from tests.torture.calls import Call, assert_in_order, call
 from tests.torture.fuzzed import READINGS, fuzz
 from tests.torture.runs import draw, room, words
-from tests.torture.specimens import OVERRIDES, specimen
+from tests.torture.specimens import OVERRIDES, files, specimen
 from tests.torture.topic import Counts, Topic
 
 FUZZED = 20  # attempts of each kind that hypothesis makes
@@ -128,6 +128,20 @@ def odd_files(random: Random, place: Path) -> Words:
     return commands(random)
 
 
+def continued(random: Random, place: Path) -> Words:
+    """A run that continues, in which something else is in the place of a file, or of a lock."""
+    run = specimen("stopped").path
+    record = Record(place / "runs" / run.name)
+    shutil.copytree(run, record.path, ignore=shutil.ignore_patterns("tensorboard"))
+    path = record.path / random.choice(files(record))
+    if random.random() < 0.2:
+        path = record.path.with_name(".locks") / f"{run.name}.lock"
+        path.parent.mkdir()
+    path.unlink(missing_ok=True)
+    random.choice(BAD_FILES)(path)
+    return [["train", "--resume", *words(*OVERRIDES)]]
+
+
 def plans(random: Random, place: Path) -> Words:
     """A study's plan with an odd value, or a file that is none."""
     path = place / "runs" / "studies" / "odd-0123" / "plan.json"
@@ -212,6 +226,7 @@ KINDS: dict[str, tuple[Callable[[Random, Path], Words], int]] = {
     "preset": (presets, 50),
     "value in a record": (odd_values, 120),
     "file of a record": (odd_files, 80),
+    "file of a run that continues": (continued, 60),
     "plan": (plans, 50),
     "corpus": (corpora, 40),
     "other file": (others, 30),
