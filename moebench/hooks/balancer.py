@@ -16,7 +16,7 @@ For layer l of L, scores z of tokens t, f from the scope, T tokens in the step o
     loss = weight / L * sum over l of E / T * sum over t of <f_t, p(z_t)>      (moebench.balance)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
@@ -75,7 +75,8 @@ class Step:
         frequency: (pass, layer) -> [1, sequences, experts] what is known of f.
         tally: layer -> [1, rows, experts] the counts of all passes so far and all ranks.
         seen: (pass, layer) -> its counts, [1, sequences, experts], and its loss.
-        current: the pass that runs.
+        begun: how many passes have begun.
+        current: the pass that runs, forward or, where layers are recomputed, backward.
     """
 
     masks: list[Tensor]
@@ -85,6 +86,7 @@ class Step:
     frequency: dict[tuple[int, str], Tensor]
     tally: dict[str, Tensor]
     seen: dict[tuple[int, str], tuple[Tensor, Tensor]]
+    begun: int = 0
     current: int = -1
 
     def part(self, frequency: Tensor, number: int) -> Tensor:
@@ -156,6 +158,7 @@ class Balancer:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._routers.clear()
         for owner, name, value in self._own_loss:
             setattr(owner, name, value)
         self._own_loss.clear()
@@ -216,6 +219,8 @@ class Balancer:
 
     def _put_hooks(self, batch: Batch) -> None:
         """Find the routers by one forward pass, and hook them."""
+        self._own_loss = self._own_loss or _without_own_loss(self.model)
+        routers: dict[str, Router] = {}
         with quietly(mask_of(batch).device):
             with Watch(self.model, mask_of(batch).numel()) as watch:
                 call(self.model, batch)
@@ -224,10 +229,11 @@ class Balancer:
                 raise ConfigError(f"{who}: does not say which tokens its experts get; {REMEDY}")
             for layer in watch.layers:
                 gate = layer.gate()
-                if gate is None or layer.name in self._routers:
+                if gate is None or layer.name in routers:
                     why = "has weights of no known gate" if gate is None else "runs twice a pass"
                     raise ConfigError(f"{layer.name}: {why}; {REMEDY}")
-                self._routers[layer.name] = _router(gate)
+                routers[layer.name] = _router(gate)
+        self._routers = routers
         modules = dict(self.model.named_modules())
         for experts, router in self._routers.items():
             keep = partial(self._keep_scores, router)
@@ -236,7 +242,10 @@ class Balancer:
                 modules[router.module].register_forward_hook(keep),
                 modules[experts].register_forward_pre_hook(add, with_kwargs=True),
             ]
-        self._hooks.append(self.model.register_forward_pre_hook(self._start_pass))
+        self._hooks += [
+            self.model.register_forward_pre_hook(self._start_pass),
+            self.model.register_forward_hook(self._end_pass),
+        ]
 
     def _count(self, batches: Sequence[Batch]) -> None:
         """Count the step by a forward pass, with the random numbers that training will draw."""
@@ -263,12 +272,25 @@ class Balancer:
         if not torch.is_grad_enabled() or self._counting:
             return
         step = self._begun()
-        step.current += 1
-        if step.current >= len(step.masks):
+        step.current, step.begun = step.begun, step.begun + 1
+        if step.begun > len(step.masks):
             raise ConfigError(
-                f"pass {step.current + 1} of a step of {len(step.masks)}: call "
+                f"pass {step.begun} of a step of {len(step.masks)}: call "
                 "Balancer.begin(batches) with all batches of a step before its first"
             )
+
+    def _end_pass(self, _: nn.Module, __: Any, result: Any) -> None:
+        """Let the backward of the pass say when it begins, for layers that are recomputed then."""
+        step = self._step
+        if step is None or self._counting or not torch.is_grad_enabled():
+            return
+
+        def go_back(_: Tensor, number: int = step.current) -> None:
+            step.current = number
+
+        for part in result.values() if isinstance(result, Mapping) else outputs(result):
+            if isinstance(part, Tensor) and part.requires_grad:
+                part.register_hook(go_back)
 
     def _keep_scores(self, router: Router, module: nn.Module, _: Any, result: Any) -> None:
         if self._counting or torch.is_grad_enabled():

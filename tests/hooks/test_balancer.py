@@ -147,6 +147,30 @@ def test_recomputed_layers_count_once() -> None:
         balancer.remove()
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_may_be_recomputed_after_later_passes(reentrant: bool) -> None:
+    """Two passes forward, one back, one forward, two back."""
+    model, (first, second, third) = made("qwen3_moe"), batches_of([5, 4, 3])
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    balancer = Balancer(model, weight=WEIGHT)
+    balancer.begin([first, second, third])
+    losses = [task_loss(model, batch) for batch in (first, second)]
+    losses[0].backward()
+    losses.append(task_loss(model, third))
+    (losses[1] + losses[2]).backward()
+    assert_equal(gradients(model), expected("qwen3_moe"))
+
+
+def test_a_balancer_that_was_removed_begins_again() -> None:
+    model = made("mixtral")
+    balancer = Balancer(model, weight=WEIGHT)
+    balancer.begin(batches_of([12]))
+    balancer.remove()
+    trained(model, balancer, batches_of([12]))
+    assert_equal(gradients(model), expected("mixtral"))
+
+
 def test_the_buffer_counts_the_passes_so_far() -> None:
     model = made("olmoe")
     trained(model, Balancer(model, weight=WEIGHT, estimator="buffer"), batches_of([4, 4, 4]))
