@@ -129,6 +129,14 @@ def load_plugins(plugins: Iterable[str] | None) -> None:
         load_plugin(plugin)
 
 
+def check_tracker(name: str | None) -> None:
+    """Raise ConfigError, before data is prepared, for a tracker whose library is missing."""
+    if name is not None:
+        from moebench.tracking.trackers import load_library
+
+        load_library(name)
+
+
 @contextmanager
 def tracked(name: str | None, records: "Iterable[Record]") -> Iterator[None]:
     """Mirror records in the tracker that `--track` names while the block runs.

@@ -41,6 +41,7 @@ from moebench.cli.options import (
     PrintConfig,
     RunsDir,
     Track,
+    check_tracker,
     load_plugins,
     parse_duration,
     parse_hours,
@@ -240,6 +241,7 @@ def _check_track(tracker: str | None, *, stays: bool) -> None:
             f"--track {tracker}: this sweep does not stay to follow its runs; moebench track sends "
             "them later"
         )
+    check_tracker(tracker)
 
 
 def _plan(

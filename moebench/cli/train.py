@@ -17,6 +17,7 @@ from moebench.cli.options import (
     PrintConfig,
     RunsDir,
     Track,
+    check_tracker,
     command_line,
     load_plugins,
     path,
@@ -79,6 +80,7 @@ def train(
     if print_config:
         _print_config(made, as_json)
         return
+    check_tracker(track)
     from moebench.config.identity import run_name
     from moebench.config.treatment import Treatment
     from moebench.data.corpus import prepare

@@ -39,16 +39,15 @@ class Tracker(Protocol):
         ...
 
 
-def open_tracker(name: str, option: str = "--track") -> Tracker:
-    """A tracker that can be reached.
+def load_library(name: str, option: str = "--track") -> Any:
+    """The library of a tracker.
 
     Args:
         option: what the user typed, for errors.
 
-    Raises ConfigError for an unknown name, a library that is missing, no login and no network.
+    Raises ConfigError for an unknown name, and a library that is missing.
     """
-    kind = TRACKERS.get(name)
-    if kind is None:
+    if name not in TRACKERS:
         raise ConfigError(f"{option} {name}: is no tracker; {remedy(name, [*TRACKERS])}")
     try:
         library = importlib.import_module(name)
@@ -59,8 +58,20 @@ def open_tracker(name: str, option: str = "--track") -> Tracker:
         raise ConfigError(
             f"{option} {name}: the library is not installed; run pip install 'moebench[{name}]'"
         )
+    return library
+
+
+def open_tracker(name: str, option: str = "--track") -> Tracker:
+    """A tracker that can be reached.
+
+    Args:
+        option: what the user typed, for errors.
+
+    Raises ConfigError as `load_library`, and for no login and no network.
+    """
+    library = load_library(name, option)
     try:
-        return kind(library)
+        return TRACKERS[name](library)
     except ConfigError as error:
         raise ConfigError(f"{option} {name}: {error}") from None
     except Exception as error:  # the libraries raise errors of many types

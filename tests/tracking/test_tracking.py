@@ -314,6 +314,8 @@ def test_commands(sent: Record, tmp_path: Path) -> None:
             "--to sacred: is no tracker; there are",
         ),
         (["track", str(tmp_path / "none"), "--to", "mlflow"], "holds no runs; name some"),
+        (["sweep", "data.path=none", "data=folder", "--track", "lost"], "--track lost: is no tr"),
+        (["train", "data.path=none", "data=folder", "--track", "lost"], "--track lost: is no tr"),
         (["sweep", "--track", "wandb", "--detach"], "does not stay to follow its runs"),
     ):
         process = moebench(*words, cwd=tmp_path)
