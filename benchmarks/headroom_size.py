@@ -1,0 +1,248 @@
+"""The choice of a study's size by headroom, from records of `study=headroom_size` on tuning seeds.
+
+    python benchmarks/headroom_size.py --commands data=folder data.path=DIR   # what to run
+    python benchmarks/headroom_size.py RUNS                                   # the table
+
+H = T - TD in nats a byte, paired by seed, with its lower 80 % bound (Student's t, one-sided). s is
+the deviation of A/A pairs, with its upper 80 % bound. c is CPU minutes a seed of the six arms of
+`study=scope`. The score is H_L^2 / (s_U^2 c). Of the learned arms only their mean is read: the
+difference of scopes is printed nowhere.
+"""
+
+import argparse
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moebench.config.compose import Composer
+from moebench.errors import MoebenchError, RecordError
+from moebench.registration import TUNING
+from moebench.report.infer.power import BITS, Noise, noise_of
+from moebench.report.infer.statistics import quantile
+from moebench.report.read.frame import load
+
+STUDY = "headroom_size"
+SURE = 0.8  # of each bound
+ARMS = 6  # of study=scope
+FALL = 1 / 3  # of H from half of the steps to all of them, at most
+SEEDS, PAIRS = 3, 6  # that a size takes
+WEIGHTS = "0.02,0.05,0.1,0.2"
+# keys in which the runs of one size differ
+FREE = (
+    *("seed", "scope", "balance_bsz", "train.steps", "numerics", "loss.balance"),
+    *("router.map", "router.perturb", "balance.estimator", "balance.layers"),
+)
+LEARNED = ("micro", "shuffled", "global")
+
+
+@dataclass
+class Size:
+    """One size at its weight: nats a byte by role, number of steps, and seed.
+
+    Attributes:
+        keys: that make it.
+        steps: of the learned arms.
+        weight: of their balance loss.
+        values: of T, TD and the learned arms, whose twins end in " A/A".
+        minutes: of each learned run.
+    """
+
+    keys: Mapping[str, Any]
+    steps: int
+    weight: float
+    values: dict[tuple[str, int], dict[int, float]]
+    minutes: list[float] = field(default_factory=list)
+
+    def nats(self, role: str, steps: int) -> dict[int, float]:
+        return self.values.get((role, steps), {})
+
+    def headroom(self, steps: int) -> tuple[float, float, int]:
+        """H, its lower bound, and seeds; NaN where seeds lack."""
+        one, other = self.nats("T", steps), self.nats("TD", steps)
+        each = np.array([one[seed] - other[seed] for seed in sorted({*one} & {*other})])
+        if len(each) < 2:
+            return float(each.mean()) if len(each) else math.nan, math.nan, len(each)
+        error = float(each.std(ddof=1)) / math.sqrt(len(each))
+        mean = float(each.mean())
+        return mean, mean - quantile(len(each) - 1, SURE) * error, len(each)
+
+    def noise(self) -> Noise | None:
+        """Of the A/A pairs."""
+        pairs = []
+        for role in LEARNED:
+            one, other = self.nats(role, self.steps), self.nats(f"{role} A/A", self.steps)
+            pairs += [other[seed] - one[seed] for seed in sorted({*one} & {*other})]
+        return noise_of(np.array(pairs)) if pairs else None
+
+    def learned(self) -> float:
+        """The mean over seeds and learned arms, less T; NaN where one of them lacks."""
+        by_role = [self.nats(role, self.steps) for role in ("T", *LEARNED)]
+        seeds = sorted(set.intersection(*map(set, by_role)))
+        if not seeds:
+            return math.nan
+        token, *arms = ([of[seed] for seed in seeds] for of in by_role)
+        return float(np.mean(arms) - np.mean(token))
+
+
+def role_of(science: Mapping[str, Any]) -> str | None:
+    """What a run is in a size; None for one that is no part of it."""
+    roles = {"hash": "T", "domain_token": "TD"}
+    if (kind := science.get("router.map")) is not None:
+        return roles.get(str(kind))
+    if "data.homogeneity" in science:
+        return None
+    scope, size = science.get("scope"), science.get("balance_bsz")
+    names = {science.get("micro_bsz"): "micro", science.get("global_bsz"): "global"}
+    name = "shuffled" if scope == "shuffled" else names.get(size) if scope == "group" else None
+    return name and name + " A/A" * ("router.perturb" in science)
+
+
+def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
+    """The sizes of finished runs, as rows of the frame with their metrics.
+
+    A size has all learned arms at one weight; runs that tried other weights are no part of it.
+
+    Raises RecordError for a run on a seed that is reported.
+    """
+    fixed: dict[str, dict[tuple[str, int], dict[int, float]]] = {}
+    sizes: dict[tuple[str, int, float], Size] = {}
+    for row in rows:
+        science = row["science"]
+        role, value = role_of(science), row["metrics"].get(BITS)
+        if role is None or value is None:
+            continue
+        if row["seed"] < TUNING:
+            raise RecordError(
+                f"{row['run']}: seed {row['seed']} is one that is reported; choose a size on seeds "
+                f"from {TUNING} on"
+            )
+        prescribed = role in ("T", "TD")
+        keys = {key: of for key, of in science.items() if key not in FREE}
+        name, steps = repr(sorted(keys.items(), key=str)), int(science["train.steps"])
+        values = fixed.setdefault(name, {})
+        if not prescribed:
+            weight = science["loss.balance"]
+            size = sizes.setdefault((name, steps, weight), Size(keys, steps, weight, {}))
+            values = size.values
+            if role in LEARNED and row["metrics"].get("seconds"):
+                size.minutes.append(row["metrics"]["seconds"] / 60)
+        values.setdefault((role, steps), {})[row["seed"]] = math.log(2) * value
+    for (name, _, _), size in sizes.items():
+        size.values |= fixed[name]
+    return [size for size in sizes.values() if all(size.nats(r, size.steps) for r in LEARNED)]
+
+
+def why_not(size: Size) -> list[str]:
+    """The rules that a size does not meet; none for an eligible one."""
+    full, half = size.headroom(size.steps), size.headroom(size.steps // 2)
+    noise, why = size.noise(), []
+    if min(full[2], half[2]) < SEEDS or noise is None or noise.pairs < PAIRS:
+        pairs = noise.pairs if noise else 0
+        why.append(f"{full[2]} seeds, {half[2]} at half, {pairs} A/A pairs: too few")
+    if not (full[1] > 0 and half[1] > 0):
+        why.append("H is not above 0 at all and at half of the steps")
+    if not full[0] >= (1 - FALL) * half[0]:
+        why.append("H falls by more than a third")
+    if not size.learned() <= 0:
+        why.append("learned routers are behind the hash")
+    return why
+
+
+def score(size: Size) -> float:
+    """H_L^2 / (s_U^2 c); 0 without headroom, NaN where something lacks."""
+    _, low, _ = size.headroom(size.steps)
+    noise, cost = size.noise(), cost_of(size)
+    if noise is None or math.isnan(low) or math.isnan(cost):
+        return math.nan
+    return max(low, 0.0) ** 2 / (noise.upper**2 * cost)
+
+
+def cost_of(size: Size) -> float:
+    """CPU minutes a seed of study=scope."""
+    return ARMS * float(np.mean(size.minutes)) if size.minutes else math.nan
+
+
+def table(sizes: Sequence[Size]) -> str:
+    """The sizes, the best first; eligible ones before the others."""
+    ranked = sorted(sizes, key=lambda size: (bool(why_not(size)), -np.nan_to_num(score(size))))
+    first = ranked[0].keys
+    common = {key for key in first if all(of.keys.get(key) == first[key] for of in ranked)}
+    headers = "size | steps | weight | H | H_L | H at half | H_L | s | s_U | learned less T | c"
+    lines = [f"| {headers} | score | eligible |", "|---" * 13 + "|"]
+    for size in ranked:
+        own = {key: value for key, value in size.keys.items() if key not in common}
+        name = ", ".join(f"{key}={value}" for key, value in sorted(own.items())) or "as the others"
+        (h, low, _), (half, half_low, _) = map(size.headroom, (size.steps, size.steps // 2))
+        noise = size.noise() or Noise(math.nan, math.nan, 0)
+        numbers = (h, low, half, half_low, noise.sd, noise.upper, size.learned())
+        cells = [name, str(size.steps), f"{size.weight:g}", *(f"{value:.4f}" for value in numbers)]
+        cells += [f"{cost_of(size):.1f}", f"{score(size):.3g}", "; ".join(why_not(size)) or "yes"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def commands(words: Sequence[str], sizes: Mapping[str, Sequence[str]]) -> list[str]:
+    """What to run for each size: weights, the size, T and TD at half of the steps."""
+    data = shlex.join(words)
+    shape = "model=tiny model.d_model=64 model.num_layers=2 model.num_experts=52 global_bsz=32 "
+    shape += "data.domain_token=true"
+    made = []
+    for name, overrides in sizes.items():
+        steps = next(int(word.split("=")[1]) for word in overrides if "train.steps=" in word)
+        own = " ".join(word for word in overrides if not word.startswith(("loss.balance", "seed=")))
+        keys = {word.split("=")[0] for word in own.split()}
+        base = " ".join(word for word in shape.split() if word.split("=")[0] not in keys)
+        size = f"study={STUDY} study.size={name}"
+        less = " ".join(f"--exclude scope={scope}" for scope in LEARNED)
+        made += [
+            f"# {name}: the smallest weight at which load/max_vio_global is at most 0.5",
+            f"moebench sweep --name weights-{name} scope=global loss.balance={WEIGHTS} seed=1000 "
+            f"{base} {own} {data}",
+            f"moebench report --study weights-{name} --metrics load/max_vio_global",
+            f"moebench sweep {size} {data} loss.balance=WEIGHT",
+            f"moebench sweep {size} {data} train.steps={steps // 2} {less}",
+        ]
+    return [line.rstrip() for line in made]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The choice of a study's size by headroom.")
+    parser.add_argument("words", nargs="*", help="directories of runs; with --commands, overrides")
+    parser.add_argument("--commands", action="store_true", help="print what to run")
+    options = parser.parse_args()
+    try:
+        if options.commands:
+            print("\n".join(commands(options.words, Composer().study(STUDY).sizes)))
+            return
+        frame = load([Path(word) for word in options.words or ["runs"]])
+        sizes = sizes_of(with_metrics(frame))
+        if not sizes:
+            raise RecordError(f"no finished run of study={STUDY}; --commands prints what to run")
+        print(table(sizes))
+    except MoebenchError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def with_metrics(frame: Any) -> list[dict[str, Any]]:
+    """The finished runs of a frame, each with its metrics by name, seconds among them."""
+    by_run: dict[str, dict[str, float]] = {}
+    columns = (frame.metrics[key].tolist() for key in ("run", "metric", "value"))
+    for run, metric, value in zip(*columns, strict=True):
+        by_run.setdefault(run, {})[metric] = value
+    rows = []
+    for row in frame.rows():
+        if row["run"] in by_run:
+            from moebench.records import Record
+
+            seconds = Record(row["path"]).summary().get("seconds")
+            rows.append({**row, "metrics": {**by_run[row["run"]], "seconds": seconds}})
+    return rows
+
+
+if __name__ == "__main__":
+    main()
