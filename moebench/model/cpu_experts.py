@@ -5,18 +5,21 @@
     out[token] = the sum of hidden[row] @ down[expert] over the copies of the token
 
 What one expert computes between two products stays in the processor's cache, and forward keeps
-`pre` alone for backward. Products in bf16 are those of oneDNN, which generates machine code for
-each new shape, as slowly as it multiplies. So there, the rows of an expert are rounded up to a
-multiple, by rows of the next experts, whose results are overwritten or set to 0.
+`pre` alone for backward. oneDNN, which computes most products, generates machine code for each new
+shape, as slowly as it multiplies. So the rows of an expert are rounded up to a multiple, by rows of
+the next experts, whose results are overwritten or set to 0.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from moebench.model.cpu_products import product, takes_onednn
 
 FINENESS = 16  # an even share of rows is rounded up by a part of this at most
 LEAST = 8  # rows that an expert's are rounded up to a multiple of
@@ -44,7 +47,7 @@ def cpu_experts(
 def _forward(
     x: Tensor, up: Tensor, down: Tensor, scale: Tensor, order: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
-    multiple = _multiple(x.dtype, order.shape[0], up.shape[0])
+    multiple, multiply = _multiple(up, order.shape[0]), partial(product, onednn=_onednn(up))
     row, weight = _sorted(x, scale, order, multiple)
     pre, out = x.new_empty(len(row), up.shape[2]), x.new_empty(len(row), x.shape[1])
     most = _most(ends, multiple)
@@ -52,10 +55,10 @@ def _forward(
     for expert, span, _ in _spans(ends, multiple):
         size = span.stop - span.start
         torch.index_select(x, 0, row[span], out=inputs[:size])
-        torch.mm(inputs[:size], up[expert], out=pre[span])
+        pre[span] = multiply(inputs[:size], up[expert])
         gate, value = pre[span].chunk(2, 1)
         of_expert = torch.ops.aten.silu.out(gate, out=hidden[:size])
-        torch.mm(of_expert.mul_(value).mul_(weight[span]), down[expert], out=out[span])
+        out[span] = multiply(of_expert.mul_(value).mul_(weight[span]), down[expert])
     return _summed(out, x, order), pre
 
 
@@ -69,7 +72,7 @@ def _backward(
     ends: Tensor,
     pre: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    multiple = _multiple(x.dtype, order.shape[0], up.shape[0])
+    multiple, multiply = _multiple(up, order.shape[0]), partial(product, onednn=_onednn(up))
     row, weight = _sorted(x, scale, order, multiple)
     of_up, of_down = torch.zeros_like(up), torch.zeros_like(down)
     of_copy = x.new_empty(len(row), x.shape[1])
@@ -77,19 +80,19 @@ def _backward(
     most, dim = _most(ends, multiple), down.shape[1]
     inputs, of_out = x.new_empty(2, most, x.shape[1])
     of_pre = x.new_empty(most, 2 * dim)
-    work = x.new_empty(4, most, dim)
+    work = x.new_empty(3, most, dim)
     for expert, span, rows in _spans(ends, multiple):
         size = span.stop - span.start
         gate, value = pre[span].chunk(2, 1)
         of_gate, of_value = of_pre[:size].chunk(2, 1)
-        active, hidden, of_hidden, product = work[:, :size]
+        active, hidden, of_scale = work[:, :size]
         torch.index_select(grad, 0, row[span], out=of_out[:size])
         torch.index_select(x, 0, row[span], out=inputs[:size])
-        torch.mm(of_out[:size], down[expert].t(), out=of_hidden)
+        of_hidden = multiply(of_out[:size], down[expert].t())
         torch.ops.aten.silu.out(gate, out=active)
         torch.mul(active, value, out=hidden)
-        torch.mul(of_hidden, hidden, out=product)
-        torch.sum(product, 1, dtype=of_weight.dtype, out=of_weight[span])
+        torch.mul(of_hidden, hidden, out=of_scale)
+        torch.sum(of_scale, 1, dtype=of_weight.dtype, out=of_weight[span])
         hidden.mul_(weight[span])
         of_hidden.mul_(weight[span])
         torch.mul(of_hidden, active, out=of_value)
@@ -97,18 +100,22 @@ def _backward(
         if rows < size:  # rows of other experts, which may be those of another arm
             for part in (hidden, of_out, inputs, of_pre):
                 part[rows:size].zero_()
-        torch.mm(hidden.t(), of_out[:size], out=of_down[expert])
-        torch.mm(of_pre[:size], up[expert].t(), out=of_copy[span])
-        torch.mm(inputs[:size].t(), of_pre[:size], out=of_up[expert])
+        of_down[expert] = multiply(hidden.t(), of_out[:size])
+        of_copy[span] = multiply(of_pre[:size], up[expert].t())
+        of_up[expert] = multiply(inputs[:size].t(), of_pre[:size])
     of_scale = torch.empty_like(scale).index_copy_(0, order, of_weight[: len(order)])
     return _summed(of_copy, x, order), of_up, of_down, of_scale
 
 
-def _multiple(dtype: torch.dtype, copies: int, experts: int) -> int:
+def _onednn(up: Tensor) -> bool:
+    return takes_onednn(up.dtype, up.shape[1] * up.shape[2])
+
+
+def _multiple(up: Tensor, copies: int) -> int:
     """What the number of an expert's rows is rounded up to a multiple of: a power of two."""
-    if dtype != torch.bfloat16:
+    if not _onednn(up):
         return 1
-    return max(LEAST, 1 << max(1, copies // experts // FINENESS).bit_length() - 1)
+    return max(LEAST, 1 << max(1, copies // len(up) // FINENESS).bit_length() - 1)
 
 
 def _sorted(x: Tensor, scale: Tensor, order: Tensor, multiple: int) -> tuple[Tensor, Tensor]:
@@ -144,7 +151,7 @@ def _summed(copies: Tensor, like: Tensor, order: Tensor) -> Tensor:
 def _fake_forward(
     x: Tensor, up: Tensor, down: Tensor, scale: Tensor, order: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
-    rows = len(order) + _multiple(x.dtype, order.shape[0], up.shape[0]) - 1
+    rows = len(order) + _multiple(up, order.shape[0]) - 1
     return torch.empty_like(x), x.new_empty(rows, up.shape[2])
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moebench.model.arms import mapped, shifted
 from moebench.model.conversion import Convert, converting
 from moebench.model.cpu_experts import cpu_experts
+from moebench.model.cpu_products import linear
 from moebench.model.fused import fused_experts
 from moebench.model.grouped import combine, dispatch, grouped_mm
 
@@ -123,9 +124,9 @@ class SharedExpert(nn.Module):
     ) -> Float[Tensor, "*rows d_model"]:
         """The sum of the experts' outputs, each times its weight; None: 1."""
         convert = convert or converting(x.dtype)
-        gate, value = F.linear(x, convert(self.up)).chunk(2, dim=-1)
+        gate, value = linear(x, convert(self.up)).chunk(2, dim=-1)
         hidden = F.silu(gate) * value
         if weights is not None:
             of_each = hidden.unflatten(-1, (weights.shape[-1], -1))
             hidden = (of_each * weights.to(x.dtype).unsqueeze(-1)).flatten(-2)
-        return F.linear(hidden, convert(self.down))
+        return linear(hidden, convert(self.down))

@@ -13,6 +13,7 @@ from moebench.balance.assignment import capacity
 from moebench.balance.routing import PADDING
 from moebench.errors import ConfigError
 from moebench.model import noise
+from moebench.model.cpu_products import linear
 from moebench.model.gate import Gated, gated, of_shared
 from moebench.model.gating import Counts, Drop, Form, Gating
 from moebench.model.selection import in_turn, odds, of_mask, within_capacity, within_top_groups
@@ -121,7 +122,7 @@ class Router(nn.Module):
         gating = self.gating
         gate = gated(gating.gate, logits, steering.mask, by_logits=gating.by_logits)
         if gating.shared_gate:
-            shared = F.linear(x, self.shared.to(x.dtype))
+            shared = linear(x, self.shared.to(x.dtype))
             there = logits
             if steering.mask is not None:
                 there = logits.masked_fill(~steering.mask, -math.inf)
@@ -157,13 +158,13 @@ class Router(nn.Module):
         gating, weight = self.gating, self.weight.to(x.dtype)
         bias = self.bias.to(x.dtype) if gating.bias else None
         if gating.form == "linear":
-            logits = F.linear(x, weight, bias)
+            logits = linear(x, weight, bias)
         elif gating.form == "mlp":
-            logits = F.linear(F.linear(x, self.hidden.to(x.dtype)).relu(), weight, bias)
+            logits = linear(linear(x, self.hidden.to(x.dtype)).relu(), weight, bias)
         else:
-            low = F.normalize(F.linear(x, self.hidden.to(x.dtype)), dim=-1)
+            low = F.normalize(linear(x, self.hidden.to(x.dtype)), dim=-1)
             scale = self.temperature.to(x.dtype).clamp(max=MAX_TEMPERATURE).exp()
-            logits = scale * F.linear(low, F.normalize(weight, dim=-1))
+            logits = scale * linear(low, F.normalize(weight, dim=-1))
             logits = logits if bias is None else logits + bias
         return self._capped(logits)
 
@@ -173,7 +174,7 @@ class Router(nn.Module):
 
     def _spread(self, x: Tensor) -> Tensor:
         """The deviation of each logit's noise, but for the factor `noise`."""
-        return F.softplus(F.linear(x, self.spread.to(x.dtype)))
+        return F.softplus(linear(x, self.spread.to(x.dtype)))
 
     def _normal(self, x: Tensor, key: Tensor | None) -> Tensor:
         assert key is not None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from moebench.balance import Routing, Steering, join, no_routing
 from moebench.model.conversion import Convert, converting
 from moebench.model.cpu_attention import cpu_attention
+from moebench.model.cpu_products import linear
 from moebench.model.experts import Experts, SharedExpert
 from moebench.model.fused_attention import fused_attention
 from moebench.model.norm import rms_norm
@@ -41,13 +42,13 @@ class Attention(nn.Module):
         convert: Convert | None = None,
     ) -> Float[Tensor, "sequences tokens d_model"]:
         convert = convert or converting(x.dtype)
-        qkv = F.linear(x, convert(self.qkv)).unflatten(-1, (3, self.num_heads, -1))
+        qkv = linear(x, convert(self.qkv)).unflatten(-1, (3, self.num_heads, -1))
         if x.device.type == "cpu" and not self.sdpa:
             mixed = cpu_attention(qkv, self.gain, *rotary, mask)
         else:
             q, k, v = heads(qkv, convert(self.gain), rotary)
             mixed = causal_attention(q, k, v, mask, sdpa=self.sdpa).transpose(1, 2)
-        return F.linear(mixed.flatten(2), convert(self.out))
+        return linear(mixed.flatten(2), convert(self.out))
 
 
 def causal_attention(
@@ -326,7 +327,7 @@ class MoETransformer(nn.Module):
             x, routing = block(x, self.compute, convert, rotary, mask, of_layer, training=training)
             if routing is not None:
                 layers.append(routing)
-        logits = F.linear(rms_norm(x).to(self.compute), convert(self.head))
+        logits = linear(rms_norm(x).to(self.compute), convert(self.head))
         if not layers:
             layers = [no_routing(tokens.shape[0], tokens.shape[1], self.num_experts, like=x)]
         return logits.to(x.dtype), join(layers, along="layers")

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
+from moebench.model.cpu_products import linear
 from moebench.model.grouped import grouped_mm
 from moebench.model.transformer import Attention, MoETransformer, causal_attention
 
@@ -83,7 +83,7 @@ def shape_dependent(
     dependent: set[str] = set()
     for shape, dtype in sorted(shapes.matrices, key=str):  # each draws what it always does
         expert = len(shape) == 3
-        product, kind = (_experts, "groups") if expert else (F.linear, "rows")
+        product, kind = (_experts, "groups") if expert else (linear, "rows")
         inputs = shape[1]
         weights = normal(2, *shape, dtype=dtype)
         rows = normal(2, shapes.sequences * shapes.length, inputs, dtype=dtype)
@@ -105,6 +105,11 @@ def _experts(rows: Tensor, matrices: Tensor) -> Tensor:
     """As many rows for each matrix, but for a remainder."""
     number = len(matrices)
     ends = torch.arange(1, number + 1, device=rows.device) * len(rows) // number
+    if rows.device.type == "cpu":
+        parts = rows.tensor_split(ends[:-1].tolist())
+        return torch.cat(
+            [linear(part, matrix.T) for part, matrix in zip(parts, matrices, strict=True)]
+        )
     return grouped_mm(rows, matrices, ends.to(torch.int32))
 
 

@@ -7,6 +7,7 @@ from torch.func import vmap
 
 from moebench.model.cpu_attention import BLOCK, cpu_attention
 from moebench.model.cpu_experts import LEAST, _multiple
+from moebench.model.cpu_products import ONEDNN, linear
 from moebench.model.experts import mixture
 from moebench.model.rotary import heads, rotary_tables
 from moebench.model.transformer import causal_attention
@@ -23,12 +24,16 @@ def numbers(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape).to(dtype).double()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "width"),
+    [(torch.float64, 16), (torch.float32, 16), (torch.float32, 64), (torch.bfloat16, 16)],
+)
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_experts_equal_a_loop_over_tokens(dtype: torch.dtype, top_k: int) -> None:
-    """One expert gets no token, and in bf16 the rows of the others are no multiple of LEAST."""
+def test_experts_equal_a_loop_over_tokens(dtype: torch.dtype, width: int, top_k: int) -> None:
+    """One expert gets no token. oneDNN computes bf16 and the wider matrices in fp32, where the rows
+    of the others are no multiple of LEAST."""
     torch.manual_seed(0)
-    tokens, experts, width, dim = 21, 4, 16, 8
+    tokens, experts, dim = 21, 4, width // 2
     case = Case(
         x=numbers(tokens, width, dtype=dtype),
         weights=torch.rand(tokens, top_k).to(dtype).double(),
@@ -52,23 +57,64 @@ def test_experts_equal_a_loop_over_tokens(dtype: torch.dtype, top_k: int) -> Non
     assert not found[3][experts - 1].any(), "an expert without tokens has no gradient"
 
 
-def test_rows_are_rounded_up_in_bf16_alone() -> None:
-    assert [_multiple(torch.float32, 16384, 16), _multiple(torch.float64, 64, 4)] == [1, 1]
-    assert [_multiple(torch.bfloat16, copies, 16) for copies in (0, 16, 16384)] == [
-        LEAST,
-        LEAST,
-        64,
-    ]
+@pytest.mark.parametrize(
+    ("dtype", "width", "copies", "multiple"),
+    [
+        (torch.float64, 256, 16384, 1),
+        (torch.float32, 32, 16384, 1),
+        (torch.float32, 256, 16384, 64 if ONEDNN else 1),
+        (torch.bfloat16, 32, 0, LEAST),
+        (torch.bfloat16, 32, 16, LEAST),
+        (torch.bfloat16, 32, 16384, 64),
+    ],
+)
+def test_rows_are_rounded_up_where_code_is_generated_for_their_number(
+    dtype: torch.dtype, width: int, copies: int, multiple: int
+) -> None:
+    assert _multiple(torch.empty(16, width, width, dtype=dtype), copies) == multiple
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("of_weight", [True, False])
+def test_a_linear_layer_by_onednn_is_that_by_torch(of_weight: bool) -> None:
+    torch.manual_seed(0)
+    x, weight = numbers(3, 7, 64, dtype=torch.float32), numbers(96, 64, dtype=torch.float32)
+    bias, upstream = numbers(96, dtype=torch.float32), numbers(3, 7, 96, dtype=torch.float32)
+    inputs = [x, weight, bias] if of_weight else [x]
+
+    def given(function):
+        return lambda x, *rest: function(x, *(rest or (weight.to(x.dtype), bias.to(x.dtype))))
+
+    found = results(given(linear), [each.float() for each in inputs], upstream.float())
+    expected = results(given(torch.nn.functional.linear), inputs, upstream)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() < 2**-18 * other.abs().max()
+
+
+def test_linear_layers_of_stacked_arms_are_those_of_each_to_the_bit() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 5, 7, 64), torch.randn(2, 96, 64)
+    upstream = torch.randn(2, 5, 7, 96)
+    found = results(vmap(linear), [x, weight], upstream)
+    for arm in range(2):
+        for one, other in zip(
+            found, results(linear, [x[arm], weight[arm]], upstream[arm]), strict=True
+        ):
+            assert torch.equal(one[arm], other)
+    shared = vmap(linear, in_dims=(0, None))(x, weight[0])
+    assert torch.equal(shared[1], linear(x[1], weight[0]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width"), [(torch.float32, 16), (torch.float32, 64), (torch.bfloat16, 16)]
+)
 @pytest.mark.parametrize("broken", [0, 1, 2])
 def test_an_arm_that_is_not_finite_leaves_the_others_of_its_stack(
-    broken: int, dtype: torch.dtype
+    broken: int, dtype: torch.dtype, width: int
 ) -> None:
-    """In bf16, an arm's last expert is given rows of the next arm; the last arm, of the first."""
+    """With oneDNN, an arm's last expert is given rows of the next arm; the last, of the first."""
     torch.manual_seed(0)
-    arms, tokens, experts, width, dim = 3, 21, 4, 16, 8
+    arms, tokens, experts, dim = 3, 21, 4, width // 2
     selected = torch.rand(arms, tokens, experts).topk(2, -1).indices
     shapes = (tokens, width), (tokens, 2), (experts, width, 2 * dim), (experts, dim, width)
     inputs = [torch.randn(arms, *shape).to(dtype) for shape in shapes]
