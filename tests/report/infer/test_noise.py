@@ -1,0 +1,59 @@
+"""The table of noise, from fake records of A/A twins on tuning seeds."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.noise import Setting, load, settings_of, table, with_metrics
+from moebench.errors import RecordError
+from moebench.records import Record
+
+Make = Callable[..., Record]
+
+
+def twins(runs: Path, run: Make, steps: int, first: int = 1000) -> None:
+    rng = np.random.default_rng(steps)
+    for seed in range(first, first + 3):
+        for perturb in (0.0, 1e-6, 2e-6):
+            nats = 1.6 + 0.1 * (seed % 10) + 0.004 * rng.normal()
+            science = {"train.steps": steps} | ({"router.perturb": perturb} if perturb else {})
+            tune = {"tune/bits_per_byte": (nats + 0.001 * rng.normal()) / math.log(2)}
+            run(runs, "micro", seed, nats, science=science, metrics=tune, rows=[])
+
+
+def test_contrasts_have_the_variance_of_a_paired_difference() -> None:
+    """Of runs of deviation s it is 2 s^2, and chance of the text is told from that of training."""
+    rng = np.random.default_rng(0)
+    setting = Setting({})
+    for seed in range(4000):
+        train = 3.0 * rng.normal(size=3)
+        halves = [tuple(each + 4.0 * rng.normal(size=2)) for each in train]
+        setting.twins["micro", seed] = halves  # pyright: ignore
+    assert setting.noise().pairs == 8000
+    assert setting.noise().sd == pytest.approx(5 * math.sqrt(2), rel=0.03)
+    assert setting.noise(None).sd == pytest.approx(math.sqrt(2 * (9 + 8)), rel=0.03)
+    assert setting.of_text() == pytest.approx(16 / 25, abs=0.03)
+
+
+def test_every_setting_has_a_row(runs: Path, run: Make) -> None:
+    twins(runs, run, 400)
+    twins(runs, run, 800)
+    settings = settings_of(with_metrics(load([runs])))
+    assert [setting.noise().pairs for setting in settings] == [6, 6]
+    for setting in settings:
+        assert 0.002 < setting.noise().sd < 0.012
+    header, _, *lines = table(settings).splitlines()
+    assert header.count("|") == 10
+    assert {line.split(" | ")[0] for line in lines} == {"| train.steps=400", "| train.steps=800"}
+    assert lines[0].endswith("| 1.00 |")
+
+
+def test_reported_seeds_and_runs_without_twins_have_no_row(runs: Path, run: Make) -> None:
+    run(runs, "micro", 1000, 1.6)
+    assert settings_of(with_metrics(load([runs]))) == []
+    twins(runs, run, 400, first=0)
+    with pytest.raises(RecordError, match="seed 0 is one that is reported"):
+        settings_of(with_metrics(load([runs])))
