@@ -18,6 +18,7 @@ from moebench.plans import Plan
 from moebench.records import printable
 from moebench.registration import find
 from moebench.report.infer.arms import Table, make_table
+from moebench.report.infer.tokens import gains
 from moebench.report.paper.judge import judge
 from moebench.report.paper.overlap import overlaps
 from moebench.report.paper.verdicts import Verdict
@@ -223,7 +224,11 @@ def make_report(
         judge(make_table(part.frame, part.table, plans, baseline, part.interim, registrations))
         for part in made
     ]
-    tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)
+    tables = [
+        replace(table, gains=gains(table, part.frame.learning_until(table.step)))
+        for part, (table, _) in zip(made, judged, strict=True)
+    ]
+    verdicts = tuple(verdict for _, verdict in judged)
     if sort is not None:
         _chosen([sort.removeprefix("-")], known, "--sort")
         tables = [table.sorted_by(sort) for table in tables]

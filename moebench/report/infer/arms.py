@@ -92,6 +92,7 @@ class Table:
         index: its place among the report's tables.
         rule: by which the study ends; None for one that trains all of its seeds.
         registered: the preregistration of the study; None without one.
+        gains: compute-equivalent ones, by the arm's name (`tokens.py`).
     """
 
     differs: dict[str, Any]
@@ -119,6 +120,7 @@ class Table:
     index: int = 0
     rule: Rule | None = None
     registered: Registered | None = None
+    gains: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def level(self) -> float:

@@ -50,6 +50,7 @@ class Frame:
         unsound: runs whose curves are left out; see `checked`.
         step: at which the metrics are taken; None for the end. `tokens` are then those up to it.
         starts: `valid/nats` before the first step, by run; empty before `checked`.
+        learning: steps and `valid/nats` of the evaluations, by run; empty before `checked`.
     """
 
     runs: pd.DataFrame
@@ -60,6 +61,7 @@ class Frame:
     unsound: frozenset[str] = frozenset()
     step: int | None = None
     starts: Mapping[str, float] = field(default_factory=dict)
+    learning: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
 
     def curves(
         self, metrics: Sequence[str] | None = None, *, unfinished: bool = False
@@ -84,15 +86,20 @@ class Frame:
     def checked(self) -> "Frame":
         """The frame without damaged or changed curves; these become problems."""
         curves, problems = self._curves([PRIMARY], unfinished=True)
-        first = curves.loc[curves["step"] == 0]
-        nats = first.get(PRIMARY, [])
-        starts = {run: float(v) for run, v in zip(first["run"], nats, strict=False) if v == v}
+        learning: dict[str, list[tuple[int, float]]] = {}
+        for run, step, nats in zip(
+            curves["run"], curves["step"], curves.get(PRIMARY, []), strict=False
+        ):
+            if nats == nats:
+                learning.setdefault(run, []).append((int(step), float(nats)))
+        starts = {run: nats for run, ((step, nats), *_) in learning.items() if step == 0}
         left_out = [Problem(run, f"{reason}; its curves are left out") for run, reason in problems]
         return replace(
             self,
             problems=(*self.problems, *left_out),
             unsound=self.unsound | {problem.run for problem in problems},
             starts=starts,
+            learning=learning,
         )
 
     def _curves(self, metrics: Sequence[str] | None, unfinished: bool) -> tuple[Any, list[Problem]]:
@@ -120,6 +127,13 @@ class Frame:
             curves[key] = values.take(names.cat.codes.to_numpy()).to_numpy()
             curves[key] = curves[key].astype("category" if key == "arm" else int)
         return curves.reset_index(drop=True), problems
+
+    def learning_until(self, step: int | None) -> dict[str, list[tuple[int, float]]]:
+        """The evaluations up to a step; None for all of them."""
+        return {
+            run: [pair for pair in curve if step is None or pair[0] <= step]
+            for run, curve in self.learning.items()
+        }
 
     def at(self, step: int) -> "Frame":
         """The frame with the metrics of a step at which finished runs were evaluated.

@@ -16,6 +16,7 @@ from moebench.report.infer.statistics import Comparison
 from moebench.report.infer.stopping import Rule
 from moebench.report.paper.verdicts import Verdict
 from moebench.report.read.frame import Problem
+from moebench.report.show import gains
 from moebench.report.show.answers import answers
 
 SCHEMA_VERSION = 1
@@ -128,6 +129,9 @@ def _row(index: int, table: Table, arm: Arm, wanted: Sequence[str]) -> dict[str,
         "metrics": metrics,
         "unfinished": arm.unfinished,
         "cost": arm.cost and arm.cost._asdict(),
+        "tokens_saved": gains.as_dict(
+            table.gains.get(arm.name), table.tokens[1] if table.tokens else None
+        ),
     }
 
 

@@ -12,7 +12,7 @@ from moebench.records import printable
 from moebench.report.infer.arms import Table
 from moebench.report.paper.overlap import Overlap
 from moebench.report.paper.verdicts import Verdict
-from moebench.report.show import findings, grids, headroom, sentences
+from moebench.report.show import findings, gains, grids, headroom, sentences
 from moebench.report.show.answers import answers
 from moebench.report.show.blocks import Block, Grid, Heading, Sentences
 
@@ -61,7 +61,7 @@ def blocks(
     if shown.per_domain:
         content.append(grids.domains(table))
     content += [*grids.cost(table), *grids.scopes(table), *headroom.blocks(table)]
-    content += findings.blocks(verdicts, overlaps)
+    content += [*gains.grids(table), *findings.blocks(verdicts, overlaps)]
     content += [
         Sentences("What the numbers can and cannot tell", sentences.verdicts(table)),
         Sentences("How far these runs reach", sentences.limits(table)),
