@@ -16,15 +16,16 @@ KILLED = 5  # of the processes, in every second attempt
 
 
 def attempts() -> list[str]:
-    return [str(number) for number in range(ATTEMPTS)]
+    return [f"{number}, {PROCESSES} processes" for number in range(ATTEMPTS)]
 
 
 def attempt(name: str, folder: Path) -> Counts:
     """Each run is trained once, whole; every process that lives sees the study end."""
-    chance = draw(f"concurrency {name}")
+    number, processes = map(int, name.removesuffix(" processes").split(", "))
+    chance = draw(f"concurrency {number}")
     typed = ("sweep", *words(*WORDS, ARMS), "--jobs", "1")
-    sweeps = [moebench(*typed, cwd=folder) for _ in range(PROCESSES)]
-    victims = chance.sample(sweeps, KILLED) if int(name) % 2 else []
+    sweeps = [moebench(*typed, cwd=folder) for _ in range(processes)]
+    victims = chance.sample(sweeps, min(KILLED, processes // 2)) if number % 2 else []
     for victim in victims:
         time.sleep(chance.uniform(0, 0.5))
         victim.send_signal(signal.SIGKILL)
@@ -42,7 +43,7 @@ def attempt(name: str, folder: Path) -> Counts:
             assert not resumed, f"{record.name} was trained by several processes"
     left = [str(path) for path in folder.glob("runs/**/.*.tmp")]
     assert not left, f"left over: {left}"
-    return {"processes": PROCESSES, "killed": len(victims)}
+    return {"processes": processes, "killed": len(victims)}
 
 
 TOPIC = Topic(
@@ -51,5 +52,5 @@ TOPIC = Topic(
     "the study, and its runs are those of one process.",
     attempts,
     attempt,
-    short=2,
+    short=("0, 6 processes", "1, 6 processes"),
 )
