@@ -188,8 +188,7 @@ def _priced(
             "micro-batches of every step"
         )
     placement = expert_parallel.round_robin(counts.sum(0), ranks)
-    steps, order = len(np.unique(step)), np.argsort(step, kind="stable")
-    inside = counts[order].swapaxes(0, 1)
+    steps, inside = len(np.unique(step)), counts.swapaxes(0, 1)  # in the order of the steps
     together = inside.reshape(inside.shape[0], -1, ranks, inside.shape[2]).sum(2)
     ranked = together @ placement  # [layers, dispatches, ranks]
     most = float(ranked.max())

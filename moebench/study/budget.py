@@ -39,7 +39,6 @@ class Shape:
         config: of one of them.
         jobs: all of them.
         stack: runs that one process trains at once.
-        flops: of the training steps of one run.
         calibration: of a process; None if it was not timed.
         timed: runs in that process.
     """
