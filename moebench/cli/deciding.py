@@ -12,7 +12,7 @@ from moebench.cli.hours import budget
 from moebench.cli.launching import follow
 from moebench.cli.options import parse_number
 from moebench.cli.output import print_message
-from moebench.errors import ConfigError
+from moebench.errors import ConfigError, RecordError
 from moebench.looks import MOST
 
 if TYPE_CHECKING:
@@ -101,11 +101,9 @@ class Rule(NamedTuple):
 
         Raises ConfigError where the rule does not fit the plan, or is not the earlier one.
         """
-        from moebench.plans import read_plan
         from moebench.registration import refuse_begun
 
-        path = plan.path(runs_dir)
-        known = read_plan(path) if path.exists() else None
+        known = _known(plan, runs_dir)
         margin, source = _margin(self.margin, runs_dir) if self.margin else (None, "")
         if known is not None and known.most_seeds and not self.until_decided:
             raise ConfigError(
@@ -135,6 +133,16 @@ class Rule(NamedTuple):
         if self.until_decided:
             words += ["--until-decided", *(() if margin is None else ("--margin", f"{margin:g}"))]
         return tuple(words)
+
+
+def _known(plan: "Plan", runs_dir: Path) -> "Plan | None":
+    """The plan as an earlier sweep wrote it; None without one, or for a damaged one."""
+    from moebench.plans import read_plan
+
+    try:
+        return read_plan(plan.path(runs_dir))
+    except RecordError:  # it is written again
+        return None
 
 
 def _most(plan: "Plan", typed: int | None) -> int:

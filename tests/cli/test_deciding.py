@@ -122,6 +122,16 @@ def test_a_study_goes_on_where_it_stopped(
     assert trained["seeds"][1:] == [[3, 4, 5], [6, 7, 8, 9, 10, 11]]
 
 
+def test_a_damaged_plan_is_written_again(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    assert call(*words, "--register").code == 0
+    [path] = Path("runs").glob("studies/*/plan.json")
+    path.write_text("{")
+    assert call(*words).code == 0
+    assert only_plan().most_seeds == 12
+
+
 def test_hours_end_at_a_whole_look(
     call: Call, trained: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
