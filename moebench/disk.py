@@ -179,7 +179,8 @@ def finite(value: Any) -> Any:
 def remove_leftovers(folder: Path) -> None:
     """Delete what killed processes were writing aside in a folder and below."""
     for path in list(folder.rglob(LEFTOVERS)):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        whole = path.is_dir() and not path.is_symlink()
+        shutil.rmtree(path) if whole else path.unlink(missing_ok=True)
 
 
 def _aside(path: Path) -> Path:

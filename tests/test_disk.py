@@ -246,3 +246,10 @@ def test_yaml_is_read_as_plain_values(tmp_path: Path) -> None:
 def test_a_reason_is_one_line() -> None:
     assert reason(ValueError("is wrong.\nand more")) == "is wrong"
     assert reason(KeyError()) == "KeyError"
+
+
+def test_a_leftover_that_is_a_link_is_removed_and_not_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / ".a.1.tmp").symlink_to(tmp_path / "kept")
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
