@@ -22,6 +22,7 @@ import multiprocessing
 import re
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +36,7 @@ from timing import Seconds, device_here, header, timed
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeForCausalLM
 
+from moebench.model.cpu_products import batched_by_onednn, suits
 from moebench.train.expert_kernels import WITH_BF16, trouble
 
 BASE = "HF fp32"
@@ -107,6 +109,8 @@ def entrants(shape: Shape, device: torch.device, *, compiled: bool) -> dict[str,
         "moebench fp32": partial(own, compute=fp32),
         "moebench bf16, fp32 parameters": partial(own, compute=bf16),
     }
+    if device.type == "cpu" and suits():
+        found["HF fp32, products by oneDNN"] = lambda: batched_by_onednn()(hugging())
     if device.type == "cuda" and not trouble("fp32", device):
         found |= {
             "moebench fp32, Triton": partial(own, compute=fp32, triton=True),
@@ -158,13 +162,15 @@ def race(
     field: dict[str, Act] = {}
     rows: dict[str, dict[str, str | float | None]] = {}
     for entrant, make in makers.items():
-        print(f"{name}: {entrant}", file=sys.stderr)
+        start = time.perf_counter()
         row = rows[entrant] = dict.fromkeys(COLUMNS)
         row["entrant"] = entrant
         try:
             field[entrant], row["peak MB"] = _warmed_up(make, device)
         except Exception as error:  # the others run on
             row["note"] = reason(error)
+        ready = time.perf_counter() - start
+        print(f"{name}: {entrant}, ready in {ready:.0f} s", file=sys.stderr)
     times: dict[str, list[Seconds]] = {entrant: [] for entrant in field}
     for number in range(rounds):
         print(f"{name}: round {number + 1} of {rounds}", file=sys.stderr)
