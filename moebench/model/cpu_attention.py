@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moebench.model.arms import mapped
-from moebench.model.cpu_products import batched_by_onednn
 from moebench.model.norm import EPS
 
 CHUNK = 2**19  # elements of projected rows that are computed at once
@@ -37,7 +36,6 @@ def cpu_attention(
     return torch.ops.moebench.cpu_attention(qkv, gain[None], cos, sin, mask)[0]
 
 
-@batched_by_onednn()
 def _forward(
     qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +64,6 @@ def _forward(
     return out, turned, attention
 
 
-@batched_by_onednn()
 def _backward(
     grad: Tensor,
     qkv: Tensor,

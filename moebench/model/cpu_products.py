@@ -5,11 +5,7 @@ oneDNN is 2.2 times as fast on a Zen 5 (AVX-512), and 1.1 times with AVX2. In bf
 oneDNN by itself. oneDNN generates machine code for each new shape, so small matrices stay with MKL.
 """
 
-import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,11 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from moebench.machine import CPUS, lines
 from moebench.model.arms import mapped
 
-EXACT = 1e-6  # of the norm of a product in fp32; operands in bf16 would be off by 2e-3
-_setting: Any = torch.backends.mkldnn.matmul  # pyright: ignore
 LEAST = 4096  # entries of a weight matrix from which on oneDNN is the faster
 ONEDNN = (
     platform.machine() in ("x86_64", "AMD64")
@@ -33,45 +26,6 @@ ONEDNN = (
 def takes_onednn(dtype: torch.dtype, entries: int) -> bool:
     """Whether oneDNN computes the products of a weight matrix of so many entries on this CPU."""
     return dtype == torch.bfloat16 or (dtype == torch.float32 and ONEDNN and entries >= LEAST)
-
-
-@contextmanager
-def batched_by_onednn() -> Iterator[None]:
-    """Let oneDNN compute torch's own products in fp32, as `bmm`, in a function where that suits.
-
-    torch asks oneDNN where it may round operands to bf16, which it does on processors with AMX.
-    """
-    before = _setting.fp32_precision
-    if before == "bf16" or not suits():
-        yield
-        return
-    _setting.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        _setting.fp32_precision = before
-
-
-@cache
-def suits() -> bool:
-    """Whether oneDNN's batched products in fp32 are exact here, and faster by the processor's kind.
-
-    A user who has set MKL up by MKL_CBWR keeps MKL.
-    """
-    maker = "".join(line for line in lines(CPUS) if line.startswith("vendor_id"))
-    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if not ONEDNN or not wide or not maker or "Intel" in maker or "MKL_CBWR" in os.environ:
-        return False
-    draw = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(2, 64, 64, generator=draw) for _ in range(2))
-    exact = one.double() @ other.double()
-    before = _setting.fp32_precision
-    _setting.fp32_precision = "bf16"
-    try:
-        error = (one @ other - exact).norm() / exact.norm()
-    finally:
-        _setting.fp32_precision = before
-    return bool(error < EXACT)
 
 
 def product(
