@@ -133,7 +133,8 @@ def test_one_percent_of_micro_is_one_test_with_the_endpoint() -> None:
 def test_each_study_declares_metrics_and_each_finding_names_one() -> None:
     for path in sorted((Path(__file__).parents[3] / "conf" / "study").glob("*.yaml")):
         secondary = Composer().study(path.stem).secondary
-        assert secondary
+        # the size of a study is chosen by tuning seeds, of which nothing is reported
+        assert bool(secondary) == (path.stem != "headroom_size")
         assert all(find(name) for name in secondary)
     for finding in findings().values():
         assert find(finding.get("metric", "valid/nats"))
