@@ -4,17 +4,19 @@
 margin and commit, sealed by a hash that the report prints, with what deviated from it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from moebench.checkout import commit
+from moebench.contents import TEXT, WORD, each, fields, maybe, table, whole
 from moebench.disk import read_json, reason, write_json
 from moebench.errors import ConfigError, RecordError
 from moebench.looks import looks
-from moebench.plans import Plan
+from moebench.plans import Plan, study_of
+from moebench.record_files import SEED
 from moebench.records import Record, cannot_write, printable
 from moebench.seals import is_sealed, with_digest
 
@@ -30,6 +32,16 @@ COMPARED = {
     "most_seeds": "most seeds of the stopping rule",
     "margin": "margin",
 }
+CONTENT = fields(
+    {
+        "study": TEXT,
+        "seeds": each(SEED),
+        "arms": table(TEXT),
+        "overrides": each(TEXT),
+        "date": WORD,
+    },
+    {"plan": TEXT, "commit": maybe(TEXT), "most_seeds": maybe(whole())},
+)
 
 
 @dataclass(frozen=True)
@@ -40,15 +52,21 @@ class Registration:
         path: of its file.
         content: of the file.
         sound: whether its seal holds.
+        damage: why it cannot be read; "" if it can.
     """
 
     path: Path
     content: Mapping[str, Any]
     sound: bool
+    damage: str = ""
 
     @property
     def digest(self) -> str:
-        return str(self.content.get("sha256", "?"))
+        return str(self.content.get("sha256", ""))
+
+    @property
+    def date(self) -> str:
+        return str(self.content.get("date", ""))
 
     @property
     def seeds(self) -> list[int]:
@@ -126,28 +144,36 @@ def refuse_begun(plan: Plan, runs_dir: Path, option: str) -> None:
 
 def read(path: Path) -> Registration:
     """A preregistration; RecordError if the file is no such thing."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: is no preregistration ({reason(error)})") from None
-    shapes = {"study": str, "seeds": list, "arms": dict, "overrides": list, "date": str}
-    for key, shape in shapes.items():
-        if not isinstance(content.get(key), shape):
-            raise RecordError(f"{path}: is no preregistration ({key} is missing)")
-    return Registration(path, content, is_sealed(content))
+    found = _read(path)
+    if found.damage:
+        raise RecordError(f"{path}: is no preregistration ({found.damage})")
+    return found
 
 
 def find(roots: Iterable[Path]) -> list[Registration]:
-    """The preregistrations among some runs, the latest last; RecordError for a damaged one."""
+    """The preregistrations among some runs, the latest last, damaged ones first."""
     paths = {path.resolve(): path for root in roots for path in root.glob(f"studies/*/{FILE}")}
-    return sorted(map(read, paths.values()), key=lambda each: str(each.content["date"]))
+    return sorted(map(_read, paths.values()), key=lambda each: each.date)
+
+
+def _read(path: Path) -> Registration:
+    """A preregistration; of a damaged one, only what the name of its folder tells."""
+    try:
+        content = read_json(path)
+        wrong = CONTENT(content, "")
+    except (OSError, ValueError) as error:
+        content, wrong = {}, reason(error)
+    if wrong:
+        about = {"study": study_of(path.parent), "plan": path.parent.name}
+        return Registration(path, about, False, wrong)
+    return Registration(path, content, is_sealed(content))
 
 
 def deviations(
     registration: Registration,
     plan: Plan,
     *,
-    seeds: Iterable[int],
+    seeds: Mapping[str, Set[int]],
     arms: Mapping[str, str],
     commits: Sequence[str],
     first_end: str = "",
@@ -157,13 +183,15 @@ def deviations(
 
     Args:
         plan: of the study, which may be another one than the registered.
-        seeds: that are reported.
+        seeds: with results, by arm hash; of all tables.
         arms: names of the reported ones, by arm hash.
         commits: of the code of their runs: ten digits, and " with changes".
         first_end: when the first of them ended, in ISO format; "" if unknown.
         complete: whether all seeds of the study, or of its last look, should be there.
     """
-    said, seeds = registration.content, set(seeds)
+    if registration.damage:
+        return [printable(f"{FILE} is damaged ({registration.damage})")]
+    said, measured = registration.content, set[int]().union(*seeds.values())
     found = [] if registration.sound else ["the file was changed after it was written"]
     for key, words in COMPARED.items():
         now = _plain(getattr(plan, key))
@@ -177,17 +205,43 @@ def deviations(
         )
     elif more := [name for arm, name in arms.items() if arm not in said["arms"]]:
         found.append(f"arms that are not registered: {', '.join(more)}")
-    if more := sorted(seeds - {*registration.seeds}):
+    if more := sorted(measured - {*registration.seeds}):
         found.append(f"seeds that are not registered: {', '.join(map(str, more))}")
     wanted = {*(plan.seeds if said.get("most_seeds") else registration.seeds)}
-    if complete and (less := sorted((wanted & {*registration.seeds}) - seeds)):
-        found.append(f"seeds without results: {', '.join(map(str, less))}")
+    if complete:
+        found += _lacking(said["arms"], seeds, wanted & {*registration.seeds})
     code = str(said.get("commit") or "unknown")[:10] + " with changes" * bool(said.get("dirty"))
     if others := sorted({*commits} - {code}):
         found.append(f"code: {', '.join(others)} (registered: {code})")
     if first_end and first_end < str(said["date"]):
         found.append(f"a run ended before it was registered on {said['date']}")
     return list(map(printable, found))
+
+
+def _lacking(
+    arms: Mapping[str, str], seeds: Mapping[str, Set[int]], wanted: Set[int]
+) -> Iterator[str]:
+    """What was registered and has no results: seeds, arms, and runs of the others.
+
+    Args:
+        arms: overrides of the registered ones, by arm hash.
+        seeds: with results, by arm hash.
+        wanted: seeds that should have some.
+    """
+    there = {arm: {*seeds.get(arm, ())} & wanted for arm in arms}
+    whole = set[int]().union(*there.values())
+    if less := sorted(wanted - whole):
+        yield f"seeds without results: {', '.join(map(str, less))}"
+    if none := [arms[arm] or "all defaults" for arm in arms if whole and not there[arm]]:
+        yield f"arms without results: {', '.join(none)}"
+    runs = [
+        f"{arms[arm]} seed={seed}".strip()
+        for arm in arms
+        if there[arm]
+        for seed in sorted(whole - there[arm])
+    ]
+    if runs:
+        yield f"runs without results: {', '.join(runs)}"
 
 
 def _words(overrides: Sequence[str]) -> list[str]:

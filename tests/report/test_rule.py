@@ -11,7 +11,7 @@ import pytest
 
 from moebench.errors import ConfigError, RecordError
 from moebench.plans import read_plan
-from moebench.records import Record
+from moebench.records import Record, find_records
 from moebench.registration import FILE, read, register
 from moebench.report import Report, make_report
 from moebench.report.show.power import lines
@@ -232,6 +232,54 @@ def test_a_report_says_what_deviates(
     ]
     assert "seeds that are not registered: 77" in said
     assert f"order of findings: {ORDER[0]} (registered: {', '.join(ORDER)})" in said
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"study": "scope"}', '{"seeds": [[1]]}'])
+def test_a_report_goes_on_without_a_damaged_registration(
+    runs: Path, study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    file = registered(study(-40.0, margin=0.01), runs, monkeypatch)
+    file.write_text(content)
+    made, about = report(runs)
+    [said] = about["tables"][0]["registered"]["deviations"]
+    assert said.startswith("prereg.json is damaged (")
+    assert f"Preregistered, but {said}." in texts(made)
+    assert [verdict for verdict, _ in findings(about)[:2]] == ["agrees", "agrees"]
+    assert "is damaged" in made.page("again")
+
+
+def test_registered_runs_without_results_are_told(
+    runs: Path, study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(study(-40.0, margin=0.01, twin=True), runs, monkeypatch)
+
+    def deviations() -> list[str]:
+        (about,) = make_report([runs], runs_dir=runs).to_dict()["tables"]
+        return list(about["registered"]["deviations"])
+
+    assert deviations() == []
+    for record in [record for record in find_records(runs) if arm_of(record).endswith("1e-06")]:
+        remove(record)
+    [path] = runs.glob("studies/*/plan.json")
+    plan = json.loads(path.read_text())
+    plan["runs"] = [run for run in plan["runs"] if not run["arm"].endswith("1e-06")]
+    path.write_text(json.dumps(plan))
+    assert [each.partition(":")[0] for each in deviations()] == ["arms without results"]
+    [last] = [r for r in find_records(runs) if arm_of(r) == "global" and r.name.endswith("-s2")]
+    (last.path / "summary.json").unlink()
+    last.set_status("failed", step=1, steps=2, reason="it failed")
+    [_, lacking] = deviations()
+    assert lacking.startswith("runs without results: ")
+    assert lacking.endswith("seed=2")
+
+
+def test_what_is_still_to_come_is_no_deviation(
+    runs: Path, study: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(study(-1.0, 5, margin=0.01), runs, monkeypatch)
+    (about,) = report(runs)[1]["tables"]
+    assert about["interim"]["left"] == {"not begun": 3}
+    assert about["registered"]["deviations"] == ()
 
 
 def test_a_study_is_registered_before_its_first_run_alone(

@@ -170,9 +170,11 @@ def make_table(
     that name these runs if they agree, `micro`, the first arm. Arms come in the order of the
     plans, then by group size.
     """
-    of_table = [run for run in frame.rows() if run["table"] == index]
+    rows = list(frame.rows())
+    of_table = [run for run in rows if run["table"] == index]
     measured = {*frame.metrics["run"].unique()}  # at a step, some finished runs may have no metrics
-    runs = [run for run in of_table if run["run"] in measured]
+    every = [run for run in rows if run["run"] in measured]
+    runs = [run for run in every if run["table"] == index]
     unfinished = [run for run in of_table if run not in runs]
     names = {run["run"] for run in runs}
     plans = [plan for plan in plans if any(job.run in names for job in plan.jobs)]
@@ -210,7 +212,7 @@ def make_table(
         unpaired=(*other_batches(sciences, runs), *other_starts(runs, frame.starts)),
         index=index,
         rule=rule_of(plans, {run["seed"] for run in runs}),
-        registered=registered(registrations, plans, runs),
+        registered=registered(registrations, plans, runs, every, complete=interim is None),
     )
 
 

@@ -11,8 +11,8 @@ class Registered(NamedTuple):
     """The preregistration of a table's study.
 
     Attributes:
-        sha256: of its content.
-        date: when it was written, in ISO format.
+        sha256: of its content; "" for a damaged one.
+        date: when it was written, in ISO format; "" for a damaged one.
         deviations: of the runs from it, a phrase each.
     """
 
@@ -22,7 +22,12 @@ class Registered(NamedTuple):
 
 
 def registered(
-    known: Sequence[Registration], plans: Sequence[Plan], runs: Sequence[Mapping[str, Any]]
+    known: Sequence[Registration],
+    plans: Sequence[Plan],
+    runs: Sequence[Mapping[str, Any]],
+    every: Sequence[Mapping[str, Any]],
+    *,
+    complete: bool,
 ) -> Registered | None:
     """The preregistration of the plan of some runs, else the latest of a study of that name.
 
@@ -30,6 +35,8 @@ def registered(
         known: preregistrations, the latest last.
         plans: of the runs, with the seeds of the look that each has reached.
         runs: rows of the frame, that are reported.
+        every: rows with results, of all tables.
+        complete: whether the study has ended, or its look.
     """
     slugs = {plan.slug if plan.folder is None else plan.folder.name: plan for plan in plans}
     own = [(each, slugs.get(str(each.content.get("plan")))) for each in known]
@@ -44,12 +51,16 @@ def registered(
     if not pairs:
         return None
     registration, plan = pairs[-1]
+    seeds: dict[str, set[int]] = {}
+    for run in every:
+        seeds.setdefault(run["arm_hash"], set()).add(run["seed"])
     found = deviations(
         registration,
         plan,
-        seeds={run["seed"] for run in runs},
+        seeds=seeds,
         arms={run["arm_hash"]: run["arm"] for run in runs},
         commits=sorted({run["made_with"].get("commit", "unknown") for run in runs}),
         first_end=min((run["end"] for run in runs if run["end"]), default=""),
+        complete=complete,
     )
-    return Registered(registration.digest, str(registration.content.get("date")), tuple(found))
+    return Registered(registration.digest, registration.date, tuple(found))

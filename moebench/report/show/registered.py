@@ -39,6 +39,8 @@ def registration(table: Table) -> str:
     found = table.registered
     if found is None:
         return ""
+    if not found.sha256:
+        return f"Preregistered, but {'; '.join(found.deviations)}."
     begin = f"Preregistered on {found.date}, sha256 {found.sha256[:SHOWN]}"
     if not found.deviations:
         return f"{begin}; nothing deviates from it."
