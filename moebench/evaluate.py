@@ -6,8 +6,6 @@ speaker accepts must be the likelier one. `cloze` is made from the run's own val
 in batches, without balance terms or sampling.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,9 +29,9 @@ from moebench.contents import anything, fields
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.maps import BY_DOMAIN, from_bytes
 from moebench.data.tokenizer import BYTES, ByteTokenizer, Tokenizer
-from moebench.disk import read_bytes, read_unpacked, reason, sha256
+from moebench.disk import sha256
 from moebench.errors import ConfigError, DataError, RecordError, remedy
-from moebench.metrics.tasks import Pair, accuracy, by_group, cloze, won
+from moebench.metrics.tasks import accuracy, by_group, cloze, read_blimp, won
 from moebench.model.noise import keys
 from moebench.model.transformer import MoETransformer
 from moebench.protection import CHECKPOINTS, STATE, check_files, checkpoint_path, steps_kept
@@ -292,41 +290,6 @@ def check_names(words: str) -> list[str]:
     if not names:
         raise ConfigError(f"--tasks={words}: name some of {', '.join(TASKS)}")
     return names
-
-
-def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]:
-    """The pairs of a folder of BLiMP's files, and a hash of the files.
-
-    Args:
-        limit: pairs from the start of each file; None for all.
-
-    Raises DataError for a folder without files, or a file that holds anything but pairs.
-    """
-    files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
-    if not files:
-        raise DataError(
-            f"--blimp={folder}: holds no *.jsonl or *.jsonl.gz; name the folder of BLiMP's data"
-        )
-    digest, pairs = hashlib.sha256(), []
-    for path in files:
-        try:
-            digest.update(path.name.encode() + read_bytes(path))
-            lines = read_unpacked(path).decode().splitlines()[:limit]
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({reason(error)}); is it whole?") from None
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                keys = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
-                pairs.append(Pair(*(str(row[key]) for key in keys)))
-            except (ValueError, LookupError, TypeError):
-                raise DataError(
-                    f"{path}:{number}: is not a pair of BLiMP, with sentence_good, sentence_bad, "
-                    "UID and linguistics_term"
-                ) from None
-    if not pairs:
-        raise DataError(f"--blimp={folder}: its files hold no pairs")
-    return pairs, digest.hexdigest()
 
 
 def _blimp(checkpoint: Checkpoint, settings: Settings, track: Track) -> dict[str, Any]:

@@ -387,19 +387,3 @@ def find_records(root: Path) -> list[Record]:
         return []
     visible = (path for path in sorted(root.iterdir()) if not path.name.startswith("."))
     return [Record(path) for path in visible if Record(path).exists()]
-
-
-def find_sealed(root: Path) -> list[Record]:
-    """The finished runs under a directory, or that directory itself if it is one; by name.
-
-    Raises RecordError if there is no such directory.
-    """
-    if not root.is_dir():
-        raise RecordError(f"{root}: is not a directory; name a run, or a folder of runs")
-    records = [Record(path) for path in (root, *sorted(root.iterdir()))]
-    return [record for record in records if record.is_done()]
-
-
-def find_unfinished(root: Path) -> list[Record]:
-    """The runs under a directory, or that directory itself, that are not finished; by name."""
-    return [record for record in find_records(root) if not record.is_done()]

@@ -16,11 +16,10 @@ from moebench.evaluate import (
     Settings,
     _batches,
     open_checkpoint,
-    read_blimp,
     run_tasks,
 )
 from moebench.experiment import run_experiment
-from moebench.metrics.tasks import cloze
+from moebench.metrics.tasks import cloze, read_blimp
 from moebench.records import Record
 
 PAIRS = [

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from moebench import __version__
+from moebench.cli.verify import find_sealed
 from moebench.disk import sha256, write_json
 from moebench.errors import RecordError
-from moebench.records import Record, find_records, find_sealed, printable
+from moebench.records import Record, find_records, printable
 from moebench.seals import digest_of
 
 CONFIG = "train:\n  steps: 4\nseed: 0\n"

@@ -30,7 +30,7 @@ def verify(runs: Runs = None, as_json: AsJson = False, runs_dir: RunsDir = RUNS)
 
     Examples: `moebench verify`, `moebench verify runs/global-s0-0123456789`
     """
-    from moebench.records import find_sealed, find_unfinished, printable
+    from moebench.records import printable
 
     roots = runs or [runs_dir]
     damage = {record.path: record.damage() for root in roots for record in find_sealed(root)}
@@ -48,6 +48,26 @@ def verify(runs: Runs = None, as_json: AsJson = False, runs_dir: RunsDir = RUNS)
                 print(printable(f"{path}: {line}"))
     if any(damage.values()):
         raise typer.Exit(FAILED)
+
+
+def find_sealed(root: Path) -> "list[Record]":
+    """The finished runs under a directory, or that directory itself if it is one; by name.
+
+    Raises RecordError if there is no such directory.
+    """
+    from moebench.records import Record
+
+    if not root.is_dir():
+        raise RecordError(f"{root}: is not a directory; name a run, or a folder of runs")
+    records = [Record(path) for path in (root, *sorted(root.iterdir()))]
+    return [record for record in records if record.is_done()]
+
+
+def find_unfinished(root: Path) -> "list[Record]":
+    """The runs under a directory, or that directory itself, that are not finished; by name."""
+    from moebench.records import find_records
+
+    return [record for record in find_records(root) if not record.is_done()]
 
 
 def _unfinished(record: "Record") -> tuple[list[str], str]:

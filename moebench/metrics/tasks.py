@@ -4,14 +4,19 @@ The answer of a language model is the text that it finds most likely. Scores are
 of whole texts; nothing here runs a model.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from moebench.data.draws import permutation
+from moebench.disk import read_bytes, read_unpacked, reason
+from moebench.errors import DataError
 
 Z = 1.959963984540054  # of a 95 % interval
 
@@ -116,3 +121,38 @@ def cloze(
                 before = tokens[starts[place] - context : starts[place]]
                 made.append(Question(before, [stretches[at] for at in (place, *wrong)], name))
     return made
+
+
+def read_blimp(folder: Path, limit: int | None = None) -> tuple[list[Pair], str]:
+    """The pairs of a folder of BLiMP's files, and a hash of the files.
+
+    Args:
+        limit: pairs from the start of each file; None for all.
+
+    Raises DataError for a folder without files, or a file that holds anything but pairs.
+    """
+    files = sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")])
+    if not files:
+        raise DataError(
+            f"--blimp={folder}: holds no *.jsonl or *.jsonl.gz; name the folder of BLiMP's data"
+        )
+    digest, pairs = hashlib.sha256(), []
+    for path in files:
+        try:
+            digest.update(path.name.encode() + read_bytes(path))
+            lines = read_unpacked(path).decode().splitlines()[:limit]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({reason(error)}); is it whole?") from None
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                keys = ("sentence_good", "sentence_bad", "UID", "linguistics_term")
+                pairs.append(Pair(*(str(row[key]) for key in keys)))
+            except (ValueError, LookupError, TypeError):
+                raise DataError(
+                    f"{path}:{number}: is not a pair of BLiMP, with sentence_good, sentence_bad, "
+                    "UID and linguistics_term"
+                ) from None
+    if not pairs:
+        raise DataError(f"--blimp={folder}: its files hold no pairs")
+    return pairs, digest.hexdigest()

@@ -60,13 +60,7 @@ def make_plan(
     apply_to_all(lambda pair: _check_data(pair[1], corpora[_data_key(pair[1].data)]), configs)
     numbered = _numbered(configs, corpora)
     jobs = distinct(numbered, of_grid=study is None)
-    if study is None:
-        labels = [job.label for job in jobs]
-        baseline = "micro" if "micro" in labels else labels[0]
-        name = axes.name or GRID
-        study = StudyConfig(
-            name=name, size="", baseline=baseline, primary=PRIMARY, secondary=[*SECONDARY]
-        )
+    study = study or _grid(axes.name or GRID, jobs)
     plan = Plan(
         name=study.name,
         question=study.question,
@@ -87,6 +81,15 @@ def make_plan(
             f"{', '.join(dict.fromkeys(job.label for job in jobs))}"
         )
     return plan, list(corpora.values())
+
+
+def _grid(name: str, jobs: Sequence[Job]) -> StudyConfig:
+    """What stands for the study of a grid, which declares none."""
+    labels = [job.label for job in jobs]
+    baseline = "micro" if "micro" in labels else labels[0]
+    return StudyConfig(
+        name=name, size="", baseline=baseline, primary=PRIMARY, secondary=[*SECONDARY]
+    )
 
 
 def _metrics(names: Sequence[str]) -> tuple[str, ...]:
