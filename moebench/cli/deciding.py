@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from moebench.study.engines import Engine
 
 HOUR = 3600.0
+FIXED = ("most_seeds", "margin", "order", "secondary", "average_twin")
+"""What a plan that ends by rule keeps from its first run on."""
 
 Register = Annotated[
     bool,
@@ -101,7 +103,7 @@ class Rule(NamedTuple):
 
         Raises ConfigError where the rule does not fit the plan, or is not the earlier one.
         """
-        from moebench.registration import refuse_begun
+        from moebench.registration import COMPARED, refuse_begun
 
         known = _known(plan, runs_dir)
         margin, source = _margin(self.margin, runs_dir) if self.margin else (None, "")
@@ -114,14 +116,16 @@ class Rule(NamedTuple):
         most = _most(plan, self.most_seeds) if self.until_decided else None
         typed = self._words(plan.typed or (), margin)
         plan = replace(plan, most_seeds=most, margin=margin, typed=typed)
-        if known is None or (known.most_seeds, known.margin) != (most, margin):
-            if known is not None and known.margin is not None and known.margin != margin:
-                raise ConfigError(
-                    f"--margin {margin:g}: {plan.slug} was planned with {known.margin:g}; leave it "
-                    "out, or take other seeds"
-                )
-            if self.until_decided:
-                refuse_begun(plan, runs_dir, "--until-decided")
+        if known is not None and known.margin is not None and known.margin != margin:
+            raise ConfigError(
+                f"--margin {margin:g}: {plan.slug} was planned with {known.margin:g}; leave it "
+                "out, or take other seeds"
+            )
+        other = [key for key in FIXED if known is None or getattr(known, key) != getattr(plan, key)]
+        if other and self.until_decided:
+            ruled = known is not None and known.most_seeds is not None
+            with_another = f" with another {COMPARED[other[0]]}" if ruled else ""
+            refuse_begun(plan, runs_dir, f"--until-decided{with_another}")
         return plan, source
 
     def _words(self, typed: Sequence[str], margin: float | None) -> tuple[str, ...]:
@@ -158,6 +162,11 @@ def _most(plan: "Plan", typed: int | None) -> int:
     if typed not in (None, most):
         raise ConfigError(f"--most-seeds {typed}: the words name {most} seeds; leave it out")
     looks(most)
+    if several := _differing(plan):
+        raise ConfigError(
+            f"--until-decided: {plan.name} has arms that no table compares, as they differ in "
+            f"{', '.join(several)}, and a rule looks at one finding; type one value of each"
+        )
     arms = len({job.arm_hash for job in plan.jobs})
     if len(plan.jobs) != arms * most:
         raise ConfigError(
@@ -165,6 +174,20 @@ def _most(plan: "Plan", typed: int | None) -> int:
             "seeds; give every arm every seed"
         )
     return most
+
+
+def _differing(plan: "Plan") -> list[str]:
+    """The keys in which the runs of a plan come to differ in their tables."""
+    from moebench.config.compose import from_dict
+    from moebench.config.identity import science
+    from moebench.report.read.grouping import comparable
+    from moebench.study.plan import data_key
+
+    jobs = {job.arm_hash: job for job in plan.jobs}
+    configs = [from_dict(job.config) for job in jobs.values()]
+    tables = [comparable(science(config, data_key(config.data))) for config in configs]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return [key for key in keys if any(table.get(key) != tables[0].get(key) for table in tables)]
 
 
 def _margin(text: str, runs_dir: Path) -> tuple[float, str]:
@@ -207,10 +230,14 @@ def print_registered(plan: "Plan", runs_dir: Path, margin_from: str) -> None:
 def print_rule(plan: "Plan", console: "Console") -> None:
     """Print the looks of a plan that ends by rule."""
     from moebench.looks import looks
+    from moebench.report.paper.findings import findings
 
     if plan.most_seeds:
         each = [f"{look.seeds} ({100 * look.level:g} %)" for look in looks(plan.most_seeds)]
         margin = "no margin" if plan.margin is None else f"margin {plan.margin:g} nats a byte"
+        kind = findings().get(plan.order[0], {}).get("type", "finding")
+        if kind != "difference":
+            margin = f"no stop by margin, which only a difference has: it is of type {kind}"
         at = f"{', '.join(each[:-1])} and {each[-1]} seeds"
         print_message(f"stopping rule: {plan.order[0]} is looked at after {at}; {margin}", console)
 

@@ -16,9 +16,16 @@ from moebench.cli.output import print_message, stdout_console
 from moebench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from moebench.report import Report
 
-VERDICTS = {"agrees": "green", "contradicts": "red", "cannot tell|not decided": "yellow"}
+VERDICTS = {
+    "agrees": "green",
+    "contradicts": "red",
+    "within margin": "cyan",
+    "cannot tell|not decided": "yellow",
+}
 """How a terminal shows the words of a verdict."""
 
 Directories = Annotated[
@@ -182,14 +189,19 @@ def _show(report: "Report", full: bool) -> None:
     else:
         lines = report.brief(width)
     for line in lines:
-        for words, style in VERDICTS.items():
-            line.highlight_regex(rf"\b({words})\b", style)
+        _colour(line)
     paged = sys.stdout.isatty() and len(lines) >= height
     if paged:
         os.environ.setdefault("LESS", "FRX")
     with console.pager(styles=True) if paged else nullcontext():
         for line in lines:
             console.print(line, soft_wrap=True)
+
+
+def _colour(line: "Text") -> None:
+    """Colour the verdicts in a line."""
+    for words, style in VERDICTS.items():
+        line.highlight_regex(rf"\b({words})\b", style)
 
 
 def _print(text: bytes, form: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from moebench.errors import ConfigError, RecordError, nearest
 from moebench.plans import Plan
 from moebench.records import printable
-from moebench.registration import find
+from moebench.registration import Registration, find
 from moebench.report.infer.arms import Table, make_table
 from moebench.report.infer.tokens import gains
 from moebench.report.paper.judge import judge
@@ -210,7 +210,6 @@ def make_report(
     of_study = plans if study is not None else []
     whole, plans = tuple(plans), [at_its_look(plan) for plan in plans]
     only = None if study is None else _runs(plans)
-    registrations = find([*roots, runs_dir])
     frame = load_frame(roots, only, where=where, by=by).checked()
     if at is not None:
         frame = frame.at(at)
@@ -220,22 +219,21 @@ def make_report(
     _check_baseline(baseline, _seen(made, "arm"))
     known = sorted(_seen(made, "metric"))
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)
-    judged = [
-        judge(make_table(part.frame, part.table, plans, baseline, part.interim, registrations))
-        for part in made
-    ]
-    tables = [
-        replace(table, gains=gains(table, part.frame.learning_until(table.step)))
-        for part, (table, _) in zip(made, judged, strict=True)
-    ]
-    verdicts = tuple(verdict for _, verdict in judged)
+    registered = find([*roots, runs_dir])
+    judged = [_judged(part, plans, baseline, registered) for part in made]
+    tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)
     if sort is not None:
-        _chosen([sort.removeprefix("-")], known, "--sort")
-        tables = [table.sorted_by(sort) for table in tables]
+        tables = _sorted(tables, sort, known)
     left = unfinished(frame, plans if study is not None else [])
     problems = (*problems, *frame.problems)
     title = _title(of_study, at)
     return Report(title, tuple(tables), verdicts, tuple(left), problems, frame, shown, whole)
+
+
+def _sorted(tables: Sequence[Table], sort: str, known: Sequence[str]) -> list[Table]:
+    """Tables by the mean of a metric; ConfigError where no run has it."""
+    _chosen([sort.removeprefix("-")], known, "--sort")
+    return [table.sorted_by(sort) for table in tables]
 
 
 @dataclass(frozen=True)
@@ -313,6 +311,20 @@ def _parts(frame: Frame, plans: Sequence[Plan], at: int | None) -> list[Part]:
         of_table.setdefault(row["table"], []).append(row)
     parts = [_part(frame, index, of_table[index], plans, at) for index in sorted(of_table)]
     return [part for part in parts if part.table in part.frame.metrics["table"].unique()]
+
+
+def _judged(
+    part: Part, plans: Sequence[Plan], baseline: str | None, known: Sequence[Registration]
+) -> tuple[Table, tuple[Verdict, ...]]:
+    """A table with its decisions and gains, and its verdicts.
+
+    Args:
+        known: preregistrations.
+    """
+    made = make_table(part.frame, part.table, plans, baseline, part.interim, known)
+    table, verdicts = judge(made)
+    learning = part.frame.learning_until(table.step)
+    return replace(table, gains=gains(table, learning)), verdicts
 
 
 def _part(

@@ -57,7 +57,7 @@ def make_plan(
     configs = list(zip(cells, apply_to_all(composer.compose, cells), strict=True))
     configs.sort(key=lambda pair: pair[1].seed)  # so that pairs fill one after another
     corpora = _corpora([config for _, config in configs], progress)
-    apply_to_all(lambda pair: _check_data(pair[1], corpora[_data_key(pair[1].data)]), configs)
+    apply_to_all(lambda pair: _check_data(pair[1], corpora[data_key(pair[1].data)]), configs)
     numbered = _numbered(configs, corpora)
     jobs = distinct(numbered, of_grid=study is None)
     study = study or _grid(axes.name or GRID, jobs)
@@ -143,19 +143,19 @@ def _numbered(
     """The jobs of some configs, in their order; two ways of writing one treatment are one."""
     by_run: dict[str, Job] = {}
     for cell, config in configs:
-        job = _job(cell, config, corpora[_data_key(config.data)])
+        job = _job(cell, config, corpora[data_key(config.data)])
         by_run.setdefault(job.run, job)
     ids = {run: number for number, run in enumerate(sorted(by_run))}
     return [replace(job, id=ids[run]) for run, job in by_run.items()]
 
 
 def _corpora(configs: Sequence[ExperimentConfig], progress: Any) -> dict[str, Corpus]:
-    needed = {_data_key(config.data): config.data for config in configs}
+    needed = {data_key(config.data): config.data for config in configs}
     corpora = apply_to_all(lambda data: prepare(data, progress=progress), needed.values())
     return dict(zip(needed, corpora, strict=True))
 
 
-def _data_key(data: DataConfig) -> str:
+def data_key(data: DataConfig) -> str:
     """The keys that decide which corpus a config uses."""
     of_runs = ("homogeneity", "sampling", "temperature", "weights", "mask_documents", "max_epochs")
     return json.dumps({key: value for key, value in asdict(data).items() if key not in of_runs})

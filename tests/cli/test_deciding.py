@@ -132,6 +132,30 @@ def test_a_damaged_plan_is_written_again(
     assert only_plan().most_seeds == 12
 
 
+def test_another_order_of_findings_is_refused_once_runs_have_begun(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    trained["effect"] = 0.0
+    assert call(*words, "--register").code == 0
+    assert call(*words, "study.order=[02-shuffled-below-micro]", "--dry-run").code == 0
+    assert call(*words).code == 0
+    seen = len(trained["seeds"])
+    other = call(*words, "study.order=[02-shuffled-below-micro]")
+    assert (other.code, len(trained["seeds"])) == (2, seen)
+    assert "--until-decided with another order of findings: 72 runs have begun" in other.err
+    assert only_plan().order[0] == "01-global-below-micro"
+
+
+def test_a_margin_that_ends_nothing_is_told(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    trend = "study.order=[04-falls-with-balance-bsz]"
+    said = call(*words, trend, "--margin", "0.1", "--dry-run").out.replace("\n", " ")
+    assert "no stop by margin, which only a difference has: it is of type trend" in said
+    said = call(*words, "--margin", "0.1", "--dry-run").out
+    assert "margin 0.1 nats a byte" in said
+
+
 def test_hours_end_at_a_whole_look(
     call: Call, trained: dict[str, Any], words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +226,7 @@ def test_what_was_registered_is_trained_later(
         (["--until-decided", "--margin", "room"], "--study room: no such study"),
         (["--until-decided", "scope=micro,global"], "declares no order of findings"),
         (["--until-decided", "seed=range(12)", "--most-seeds", "16"], "the words name 12 seeds"),
+        (["--until-decided", "model.top_k=1,2"], "as they differ in model.top_k, and a rule"),
         (["--until-decided", "--exclude", "scope=micro seed=3"], "give every arm every seed"),
         (["--register", "seed=1000"], "--register: seed=1000: seeds from 1000 on"),
     ],

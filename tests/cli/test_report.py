@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.text import Text
 
+from moebench.cli.report import VERDICTS, _colour
 from moebench.report import make_report
 from tests.calls import Call
 from tests.report.conftest import make_run
@@ -166,3 +168,14 @@ def test_json_gives_the_answers(call: Call, runs: Path) -> None:
     quality = table["answers"][0]
     assert (quality["question"], quality["arm"]) == ("quality", "global")
     assert quality["metric"] == "valid/nats"
+
+
+def test_every_verdict_has_a_colour() -> None:
+    from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, WITHIN
+
+    for word in (AGREES, CONTRADICTS, CANNOT_TELL, WITHIN):
+        line = Text(f"Finding 1: {word} (between -0.2 and 0.2)")
+        _colour(line)
+        [span] = line.spans
+        assert line.plain[span.start : span.end] == word
+        assert span.style in VERDICTS.values()

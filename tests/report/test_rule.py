@@ -151,6 +151,20 @@ def test_seeds_after_the_end_void_the_level(runs: Path, study: Callable[..., Pat
     assert "Its level is void: the rule ended the study" in texts(made)
 
 
+def test_a_seed_that_failed_in_all_arms_moves_no_look(
+    runs: Path, study: Callable[..., Path]
+) -> None:
+    """Else three other seeds would have decided at the first look."""
+    study(-40.0, 6)
+    for record in find_records(runs):
+        if record.manifest()["seed"] == 1:
+            (record.path / "summary.json").unlink()
+            record.set_status("failed", step=1, steps=2, reason="it failed")
+    _, content = report(runs)
+    assert content["tables"][0]["rule"]["void"] == ""
+    assert content["findings"][0]["reason"] == "5 seeds, and a verdict takes 6"
+
+
 def test_seeds_of_no_plan_void_the_level(runs: Path, run: Make, study: Callable[..., Path]) -> None:
     study(-40.0)
     for arm, science in (("micro", MICRO), ("global", GLOBAL)):

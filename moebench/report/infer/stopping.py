@@ -25,12 +25,14 @@ class Rule:
 
     Attributes:
         margin: as in the plan.
+        seeds: of the look, in order.
         void: why its level does not hold; "" if it does.
         outcome: of the look: DIFFERENCE, WITHIN, or OPEN.
     """
 
     look: Look
     margin: float | None
+    seeds: tuple[int, ...] = ()
     void: str = ""
     outcome: str = OPEN
 
@@ -65,7 +67,7 @@ def rule_of(plans: Sequence[Plan], seeds: Iterable[int]) -> Rule | None:
     if added := sorted({*seeds} - {*first.seeds}):
         which = ", ".join(map(str, added))
         void = void or f"seeds that are not of this look were added ({which})"
-    return Rule(look, first.margin, void)
+    return Rule(look, first.margin, first.seeds, void)
 
 
 def outcome(

@@ -220,8 +220,10 @@ def _looked_at(table: Table, rule: Rule, endpoint: Endpoint) -> Rule:
     """The rule with the outcome of its look, void if an earlier look had ended the study."""
     order = _ranks(table.order)
     evidence, last = endpoint.evidence, rule.look
+    seeds = sorted({seed for arm in table.arms for seed in arm.seeds})
     for look in looks(last.most)[: last.number]:
-        seen = replace(evidence, values=evidence.values[: look.seeds], level=look.level)
+        there = np.isin(seeds, rule.seeds[: look.seeds])
+        seen = replace(evidence, values=evidence.values[there], level=look.level)
         named = [effect for effect in effects(seen) if effect.name in order]
         first = min(named, key=lambda effect: _place(effect, order), default=None)
         found = OPEN

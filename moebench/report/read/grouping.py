@@ -23,6 +23,13 @@ OF_ARMS = ("model.moe", "model.zero_experts")
 ABSENT = "absent"  # stands for the value of a key that an arm leaves at its neutral value
 
 
+def comparable(science: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that runs of one table share, as far as their configs decide."""
+    keys = {key: science.get(key) for key in COMPARABLE}
+    of_model = (key for key in science if key.startswith("model.") and key not in OF_ARMS)
+    return keys | {key: science[key] for key in of_model}
+
+
 def number_tables(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> tuple[dict[str, Any], ...]:
     """Set `table` in each row, and return the keys in which each table's runs are equal.
 
@@ -34,13 +41,7 @@ def number_tables(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> tuple[di
     """
     groups: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {}
     for row in rows:
-        science = row["science"]
-        keys = {key: science.get(key) for key in COMPARABLE}
-        keys |= {
-            key: value
-            for key, value in science.items()
-            if key.startswith("model.") and key not in OF_ARMS
-        }
+        keys = comparable(row["science"])
         keys |= {"device": row["device"], "moebench": row["made_with"].get("moebench", "?")}
         keys |= {key: value_of(row, key) for key in by}
         groups.setdefault(json.dumps(keys, sort_keys=True), (keys, []))[1].append(row)
