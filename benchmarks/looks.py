@@ -108,6 +108,8 @@ def rows(studies: int) -> list[tuple[str, float, float]]:
         row(f"error: the rule, {with_margin}", none, RULE, lambda f: f.decided.any(1), MARGIN),
         row(f"error: the rule, {with_margin}, true difference {MARGIN:g}: called none",
             at, RULE, lambda found: found.within, MARGIN),
+        row(f"error: the rule, {with_margin}, true difference {MARGIN:g}: called none, or a later "
+            "finding", at, RULE, lambda found: found.within | later(found), MARGIN),
         row("error: the rule, the first arm differs by 1.25: a later finding",
             shown, RULE, later),
         *(

@@ -222,8 +222,7 @@ def make_report(
     registered = find([*roots, runs_dir])
     judged = [_judged(part, plans, baseline, registered) for part in made]
     tables, verdicts = [table for table, _ in judged], tuple(verdict for _, verdict in judged)
-    if sort is not None:
-        tables = _sorted(tables, sort, known)
+    tables = tables if sort is None else _sorted(tables, sort, known)
     left = unfinished(frame, plans if study is not None else [])
     problems = (*problems, *frame.problems)
     title = _title(of_study, at)

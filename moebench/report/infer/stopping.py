@@ -5,7 +5,9 @@ decided at the level of the look, or if its interval at that level lies within a
 is no difference that matters. Both claims read one interval, so that together they err no more
 often than the interval misses the truth. All other findings follow in their order, at the level of
 the look, and only behind a difference: behind a claim of no difference, a second test at the full
-level would add to the error.
+level would add to the error. A true difference of the margin or more may be called none, or let a
+later finding err: both together are bounded by 1.5 times the level, and stay below the level in
+simulations (docs/reading.md).
 """
 
 from collections.abc import Iterable, Sequence

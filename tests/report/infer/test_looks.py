@@ -52,6 +52,7 @@ def test_a_difference_of_the_margin_is_seldom_called_none() -> None:
         found = ends(draw(STUDIES, (margin, 0, 0)), RULE, margin)
         assert 0.001 < found.within.mean() < above(0.025)
         assert not (found.within & found.decided.any(1)).any()
+        assert (found.within | found.decided[:, 1:].any(1)).mean() < above(0.05)
 
 
 @pytest.mark.parametrize(("effect", "power"), [(1.0, 0.70), (1.25, 0.88), (1.5, 0.97)])
