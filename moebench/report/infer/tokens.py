@@ -65,15 +65,16 @@ def mean_curve(
 def worth(steps: np.ndarray, nats: np.ndarray, difference: float) -> float | None:
     """The share of the tokens over whose end a curve fell by a difference; None if it never did.
 
-    Between two evaluations the curve is a line. Where it rose, it counts as falling later.
+    Between two evaluations the curve is a line. Where it is at that height more than once, the last
+    time counts.
 
     Args:
         difference: in nats; below 0 for an arm that is better, which gives a share above 0.
     """
-    falling = np.maximum.accumulate(nats[::-1])[::-1]
     target = nats[-1] + abs(difference)
-    if target > falling[0]:
+    above = np.flatnonzero(nats >= target)
+    if not len(above):
         return None
-    levels, latest = np.unique(falling[::-1], return_index=True)  # of equal ones, the last step
-    at = float(np.interp(target, levels, steps[::-1][latest]))
+    ends = slice(above[-1], above[-1] + 2)  # of the line that crosses; one point at the curve's end
+    at = float(np.interp(-target, -nats[ends], steps[ends]))
     return float(-np.sign(difference)) * (1 - at / steps[-1]) + 0.0

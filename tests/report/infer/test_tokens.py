@@ -40,6 +40,13 @@ def test_a_curve_that_rose_counts_as_falling_later() -> None:
     assert worth(STEPS, np.array([5.0, 2.1, 2.4, 2.1, 2.0]), -0.4) == pytest.approx(0.5)
 
 
+def test_the_last_time_at_a_height_counts() -> None:
+    """Just above the last bump, the curve was there before that bump's valley, and no later."""
+    curve = np.array([5.0, 3.0, 1.4, 1.6, 1.2])
+    assert worth(STEPS, curve, -0.39) == pytest.approx(1 - (300 + 100 / 40) / 400)
+    assert worth(STEPS, curve, -0.41) == pytest.approx(1 - (100 + 100 * 1.39 / 1.6) / 400)
+
+
 def test_a_mean_curve_needs_shared_evaluations() -> None:
     one, other = [(0, 5.0), (100, 3.0), (200, 2.0)], [(0, 6.0), (100, 4.0), (200, 2.5)]
     found = mean_curve([one, other])
