@@ -184,14 +184,14 @@ def deviations(
     Args:
         plan: of the study, which may be another one than the registered.
         seeds: with results, by arm hash; of all tables.
-        arms: names of the reported ones, by arm hash.
+        arms: names of the reported ones, those of one table, by arm hash.
         commits: of the code of their runs: ten digits, and " with changes".
         first_end: when the first of them ended, in ISO format; "" if unknown.
         complete: whether all seeds of the study, or of its last look, should be there.
     """
     if registration.damage:
         return [printable(f"{FILE} is damaged ({registration.damage})")]
-    said, measured = registration.content, set[int]().union(*seeds.values())
+    said, measured = registration.content, set[int]().union(*(seeds.get(arm, ()) for arm in arms))
     found = [] if registration.sound else ["the file was changed after it was written"]
     for key, words in COMPARED.items():
         now = _plain(getattr(plan, key))
@@ -208,7 +208,7 @@ def deviations(
     if more := sorted(measured - {*registration.seeds}):
         found.append(f"seeds that are not registered: {', '.join(map(str, more))}")
     wanted = {*(plan.seeds if said.get("most_seeds") else registration.seeds)}
-    if complete:
+    if complete and not other:  # with other overrides, all arms are others
         found += _lacking(said["arms"], seeds, wanted & {*registration.seeds})
     code = str(said.get("commit") or "unknown")[:10] + " with changes" * bool(said.get("dirty"))
     if others := sorted({*commits} - {code}):
