@@ -49,7 +49,7 @@ def product(
     Args:
         onednn: `takes_onednn` of the weight matrix, also where that is the result.
     """
-    if onednn and rows.dtype == torch.float32:
+    if onednn and rows.dtype == torch.float32 and rows.numel():  # oneDNN takes no empty matrix
         return torch.ops.mkldnn._linear_pointwise(rows, matrix.t(), None, "none", [], "")
     return torch.mm(rows, matrix)
 

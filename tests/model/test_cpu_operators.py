@@ -91,6 +91,15 @@ def test_a_linear_layer_by_onednn_is_that_by_torch(of_weight: bool) -> None:
         assert (one - other).abs().max() < 2**-18 * other.abs().max()
 
 
+def test_a_linear_layer_without_rows_has_a_gradient_of_zeros() -> None:
+    x, weight = torch.empty(0, 64), torch.ones(96, 64)
+    out, of_x, of_weight = results(linear, [x, weight], torch.empty(0, 96))
+    assert out.shape == (0, 96)
+    assert of_x.shape == (0, 64)
+    assert of_weight.shape == (96, 64)
+    assert not of_weight.any()
+
+
 def test_linear_layers_of_stacked_arms_are_those_of_each_to_the_bit() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 5, 7, 64), torch.randn(2, 96, 64)
