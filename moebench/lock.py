@@ -1,4 +1,4 @@
-"""A lock that lets one process at a time train a run; it is free again when the process ends.
+"""A lock: one process at a time trains a run, or searches; it is free when the process ends.
 
 It is a lease, so machines that share the directory of the runs agree on it.
 """
@@ -16,8 +16,11 @@ ENDED = "its process ended without a message"
 
 
 @contextmanager
-def hold(record: Record) -> Iterator[None]:
+def hold(record: Record, doing: str = "training it") -> Iterator[None]:
     """Keep other processes from training a run. The process that holds the lock may take it again.
+
+    Args:
+        doing: what the holder of the lock does, for errors.
 
     Raises:
         LockedError: if another process holds it.
@@ -32,7 +35,7 @@ def hold(record: Record) -> Iterator[None]:
         held.__enter__()
     except lease.TakenError as error:
         raise LockedError(
-            f"{record.path}: another process is training it ({error}); wait for it"
+            f"{record.path}: another process is {doing} ({error}); wait for it"
         ) from None
     except OSError as error:
         raise cannot_write(record.path.parent, error) from None

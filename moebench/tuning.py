@@ -2,7 +2,8 @@
 
 A trial trains with tuning seeds, 1000 and up, and is judged by the `tune` half of the validation
 documents alone (protocol, section 2). Its runs are in `runs/tuning`, which no report reads, beside
-a journal of the trials. The same search goes on where it stopped.
+a journal of the trials. The same search goes on where it stopped. One process at a time makes its
+trials.
 """
 
 import importlib
@@ -20,6 +21,8 @@ from moebench.data.corpus import prepare
 from moebench.disk import make_folder, parse_json, read_lines, reason, regular_status
 from moebench.errors import CONTINUES, ConfigError, LockedError, MoebenchError, Stopped
 from moebench.experiment import run_experiment
+from moebench.lock import check_held, hold
+from moebench.records import Record
 from moebench.seals import refuse_link
 from moebench.searches import METRIC, Outcome, Space
 from moebench.train.loop import Event
@@ -47,9 +50,14 @@ class Search(Space):
 
         Raises:
             Stopped: on a signal, after a checkpoint; the same search then goes on.
-            LockedError: if another process trains a run of the search.
+            LockedError: if another process makes its trials, or trains a run of it.
             MoebenchError: if all trials failed.
         """
+        refuse_link(self.folder)
+        with hold(Record(self.journal), "making its trials"):
+            yield from self._run(trials, follow, command)
+
+    def _run(self, trials: int, follow: Follow, command: str) -> Iterator[Outcome]:
         study, outcomes, left = self._known()
         self.write(outcomes, trials)
         yield from outcomes
@@ -61,6 +69,7 @@ class Search(Space):
                 number, words = trial.number, [each.ask(trial) for each in self.intervals]
                 trial.set_user_attr("words", " ".join(words))
             outcome = self._train(number, words, follow, command)
+            check_held(Record(self.journal))
             failed = self._optuna.trial.TrialState.FAIL if outcome.value is None else None
             study.tell(number, outcome.value, state=failed)
             outcomes.append(outcome)
@@ -89,9 +98,8 @@ class Search(Space):
     def _known(self) -> tuple[Any, list[Outcome], list[Outcome]]:
         """The study in the journal, its trials that have ended, and those that have not.
 
-        Raises ConfigError for a journal that no search wrote, or that lies behind a link.
+        Raises ConfigError for a journal that no search wrote.
         """
-        refuse_link(self.folder)
         try:
             make_folder(self.folder)
             _check_journal(self.journal)
@@ -114,7 +122,7 @@ class Search(Space):
 
     def _study(self) -> Any:
         storages = self._optuna.storages
-        backend = storages.journal.JournalFileBackend(str(self.journal))
+        backend = storages.journal.JournalFileBackend(str(self.journal), lock_obj=NoLock())
         storage = storages.JournalStorage(backend)
         return self._optuna.create_study(
             study_name=self.name, storage=storage, direction="minimize", load_if_exists=True
@@ -148,6 +156,19 @@ class Search(Space):
             # it diverged, or the values do not go together
             return Outcome(number, " ".join(words), None, told)
         return Outcome(number, " ".join(words), math.fsum(values) / len(values))
+
+
+class NoLock:
+    """In place of Optuna's lock, which outlives a killed process: a search has its own, see `run`.
+
+    Optuna waits without end for a lock that links to a relative path.
+    """
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
 
 
 def _check_journal(path: Path) -> None:

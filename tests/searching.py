@@ -1,6 +1,7 @@
 """A stand-in with the part of Optuna's interface that is used, where Optuna is not installed."""
 
 import importlib.util
+import os
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,11 @@ class Study:
         self.trials[number].state = State(state or "complete")
 
 
+def backend(path: str, lock_obj: Any = None) -> str:
+    assert lock_obj or not os.path.lexists(f"{path}.lock"), "Optuna would wait for it"
+    return path
+
+
 def stand_in() -> Any:
     kept: dict[str, Study] = {}
 
@@ -67,7 +73,7 @@ def stand_in() -> Any:
     return SimpleNamespace(
         logging=SimpleNamespace(set_verbosity=lambda _: None, ERROR=0),
         storages=SimpleNamespace(
-            journal=SimpleNamespace(JournalFileBackend=str),
+            journal=SimpleNamespace(JournalFileBackend=backend),
             JournalStorage=lambda path: SimpleNamespace(path=path, get_all_studies=list),
         ),
         create_study=create_study,

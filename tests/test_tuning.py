@@ -15,9 +15,18 @@ import pytest
 from moebench import tuning
 from moebench.config.compose import Composer
 from moebench.config.interval import Interval
-from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped, TrainingError
+from moebench.errors import (
+    ConfigError,
+    LockedError,
+    MoebenchError,
+    RecordError,
+    Stopped,
+    TrainingError,
+)
+from moebench.lease import is_held
 from moebench.searches import FIRST_SEED, Outcome, Space, best
 from moebench.tuning import Search, spread
+from tests.leases import elsewhere
 from tests.processes import moebench
 from tests.searching import INSTALLED, stand_in
 
@@ -139,7 +148,51 @@ def test_a_journal_that_is_none_is_refused(tmp_path: Path, text_folder: Path) ->
     made.folder.rename(tmp_path / "outside")
     made.folder.symlink_to(tmp_path / "outside")
     with pytest.raises(RecordError, match=r"tuning: is a link to .*/outside, where nothing may"):
-        made._known()
+        next(made.run(1, follow))
+    assert not (tmp_path / "outside" / ".locks").exists()
+
+
+def test_one_process_makes_the_trials_of_a_search(
+    tmp_path: Path,
+    text_folder: Path,
+    trained: list[tuple[float, int, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = search(tmp_path, text_folder, "optim.lr=0.01..0.04")
+    lock = made.folder / ".locks" / f"{made.name}.journal.lock"
+    with (
+        elsewhere(lock),
+        pytest.raises(
+            LockedError,
+            match=r"\.journal: another process is making its trials \(process \d+ on other\); wait",
+        ),
+    ):
+        next(made.run(1, follow))
+    assert not trained
+    train = tuning.run_experiment
+    held = []
+
+    def watched(*words: Any, **named: Any) -> Any:
+        held.append(is_held(lock))
+        return train(*words, **named)
+
+    monkeypatch.setattr(tuning, "run_experiment", watched)
+    list(made.run(1, follow))
+    assert held == [True]
+    assert not is_held(lock)
+
+
+def test_a_lock_of_a_killed_optuna_is_not_awaited(
+    tmp_path: Path,
+    text_folder: Path,
+    trained: list[tuple[float, int, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = search(Path("runs"), text_folder, "optim.lr=0.01..0.04")
+    list(made.run(1, follow))
+    Path(f"{made.journal}.lock").symlink_to(made.journal)  # as Optuna links it: it dangles
+    assert len(list(made.run(2, follow))) == 2
 
 
 def test_trials_that_fail(
