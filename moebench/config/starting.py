@@ -98,6 +98,11 @@ def read_description(path: str) -> dict[str, Any]:
             f"{where}: model_type={described.get('model_type')} has another architecture; name a "
             f"checkpoint of {MOE}, or of {DENSE}, each of whose layers becomes experts"
         )
+    if described.get("quantization_config") is not None:
+        raise ConfigError(
+            f"{where}/config.json: quantization_config: its weights are quantised; save the model "
+            "in BF16 or F32"
+        )
     if "num_local_experts" in described:  # as transformers 5 calls it
         described.setdefault("num_experts", described["num_local_experts"])
     if wrong := DESCRIPTION(described, ""):

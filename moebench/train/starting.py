@@ -19,6 +19,7 @@ from moebench.model.rotary import ROPE_BASE
 from moebench.model.transformer import MoETransformer
 
 COMPARED = 2000  # tokens of each domain by which tokenizers are compared
+FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors calls them
 
 
 def check_start(config: ExperimentConfig, corpus: Corpus) -> None:
@@ -97,21 +98,19 @@ def _check_tokens(config: ExperimentConfig, corpus: Corpus, file: Path) -> None:
 def start_from(model: MoETransformer, config: ExperimentConfig) -> None:
     """Set a fresh model's weights to those of `model.init`; see `from_qwen3`.
 
-    Raises ConfigError for weights that do not fit the model.
+    Raises ConfigError for weights that do not fit the model, are no floats, or that nothing reads.
     """
     path = config.model.init
     assert path is not None
-    files: dict[str, Any] = {}  # by the name of each tensor
+    unread: dict[str, Path] = {}
     try:
-        for file in sorted(Path(path).glob("*.safetensors")):
-            with open_regular(file):  # else to map it could wait for a pipe
-                pass
-            content = safe_open(file, "pt")
-            files |= dict.fromkeys(content.keys(), content)
+        files = _files(Path(path))
+        unread |= {name: file for name, (file, _) in files.items()}
         dtype = model.embedding.dtype
 
         def read(name: str) -> Tensor | None:
-            return files[name].get_tensor(name).to(dtype) if name in files else None
+            unread.pop(name, None)
+            return files[name][1].get_tensor(name).to(dtype) if name in files else None
 
         from_qwen3(model, read)
     except torch.OutOfMemoryError:
@@ -120,3 +119,33 @@ def start_from(model: MoETransformer, config: ExperimentConfig) -> None:
         raise ConfigError(
             f"model.init={path}: cannot be used: it {reason(error)}; name a checkpoint that fits"
         ) from None
+    if unread:
+        first = min(unread)
+        more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
+        raise ConfigError(
+            f"model.init={unread[first]}: nothing here reads {first}{more}; restore the "
+            "config.json that was saved with the weights, or name a checkpoint without them"
+        )
+
+
+def _files(folder: Path) -> dict[str, tuple[Path, Any]]:
+    """The file of each tensor of a checkpoint, and its content, by the tensor's name.
+
+    Raises:
+        ConfigError: for a tensor that is no float of 16 bits or more.
+        OSError, SafetensorError: for a file that cannot be read.
+    """
+    files: dict[str, tuple[Path, Any]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with open_regular(file):  # else to map it could wait for a pipe
+            pass
+        content = safe_open(file, "pt")
+        for name in content.keys():  # noqa: SIM118, it is no dict
+            kind = content.get_slice(name).get_dtype()
+            if kind not in FLOATS:
+                raise ConfigError(
+                    f"model.init={file}: {name} is {kind}, and weights are F16, BF16, F32 or F64; "
+                    "save the model in one of them"
+                )
+            files[name] = file, content
+    return files

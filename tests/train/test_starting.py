@@ -1,6 +1,7 @@
 """Runs that start from a Hugging Face checkpoint: equal logits, upcycling, and what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,10 @@ def test_sizes_that_do_not_fit(
         ),
         ({"head_dim": 128}, "has head_dim=128, and moebench computes 16; name a checkpoint"),
         ({"hidden_size": "wide"}, "config.json: hidden_size is not a whole number from 1"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "config.json: quantization_config: its weights are quantised; save the model in BF16",
+        ),
         ({"decoder_sparse_step": []}, "config.json: decoder_sparse_step is not a whole number"),
     ],
 )
@@ -228,3 +233,29 @@ def test_broken_weights_and_folders_are_named(
     file.unlink()
     with pytest.raises(ConfigError, match=r"has no \*.safetensors"):
         started(words, folder)
+
+
+def test_tensors_that_are_no_floats_or_that_nothing_reads_are_named(
+    words: list[str], trained: tuple[Record, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(trained[1], folder)
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    name = "model.layers.0.self_attn.k_norm.weight"
+    sound = weights[name]
+    for value, found in (
+        (sound.to(torch.float8_e4m3fn), "F8_E4M3"),
+        (sound.to(torch.complex64), "C64"),
+        (sound.bool(), "BOOL"),
+        (sound.int(), "I32"),
+    ):
+        save_file(weights | {name: value}, file)
+        line = f"{file}: {name} is {found}, and weights are F16, BF16, F32 or F64; save the model"
+        with pytest.raises(ConfigError, match=re.escape(line)):
+            make_model(started(words, folder), 256)
+    others = {f"model.layers.{layer}.self_attn.q_proj.bias": sound.clone() for layer in (9, 0)}
+    save_file(weights | others, file)
+    line = f"{file}: nothing here reads {min(others)} and 1 more; restore the config.json that"
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        make_model(started(words, folder), 256)
