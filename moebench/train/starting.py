@@ -82,6 +82,8 @@ def _check_tokens(config: ExperimentConfig, corpus: Corpus, file: Path) -> None:
         raise ConfigError(f"{where} cannot be read ({reason(error)}); restore it") from None
     with refusing(f"{where} is no tokenizer"):
         theirs = Tokenizer.from_str(content)
+    theirs.no_padding()
+    theirs.no_truncation()
     theirs.encode_special_tokens = True
     for domain in corpus.domains:
         text = corpus.tokenizer.decode(corpus.valid(domain, "test")[:COMPARED])

@@ -27,6 +27,14 @@ LITTLE = [
     *("model=smoke", "train.steps=1", "global_bsz=8", "seq_len=32", "data.valid_sequences=4"),
     *("data=folder", "run.device=cpu", "run.threads=1"),
 ]
+PADDING = {
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "a",
+}
+TRUNCATION = {"direction": "Right", "strategy": "LongestFirst"}
 TOKENS = torch.tensor([[255, *b"some text, long enough"]])
 
 
@@ -259,3 +267,25 @@ def test_tensors_that_are_no_floats_or_that_nothing_reads_are_named(
     line = f"{file}: nothing here reads {min(others)} and 1 more; restore the config.json that"
     with pytest.raises(ConfigError, match=re.escape(line)):
         make_model(started(words, folder), 256)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"padding": {**PADDING, "strategy": {"Fixed": 100_000}}},
+        {"truncation": {**TRUNCATION, "max_length": 1, "stride": 9}},
+    ],
+)
+def test_a_tokenizer_is_compared_without_its_padding_and_truncation(
+    setting: dict[str, Any],
+    words: list[str],
+    trained: tuple[Record, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(trained[1], folder)
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | setting))
+    check(words, folder)
+    assert not capfd.readouterr().err
