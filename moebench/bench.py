@@ -16,7 +16,7 @@ import torch
 from moebench.config.cost import training_flops
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus, prepare
-from moebench.experiment.execution import device_kind
+from moebench.experiment.execution import check_threads, device_kind
 from moebench.train.build import make_state
 from moebench.train.gradients import accumulate_gradients, routing_of
 from moebench.train.kernels import Kernels, apply, choose
@@ -174,6 +174,7 @@ def time_arms(
         progress: called with messages about data preparation.
     """
     device = torch.device(device_kind(configs[0].run))
+    check_threads(configs[0].run)
     threads = configs[0].run.threads or 1
     torch.set_num_threads(threads)
     arms = []

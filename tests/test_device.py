@@ -12,10 +12,13 @@ import torch
 from moebench import device
 from moebench.config.compose import Composer, from_dict
 from moebench.config.identity import run_name
+from moebench.config.schema import RunConfig
 from moebench.errors import ConfigError
-from moebench.experiment.execution import device_kind
+from moebench.experiment import execution
+from moebench.experiment.execution import device_kind, resolved
 from moebench.study import make_plan
 from moebench.study.stacking import on_gpu, stack_size
+from moebench.train.ranks import Ranks
 
 Patch = pytest.MonkeyPatch
 Pretend = Callable[..., None]
@@ -137,3 +140,14 @@ def test_a_plan_asks_the_workers_once_and_keeps_the_answer(
     assert from_dict(plan.jobs[0].config).train.precision == "bf16"  # as a worker reads it
     typed, _ = make_plan(Composer(), [*words, "train.precision=bf16"])
     assert typed.slug == plan.slug
+
+
+def test_many_more_threads_than_cores_are_refused(monkeypatch: Patch) -> None:
+    wanted = RunConfig(device="cpu", threads=65)
+    monkeypatch.setattr(execution, "usable_cores", lambda: 17)
+    assert resolved(wanted, None, Ranks()).threads == 65
+    monkeypatch.setattr(execution, "usable_cores", lambda: 2)
+    with pytest.raises(ConfigError, match=r"^run.threads=65: .* 2 cores for at most 64 threads; u"):
+        resolved(wanted, None, Ranks())
+    monkeypatch.setattr(execution, "usable_cores", lambda: 2000)
+    assert resolved(RunConfig(device="cpu"), None, Ranks()).threads == 1024, "as its record may say"

@@ -14,6 +14,7 @@ from moebench.config.router_keys import RouterConfig
 from moebench.ranges import LARGEST
 from moebench.scopes import SCOPES
 
+MOST_THREADS = 1024
 PRECISIONS = ("auto", "fp32", "bf16", "fp64")
 SOURCES = ("installed", "folder", "huggingface", "synthetic", "mixture")
 
@@ -249,7 +250,11 @@ class RunConfig:
         low=1,
     )
     threads: int | None = knob(
-        None, "CPU threads; null takes all cores, 1 in a sweep", unit="threads", low=1
+        None,
+        "CPU threads; null takes all cores, 1 in a sweep; at most 4 a core, or 64 if that is more",
+        unit="threads",
+        low=1,
+        high=MOST_THREADS,
     )
     compile: str = knob(
         "auto",

@@ -6,12 +6,15 @@ from dataclasses import fields, replace
 
 import torch
 
-from moebench.config.schema import ExperimentConfig, RunConfig
+from moebench.config.schema import MOST_THREADS, ExperimentConfig, RunConfig
 from moebench.device import BF16, unusable
 from moebench.errors import ConfigError
 from moebench.machine import usable_cores
 from moebench.records import Record
 from moebench.train.ranks import Ranks, world_size
+
+THREADS_A_CORE = 4  # that may be asked for
+ANY_MACHINE = 64  # threads that may be asked for anywhere
 
 
 def resolved(wanted: RunConfig, record: Record | None, ranks: Ranks) -> RunConfig:
@@ -22,7 +25,10 @@ def resolved(wanted: RunConfig, record: Record | None, ranks: Ranks) -> RunConfi
 
     Args:
         record: of a run that continues; None for a new one.
+
+    Raises ConfigError for a device that is not there, or too many threads.
     """
+    check_threads(wanted)
     if record is not None:
         before, default = record.config(), RunConfig()
         kept = {
@@ -32,8 +38,23 @@ def resolved(wanted: RunConfig, record: Record | None, ranks: Ranks) -> RunConfi
             and f"run.{field.name}" in before
         }
         wanted = replace(wanted, **kept)
-    threads = wanted.threads or max(1, usable_cores() // ranks.size)
+    threads = wanted.threads or max(1, min(MOST_THREADS, usable_cores() // ranks.size))
     return replace(wanted, device=device_kind(wanted), threads=threads)
+
+
+def check_threads(wanted: RunConfig) -> None:
+    """Raise ConfigError for many more threads than this machine has cores.
+
+    Each would wait for the others, and a machine has only so many threads for all processes. What
+    the record of a run from a larger machine says is not checked: the run could not continue here.
+    """
+    cores = usable_cores()
+    most = max(ANY_MACHINE, THREADS_A_CORE * cores)
+    if wanted.threads is not None and wanted.threads > most:
+        raise ConfigError(
+            f"run.threads={wanted.threads}: this machine has {cores} cores for at most {most} "
+            f"threads; use run.threads={cores}, or leave it out"
+        )
 
 
 def device_kind(wanted: RunConfig) -> str:

@@ -53,7 +53,7 @@ def test_every_key_has_a_meaning_a_range_and_the_default_of_a_run() -> None:
     assert all(meaning and allowed for meaning, _, allowed, _, _ in found.values())
     assert found["seq_len"][1] == "tokens"
     assert found["optim.beta1"][2] == "at least 0 and below 1"
-    assert found["run.threads"][2:4] == ["at least 1, or null", "`null`"]
+    assert found["run.threads"][2:4] == ["between 1 and 1024, or null", "`null`"]
     assert found["loss.z"][4] == "ST-MoE: 0.001"
 
 

@@ -80,6 +80,7 @@ def test_a_value_of_another_type_is_refused(value: Any, kind: Any) -> None:
     [
         ({"seed": -1}, f"seed=-1: must be between 0 and {LARGEST}"),
         ({"seed": 10**30}, f"seed={10**30}: must be at most {LARGEST}"),
+        ({"run.threads": 1025}, "run.threads=1025: must be between 1 and 1024"),
         ({"global_bsz": LARGEST + 1}, f"global_bsz={LARGEST + 1}: must be at most {LARGEST}"),
         ({"seq_len": 1}, "seq_len=1: must be at least 2"),
         ({"optim.lr": 0.0}, "optim.lr=0.0: must be above 0"),
