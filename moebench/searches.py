@@ -164,7 +164,11 @@ class Space:
                 raise ValueError(wrong)
             keys = Outcome._fields
             trials = tuple(Outcome(*(row[key] for key in keys)) for row in content["trials"])
+            numbers: set[int] = set()
             for trial in trials:
+                if trial.number in numbers:
+                    raise ValueError(f"trial {trial.number} is there twice")
+                numbers.add(trial.number)
                 if not self.made(trial):
                     raise ValueError(f"trial {trial.number} is of no search of these ranges")
             size = content["bytes"]

@@ -246,6 +246,9 @@ def test_a_file_of_trials_that_was_changed_is_refused(
         made.found()
     made.journal.write_bytes(journal)
     content = json.loads(made.path.read_text())
+    made.path.write_text(json.dumps({**content, "trials": content["trials"] * 2}))
+    with pytest.raises(ConfigError, match="trial 0 is there twice"):
+        made.found()
     content["trials"][0]["words"] = "optim.lr=0.02 data=huggingface"
     made.path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="trial 0 is of no search of these ranges"):
