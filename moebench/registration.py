@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from moebench.checkout import commit
-from moebench.contents import TEXT, WORD, each, fields, maybe, table, whole
+from moebench.contents import DIGEST, FLAG, NUMBER, TEXT, WORD, each, fields, maybe, table, whole
 from moebench.disk import read_json, reason, write_json
 from moebench.errors import ConfigError, RecordError
-from moebench.looks import looks
+from moebench.looks import FEWEST, looks
 from moebench.plans import Plan, study_of
 from moebench.record_files import SEED
 from moebench.records import Record, cannot_write, printable
@@ -40,7 +40,16 @@ CONTENT = fields(
         "overrides": each(TEXT),
         "date": WORD,
     },
-    {"plan": TEXT, "commit": maybe(TEXT), "most_seeds": maybe(whole())},
+    {
+        **dict.fromkeys(("plan", "size", "baseline", "primary"), TEXT),
+        **dict.fromkeys(("secondary", "order"), each(TEXT)),
+        "average_twin": FLAG,
+        "most_seeds": maybe(whole(FEWEST)),
+        "margin": maybe(NUMBER),
+        "commit": maybe(TEXT),
+        "dirty": maybe(FLAG),
+        "sha256": DIGEST,
+    },
 )
 
 
@@ -66,7 +75,7 @@ class Registration:
 
     @property
     def date(self) -> str:
-        return str(self.content.get("date", ""))
+        return printable(str(self.content.get("date", "")))
 
     @property
     def seeds(self) -> list[int]:

@@ -118,7 +118,7 @@ class Rule(NamedTuple):
         plan = replace(plan, most_seeds=most, margin=margin, typed=typed)
         if known is not None and known.margin is not None and known.margin != margin:
             raise ConfigError(
-                f"--margin {margin:g}: {plan.slug} was planned with {known.margin:g}; leave it "
+                f"--margin {margin}: {plan.slug} was planned with {known.margin}; leave it "
                 "out, or take other seeds"
             )
         other = [key for key in FIXED if known is None or getattr(known, key) != getattr(plan, key)]
@@ -135,7 +135,7 @@ class Rule(NamedTuple):
             place = words.index("--seeds")
             words[place : place + 2] = ["--most-seeds", words[place + 1]]
         if self.until_decided:
-            words += ["--until-decided", *(() if margin is None else ("--margin", f"{margin:g}"))]
+            words += ["--until-decided", *(() if margin is None else ("--margin", repr(margin)))]
         return tuple(words)
 
 

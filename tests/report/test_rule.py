@@ -328,6 +328,31 @@ def test_a_study_is_registered_once(runs: Path, study: Callable[..., Path]) -> N
         register(plan, runs)
 
 
+@pytest.mark.parametrize(
+    ("edited", "wrong"),
+    [
+        ({"seeds": [[1]]}, r"seeds\[0\] is not a whole number"),
+        ({"overrides": [{}]}, r"overrides\[0\] is not a text"),
+        ({"overrides": [1, "a"]}, r"overrides\[0\] is not a text"),
+        ({"date": "\ud800"}, "date is not a text"),
+        ({"sha256": "\ud800"}, "sha256 is not a SHA-256"),
+        ({"order": [{}]}, r"order\[0\] is not a text"),
+        ({"most_seeds": 3}, "most_seeds is not a whole number"),
+        ({"margin": "0.1"}, "margin is not a finite number"),
+    ],
+)
+def test_what_is_wrong_in_a_registration_is_named(
+    tmp_path: Path, edited: dict[str, Any], wrong: str
+) -> None:
+    sound = {"study": "a", "seeds": [0], "arms": {}, "overrides": [], "date": "2026-01-01"}
+    path = tmp_path / FILE
+    path.write_text(json.dumps(sound))
+    assert read(path).seeds == [0]
+    path.write_text(json.dumps(sound | edited))
+    with pytest.raises(RecordError, match=rf"prereg\.json: is no preregistration \({wrong}"):
+        read(path)
+
+
 def test_seeds_are_told_by_the_noise_of_twins_alone(runs: Path, study: Callable[..., Path]) -> None:
     study(-3.0, 12, twin=True)
     made, _ = report(runs)
