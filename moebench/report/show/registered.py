@@ -7,6 +7,7 @@ from moebench.report.infer.stopping import OPEN, WITHIN
 from moebench.report.show.numbers import as_percent
 
 SHOWN = 12  # digits of a hash in a sentence; --json has all
+STOPPED = "No verdict at this look, so no more seeds are trained; train longer (train.steps)."
 
 
 def look(table: Table) -> str:
@@ -19,7 +20,8 @@ def look(table: Table) -> str:
     if rule.void:
         return f"{begin}. Its level is void: {rule.void}."
     if table.too_early:
-        return f"{begin}; {table.too_early}."
+        going = table.interim is not None or table.step is not None
+        return f"{begin}; {table.too_early}." + ("" if going else f" {STOPPED}")
     margin = "" if rule.margin is None else f" of {rule.margin:g}{_unit(table)}"
     if rule.outcome == WITHIN:
         return (
