@@ -39,12 +39,19 @@ class Look(NamedTuple):
         return f"look {self.number} of {self.of}, {self.seeds} of at most {self.most} seeds"
 
 
-def looks(most: int) -> tuple[Look, ...]:
-    """The looks at a study of at most so many seeds; ConfigError where they are not whole."""
+def looks(most: int, named: str = "--most-seeds") -> tuple[Look, ...]:
+    """The looks at a study of at most so many seeds.
+
+    Args:
+        named: what was typed for them.
+
+    Raises:
+        ConfigError: where the looks are not whole.
+    """
     if most < FEWEST or most % PARTS[0]:
         raise ConfigError(
-            f"--most-seeds={most}: must be a multiple of {PARTS[0]} and at least {FEWEST}, so that "
-            "the first look has three whole seeds"
+            f"{named}: {most} seeds; a study that ends by rule takes a multiple of {PARTS[0]}, at "
+            f"least {FEWEST}, so that its first look has three"
         )
     return tuple(
         Look(number, len(PARTS), most // part, most, level)

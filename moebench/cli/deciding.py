@@ -1,5 +1,6 @@
 """`sweep --register` and `--until-decided`: a study that is fixed beforehand and ends by rule."""
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from moebench.cli.launching import follow
 from moebench.cli.options import parse_number
 from moebench.cli.output import print_message
 from moebench.errors import ConfigError, RecordError
-from moebench.looks import MOST
+from moebench.looks import FEWEST, MOST, PARTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from moebench.study.engines import Engine
 
 HOUR = 3600.0
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 FIXED = ("most_seeds", "margin", "order", "secondary", "average_twin")
 """What a plan that ends by rule keeps from its first run on."""
 
@@ -49,7 +51,8 @@ MostSeeds = Annotated[
         "--most-seeds",
         parser=parse_number,
         metavar="N",
-        help=f"with --until-decided: seeds of the last look; by default {MOST}",
+        help=f"with --until-decided: seeds of the last look, a multiple of {PARTS[0]} and at least "
+        f"{FEWEST}; by default {MOST}",
     ),
 ]
 Margin = Annotated[
@@ -161,7 +164,8 @@ def _most(plan: "Plan", typed: int | None) -> int:
     most = len(plan.seeds)
     if typed not in (None, most):
         raise ConfigError(f"--most-seeds {typed}: the words name {most} seeds; leave it out")
-    looks(most)
+    named = "--until-decided" if typed is None else f"--most-seeds {typed}"
+    looks(most, next((word for word in plan.typed or () if word.startswith("seed=")), named))
     if several := _differing(plan):
         raise ConfigError(
             f"--until-decided: {plan.name} has arms that no table compares, as they differ in "
@@ -192,10 +196,9 @@ def _differing(plan: "Plan") -> list[str]:
 
 def _margin(text: str, runs_dir: Path) -> tuple[float, str]:
     """A margin in nats a byte, and where it comes from: a number, or a headroom study."""
-    try:
-        margin = float(text)
-    except ValueError:
+    if not NUMBER.fullmatch(text):
         return _of_headroom(text, runs_dir)
+    margin = float(text)
     if not 0 < margin < float("inf"):
         raise ConfigError(f"--margin {text}: must be above 0, in nats a byte")
     return margin, "typed"
@@ -205,7 +208,13 @@ def _of_headroom(study: str, runs_dir: Path) -> tuple[float, str]:
     from moebench.report import make_report
     from moebench.report.infer.headroom import headroom
 
-    report = make_report([runs_dir], study=study, runs_dir=runs_dir)
+    try:
+        report = make_report([runs_dir], study=study, runs_dir=runs_dir)
+    except RecordError as error:
+        raise ConfigError(
+            f"--margin {study}: is neither a number above 0 nor a headroom study with results "
+            f"({error})"
+        ) from None
     rooms = [room for table in report.tables if (room := headroom(table)) and room.by_token]
     values = [room.by_token.value for room in rooms if room.by_token]
     if len(values) != 1 or values[0] <= 0:

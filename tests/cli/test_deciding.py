@@ -29,12 +29,12 @@ def words(small: list[str]) -> list[str]:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Stands in for training: `effect` of global, in deviations; and the seeds of each call."""
-    seen: dict[str, Any] = {"effect": -40.0, "seeds": [], "fails": False}
+    seen: dict[str, Any] = {"effect": -40.0, "seeds": [], "fails": False, "trigram": 100.0}
 
     def follow(launcher: Any, each: Callable[[], None] | None = None) -> None:
         seen["seeds"].append(sorted({job.seed for job in launcher.waiting}))
         for job in launcher.waiting:
-            write(launcher.runs_dir, job, seen["effect"])
+            write(launcher.runs_dir, job, seen["effect"], seen["trigram"])
         if seen["fails"]:
             launcher.failed.append((launcher.waiting[0], "it failed"))
 
@@ -44,14 +44,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def write(runs: Path, job: Job, effect: float) -> None:
+def write(runs: Path, job: Job, effect: float, trigram: float) -> None:
     from moebench.config.compose import from_dict
     from moebench.config.identity import science
 
     rng = np.random.default_rng([job.seed, int(job.arm_hash, 16)])
     nats = 2 + 0.1 * job.seed + 0.01 * (rng.normal() + effect * (job.arm == "global"))
     record = Record(runs / job.run)
-    data = {"content_hash": "0", "trigram_bits": 100.0}
+    data = {"content_hash": "0", "trigram_bits": trigram}
     record.begin(
         "seed: 0\n",
         {
@@ -87,6 +87,16 @@ def test_a_study_ends_at_the_first_look_that_decides(
     assert (again.code, trained["seeds"]) == (0, [[0, 1, 2]]), "nothing more is trained"
 
 
+def test_a_study_that_is_too_early_for_a_verdict_says_why_it_stops(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    trained["trigram"] = 0.1
+    done = call(*words)
+    assert (done.code, trained["seeds"]) == (0, [[0, 1, 2]])
+    assert "is worse than the 0.100 of a byte trigram. No verdict at this look, so" in done.err
+    assert "no more seeds are trained; train longer (train.steps)." in done.err
+
+
 def test_an_undecided_study_goes_on_to_its_last_look(
     call: Call, trained: dict[str, Any], words: list[str]
 ) -> None:
@@ -106,6 +116,8 @@ def test_a_margin_ends_a_study_without_a_difference(
     assert "no difference beyond the margin of 0.3 nats a byte, which ends the study" in done.err
     assert call(*words).code == 0, "the margin of the plan is kept"
     assert only_plan().margin == 0.3
+    precise = call(*words, "--margin", "0.30000001")
+    assert "--margin 0.30000001: scope-" in precise.err
     other = call(*words, "--margin", "0.2")
     assert (other.code, other.err.splitlines()[-1].partition(":")[0]) == (2, "error")
     assert "was planned with 0.3" in other.err
@@ -221,9 +233,11 @@ def test_what_was_registered_is_trained_later(
         (["--until-decided", "--detach"], "--until-decided --detach: looks at the runs"),
         (["--until-decided", "--launcher", "commands"], "--until-decided --launcher commands:"),
         (["--until-decided", "--seeds", "8"], "--seeds 8: takes --most-seeds"),
-        (["--until-decided", "--most-seeds", "14"], "--most-seeds=14: must be a multiple of 4"),
+        (["--until-decided", "--most-seeds", "14"], "--most-seeds 14: 14 seeds; a study"),
         (["--until-decided", "--margin", "0"], "--margin 0: must be above 0"),
-        (["--until-decided", "--margin", "room"], "--study room: no such study"),
+        (["--until-decided", "--margin", "room"], "--margin room: is neither a number above 0 nor"),
+        (["--until-decided", "--margin", "1_0"], "--margin 1_0: is neither a number above 0 nor"),
+        (["--until-decided", "seed=range(100,104)"], "seed=range(100,104): 4 seeds; a study that"),
         (["--until-decided", "scope=micro,global"], "declares no order of findings"),
         (["--until-decided", "seed=range(12)", "--most-seeds", "16"], "the words name 12 seeds"),
         (["--until-decided", "model.top_k=1,2"], "as they differ in model.top_k, and a rule"),
