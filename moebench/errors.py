@@ -123,7 +123,7 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
         pairs += [(word, other)] if "." not in word else []  # a dot may be missing
         return max(difflib.SequenceMatcher(None, a.lower(), b.lower()).ratio() for a, b in pairs)
 
-    ranked = sorted(known, key=likeness, reverse=True)
+    ranked = sorted(dict.fromkeys(known), key=likeness, reverse=True)
     enough = max(0.6, likeness(ranked[0]) - 0.04) if ranked else 1.0
     return [other for other in ranked if likeness(other) >= enough][:3]
 
