@@ -155,10 +155,11 @@ def _known(plan: "Plan", runs_dir: Path) -> "Plan | None":
 def _most(plan: "Plan", typed: int | None) -> int:
     """The most seeds of a plan. ConfigError for a plan that cannot be looked at."""
     from moebench.looks import looks
+    from moebench.plans import GRID
 
     if not plan.order:
         raise ConfigError(
-            f"--until-decided: {plan.name} declares no order of findings, whose first one is "
+            f"--until-decided: {'a grid' if plan.name == GRID else plan.name} declares no order of findings, whose first one is "
             "looked at; choose a study with one, as study=scope"
         )
     most = len(plan.seeds)
@@ -233,7 +234,9 @@ def print_registered(plan: "Plan", runs_dir: Path, margin_from: str) -> None:
 
     made = register(plan, runs_dir, margin_from)
     print_message(f"{made.path}: sha256 {made.digest}")
-    print_message("the same command without --register trains it")
+    print_message(
+        "publish this hash before the first run; the same command without --register trains it"
+    )
 
 
 def print_rule(plan: "Plan", console: "Console") -> None:

@@ -209,6 +209,7 @@ def test_what_was_registered_is_trained_later(
     [file] = Path("runs").glob("studies/*/prereg.json")
     content = json.loads(file.read_text())
     assert f"prereg.json: sha256 {content['sha256']}" in made.err.replace("\n", " ")
+    assert "publish this hash before the first run" in made.err
     assert content["seeds"] == list(range(12))
     assert [look["seeds"] for look in content["looks"]] == [3, 6, 12]
     assert (content["margin"], content["margin_from"]) == (0.001, "typed")
@@ -238,7 +239,7 @@ def test_what_was_registered_is_trained_later(
         (["--until-decided", "--margin", "room"], "--margin room: is neither a number above 0 nor"),
         (["--until-decided", "--margin", "1_0"], "--margin 1_0: is neither a number above 0 nor"),
         (["--until-decided", "seed=range(100,104)"], "seed=range(100,104): 4 seeds; a study that"),
-        (["--until-decided", "scope=micro,global"], "declares no order of findings"),
+        (["--until-decided", "scope=micro,global"], "a grid declares no order of findings"),
         (["--until-decided", "seed=range(12)", "--most-seeds", "16"], "the words name 12 seeds"),
         (["--until-decided", "model.top_k=1,2"], "as they differ in model.top_k, and a rule"),
         (["--until-decided", "--exclude", "scope=micro seed=3"], "give every arm every seed"),
