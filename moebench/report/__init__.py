@@ -215,7 +215,7 @@ def make_report(
         frame = frame.at(at)
     made = _parts(frame, plans, at)
     if not made:
-        raise RecordError(nothing_done(roots, study, frame))
+        raise RecordError(nothing_done(roots, study, frame, where, only))
     _check_baseline(baseline, _seen(made, "arm"))
     known = sorted(_seen(made, "metric"))
     shown = Shown(tuple(_chosen(metrics, known)), per_domain)

@@ -115,7 +115,7 @@ def test_every_format_has_the_same_numbers(call: Call, runs: Path) -> None:
         (["--sort", "x"], "--sort x: these runs hold no such metric"),
         (["--at", "15"], "--at 15: no finished run was evaluated there; choose one of 0, 10, 20"),
         (["--where", "x=1"], "--where x: there is no such key"),
-        (["--where", "seed=7"], "holds no finished run"),
+        (["--where", "seed=7"], "--where seed=7: no finished run matches; they have seed 0, 1, 2"),
         (["--by", "sope"], "--by sope: there is no such key; did you mean scope"),
         (["--format", "xml"], "--format xml: must be one of table, md, csv, json, latex, parquet"),
         (
