@@ -39,17 +39,13 @@ CONTENT = fields(
         "arms": table(TEXT),
         "overrides": each(TEXT),
         "date": WORD,
-    },
-    {
-        **dict.fromkeys(("plan", "size", "baseline", "primary"), TEXT),
+        **dict.fromkeys(("size", "baseline", "primary"), TEXT),
         **dict.fromkeys(("secondary", "order"), each(TEXT)),
         "average_twin": FLAG,
         "most_seeds": maybe(whole(FEWEST)),
         "margin": maybe(NUMBER),
-        "commit": maybe(TEXT),
-        "dirty": maybe(FLAG),
-        "sha256": DIGEST,
     },
+    {"plan": TEXT, "commit": maybe(TEXT), "dirty": maybe(FLAG), "sha256": DIGEST},
 )
 
 
@@ -140,13 +136,18 @@ def register(plan: Plan, runs_dir: Path, margin_from: str = "") -> Registration:
     return read(path)
 
 
-def refuse_begun(plan: Plan, runs_dir: Path, option: str) -> None:
-    """Raise ConfigError if a run of a plan has begun."""
+def refuse_begun(plan: Plan, runs_dir: Path, about: str, remedy: str = "") -> None:
+    """Raise ConfigError if a run of a plan has begun.
+
+    Args:
+        about: begins the error.
+        remedy: an alternative to other seeds.
+    """
     begun = [job for job in plan.jobs if Record(runs_dir / job.run).exists()]
     if begun:
         which = f"{begun[0].run} has" if len(begun) == 1 else f"{len(begun)} runs have"
         raise ConfigError(
-            f"{option}: {which} begun before; take seeds that nobody has seen, as in "
+            f"{about}: {which} begun before; {remedy}take seeds that nobody has seen, as in "
             f"seed=range(100,{100 + len(plan.seeds)})"
         )
 

@@ -108,7 +108,7 @@ class Rule(NamedTuple):
         """
         from moebench.registration import COMPARED, refuse_begun
 
-        known = _known(plan, runs_dir)
+        known, damage = _known(plan, runs_dir)
         margin, source = _margin(self.margin, runs_dir) if self.margin else (None, "")
         if known is not None and known.most_seeds and not self.until_decided:
             raise ConfigError(
@@ -124,6 +124,10 @@ class Rule(NamedTuple):
                 f"--margin {margin}: {plan.slug} was planned with {known.margin}; leave it "
                 "out, or take other seeds"
             )
+        if damage and self.until_decided:
+            refuse_begun(plan, runs_dir, f"--until-decided: {damage}", "restore the plan, or ")
+        elif damage:
+            print_message(f"{damage}; the sweep writes it again, without a stopping rule")
         other = [key for key in FIXED if known is None or getattr(known, key) != getattr(plan, key)]
         if other and self.until_decided:
             ruled = known is not None and known.most_seeds is not None
@@ -142,14 +146,31 @@ class Rule(NamedTuple):
         return tuple(words)
 
 
-def _known(plan: "Plan", runs_dir: Path) -> "Plan | None":
-    """The plan as an earlier sweep wrote it; None without one, or for a damaged one."""
-    from moebench.plans import read_plan
+def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
+    """The plan of an earlier sweep, and its damage if nothing tells by which rule it ends.
 
+    The rule of a damaged plan is that of its preregistration, if that one is sound.
+    """
+    from moebench.plans import read_plan
+    from moebench.registration import FILE, read
+
+    path = plan.path(runs_dir)
+    if not path.exists():
+        return None, ""
     try:
-        return read_plan(plan.path(runs_dir))
-    except RecordError:  # it is written again
-        return None
+        return read_plan(path), ""
+    except RecordError as error:
+        damage = str(error)
+    try:
+        registered = read(path.with_name(FILE))
+    except RecordError:
+        return None, damage
+    if not registered.sound:
+        return None, damage
+    said = {key: registered.content[key] for key in FIXED}
+    fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
+    print_message(f"{damage}; the sweep writes it again by {registered.path.name}")
+    return replace(plan, **fixed), ""
 
 
 def _most(plan: "Plan", typed: int | None) -> int:
@@ -159,8 +180,8 @@ def _most(plan: "Plan", typed: int | None) -> int:
 
     if not plan.order:
         raise ConfigError(
-            f"--until-decided: {'a grid' if plan.name == GRID else plan.name} declares no order of findings, whose first one is "
-            "looked at; choose a study with one, as study=scope"
+            f"--until-decided: {'a grid' if plan.name == GRID else plan.name} declares no order of "
+            "findings, whose first one is looked at; choose a study with one, as study=scope"
         )
     most = len(plan.seeds)
     if typed not in (None, most):

@@ -134,14 +134,31 @@ def test_a_study_goes_on_where_it_stopped(
     assert trained["seeds"][1:] == [[3, 4, 5], [6, 7, 8, 9, 10, 11]]
 
 
-def test_a_damaged_plan_is_written_again(
-    call: Call, trained: dict[str, Any], words: list[str]
+def test_a_damaged_plan_keeps_the_rule_of_its_preregistration(
+    call: Call, trained: dict[str, Any], words: list[str], small: list[str]
 ) -> None:
-    assert call(*words, "--register").code == 0
+    trained["effect"] = 0.0
+    assert call(*words, "--margin", "0.001", "--register").code == 0
     [path] = Path("runs").glob("studies/*/plan.json")
     path.write_text("{")
+    without = call(*STUDY, *small, "seed=range(12)")
+    assert (without.code, trained["seeds"]) == (2, [])
+    assert "was planned to end by rule; add --until-decided" in without.err
     assert call(*words).code == 0
-    assert only_plan().most_seeds == 12
+    assert only_plan().margin == 0.001
+    path.write_text("{")
+    again = call(*words)
+    assert again.code == 0
+    assert "plan.json: is not a plan (" in again.err
+    assert "the sweep writes it again by prereg.json" in again.err
+    assert (only_plan().most_seeds, only_plan().margin) == (12, 0.001)
+    path.write_text("{")
+    path.with_name("prereg.json").write_text("{")
+    refused = call(*words)
+    assert (refused.code, path.read_text()) == (2, "{")
+    assert "72 runs have begun before; restore the plan, or take seeds" in refused.err
+    told = call(*STUDY, *small, "seed=range(12)", "--dry-run").err
+    assert "the sweep writes it again, without a stopping rule" in told
 
 
 def test_another_order_of_findings_is_refused_once_runs_have_begun(

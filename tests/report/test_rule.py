@@ -344,7 +344,10 @@ def test_a_study_is_registered_once(runs: Path, study: Callable[..., Path]) -> N
 def test_what_is_wrong_in_a_registration_is_named(
     tmp_path: Path, edited: dict[str, Any], wrong: str
 ) -> None:
-    sound = {"study": "a", "seeds": [0], "arms": {}, "overrides": [], "date": "2026-01-01"}
+    texts = dict.fromkeys(("study", "date", "size", "baseline", "primary"), "2026-01-01")
+    lists: dict[str, Any] = {key: [] for key in ("overrides", "secondary", "order")}
+    rest = {"seeds": [0], "arms": {}, "average_twin": False, "most_seeds": None, "margin": None}
+    sound = {**texts, **lists, **rest}
     path = tmp_path / FILE
     path.write_text(json.dumps(sound))
     assert read(path).seeds == [0]
