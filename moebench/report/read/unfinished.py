@@ -26,7 +26,8 @@ class Unfinished(NamedTuple):
         where = f" at step {self.step:.0f}" if self.step is not None else ""
         if where and self.steps is not None:
             where += f" of {self.steps:.0f}"
-        return f"{self.run}: {self.state}{where}" + (f": {self.reason}" if self.reason else "")
+        why = self.reason.rpartition(f"{self.run}: ")[2]  # of a line as wide as a terminal
+        return f"{self.run}: {self.state}{where}" + (f": {why}" if why else "")
 
 
 def unfinished(frame: Frame, plans: Sequence[Plan]) -> list[Unfinished]:

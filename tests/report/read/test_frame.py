@@ -14,6 +14,7 @@ from moebench.lock import hold
 from moebench.records import Record
 from moebench.report import make_report
 from moebench.report.read.frame import load
+from moebench.report.read.unfinished import unfinished
 from moebench.study.status import current_status
 from tests.report.examples import by_metric
 
@@ -45,6 +46,15 @@ def test_unfinished_runs_keep_their_state_and_have_no_metrics(runs: Path, run: M
     assert (row["state"], row["step"], row["steps"]) == ("failed", 120, 400)
     assert row["reason"] == "the loss is not finite�[31m"
     assert frame.metrics.empty
+
+
+def test_the_line_of_a_stopped_run_names_it_once_and_keeps_the_cause(runs: Path, run: Make) -> None:
+    record = run(runs, "micro", state="running")
+    why = f"{record.path}: stopped by SIGTERM at step 120; --resume continues"
+    record.set_status("stopped", step=120, steps=400, reason=why)
+    (stopped,) = unfinished(load([runs]), [])
+    about = f"{record.name}: stopped at step 120 of 400"
+    assert str(stopped) == f"{about}: stopped by SIGTERM at step 120; --resume continues"
 
 
 def test_a_run_without_a_sign_of_life_says_so(runs: Path, run: Make) -> None:
