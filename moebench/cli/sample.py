@@ -71,7 +71,9 @@ def sample(
     text = prompt + decoded(checkpoint, made)
     if as_json:
         print_json({"prompt": prompt, "text": text, "tokens": len(made)})
-    elif experts and text:
-        show_text(routed_text(checkpoint, text.encode(), number), stdout_console(), None)
-    else:
+        return
+    console = stdout_console()
+    if not (experts and text and console.color_system):  # else its colours print the text
         print("\n".join(printable(line) for line in text.split("\n")))
+    if experts and text:
+        show_text(routed_text(checkpoint, [*begin[1:], *made], number), console)

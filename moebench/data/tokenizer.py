@@ -48,6 +48,10 @@ class Tokenizer(Protocol):
         """The text of tokens [n], without end tokens; bytes of a cut character become U+FFFD."""
         ...
 
+    def spelled(self, tokens: npt.ArrayLike) -> bytes:
+        """The bytes that tokens [n] stand for, UTF-8 or not, without end tokens."""
+        ...
+
     def bytes_in(self, tokens: npt.ArrayLike) -> int:
         """The bytes of text that tokens of any shape stand for; an end token stands for none."""
         ...
@@ -75,8 +79,11 @@ class ByteTokenizer:
         return np.frombuffer(text, np.uint8).copy()
 
     def decode(self, tokens: npt.ArrayLike) -> str:
+        return self.spelled(tokens).decode(errors="replace")
+
+    def spelled(self, tokens: npt.ArrayLike) -> bytes:
         array = np.asarray(tokens)
-        return array[array != self.end].astype(np.uint8).tobytes().decode(errors="replace")
+        return array[array != self.end].astype(np.uint8).tobytes()
 
     def bytes_in(self, tokens: npt.ArrayLike) -> int:
         return int(np.count_nonzero(np.asarray(tokens) != self.end))
@@ -139,7 +146,7 @@ class Subwords:
     def _encode(self, text: bytes) -> Tokens:
         with refusing(f"{self.setting}: cannot encode the text"):
             tokens = self._backend.encode(text.decode(), add_special_tokens=False).ids
-        decoded = b"".join([self._pieces[token] for token in tokens])
+        decoded = self.spelled(tokens)
         if decoded != text:
             pairs = enumerate(zip(text, decoded, strict=False))
             at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
@@ -151,8 +158,10 @@ class Subwords:
         return np.array(tokens, self._type)
 
     def decode(self, tokens: npt.ArrayLike) -> str:
-        text = b"".join([self._pieces[token] for token in np.asarray(tokens).tolist()])
-        return text.decode(errors="replace")
+        return self.spelled(tokens).decode(errors="replace")
+
+    def spelled(self, tokens: npt.ArrayLike) -> bytes:
+        return b"".join([self._pieces[token] for token in np.asarray(tokens).tolist()])
 
     def bytes_in(self, tokens: npt.ArrayLike) -> int:
         return int(self._sizes[np.asarray(tokens)].sum())

@@ -109,7 +109,8 @@ class Routed(NamedTuple):
 
     Attributes:
         tokens: the text of each token. If several tokens encode a character, the last shows the
-            character, and the others show their bytes in hexadecimal.
+            character, and the others show their bytes in hexadecimal. Bytes that are no UTF-8
+            are U+FFFD.
         experts: [layers][tokens][top_k], the likeliest first.
         num_experts: of a layer.
         note: what a user must know of them, in one line; "" if there is nothing.
@@ -143,11 +144,12 @@ def inspect_text(
     except UnicodeEncodeError:
         raise ConfigError("--text: is not valid UTF-8; pass text in that encoding") from None
     checkpoint = open_checkpoint(Record(path), step)
-    return routed_text(checkpoint, content, checkpoint.domain_number(domain))
+    tokens = checkpoint.tokenizer.encode(content).tolist()
+    return routed_text(checkpoint, tokens, checkpoint.domain_number(domain))
 
 
-def routed_text(checkpoint: "Checkpoint", content: bytes, domain: int | None) -> Routed:
-    """The experts of each token of a text in UTF-8, of a domain by its number.
+def routed_text(checkpoint: "Checkpoint", tokens: Sequence[int], domain: int | None) -> Routed:
+    """The experts of each token of a text, of a domain by its number.
 
     Raises RecordError if the model is dense.
     """
@@ -155,21 +157,18 @@ def routed_text(checkpoint: "Checkpoint", content: bytes, domain: int | None) ->
 
     if not checkpoint.model.router_weights:
         raise RecordError(f"{checkpoint.record.path}: {DENSE}")
-    tokens = checkpoint.tokenizer.encode(content)
     with torch.no_grad():
-        inputs = torch.tensor(tokens.astype(np.int64), device=checkpoint.device)
-        _, routing = checkpoint(inputs[None], None if domain is None else torch.tensor([domain]))
+        inputs = torch.tensor([[*tokens]], device=checkpoint.device)
+        _, routing = checkpoint(inputs, None if domain is None else torch.tensor([domain]))
     return Routed(
-        _split(content, [checkpoint.tokenizer.bytes_in(token) for token in tokens]),
+        _texts([checkpoint.tokenizer.spelled([token]) for token in tokens]),
         routing.expert_index[:, 0, -len(tokens) :].tolist(),  # without a token of the domain
         routing.counts.shape[-1],
         checkpoint.note,
     )
 
 
-def _split(text: bytes, sizes: Sequence[int]) -> list[str]:
-    """The text of each token, of `sizes` bytes each, as `Routed.tokens` has it."""
-    decoder = getincrementaldecoder("utf-8")()
-    ends = np.cumsum(sizes).tolist()
-    pieces = [text[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+def _texts(pieces: Sequence[bytes]) -> list[str]:
+    """The text of each token by its bytes, as `Routed.tokens` has it."""
+    decoder = getincrementaldecoder("utf-8")("replace")
     return [decoder.decode(piece) or "".join(f"<{byte:02x}>" for byte in piece) for piece in pieces]

@@ -27,6 +27,21 @@ def test_export_and_sample(call: Call, small: list[str], monkeypatch: pytest.Mon
     plain = call("sample", run, "--prompt", "So ", "--tokens", 5)
     assert (plain.code, plain.err) == (0, "")
     assert plain.out.startswith("So ")
-    assert "expert" in call("sample", run, "--prompt", "So ", "--tokens", 5, "--experts").out
+    with monkeypatch.context() as patch:
+        patch.setattr("moebench.sample.continued", lambda *_, **__: iter([0xFE, *b"ab"]))
+        told = call("sample", run, "--prompt", "So ", "--experts").out
+    text, title, _, *rows = told.splitlines()
+    assert (text, title) == (
+        "So \N{REPLACEMENT CHARACTER}ab",
+        "the experts of each token, the likeliest first",
+    )
+    assert [row.split()[0] for row in rows] == [
+        "S",
+        "o",
+        "␣",
+        "\N{REPLACEMENT CHARACTER}",
+        "a",
+        "b",
+    ]
     monkeypatch.setattr(Checkpoint, "note", "its own router selects")
     assert call("sample", run, "--prompt", "So ", "--tokens", 1).err == "its own router selects\n"
