@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moebench.errors import ConfigError, RecordError, nearest
+from moebench.errors import ConfigError, RecordError, remedy
 from moebench.plans import Plan
 from moebench.records import printable
 from moebench.registration import Registration, find
@@ -369,10 +369,12 @@ def _chosen(patterns: Sequence[str], known: Sequence[str], option: str = "--metr
     for pattern in patterns:
         names = [name for name in known if fnmatchcase(name, pattern)]
         if not names:
-            near = nearest(pattern, known) or list(known)
+            groups = sorted({f"{name.partition('/')[0]}/*" for name in known})
+            near = remedy(
+                pattern, groups if "*" in pattern else known, f"there are {', '.join(groups)}"
+            )
             raise ConfigError(
-                f"{option} {printable(pattern)}: these runs hold no such metric; "
-                f"did you mean {' or '.join(near[:3])}?"
+                f"{option} {printable(pattern)}: these runs hold no such metric; {near}"
             )
         chosen |= dict.fromkeys(names)
     return list(chosen)

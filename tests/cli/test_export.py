@@ -35,13 +35,6 @@ def test_export_and_sample(call: Call, small: list[str], monkeypatch: pytest.Mon
         "So \N{REPLACEMENT CHARACTER}ab",
         "the experts of each token, the likeliest first",
     )
-    assert [row.split()[0] for row in rows] == [
-        "S",
-        "o",
-        "␣",
-        "\N{REPLACEMENT CHARACTER}",
-        "a",
-        "b",
-    ]
+    assert " ".join(row.split()[0] for row in rows) == "S o ␣ \N{REPLACEMENT CHARACTER} a b"
     monkeypatch.setattr(Checkpoint, "note", "its own router selects")
     assert call("sample", run, "--prompt", "So ", "--tokens", 1).err == "its own router selects\n"

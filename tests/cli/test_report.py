@@ -112,7 +112,8 @@ def test_every_format_has_the_same_numbers(call: Call, runs: Path) -> None:
     ("words", "error"),
     [
         (["--metrics", "load/entropie"], "--metrics load/entropie: these runs hold no such metric"),
-        (["--sort", "x"], "--sort x: these runs hold no such metric"),
+        (["--sort", "x"], "--sort x: these runs hold no such metric; there are load/*, "),
+        (["--metrics", "lod*"], "these runs hold no such metric; did you mean load/*?"),
         (["--at", "15"], "--at 15: no finished run was evaluated there; choose one of 0, 10, 20"),
         (["--where", "x=1"], "--where x: there is no such key"),
         (["--where", "seed=7"], "--where seed=7: no finished run matches; they have seed 0, 1, 2"),
