@@ -149,13 +149,13 @@ class Rule(NamedTuple):
 def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     """The plan of an earlier sweep, and its damage if nothing tells by which rule it ends.
 
-    The rule of a damaged plan is that of its preregistration, if that one is sound.
+    The rule of a damaged or lost plan is that of its preregistration, if that one is sound.
     """
     from moebench.plans import read_plan
     from moebench.registration import FILE, read
 
     path = plan.path(runs_dir)
-    if not path.exists():
+    if not path.exists() and not path.with_name(FILE).exists():
         return None, ""
     try:
         return read_plan(path), ""

@@ -63,7 +63,7 @@ def nothing_done(
         frame = load(roots, only)
         if line := _unmet(where, frame):
             return line
-    where = ", ".join(map(str, roots)) + (f", study {printable(study)}" if study else "")
+    place = ", ".join(map(str, roots)) + (f", study {printable(study)}" if study else "")
     counts = frame.runs["state"].value_counts(sort=False).to_dict()
     states = [f"{n} {state}" for state, n in counts.items()]
     if frame.problems:
@@ -72,7 +72,7 @@ def nothing_done(
     details = f" ({'; '.join(states)})" if states else ""
     running = "running" in counts and not frame.problems
     remedy = "wait for their first evaluation" if running else "make some with moebench sweep"
-    return f"{where}: holds no finished run{details}; {remedy}"
+    return f"{place}: holds no finished run{details}; {remedy}"
 
 
 def _unmet(where: Sequence[str], frame: Frame) -> str:
