@@ -80,6 +80,19 @@ def test_a_record_that_is_a_link_is_not_replaced(
     assert Record(outside).exists()
 
 
+DAMAGE: list[Callable[[Record], Any]] = [  # to the checkpoint of step 10, or before it
+    lambda record: flip(record.path / "checkpoints/step-10/model.safetensors", -1),
+    lambda record: flip(record.path / "checkpoints/step-10/state.json", 20),
+    lambda record: flip(record.path / "metrics.jsonl", -3),
+    lambda record: (record.path / "routing/step-10.npz").unlink(),
+    lambda record: (record.path / "checkpoints/step-10/record.json").unlink(),
+    lambda record: (record.path / "checkpoints/step-10/state.json").unlink(),
+    lambda record: flip(record.path / "selections/train.npy", -1),
+    lambda record: os.truncate(record.path / "routing/step-10.npz", 8 << 40),
+    lambda record: os.truncate(record.path / "checkpoints/step-10/load.safetensors", 8 << 40),
+]
+
+
 def test_an_unfinished_run_is_protected_and_falls_back(
     compose: Compose, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,22 +126,7 @@ def test_an_unfinished_run_is_protected_and_falls_back(
         damage(record)
         return record
 
-    last_row = -2  # the last digit
-    for number, damage in enumerate(
-        [
-            lambda record: flip(record.path / "checkpoints/step-10/model.safetensors", -1),
-            lambda record: flip(record.path / "checkpoints/step-10/state.json", 20),
-            lambda record: flip(record.path / "metrics.jsonl", last_row - 1),
-            lambda record: (record.path / "routing/step-10.npz").unlink(),
-            lambda record: (record.path / "checkpoints/step-10/record.json").unlink(),
-            lambda record: (record.path / "checkpoints/step-10/state.json").unlink(),
-            lambda record: flip(record.path / "selections/train.npy", -1),
-            lambda record: os.truncate(record.path / "routing/step-10.npz", 8 << 40),
-            lambda record: os.truncate(
-                record.path / "checkpoints/step-10/load.safetensors", 8 << 40
-            ),
-        ]
-    ):
+    for number, damage in enumerate(DAMAGE):
         record = damaged(f"back-{number}", damage)
         run_experiment(compose(), corpus, record.path.parent, resume=True)
         assert "continuing from the checkpoint of step 8 instead" in capsys.readouterr().err

@@ -319,16 +319,9 @@ def verdict(
     if effect.paper is not None and known:
         sizes = (effect.paper / BYTES[0], effect.paper / BYTES[1], effect.paper / BYTES[2])
     outcome, reason = withheld
-    if p is not None and p < evidence.level:
-        outcome, reason = effect.if_decided
-    elif p is not None:
-        outcome, reason = CANNOT_TELL, effect.otherwise if took else NOT_TAKEN
-        if margin is not None:
-            outcome = WITHIN
-            reason = f"between -{margin:g} and {margin:g}" + f"; {NOT_TAKEN}" * (not took)
-        if took and effect.margin is None and sizes and _excludes(effect, evidence, sizes, tests):
-            told = "not told from 0" if margin is None else reason
-            outcome, reason = CONTRADICTS, f"{told}, and the paper's size is excluded"
+    if p is not None:
+        short = took and effect.margin is None and _excludes(effect, evidence, sizes, tests)
+        outcome, reason = _outcome(effect, p < evidence.level, margin, took=took, short=short)
     wanted = effect.margin / BYTES[0] if effect.margin else (abs(sizes[0]) if sizes else None)
     needed = None
     if effect.contrast.error and wanted and known:
@@ -355,8 +348,34 @@ def verdict(
     )
 
 
-def _excludes(effect: Effect, evidence: Evidence, sizes: Sequence[float], tests: int) -> bool:
+def _outcome(
+    effect: Effect, decided: bool, margin: float | None, *, took: bool, short: bool
+) -> tuple[str, str]:
+    """The word of a verdict, and its reason.
+
+    Args:
+        decided: whether p is below the level.
+        margin, took: as in `verdict`.
+        short: whether the paper's size is excluded.
+    """
+    if decided:
+        return effect.if_decided
+    outcome, reason = CANNOT_TELL, effect.otherwise if took else NOT_TAKEN
+    if margin is not None:
+        outcome = WITHIN
+        reason = f"between -{margin:g} and {margin:g}" + f"; {NOT_TAKEN}" * (not took)
+    if short:
+        told = "not told from 0" if margin is None else reason
+        return CONTRADICTS, f"{told}, and the paper's size is excluded"
+    return outcome, reason
+
+
+def _excludes(
+    effect: Effect, evidence: Evidence, sizes: Sequence[float] | None, tests: int
+) -> bool:
     """Whether an effect lies short of the paper's size, at every number of bytes a token."""
+    if sizes is None:
+        return False
     (value, error, seeds), size = effect.contrast, evidence.bytes_per_token or 1.0
     if error is None:
         return False
