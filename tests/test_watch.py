@@ -168,6 +168,7 @@ def test_the_command_serves_until_a_signal(runs: Path) -> None:
         )
         known = "no such study in runs; there are scope"
         assert unknown.errors().startswith(f"error: --study scpe: {known}")
+        until(lambda: "All runs have ended" in told(process))
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(60)
