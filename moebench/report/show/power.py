@@ -23,7 +23,10 @@ def lines(tables: Sequence[Table], effect: float) -> list[str]:
             text.append(printable(f"Runs with {keys}:"))
         noise = aa_noise(table)
         if noise is None:
-            text.append("no pair of A/A twins (router.perturb=1e-6): the noise is not known")
+            text.append(
+                "the noise is not known, since no A/A twins have finished: train some with "
+                "router.perturb=0,1e-6"
+            )
             continue
         text.append(
             f"deviation of a paired difference: {four_decimals(noise.sd)} nats a byte, at most "
