@@ -12,6 +12,19 @@ from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.optimizer import AdamW, ParameterGroup, learning_rate, make_optimizer
 
 
+def small(gating: Gating | None = None) -> MoETransformer:
+    return MoETransformer(
+        vocab_size=8,
+        d_model=8,
+        num_layers=1,
+        num_heads=1,
+        num_experts=2,
+        top_k=1,
+        expert_dim=8,
+        gating=gating,
+    )
+
+
 def test_rate_rises_to_the_peak_and_falls_to_the_final_share() -> None:
     config = OptimConfig(lr=1.0, warmup=0.1, final=0.2)
     rates = [learning_rate(config, step, 100) for step in range(1, 101)]
@@ -28,15 +41,7 @@ def test_rate_without_warmup_or_with_warmup_alone() -> None:
 
 
 def test_matrices_decay_and_gains_do_not() -> None:
-    model = MoETransformer(
-        vocab_size=8,
-        d_model=8,
-        num_layers=1,
-        num_heads=1,
-        num_experts=2,
-        top_k=1,
-        expert_dim=8,
-    )
+    model = small()
     optimizer = make_optimizer(model, OptimConfig())
     decayed, kept = optimizer.groups
     assert decayed.weight_decay == 0.1
@@ -47,16 +52,7 @@ def test_matrices_decay_and_gains_do_not() -> None:
 
 def test_routers_learn_at_a_rate_of_their_own() -> None:
     """With gradients of 1, the first step moves each weight by its rate."""
-    model = MoETransformer(
-        vocab_size=8,
-        d_model=8,
-        num_layers=1,
-        num_heads=1,
-        num_experts=2,
-        top_k=1,
-        expert_dim=8,
-        gating=Gating(bias=True),
-    )
+    model = small(Gating(bias=True))
     initialize(model, 0)
     optimizer = make_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.0, router_lr=3.0))
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
