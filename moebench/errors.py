@@ -13,8 +13,22 @@ from typing import Any, TypeVar
 OUT_OF_MEMORY = "out of memory on "  # in the reason of a run that does not fit
 CONTINUES = "--resume continues"  # how a run goes on; a sweep, which has no such option, just does
 
+WITHOUT_MEMORY = (
+    "allocate memory",  # of the system and of torch
+    "failed to map segment",  # of the linker
+    "could not create a primitive",  # of oneDNN, whose code for a product had no room
+)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that there was too little memory; libraries have no type for it."""
+    # oneDNN names a descriptor where it does not support a product
+    words = str(error).replace("could not create a primitive descriptor", "")
+    told = any(each in words for each in WITHOUT_MEMORY)
+    return isinstance(error, MemoryError) or told
 
 
 class MoebenchError(Exception):

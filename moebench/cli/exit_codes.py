@@ -20,7 +20,7 @@ from contextlib import suppress
 import typer
 
 from moebench.cli.output import print_error
-from moebench.errors import MoebenchError, Stopped
+from moebench.errors import MoebenchError, Stopped, lacks_memory
 from moebench.processes import stop_signals
 
 FAILED = 1
@@ -29,7 +29,6 @@ PARTLY_FAILED = 3
 STOPPED = 75
 INTERRUPTED = 130
 
-NO_MEMORY = ("Cannot allocate memory", "failed to map segment", "can't allocate memory")
 _RESUMABLE = ("train", "sweep")
 
 
@@ -109,7 +108,7 @@ def _describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno != errno.ENOMEM:
         file = f"{error.filename}: " if error.filename else ""
         return f"{file}{error.strerror or error}"
-    if isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY):
+    if lacks_memory(error):
         return "out of memory; free some, or take a smaller model or fewer processes"
     return (
         f"unexpected {type(error).__name__}: {error}; this is a bug in moebench "

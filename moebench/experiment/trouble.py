@@ -8,7 +8,7 @@ import torch
 
 from moebench.config.schema import ExperimentConfig
 from moebench.disk import FULL, why_not_written
-from moebench.errors import CONTINUES, OUT_OF_MEMORY, TrainingError
+from moebench.errors import CONTINUES, OUT_OF_MEMORY, TrainingError, lacks_memory
 from moebench.records import Record
 
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)  # no right to write, or a fault
@@ -22,7 +22,7 @@ def explained(
     stacked: int,
 ) -> Exception:
     """A TrainingError with a remedy, for memory or a disk that is full; else the error itself."""
-    if _is_out_of_memory(error):
+    if isinstance(error, torch.OutOfMemoryError) or lacks_memory(error):
         return TrainingError(
             f"run.device_bsz={config.run.device_bsz or config.global_bsz}: {OUT_OF_MEMORY}"
             f"{device}{_in_use(device, stacked)} ({_first_line(error)}); take a "
@@ -56,13 +56,6 @@ def _in_use(device: torch.device, stacked: int) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # torch has no type of its own for a CPU that cannot allocate
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _write_errno(error: Exception, record: Record) -> int:
