@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver, get_context
 from pathlib import Path
@@ -43,6 +45,7 @@ class Process:
         cwd: Path | None = None,
     ) -> None:
         self._output = Path(tempfile.mkdtemp(prefix="process"))
+        weakref.finalize(self, shutil.rmtree, self._output, ignore_errors=True)
         for name in ("1", "2"):
             (self._output / name).touch()  # it may be killed before it does so itself
         place = str(cwd or os.getcwd())
