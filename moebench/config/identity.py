@@ -29,8 +29,8 @@ from moebench.methods import LOSS, declared
 from moebench.registry import content_of
 from moebench.scopes import GLOBAL
 
-# put in words otherwise
-OTHERWISE = ("gate", "renormalize", "perturb", "map", "hash_layers", "replay", "recording")
+# put in words otherwise; or not at all, as a learning rate is not: arms that share it need no word
+OTHERWISE = ("gate", "renormalize", "perturb", "map", "hash_layers", "replay", "recording", "init")
 LONGEST = 80  # characters of the label in the name of a run
 GROUP = "group"  # GLOBAL as it is hashed
 REPLAY = "router.replay"

@@ -102,7 +102,7 @@ def _rows(
     shared = (*study.overrides, *study.sizes.get(study.size, ()))
     of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
     arms = [cell for cells in of_arm for cell in cells]
-    _check_varied(study, of_runs, arms, named=bool(names))
+    _check_varied(composer, study, of_runs, arms, named=bool(names))
     composer.expand(of_runs)  # so that an error names what was typed
 
     def expanded(arm: Cell) -> list[Cell]:
@@ -170,17 +170,27 @@ def _leave_out(
 
 
 def _check_varied(
-    study: StudyConfig, typed: Sequence[str], arms: Sequence[Cell], *, named: bool
+    composer: Composer,
+    study: StudyConfig,
+    typed: Sequence[str],
+    arms: Sequence[Cell],
+    *,
+    named: bool,
 ) -> None:
     """Refuse a typed override of a key that differs between the arms of the study.
+
+    A key of a group from which arms take presets differs if one of these presets sets it.
 
     Args:
         named: whether the study was typed.
     """
-    varied = {key for arm in arms for word in arm for key in keys_of(word)}
+    words = sorted({word for arm in arms for word in arm})
+    varied = {key: word for word in words for key in keys_of(word)}
+    presets = {key: word for word in words for key in composer.set_by(word)}
     for word in typed:
-        set_by_word = [f"{key}." for key in keys_of(word)]
-        key = next((key for key in varied if any(k.startswith(f"{key}.") for k in set_by_word)), "")
+        own = set(keys_of(word))
+        within = {key.rpartition(".")[0] for key in own & presets.keys()}
+        key = next(iter(sorted(own & varied.keys()) or sorted(within)), "")
         if key and not named:
             raise ConfigError(
                 f"{word}: is one value, where a sweep needs several, as in {key}=A,B; moebench "

@@ -131,6 +131,22 @@ def test_an_arm_of_a_study_that_sets_a_group_wins_over_no_typed_key(
         make_plan(composer, [*overrides, "loss.z=1"])
 
 
+def test_a_typed_key_goes_with_arms_whose_presets_do_not_set_it(
+    composer: Composer, small: Small
+) -> None:
+    arms = "study.arms=['router=sigmoid scope=micro','scope=global']"
+    arms_of = ("study=mine", arms, "study.baseline=global", "seed=0")
+    plan = plan_of(composer, small(*arms_of, "router.init=10"))
+    assert [job.config["router"]["init"] for job in plan.jobs] == [10, 10]
+    assert {job.arm for job in plan.jobs} == {"micro sigmoid", "global"}, (
+        "no word of what is shared"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^router\.gate=softmax: study=mine varies router itself"
+    ):
+        make_plan(composer, small(*arms_of, "router.gate=softmax"))
+
+
 def test_a_plan_whose_data_do_not_suffice_is_refused(composer: Composer, small: Small) -> None:
     with pytest.raises(DataError, match=r"data\.max_epochs=4: train\.steps=100000 would read"):
         make_plan(composer, small("seed=0,1", "train.steps=100000"))
