@@ -13,9 +13,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 CPUS = Path("/proc/cpuinfo")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
-# Threads that have nothing to do sleep. By default they spin, and where other processes run as
-# well, they keep the threads that work from the cores.
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# Threads that have nothing to do spin for some 20 microseconds, about as long as waking up takes on
+# a virtual machine, and then sleep. By default they spin for milliseconds, and on a busy machine
+# keep the threads that work from the cores. LLVM's OpenMP counts in milliseconds.
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 # Options of glibc's mallopt: never map a block apart, never give memory back, and ask for 64 MiB.
 KEEPING = {-4: 0, -1: 2**31 - 1, -2: 2**26}
@@ -24,7 +25,7 @@ KEEPING = {-4: 0, -1: 2**31 - 1, -2: 2**26}
 def begin_process() -> None:
     """Set this process up, before it imports torch; for commands, not for a library's user.
 
-    Idle threads sleep, and freed memory is kept, unless the user's environment says otherwise.
+    Idle threads soon sleep, and freed memory is kept, unless the user's environment says otherwise.
     `python -m` looks for modules in the working directory first, where other things may have their
     names.
     """
