@@ -167,16 +167,25 @@ def cost_of(size: Size) -> float:
     return ARMS * float(np.mean(size.minutes)) if size.minutes else math.nan
 
 
+def ranking(sizes: Sequence[Size]) -> list[Size]:
+    """Eligible sizes before the others, then by score."""
+    return sorted(sizes, key=lambda size: (bool(why_not(size)), -np.nan_to_num(score(size))))
+
+
+def named(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each setting by the keys in which they differ."""
+    first = settings[0]
+    common = {key for key in first if all(of.get(key) == first[key] for of in settings)}
+    own = [sorted((k, v) for k, v in of.items() if k not in common) for of in settings]
+    return [", ".join(f"{key}={value}" for key, value in of) or "as the others" for of in own]
+
+
 def table(sizes: Sequence[Size]) -> str:
     """The sizes, the best first; eligible ones before the others."""
-    ranked = sorted(sizes, key=lambda size: (bool(why_not(size)), -np.nan_to_num(score(size))))
-    first = ranked[0].keys
-    common = {key for key in first if all(of.keys.get(key) == first[key] for of in ranked)}
+    ranked = ranking(sizes)
     headers = "size | steps | weight | H | H_L | H at half | H_L | s | s_U | learned less T | c"
     lines = [f"| {headers} | score | eligible |", "|---" * 13 + "|"]
-    for size in ranked:
-        own = {key: value for key, value in size.keys.items() if key not in common}
-        name = ", ".join(f"{key}={value}" for key, value in sorted(own.items())) or "as the others"
+    for size, name in zip(ranked, named([size.keys for size in ranked]), strict=True):
         (h, low, _), (half, half_low, _) = map(size.headroom, (size.steps, size.steps // 2))
         noise = size.noise() or Noise(math.nan, math.nan, 0)
         numbers = (h, low, half, half_low, noise.sd, noise.upper, size.learned())

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.headroom_size import with_metrics
+from benchmarks.headroom_size import named, with_metrics
 from moebench.errors import MoebenchError, RecordError
 from moebench.registration import TUNING
 from moebench.report.infer.power import BITS, Noise, noise_of
@@ -97,8 +97,6 @@ def settings_of(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
 
 def table(settings: Sequence[Setting]) -> str:
     """A row a setting, the least noise for its time first."""
-    first = settings[0].keys
-    common = {key for key in first if all(of.keys.get(key) == first[key] for of in settings)}
 
     def worth(setting: Setting) -> float:
         """Variance times minutes, to which the time for a given power is in proportion."""
@@ -111,9 +109,8 @@ def table(settings: Sequence[Setting]) -> str:
         "minutes | time for a power |",
         "|---" * 9 + "|",
     ]
-    for setting in sorted(settings, key=worth):
-        own = {key: value for key, value in setting.keys.items() if key not in common}
-        name = ", ".join(f"{key}={value}" for key, value in sorted(own.items())) or "as the others"
+    ranked = sorted(settings, key=worth)
+    for setting, name in zip(ranked, named([of.keys for of in ranked]), strict=True):
         noise = setting.noise()
         numbers = (noise.sd, noise.upper, noise.sd * math.sqrt(0.75), setting.noise(None).sd)
         minutes = float(np.mean(setting.minutes)) if setting.minutes else math.nan

@@ -1,0 +1,1 @@
+"""How docs/results.md is made: records to CSVs, and CSVs to the page."""

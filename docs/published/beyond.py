@@ -1,0 +1,130 @@
+"""What is in neither paper: effects beside what they depend on, and what they are worth."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from docs.published.cells import Studies, ends, grid, link, mean, millions, nats, said, titles
+from docs.published.papers import FIRST, weighed
+from docs.published.study import Row
+from moebench.report.infer.arms import PERTURB
+from moebench.report.paper.selectors import AXES, meets
+
+LEVEL_OF, _ = AXES["homogeneity of micro-batches"]
+ERROR, COSINE = "balance/gradient_error", "balance/gradient_cosine"
+HOMOGENEITY = """\
+At 1 each micro-batch is of one domain, at 0 domains are mixed freely. The level does not touch
+the groups of `global`, so micro is compared with the mean of all global arms."""
+COST = """\
+The slowdown that expert layers would have over ranks that dispatch together (1: none). Listed are
+the arms that no other arm beats in both."""
+GAIN = """\
+The share of the last tokens over which the baseline's validation loss fell by as much. All
+evaluations lie on one schedule of the learning rate, so this is no scaling law."""
+
+
+def beyond(studies: Studies) -> list[str]:
+    """The sections for which a study has something."""
+    makers = (_by_headroom, _by_homogeneity, _estimators, _by_cost, _frontiers, _gains)
+    sections = [section for section in (make(studies) for make in makers) if section[-1]]
+    parts = [part for section in sections for part in section]
+    return ["## What is in neither paper", *parts] if parts else []
+
+
+def _by_headroom(studies: Studies) -> list[str]:
+    rows = [
+        [link(title), millions(room["tokens"]), ends(room), ends(effect), said(effect)]
+        for name, title in titles(studies).items()
+        for room in studies[name].found("headroom", arm="T")
+        for effect in studies[name].found("finding", claim=FIRST, part=room["part"])
+    ]
+    headers = ["study", "million tokens", "H = T - TD", "global less micro", "verdict"]
+    return ["### The effect of the scope beside headroom", grid(headers, rows)]
+
+
+def _by_homogeneity(studies: Studies) -> list[str]:
+    rows: list[tuple[str, float, list[str]]] = []
+    for name, title in titles(studies).items():
+        runs, level = studies[name].runs, studies[name].made()["level"]
+        wide = sorted({run["arm"] for run in runs if _is_global(run["science"])})
+        levels = {run["arm"]: LEVEL_OF(run["science"]) for run in runs}
+        levels = {arm: at for arm, at in levels.items() if at is not None}
+        if len({*levels.values()}) < 3:
+            continue
+        for arm, at in levels.items():
+            found = weighed(runs, {arm: 1.0, **{other: -1 / len(wide) for other in wide}})
+            if found is not None:
+                effect = ends(vars(found.estimate(1 - level)))
+                rows.append((title, -at, [link(title), f"{at:g}", effect, str(found.seeds)]))
+    headers = ["study", "homogeneity", "micro less global, nats a byte", "seeds"]
+    cells = [row for *_, row in sorted(rows)]
+    return ["### The effect of the scope beside homogeneity", HOMOGENEITY, grid(headers, cells)]
+
+
+def _is_global(science: Mapping[str, Any]) -> bool:
+    plain = {key: value for key, value in science.items() if key != "data.homogeneity"}
+    return meets({"scope": "group", "balance_bsz": "global_bsz"}, plain)
+
+
+def _estimators(studies: Studies) -> list[str]:
+    rows = []
+    for name, title in titles(studies).items():
+        for arm, runs in studies[name].by_arm().items():
+            errors, cosines = (_values(runs, metric) for metric in (ERROR, COSINE))
+            if "balance.estimator_error" not in runs[0]["science"] or not mean(errors, 3):
+                continue
+            effects = studies[name].found("difference", arm=arm)[:1]
+            told = [text for of in effects for text in (ends(of), said(of))] or ["", ""]
+            rows.append([link(title), f"`{arm}`", *told, mean(errors, 3), mean(cosines, 3)])
+    headers = ["study", "arm", "nats a byte less exact", "verdict", "gradient error", "cosine"]
+    return ["### Exact counts beside estimates", grid(headers, rows)]
+
+
+def _values(runs: list[Row], metric: str) -> list[float]:
+    return [run["metrics"].get(metric, math.nan) for run in runs]
+
+
+def _by_cost(studies: Studies) -> list[str]:
+    rows = []
+    for name, title in titles(studies).items():
+        for part in studies[name].parts:
+            points: dict[str, tuple[float, float]] = {}
+            for arm, runs in studies[name].by_arm(part).items():
+                slow, loss = _values(runs, "ep/slowdown"), [nats(run) for run in runs]
+                if not np.isnan([*slow, *loss]).any() and PERTURB not in runs[0]["science"]:
+                    points[arm] = float(np.mean(slow)), float(np.mean(loss))
+            for arm, (slow, loss) in sorted(points.items(), key=lambda item: item[1]):
+                others = [point for other, point in points.items() if other != arm]
+                if len(points) > 1 and not any(x <= slow and y <= loss for x, y in others):
+                    rows.append([link(title), part, f"`{arm}`", f"{slow:.3f}", f"{loss:.4f}"])
+    headers = ["study", "part", "arm", "slowdown", "nats a byte"]
+    return ["### Quality beside the virtual cost of expert parallelism", COST, grid(headers, rows)]
+
+
+def _frontiers(studies: Studies) -> list[str]:
+    rows = [
+        [link(title), f"`{effect['arm']}`", kind, effect["text"], ends(effect) or "(the first)"]
+        for name, title in titles(studies).items()
+        for kind in ("best weight", "equal MaxVio")
+        for effect in studies[name].found(kind)
+    ]
+    headers = ["study", "scope", "compared at", "there", "nats a byte less the first"]
+    return ["### The frontier of each scope", grid(headers, rows)]
+
+
+def _gains(studies: Studies) -> list[str]:
+    rows = [
+        [
+            link(title),
+            f"`{effect['arm']}`",
+            f"`{effect['against']}`",
+            ends(effect, share=True) or effect["text"],
+            millions(effect["tokens"]),
+        ]
+        for name, title in titles(studies).items()
+        for effect in studies[name].found("gain")
+    ]
+    headers = ["study", "arm", "against", "tokens saved", "of million tokens"]
+    return ["### Compute-equivalent gain", GAIN, grid(headers, rows)]

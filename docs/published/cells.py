@@ -1,0 +1,92 @@
+"""Cells, tables and headings of the page."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from docs.published.study import NO_VERDICT, Row, Study
+from moebench.report.infer.headroom import BITS
+from moebench.report.infer.statistics import mean_interval
+from moebench.report.show.numbers import four_decimals, interval, p_value
+
+TUNING = "tuning"  # the CSV of all runs on tuning seeds
+Studies = Mapping[str, Study]
+
+
+def grid(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; "" without rows."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in rows]
+    if not lines:
+        return ""
+    return "\n".join(
+        f"| {' | '.join(line)} |" for line in [headers, ["---"] * len(headers), *lines]
+    )
+
+
+def ends(effect: Row, *, share: bool = False) -> str:
+    """A value with its interval, as it is or in percent."""
+    value, low, high = effect["value"], effect["low"], effect["high"]
+    if value is None:
+        return ""
+    if not share:
+        between = interval(low, high)
+        return four_decimals(value) + f" ({between})" * bool(between)
+    between = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * value:.1f} %{between}"
+
+
+def said(effect: Row) -> str:
+    """A verdict with its p and the reason; "" for a difference that is described alone."""
+    if effect["verdict"] == NO_VERDICT:
+        return ""
+    p = f" ({p_value(effect['p'])})" if effect["p"] is not None else ""
+    return effect["verdict"] + p + f": {effect['text']}" * bool(effect["text"])
+
+
+def code(commands: Iterable[str]) -> str:
+    return "\n".join(["```", *dict.fromkeys(commands), "```"])
+
+
+def millions(tokens: float | None) -> str:
+    return "" if tokens is None else f"{tokens / 1e6:.1f}"
+
+
+def nats(run: Row) -> float:
+    """Nats a byte; NaN where they were not measured."""
+    return math.log(2) * run["metrics"].get(BITS, math.nan)
+
+
+def mean(values: Sequence[float], decimals: int) -> str:
+    """A mean, ± half of its 95 % interval where there are three values; "" without any."""
+    known = np.array([value for value in values if not math.isnan(value)])
+    if not len(known):
+        return ""
+    found = mean_interval(known)
+    half = "" if found.low is None else f" ±{found.value - found.low:.{decimals}f}"
+    return f"{found.value + 0.0:.{decimals}f}{half}"
+
+
+def made_with(about: Mapping[str, str]) -> str:
+    """A sentence on versions and the processor."""
+    keys = ("moebench", "commit", "torch", "python")
+    parts = [f"{key} {about[key]}" for key in keys if about.get(key)]
+    return f"Made with {', '.join(parts)} on {about.get('processor') or 'an unnamed processor'}."
+
+
+def titles(studies: Studies) -> dict[str, str]:
+    """The heading of each study, by its CSV's name."""
+    found = {name: _title(study) for name, study in studies.items() if name != TUNING}
+    every = [*found.values()]
+    return {n: title if every.count(title) == 1 else f"{title}, {n}" for n, title in found.items()}
+
+
+def _title(study: Study) -> str:
+    about = study.about
+    text = "installed text" if study.installed else f"{about.get('domains', 'other')} domains"
+    return f"{about['study']} on {text}"
+
+
+def link(title: str) -> str:
+    anchor = "".join(c for c in title.lower() if c.isalnum() or c in " -_").replace(" ", "-")
+    return f"[{title}](#{anchor})"

@@ -1,0 +1,143 @@
+"""Each finding of two papers beside what the studies say."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from docs.published.cells import Studies, ends, grid, link, millions, nats, said, titles
+from docs.published.study import Row, Study
+from moebench.report.infer.contrasts import Contrast, contrast
+from moebench.report.infer.statistics import VERDICT_SEEDS
+from moebench.report.paper.findings import PAPER, findings
+from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, NOT_TESTED, TOO_EARLY
+from moebench.report.show.numbers import as_percent
+
+TESTBED = "arXiv 2604.07030"
+FIRST = findings()["01-global-below-micro"]["claim"]
+DECLARED = Path(__file__).with_name("testbed.yaml")
+PRESETS = Path(__file__).parents[2] / "conf" / "study"
+HEADERS = ("finding", "verdict", "here", "million tokens", "seeds", "study")
+OF_THE_PAPER = """\
+*Here* is the difference, slope or weakest step of these runs, with its interval at the level that
+was tested. The paper trained on 120 to 400 billion tokens. *Too early* means that these runs are
+no better than a byte trigram of their text, or have not ended."""
+OF_THE_TESTBED = """\
+Its abstract gives no figures, and its full text was not at hand. Each claim is read as
+differences of arms. It agrees where all intervals lie above 0, and contradicts where one lies
+below 0. No study tests these claims in its order of findings: the verdicts rest on intervals
+alone."""
+
+
+def paper(studies: Studies) -> list[str]:
+    """Each finding of the paper beside what the studies say."""
+    tests, rows = _tests(), []
+    for finding, declared in findings().items():
+        claim = f"{declared['claim'].removesuffix('.')} ({declared['source']})"
+        found = [
+            [
+                claim,
+                said(effect),
+                f"{ends(effect)} {effect['unit']} at {as_percent(1 - effect['level'])}",
+                millions(effect["tokens"]),
+                str(len(effect["seeds"].split())),
+                ", ".join(filter(None, (link(title), effect["part"], told))),
+            ]
+            for name, title in titles(studies).items()
+            for effect, told in _effects(studies[name], declared["claim"])
+        ]
+        study = f"`study={tests[finding]}`" if finding in tests else ""
+        without = "described in a report" if declared["type"] == "described" else "not run"
+        rows += found or [[claim, without, "", "", "", study]]
+    return [f"## Findings of {PAPER}", OF_THE_PAPER, grid(HEADERS, rows)]
+
+
+def _effects(study: Study, claim: str) -> Iterable[tuple[Row, str]]:
+    """The effects of a study on a finding, and by which arm to tell several."""
+    found = study.found("finding", claim=claim)
+    for effect in found:
+        yield effect, f"`{effect['arm']}`" if len(found) > 1 else ""
+
+
+def _tests() -> dict[str, str]:
+    """Which study has the arms of a finding; `scope` where it is one of several."""
+    presets = {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+    known: dict[str, str] = {}
+    for name in dict.fromkeys(["scope", *presets]):
+        for finding in yaml.safe_load(presets[name].read_text(encoding="utf-8")).get("order", ()):
+            known.setdefault(finding, name)
+    arms = {_arms(findings()[finding]): name for finding, name in reversed(known.items())}
+    same = {name: arms[_arms(of)] for name, of in findings().items() if _arms(of) in arms}
+    return same | known
+
+
+def _arms(finding: Row) -> str:
+    """What a finding compares."""
+    return repr([finding.get(key) for key in ("arm", "against", "along", "highest_first")])
+
+
+def testbed(studies: Studies) -> list[str]:
+    """The same for arXiv 2604.07030."""
+    rows = []
+    for declared in yaml.safe_load(DECLARED.read_text(encoding="utf-8")):
+        claim = declared["claim"].removesuffix(".")
+        found = [
+            [claim, *cells, link(title)]
+            for name, title in titles(studies).items()
+            if studies[name].about["study"] == declared["study"]
+            for cells in _against_zero(studies[name], declared)
+        ]
+        rows += found or [[claim, "not run", "", "", "", f"`study={declared['study']}`"]]
+    return [f"## Findings of {TESTBED}", OF_THE_TESTBED, grid(HEADERS, rows)]
+
+
+def _against_zero(study: Study, declared: Row) -> Iterable[list[str]]:
+    """Verdict, contrasts, tokens and seeds of a declared finding, for each part of a study."""
+    for part in study.parts:
+        runs, made = study.runs_of(part), study.made(part)
+        found = [
+            weighed(runs, weights, declared.get("metric")) for weights in declared["above_zero"]
+        ]
+        contrasts = [each for each in found if each is not None]
+        if len(contrasts) < len(found):
+            continue
+        seeds = min(each.seeds for each in contrasts)
+        few = seeds < VERDICT_SEEDS and "look" not in study.about
+        withheld = TOO_EARLY if "too early" in study.about else NOT_TESTED * few
+        here = "; ".join(ends(vars(each.estimate(1 - made["level"]))) for each in contrasts)
+        yield [
+            withheld or _verdict(contrasts, made["level"]),
+            f"{here} {declared.get('metric', 'nats a byte')} at {as_percent(1 - made['level'])}",
+            millions(made["tokens"]),
+            str(seeds),
+        ]
+
+
+def _verdict(contrasts: Sequence[Contrast], level: float) -> str:
+    """What contrasts say that a paper has above 0."""
+    each = [of.estimate(1 - level) for of in contrasts]
+    if any(of.high is not None and of.high < 0 for of in each):
+        return CONTRADICTS
+    return AGREES if all(of.low is not None and of.low > 0 for of in each) else CANNOT_TELL
+
+
+def weighed(
+    runs: Sequence[Row], weights: Mapping[str, float], metric: str | None = None
+) -> Contrast | None:
+    """A contrast of arms, by their weights; None where one of them lacks.
+
+    Args:
+        metric: a name; None stands for nats a byte.
+    """
+    by_arm: dict[str, dict[int, float]] = {}
+    for run in runs:
+        value = nats(run) if metric is None else run["metrics"].get(metric, math.nan)
+        by_arm.setdefault(run["arm"], {})[run["seed"]] = value
+    if not {*weights} <= {*by_arm}:
+        return None
+    seeds = sorted({seed for of in by_arm.values() for seed in of})
+    values = np.array([[by_arm[arm].get(seed, math.nan) for arm in weights] for seed in seeds])
+    found = contrast(values, np.array([*weights.values()], float))
+    return found if found.seeds else None

@@ -1,0 +1,117 @@
+"""docs/results.md is made from the CSVs of docs/results/, and these from reports."""
+
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from docs.published import records
+from docs.published.papers import weighed
+from docs.published.study import SHOWN, Study
+from moebench.errors import RecordError
+from moebench.plans import read_plan
+from moebench.report import make_report
+from tests.report.conftest import make_plan, make_run
+
+FOLDER = Path(__file__).parents[2] / "docs"
+SCRIPT = runpy.run_path(str(FOLDER / "results.py"))
+GLOBAL = {"balance_bsz": 128}
+ARMS: dict[str, tuple[float, dict[str, Any]]] = {
+    "micro": (0.0, {}),
+    "global": (-0.02, GLOBAL),
+    "none": (0.01, {"scope": "none"}),
+    "micro perturb=1e-06": (0.0, {"router.perturb": 1e-6}),
+}
+
+
+def fake_study(runs: Path, seeds: int = 6, name: str = "scope") -> Study:
+    """A study of a few arms, whose global is 0.02 nats a byte below micro."""
+    made = [
+        make_run(
+            runs,
+            arm,
+            seed,
+            1.6 + shift + 0.001 * ((7 * seed + 3 * place) % 5),
+            science=science,
+            metrics={"load/max_vio_micro": 1.0 + seed / 100, "ep/slowdown": 1.1 + place / 10},
+            rows=[{"step": step, "valid/nats": 2.0 - step / 1000} for step in (0, 200, 400)],
+            domains=["a", "b"],
+        )
+        for seed in range(seeds)
+        for place, (arm, (shift, science)) in enumerate(ARMS.items())
+    ]
+    words = [f"study={name}", "data=folder", "data.path=/a/secret/place"]
+    order = ["01-global-below-micro"]
+    path = make_plan(runs, name, made, typed=words, baseline="micro", order=order)
+    plan = read_plan(path)
+    report = make_report([runs], study=path.parent.name, runs_dir=runs)
+    return records.study_of(plan, report, "a processor")
+
+
+def test_the_page_is_what_its_csvs_make() -> None:
+    page = (FOLDER / "results.md").read_text(encoding="utf-8")
+    assert page == SCRIPT["updated"](page), "run `python docs/results.py`"
+
+
+def test_a_csv_keeps_all_of_a_study_and_no_path(runs: Path) -> None:
+    study = fake_study(runs)
+    text = study.to_csv()
+    again = Study.of_csv(text)
+    assert again.to_csv() == text
+    assert "secret" not in text
+    assert again.effects[0]["command"].endswith("data=folder data.path=DIR")
+    assert [(run["arm"], run["seed"]) for run in again.runs[:2]] == [("micro", 0), ("micro", 1)]
+    assert again.runs[0]["science"] == study.runs[0]["science"]
+    assert again.runs[0]["metrics"].keys() & {*SHOWN} == {
+        name for name in study.runs[0]["metrics"] if name in SHOWN
+    }
+
+
+def test_a_path_is_not_published() -> None:
+    study = Study({"question": "Is it in /home/someone/data?"})
+    with pytest.raises(RecordError, match="holds a path, which is not published"):
+        study.to_csv()
+
+
+def test_effects_are_those_of_the_report(runs: Path) -> None:
+    study = fake_study(runs)
+    [effect] = study.found("difference", arm="global")
+    table = make_report([runs], study="scope", runs_dir=runs).tables[0]
+    decided = table.decisions["global"]
+    assert table.bytes_per_token == pytest.approx(1.0)
+    assert effect["value"] == pytest.approx(decided.estimate.value)
+    assert (effect["p"], effect["level"], effect["verdict"]) == (decided.p, 0.05, "lower")
+    [finding] = study.found("finding", metric="valid/nats")
+    assert (finding["verdict"], finding["value"]) == ("agrees", pytest.approx(effect["value"]))
+
+
+def test_the_page_tells_verdicts_and_what_was_not_run(runs: Path) -> None:
+    page = SCRIPT["generated"]({"scope-0a1b2c": fake_study(runs)})
+    assert "### scope on 2 domains\n" in page
+    assert "data.path=DIR" in page
+    assert "agrees (p < 0.001): off 0 on the paper's side" in page
+    left = page.split("## Not run yet")[1]
+    assert "study=weight data=folder data.path=DIR" in left
+    assert "study=scope data=folder" not in left
+    assert "moebench sweep study=scope --register" in left  # on installed text
+
+
+def test_few_seeds_bear_no_verdict_on_the_page(runs: Path) -> None:
+    page = SCRIPT["generated"]({"scope-0a1b2c": fake_study(runs, seeds=3)})
+    assert "A verdict takes 6 seeds." in page
+    assert "not tested: 3 seeds, and a verdict takes 6" in page
+    assert "agrees" not in page.split("## Findings of arXiv 2604.07030")[0].split("*Here*")[1]
+
+
+def test_a_contrast_weighs_arms_seed_by_seed() -> None:
+    runs = [
+        {"arm": arm, "seed": seed, "metrics": {"valid/bits_per_byte": bits / math.log(2)}}
+        for arm, values in {"a": (1.0, 2.0, 4.0), "b": (0.5, 1.0, 2.0)}.items()
+        for seed, bits in enumerate(values)
+    ]
+    found = weighed(runs, {"a": 1, "b": -2})
+    assert found is not None
+    assert found.value == pytest.approx(0.0)
+    assert weighed(runs, {"a": 1, "c": -1}) is None
