@@ -177,7 +177,8 @@ def named(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     first = settings[0]
     common = {key for key in first if all(of.get(key) == first[key] for of in settings)}
     own = [sorted((k, v) for k, v in of.items() if k not in common) for of in settings]
-    return [", ".join(f"{key}={value}" for key, value in of) or "as the others" for of in own]
+    plain = "as the others" if len(settings) > 1 else "the only one"
+    return [", ".join(f"{key}={value}" for key, value in of) or plain for of in own]
 
 
 def table(sizes: Sequence[Size]) -> str:

@@ -31,10 +31,12 @@ from docs.published.cells import (
     titles,
 )
 from docs.published.papers import FIRST, paper, testbed
+from docs.published.picture import CAPTION, TITLE, effects, save_png
 from docs.published.study import Study, read, save
 from docs.published.tuned import chosen, sections
 from moebench.errors import MoebenchError
 from moebench.machine import processor
+from moebench.report.show.numbers import as_percent
 
 FOLDER = Path(__file__).parent
 PAGE, TABLES, IMAGES = FOLDER / "results.md", FOLDER / "results", FOLDER / "img"
@@ -74,9 +76,11 @@ def in_short(studies: Studies) -> list[str]:
         for effect in studies[name].found("finding", claim=FIRST)[:1]:
             lines.append(
                 f"- {link(title)}: `{effect['arm']}` less `{effect['against']}` is "
-                f"{ends(effect)} {effect['unit']}. The paper's first finding: {said(effect)}."
+                f"{ends(effect)} {effect['unit']} at {as_percent(1 - effect['level'])}. The "
+                f"paper's first finding: {said(effect)}."
             )
-    return ["\n".join(lines)] if lines else []
+    drawn = [f"![{TITLE}](img/results.png)", f"*{CAPTION}*"] * (effects(studies) is not None)
+    return ["\n".join(lines), *drawn] if lines else []
 
 
 def each_study(studies: Studies) -> list[str]:
@@ -95,7 +99,7 @@ def each_study(studies: Studies) -> list[str]:
             facts.append(f"Too early for a verdict: {about['too early']}.")
         parts += [" ".join(facts), *_arms(studies[name])]
         if (IMAGES / f"results-{name}.png").is_file():
-            parts.append(f"![{title}](img/results-{name}.png)")
+            parts.append(f"![The arms of {title}](img/results-{name}.png)")
     return ["## Each study", STUDIES, *filter(None, parts)] if parts else []
 
 
@@ -138,17 +142,17 @@ def not_run(studies: Studies) -> list[str]:
 
 
 def generated(studies: Studies) -> str:
-    """The generated part, between its markers: studies in the order of WANTED, others last."""
+    """The generated part, between its markers."""
     made = (in_short, sections, each_study, paper, testbed, beyond, not_run)
-    ordered = dict(sorted(studies.items(), key=lambda item: _place(item[1])))
-    parts = [part for make in made for part in make(ordered) if part]
+    parts = [part for make in made for part in make(in_order(studies)) if part]
     return "\n\n".join([START.rstrip(), *parts]) + f"\n\n{END}"
 
 
-def _place(study: Study) -> int:
-    names = WANTED[DOMAINS]
-    name = study.about.get("study", "")
-    return names.index(name) if name in names else len(names)
+def in_order(studies: Studies) -> Studies:
+    """Studies in the order of WANTED, others last."""
+    place = {name: number for number, name in enumerate(WANTED[DOMAINS])}
+    order = sorted(studies, key=lambda name: place.get(studies[name].about.get("study"), 99))
+    return {name: studies[name] for name in order}
 
 
 def updated(page: str, studies: Studies | None = None) -> str:
@@ -167,12 +171,13 @@ def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
     if tuned is not None:
         save(TABLES / f"{TUNING}.csv", tuned)
     for plan, report in records.reports(roots, tell, unfinished=unfinished):
-        save(TABLES / f"{plan.slug}.csv", records.study_of(plan, report, machine))
+        name = plan.slug if plan.folder is None else plan.folder.name
+        save(TABLES / f"{name}.csv", records.study_of(plan, report, machine))
         wanted = PICTURES.get(plan.name, "differences")
         pictures = {plot.name: plot for plot in report.plots(report.tables[0])}
         if wanted in pictures:
-            (IMAGES / f"results-{plan.slug}.png").write_bytes(pictures[wanted].png)
-        tell(f"docs/results/{plan.slug}.csv")
+            save_png(IMAGES / f"results-{name}.png", pictures[wanted].png)
+        tell(f"docs/results/{name}.csv")
 
 
 def main() -> None:
@@ -191,6 +196,8 @@ def main() -> None:
     except MoebenchError as error:
         parser.exit(2, f"error: {error}\n")
     PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    if (drawn := effects(in_order(read(TABLES)))) is not None:
+        save_png(IMAGES / "results.png", drawn.png)
 
 
 if __name__ == "__main__":

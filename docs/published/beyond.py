@@ -8,11 +8,12 @@ import numpy as np
 
 from docs.published.cells import Studies, ends, grid, link, mean, millions, nats, said, titles
 from docs.published.papers import FIRST, weighed
-from docs.published.study import Row
+from docs.published.study import Row, Study
 from moebench.report.infer.arms import PERTURB
 from moebench.report.paper.selectors import AXES, meets
 
 LEVEL_OF, _ = AXES["homogeneity of micro-batches"]
+SIZE = ("data", "train.steps", "seq_len", "global_bsz", "micro_bsz", "optim.lr")
 ERROR, COSINE = "balance/gradient_error", "balance/gradient_cosine"
 HOMOGENEITY = """\
 At 1 each micro-batch is of one domain, at 0 domains are mixed freely. The level does not touch
@@ -34,14 +35,31 @@ def beyond(studies: Studies) -> list[str]:
 
 
 def _by_headroom(studies: Studies) -> list[str]:
-    rows = [
-        [link(title), millions(room["tokens"]), ends(room), ends(effect), said(effect)]
-        for name, title in titles(studies).items()
-        for room in studies[name].found("headroom", arm="T")
-        for effect in studies[name].found("finding", claim=FIRST, part=room["part"])
-    ]
-    headers = ["study", "million tokens", "H = T - TD", "global less micro", "verdict"]
+    """Headroom is measured in the same study, or in another of the same size, text and steps."""
+    names, rooms = titles(studies), {}
+    for name in names:
+        for room in studies[name].found("headroom", arm="T"):
+            rooms |= dict.fromkeys(_sizes(studies[name], room["part"]), room)
+    rows = []
+    for name, title in names.items():
+        for effect in studies[name].found("finding", claim=FIRST):
+            runs = studies[name].by_arm(effect["part"]).get(effect["arm"], [])
+            if runs and (room := rooms.get(_size(runs[0]["science"]))) is not None:
+                cells = [ends(room), ends(effect), said(effect)]
+                rows.append([link(title), f"`{effect['arm']}`", millions(room["tokens"]), *cells])
+    headers = ["study", "arm", "million tokens", "H = T - TD", "less micro", "verdict"]
     return ["### The effect of the scope beside headroom", grid(headers, rows)]
+
+
+def _sizes(study: Study, part: str) -> set[str]:
+    """Model, text and steps of the learned arms of a study."""
+    sciences = [run["science"] for run in study.runs_of(part)]
+    return {_size(of) for of in sciences if "router.map" not in of and "model.moe" not in of}
+
+
+def _size(science: Mapping[str, Any]) -> str:
+    """Model, text and steps of a run, but for the token that names a domain."""
+    return repr(sorted((k, v) for k, v in science.items() if k.startswith("model.") or k in SIZE))
 
 
 def _by_homogeneity(studies: Studies) -> list[str]:

@@ -145,7 +145,7 @@ def _processor(name: str, machine: str) -> str:
 
 
 def _all(texts: Iterable[Any]) -> str:
-    return ", ".join(sorted({str(text) for text in texts}))
+    return ", ".join(sorted({str(text) for text in texts if text not in (None, "")}))
 
 
 def _runs(report: Report, rows: Sequence[Row]) -> list[Row]:

@@ -13,6 +13,7 @@ bound, and c the minutes of one seed of six arms. The score is H_L² / (s_U² c)
 if H is above 0 at all steps and at half of them, falls by at most a third between them, and the
 learned arms end on average at or below T. These runs have seeds of 1000 and more, which no study
 reports. The difference of scopes is read nowhere."""
+BESIDE = "### Learned routers beside the hash of the token"
 TRIALS = """\
 A learned router behind the hash of the token has not learned yet. Each row has other steps,
 weights or settings of the router; MaxVio shows whether its loads are even. Rows of one seed show
@@ -47,7 +48,11 @@ def sections(studies: Studies) -> list[str]:
     settings = noise.settings_of(tuned.runs)
     parts = ["## The size, and the noise", made_with(tuned.about)]
     parts += [SIZES, headroom_size.table(sizes)] if sizes else []
-    parts += ["### What stands in the way", TRIALS, trials.table(tried)] if tried else []
+    parts += (
+        ["### Learned routers beside the hash of the token", TRIALS, trials.table(tried)]
+        if tried
+        else []
+    )
     parts += ["### Noise", NOISE, noise.table(settings)] if settings else []
     commands = [text for name, text in tuned.about.items() if name.startswith("command")]
     return [*parts, "The commands of this part; DIR is a folder of domains:", code(commands)]

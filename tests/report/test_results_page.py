@@ -2,6 +2,7 @@
 
 import math
 import runpy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from docs.published.study import SHOWN, Study
 from moebench.errors import RecordError
 from moebench.plans import read_plan
 from moebench.report import make_report
-from tests.report.conftest import make_plan, make_run
+from tests.report.conftest import SCIENCE, make_plan, make_run
 
 FOLDER = Path(__file__).parents[2] / "docs"
 SCRIPT = runpy.run_path(str(FOLDER / "results.py"))
@@ -96,6 +97,49 @@ def test_the_page_tells_verdicts_and_what_was_not_run(runs: Path) -> None:
     assert "study=weight data=folder data.path=DIR" in left
     assert "study=scope data=folder" not in left
     assert "moebench sweep study=scope --register" in left  # on installed text
+
+
+def test_headroom_stands_beside_the_effect_of_a_study_of_that_size(runs: Path) -> None:
+    study = fake_study(runs)
+    room = {"name": "headroom", "arm": "T", "value": 0.05, "low": 0.04, "high": 0.06, "tokens": 1e6}
+    other = Study({"study": "headroom"}, runs=study.by_arm()["global"])
+    other.effects.append({**study.effects[0], **room})
+    shown = SCRIPT["generated"]({"scope-1": study, "headroom-2": other})
+    assert "| `global` | 1.0 | 0.0500 (0.0400 to 0.0600) | -0.0" in shown
+    other.runs = [{**run, "science": run["science"] | {"model.d_model": 9}} for run in other.runs]
+    assert "beside headroom" not in SCRIPT["generated"]({"scope-1": study, "headroom-2": other})
+
+
+def tuned(behind: float) -> Study:
+    """One size on tuning seeds, whose learned arms end so much above T."""
+    prescribed = {"loss.balance": None, "scope": "none"}
+    arms: dict[str, tuple[float, dict[str, Any]]] = {
+        "T": (0.0, prescribed | {"router.map": "hash"}),
+        "TD": (-0.1, prescribed | {"router.map": "domain_token"}),
+        "micro": (behind, {"balance_bsz": 4}),
+        "shuffled": (behind, GLOBAL | {"scope": "shuffled"}),
+        "global": (behind, GLOBAL),
+        "micro A/A": (behind, {"balance_bsz": 4, "router.perturb": 1e-6}),
+        "global A/A": (behind, GLOBAL | {"router.perturb": 1e-6}),
+    }
+    study = Study({"command 1": "moebench sweep study=headroom_size"})
+    for seed, (arm, (shift, own)), steps in product((1000, 1001, 1002), arms.items(), (400, 200)):
+        nats = 1.6 + shift + seed % 7 / 1000 + 0.001 * ("A/A" in arm)
+        science = SCIENCE | own | {"train.steps": steps}
+        known = {key: value for key, value in science.items() if value is not None}
+        metrics = {"valid/bits_per_byte": nats / math.log(2), "seconds": 60.0}
+        study.runs.append({"run": arm, "seed": seed, "science": known, "metrics": metrics})
+    return study
+
+
+def test_tuning_seeds_choose_a_size_and_show_what_lacks() -> None:
+    page = SCRIPT["generated"]({"tuning": tuned(-0.01)})
+    assert "with 400 steps and weight 0.1. Of all eligible ones it has the largest score" in page
+    page = SCRIPT["generated"]({"tuning": tuned(0.02)})
+    assert "no eligible one among 2 that were tried" in page
+    assert "learned routers are behind the hash |" in page
+    assert "| train.steps=400 | global, micro, shuffled | 3 | 0.0200 |" in page
+    assert "moebench sweep study=headroom_size" in page
 
 
 def test_few_seeds_bear_no_verdict_on_the_page(runs: Path) -> None:

@@ -90,7 +90,7 @@ def _forest(
     return {
         "data": {"values": data},
         "layer": [
-            *([_paper(gaps)] if gaps else []),
+            *([paper_band(gaps)] if gaps else []),
             zero_line("x"),
             {
                 "data": {"values": strokes},
@@ -117,7 +117,7 @@ def _forest(
     }
 
 
-def _paper(gaps: Sequence[float]) -> Spec:
+def paper_band(gaps: Sequence[float]) -> Spec:
     """A band where the paper's difference lies."""
     about = {"field": "about", "type": "nominal"}
     ends = {"near": -max(gaps), "far": -min(gaps), "about": "the paper's global against micro"}
