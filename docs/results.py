@@ -20,12 +20,12 @@ from docs.published.cells import (
     TUNING,
     Studies,
     code,
+    count,
     ends,
     grid,
     link,
     made_with,
     mean,
-    millions,
     nats,
     said,
     titles,
@@ -59,9 +59,9 @@ SHOWN = {  # columns of the table of arms: heading and decimals
 }
 SAID = ("interim", "registration", "look", "few seeds", "cautions")  # sentences of the report
 STUDIES = """\
-Differences are paired by seed, in nats a byte, with an interval at the level that was tested: 95
-% unless a look of a stopping rule says otherwise. Other columns are means ± half of a 95 %
-interval."""
+Differences are paired by seed, in nats a byte. Their intervals have the level that was tested,
+which is 95 % unless a look of a stopping rule says otherwise; only differences that a study tests
+have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on."""
 NOT_RUN = """\
 Keys of the chosen size are typed beside; DIR is [a folder of domains](#text-of-many-domains).
 Then the same again without `--register`, and with `--until-decided` where seeds end by rule."""
@@ -91,8 +91,9 @@ def each_study(studies: Studies) -> list[str]:
         parts += [f"### {title}", about.get("question", ""), code([made["command"]])]
         seeds = made["seeds"].split()
         facts = [
-            f"{len(seeds)} seeds ({', '.join(seeds)}), {millions(made['tokens'])} million tokens a "
-            f"run, data `{about.get('data', '')}`. {made_with({**about, **made})}",
+            f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(seeds)}), "
+            f"{count(made['tokens'])} tokens a run, data `{about.get('data', '')}`.",
+            made_with({**about, **made}),
             *(about[key] for key in SAID if key in about),
         ]
         if "too early" in about and not {"look", "interim"} & {*about}:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from docs.published.cells import Studies, ends, grid, link, mean, millions, nats, said, titles
+from docs.published.cells import Studies, count, ends, grid, link, mean, nats, said, titles
 from docs.published.papers import FIRST, weighed
 from docs.published.study import Row, Study
 from moebench.report.infer.arms import PERTURB
@@ -46,8 +46,8 @@ def _by_headroom(studies: Studies) -> list[str]:
             runs = studies[name].by_arm(effect["part"]).get(effect["arm"], [])
             if runs and (room := rooms.get(_size(runs[0]["science"]))) is not None:
                 cells = [ends(room), ends(effect), said(effect)]
-                rows.append([link(title), f"`{effect['arm']}`", millions(room["tokens"]), *cells])
-    headers = ["study", "arm", "million tokens", "H = T - TD", "less micro", "verdict"]
+                rows.append([link(title), f"`{effect['arm']}`", count(room["tokens"]), *cells])
+    headers = ["study", "arm", "tokens", "H = T - TD", "less micro", "verdict"]
     return ["### The effect of the scope beside headroom", grid(headers, rows)]
 
 
@@ -139,10 +139,10 @@ def _gains(studies: Studies) -> list[str]:
             f"`{effect['arm']}`",
             f"`{effect['against']}`",
             ends(effect, share=True) or effect["text"],
-            millions(effect["tokens"]),
+            count(effect["tokens"]),
         ]
         for name, title in titles(studies).items()
         for effect in studies[name].found("gain")
     ]
-    headers = ["study", "arm", "against", "tokens saved", "of million tokens"]
+    headers = ["study", "arm", "against", "tokens saved", "of tokens"]
     return ["### Compute-equivalent gain", GAIN, grid(headers, rows)]

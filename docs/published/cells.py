@@ -8,7 +8,8 @@ import numpy as np
 from docs.published.study import NO_VERDICT, Row, Study
 from moebench.report.infer.headroom import BITS
 from moebench.report.infer.statistics import mean_interval
-from moebench.report.show.numbers import four_decimals, interval, p_value
+from moebench.report.paper.verdicts import TOO_EARLY
+from moebench.report.show.numbers import count_range, four_decimals, interval, p_value
 
 TUNING = "tuning"  # the CSV of all runs on tuning seeds
 Studies = Mapping[str, Study]
@@ -37,9 +38,12 @@ def ends(effect: Row, *, share: bool = False) -> str:
 
 
 def said(effect: Row) -> str:
-    """A verdict with its p and the reason; "" for a difference that is described alone."""
-    if effect["verdict"] == NO_VERDICT:
-        return ""
+    """A verdict with its p and the reason; "" for a difference that is described alone.
+
+    Why it is too early stands once, in the facts of the study.
+    """
+    if effect["verdict"] in (NO_VERDICT, TOO_EARLY):
+        return "" if effect["verdict"] == NO_VERDICT else TOO_EARLY
     p = f" ({p_value(effect['p'])})" if effect["p"] is not None else ""
     return effect["verdict"] + p + f": {effect['text']}" * bool(effect["text"])
 
@@ -48,8 +52,9 @@ def code(commands: Iterable[str]) -> str:
     return "\n".join(["```", *dict.fromkeys(commands), "```"])
 
 
-def millions(tokens: float | None) -> str:
-    return "" if tokens is None else f"{tokens / 1e6:.1f}"
+def count(tokens: float | None) -> str:
+    """Of tokens, in millions where they are many."""
+    return "" if tokens is None else count_range((tokens, tokens))
 
 
 def nats(run: Row) -> float:

@@ -7,23 +7,25 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from docs.published.cells import Studies, ends, grid, link, millions, nats, said, titles
+from docs.published.cells import Studies, count, ends, grid, link, nats, said, titles
 from docs.published.study import Row, Study
+from moebench.plans import PRIMARY
 from moebench.report.infer.contrasts import Contrast, contrast
 from moebench.report.infer.statistics import VERDICT_SEEDS
-from moebench.report.paper.findings import PAPER, findings
+from moebench.report.paper.findings import BYTES, PAPER, findings, log_ratio
 from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, NOT_TESTED, TOO_EARLY
-from moebench.report.show.numbers import as_percent
+from moebench.report.show.numbers import as_percent, four_decimals
 
 TESTBED = "arXiv 2604.07030"
 FIRST = findings()["01-global-below-micro"]["claim"]
 DECLARED = Path(__file__).with_name("testbed.yaml")
 PRESETS = Path(__file__).parents[2] / "conf" / "study"
-HEADERS = ("finding", "verdict", "here", "million tokens", "seeds", "study")
+HEADERS = ("finding", "verdict", "here", "tokens", "seeds", "study")
 OF_THE_PAPER = """\
 *Here* is the difference, slope or weakest step of these runs, with its interval at the level that
-was tested. The paper trained on 120 to 400 billion tokens. *Too early* means that these runs are
-no better than a byte trigram of their text, or have not ended."""
+was tested. *Paper* is its size in nats a byte, at an assumed 4 bytes a token, where it gives
+perplexities of two arms. It trained on 120 to 400 billion tokens. *Too early* means that these
+runs are no better than a byte trigram of their text, or have not ended."""
 OF_THE_TESTBED = """\
 Its abstract gives no figures, and its full text was not at hand. Each claim is read as
 differences of arms. It agrees where all intervals lie above 0, and contradicts where one lies
@@ -35,13 +37,13 @@ def paper(studies: Studies) -> list[str]:
     """Each finding of the paper beside what the studies say."""
     tests, rows = _tests(), []
     for finding, declared in findings().items():
-        claim = f"{declared['claim'].removesuffix('.')} ({declared['source']})"
+        about = [declared["claim"].removesuffix("."), declared["source"], _size(declared)]
         found = [
             [
-                claim,
+                *about,
                 said(effect),
-                f"{ends(effect)} {effect['unit']} at {as_percent(1 - effect['level'])}",
-                millions(effect["tokens"]),
+                f"{ends(effect)} {_unit(effect)} at {as_percent(1 - effect['level'])}",
+                count(effect["tokens"]),
                 str(len(effect["seeds"].split())),
                 ", ".join(filter(None, (link(title), effect["part"], told))),
             ]
@@ -50,8 +52,21 @@ def paper(studies: Studies) -> list[str]:
         ]
         study = f"`study={tests[finding]}`" if finding in tests else ""
         without = "described in a report" if declared["type"] == "described" else "not run"
-        rows += found or [[claim, without, "", "", "", study]]
-    return [f"## Findings of {PAPER}", OF_THE_PAPER, grid(HEADERS, rows)]
+        rows += found or [[*about, without, "", "", "", study]]
+    headers = [HEADERS[0], "source", "paper", *HEADERS[1:]]
+    return [f"## Findings of {PAPER}", OF_THE_PAPER, grid(headers, rows)]
+
+
+def _unit(effect: Row) -> str:
+    """Of nats; else the metric's name."""
+    return effect["unit"] if effect["metric"] == PRIMARY else effect["metric"]
+
+
+def _size(finding: Row) -> str:
+    """The paper's difference of two arms in nats a byte; "" where it gives none."""
+    if "perplexity" not in finding or "arm" not in finding:
+        return ""
+    return four_decimals(log_ratio(finding) / BYTES[0])
 
 
 def _effects(study: Study, claim: str) -> Iterable[tuple[Row, str]]:
@@ -110,7 +125,7 @@ def _against_zero(study: Study, declared: Row) -> Iterable[list[str]]:
         yield [
             withheld or _verdict(contrasts, made["level"]),
             f"{here} {declared.get('metric', 'nats a byte')} at {as_percent(1 - made['level'])}",
-            millions(made["tokens"]),
+            count(made["tokens"]),
             str(seeds),
         ]
 

@@ -105,7 +105,7 @@ def test_headroom_stands_beside_the_effect_of_a_study_of_that_size(runs: Path) -
     other = Study({"study": "headroom"}, runs=study.by_arm()["global"])
     other.effects.append({**study.effects[0], **room})
     shown = SCRIPT["generated"]({"scope-1": study, "headroom-2": other})
-    assert "| `global` | 1.0 | 0.0500 (0.0400 to 0.0600) | -0.0" in shown
+    assert "| `global` | 1.0 million | 0.0500 (0.0400 to 0.0600) | -0.0" in shown
     other.runs = [{**run, "science": run["science"] | {"model.d_model": 9}} for run in other.runs]
     assert "beside headroom" not in SCRIPT["generated"]({"scope-1": study, "headroom-2": other})
 
