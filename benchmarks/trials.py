@@ -3,9 +3,10 @@
     python benchmarks/trials.py RUNS
 
 Each setting of learned routers (steps, weight, `optim.router_lr`, `router.init`, model) has a row:
-its mean over scopes and seeds, less T of the same model, data, steps and seeds. T is `router=hash`,
-whose gates train at their defaults. A setting that is above 0 has not learned yet. The difference
-of scopes is printed nowhere.
+its mean over scopes and seeds, less T (`router=hash`) of the same model, data, steps and seeds. The
+gates of T train, too, so T has a column for the setting's own rate and deviation of routers, and
+one for their defaults. A setting that is above 0 has not learned yet. The difference of scopes is
+printed nowhere.
 """
 
 import argparse
@@ -25,64 +26,73 @@ from moebench.report.infer.power import BITS
 from moebench.report.read.frame import load
 
 SCOPE = ("seed", "scope", "balance_bsz", "numerics", "train.eval_every", "router.map")
-ROUTER = ("loss.balance", "optim.router_lr", "router.init")  # what T does not share
+WEIGHT = ("loss.balance",)
+ROUTER = ("optim.router_lr", "router.init")
 
 
 @dataclass
 class Trial:
-    """Learned routers of one setting.
+    """Learned routers of one setting; values by role and seed.
 
     Attributes:
         keys: that make it.
-        scopes: that were trained.
-        less: nats a byte less T, of each run that has a T.
-        vio: MaxVio of the validation set, of these runs.
-        seeds: of these runs.
+        nats: a byte.
+        own, plain: nats a byte of T with the routers' settings, and with their defaults.
+        vio: MaxVio of the validation set.
     """
 
     keys: Mapping[str, Any]
-    scopes: set[str] = field(default_factory=set)
-    less: list[float] = field(default_factory=list)
-    vio: list[float] = field(default_factory=list)
-    seeds: set[int] = field(default_factory=set)
+    nats: dict[tuple[str, int], float] = field(default_factory=dict)
+    own: dict[tuple[str, int], float] = field(default_factory=dict)
+    plain: dict[tuple[str, int], float] = field(default_factory=dict)
+    vio: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def less(self, token: Mapping[tuple[str, int], float]) -> float:
+        """The mean over runs that have a T; NaN without any."""
+        shared = [self.nats[run] - token[run] for run in self.nats if run in token]
+        return float(np.mean(shared)) if shared else math.nan
 
 
 def trials_of(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
     """The settings that have a T, the best first; runs on seeds that are reported are no trials."""
     rows = [row for row in rows if row["seed"] >= TUNING and BITS in row["metrics"]]
     token = {
-        (_place(row["science"]), row["seed"]): row["metrics"][BITS]
+        (_place(row["science"], WEIGHT), row["seed"]): math.log(2) * row["metrics"][BITS]
         for row in rows
-        if role_of(row["science"]) == "T" and not {*ROUTER} & {*row["science"]}
+        if role_of(row["science"]) == "T"
     }
     found: dict[str, Trial] = {}
     for row in rows:
-        science, role = row["science"], role_of(row["science"])
-        hashed = token.get((_place(science), row["seed"]))
-        if role not in LEARNED or hashed is None:
+        science, run = row["science"], (role_of(row["science"]) or "", row["seed"])
+        if run[0] not in LEARNED:
             continue
         keys = {key: value for key, value in science.items() if key not in SCOPE}
         trial = found.setdefault(repr(sorted(keys.items(), key=str)), Trial(keys))
-        trial.scopes.add(role)
-        trial.seeds.add(row["seed"])
-        trial.less.append(math.log(2) * (row["metrics"][BITS] - hashed))
-        trial.vio.append(row["metrics"].get(MAX_VIO, math.nan))
-    return sorted(found.values(), key=lambda trial: float(np.mean(trial.less)))
+        trial.nats[run] = math.log(2) * row["metrics"][BITS]
+        trial.vio[run] = row["metrics"].get(MAX_VIO, math.nan)
+        for kind, free in ((trial.own, WEIGHT), (trial.plain, (*WEIGHT, *ROUTER))):
+            if (place := (_place(science, free), row["seed"])) in token:
+                kind[run] = token[place]
+    known = [trial for trial in found.values() if trial.own or trial.plain]
+    return sorted(known, key=lambda trial: trial.less(trial.own or trial.plain))
 
 
-def _place(science: Mapping[str, Any]) -> str:
-    """What a setting shares with its T."""
-    keys = {key: value for key, value in science.items() if key not in (*SCOPE, *ROUTER)}
+def _place(science: Mapping[str, Any], free: Sequence[str]) -> str:
+    """What a setting shares with its T: all keys but the free ones."""
+    keys = {key: value for key, value in science.items() if key not in (*SCOPE, *free)}
     return repr(sorted(keys.items(), key=str))
 
 
 def table(trials: Sequence[Trial]) -> str:
     """A row a setting."""
-    lines = ["| setting | arms | seeds | learned less T | MaxVio valid |", "|---" * 5 + "|"]
+    headers = ["setting", "arms", "seeds", "less T", "less T at defaults", "MaxVio valid"]
+    lines = [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
     for trial, name in zip(trials, named([of.keys for of in trials]), strict=True):
-        less, vio = float(np.mean(trial.less)), float(np.mean(trial.vio))
-        cells = [name, ", ".join(sorted(trial.scopes)), str(len(trial.seeds))]
-        lines.append(f"| {' | '.join([*cells, f'{less:.4f}', f'{vio:.2f}'])} |")
+        less = [trial.less(token) for token in (trial.own, trial.plain)]
+        cells = [name, ", ".join(sorted({role for role, _ in trial.nats}))]
+        cells += [str(len({seed for _, seed in trial.nats}))]
+        cells += ["" if math.isnan(value) else f"{value:.4f}" for value in less]
+        lines.append(f"| {' | '.join([*cells, f'{np.mean([*trial.vio.values()]):.2f}'])} |")
     return "\n".join(lines)
 
 

@@ -16,8 +16,9 @@ reports. The difference of scopes is read nowhere."""
 BESIDE = "### Learned routers beside the hash of the token"
 TRIALS = """\
 A learned router behind the hash of the token has not learned yet. Each row has other steps,
-weights or settings of the router; MaxVio shows whether its loads are even. Rows of one seed show
-a direction and prove nothing."""
+weights or settings of the router. The gates of T train, too, so T is taken with the same settings
+of the router, and beside it with their defaults where that was trained. MaxVio shows whether
+loads are even. Rows of one seed show a direction and prove nothing."""
 NOISE = """\
 How far two runs differ that differ by noise alone: s and its upper bound s_U, in nats a byte. *Of
 the text* is the share of the variance that more validation text would remove. The last column

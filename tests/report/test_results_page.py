@@ -138,8 +138,22 @@ def test_tuning_seeds_choose_a_size_and_show_what_lacks() -> None:
     page = SCRIPT["generated"]({"tuning": tuned(0.02)})
     assert "no eligible one among 2 that were tried" in page
     assert "learned routers are behind the hash |" in page
-    assert "| train.steps=400 | global, micro, shuffled | 3 | 0.0200 |" in page
+    assert "| train.steps=400 | global, micro, shuffled | 3 | 0.0200 | 0.0200 |" in page
     assert "moebench sweep study=headroom_size" in page
+
+
+def test_a_trial_is_compared_with_a_hash_of_its_own_router_settings() -> None:
+    """Gates of T train, too: a setting that helps them helps T."""
+    study = tuned(0.02)
+    for run in [*study.runs]:
+        nats = run["metrics"]["valid/bits_per_byte"] - 0.05 / math.log(2)
+        science = run["science"] | {"router.init": 10.0}
+        study.runs.append({**run, "science": science, "metrics": {"valid/bits_per_byte": nats}})
+    page = SCRIPT["generated"]({"tuning": study})
+    assert (
+        "| router.init=10.0, train.steps=400 | global, micro, shuffled | 3 | 0.0200 | -0.0300 |"
+        in page
+    )
 
 
 def test_few_seeds_bear_no_verdict_on_the_page(runs: Path) -> None:
