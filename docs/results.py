@@ -58,10 +58,15 @@ SHOWN = {  # columns of the table of arms: heading and decimals
     "ep/slowdown": ("slowdown", 3),
 }
 SAID = ("interim", "registration", "look", "few seeds", "cautions")  # sentences of the report
+SETTINGS = (  # what tells the size of a study
+    *("data.domain_token", "model.d_model", "model.num_layers", "model.num_experts"),
+    *("model.top_k", "global_bsz", "seq_len", "train.steps", "loss.balance", "router.init"),
+)
 STUDIES = """\
 Differences are paired by seed, in nats a byte. Their intervals have the level that was tested,
 which is 95 % unless a look of a stopping rule says otherwise; only differences that a study tests
 have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on."""
+SECOND = "Secondary endpoints, a family of their own (paired t, Holm):"
 NOT_RUN = """\
 Keys of the chosen size are typed beside; DIR is [a folder of domains](#text-of-many-domains).
 Then the same again without `--register`, and with `--until-decided` where seeds end by rule."""
@@ -92,16 +97,24 @@ def each_study(studies: Studies) -> list[str]:
         seeds = made["seeds"].split()
         facts = [
             f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(seeds)}), "
-            f"{count(made['tokens'])} tokens a run, data `{about.get('data', '')}`.",
+            f"{count(made['tokens'])} tokens a run, data `{about.get('data', '')}`"
+            f"{_settings(studies[name])}.",
             made_with({**about, **made}),
             *(about[key] for key in SAID if key in about),
         ]
         if "too early" in about and not {"look", "interim"} & {*about}:
             facts.append(f"Too early for a verdict: {about['too early']}.")
-        parts += [" ".join(facts), *_arms(studies[name])]
+        parts += [" ".join(facts), *_arms(studies[name]), *_secondary(studies[name])]
         if (IMAGES / f"results-{name}.png").is_file():
             parts.append(f"![The arms of {title}](img/results-{name}.png)")
     return ["## Each study", STUDIES, *filter(None, parts)] if parts else []
+
+
+def _settings(study: Study) -> str:
+    """The main keys whose value all runs share that have one, each after a comma."""
+    values = {key: {str(run["science"].get(key, "")) for run in study.runs} for key in SETTINGS}
+    known = {key: of - {""} for key, of in values.items()}
+    return "".join(f", `{key}={next(iter(of))}`" for key, of in known.items() if len(of) == 1)
 
 
 def _arms(study: Study) -> list[str]:
@@ -124,6 +137,18 @@ def _arms(study: Study) -> list[str]:
         tables += [f"With {part}:"] * bool(part)
         tables.append(grid([*headers, *(SHOWN[name][0] for name in metrics)], rows))
     return tables
+
+
+def _secondary(study: Study) -> list[str]:
+    """The tested differences in the secondary endpoints; none where nothing is tested."""
+    tested = [effect for effect in study.found("secondary") if effect["p"] is not None]
+    if not tested:
+        return []
+    rows = [
+        [f"`{of['arm']}`", of["part"], f"`{of['metric']}`", ends(of), said(of)] for of in tested
+    ]
+    against = study.about.get("control", "")
+    return [SECOND, grid(["arm", "part", "metric", f"less {against}", "verdict"], rows)]
 
 
 def not_run(studies: Studies) -> list[str]:

@@ -13,6 +13,7 @@ from moebench.plans import PRIMARY
 from moebench.report.infer.contrasts import Contrast, contrast
 from moebench.report.infer.statistics import VERDICT_SEEDS
 from moebench.report.paper.findings import BYTES, PAPER, findings, log_ratio
+from moebench.report.paper.selectors import meets, options_as_keys
 from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, NOT_TESTED, TOO_EARLY
 from moebench.report.show.numbers import as_percent, four_decimals
 
@@ -28,9 +29,9 @@ perplexities of two arms. It trained on 120 to 400 billion tokens. *Too early* m
 runs are no better than a byte trigram of their text, or have not ended."""
 OF_THE_TESTBED = """\
 Its abstract gives no figures, and its full text was not at hand. Each claim is read as
-differences of arms. It agrees where all intervals lie above 0, and contradicts where one lies
-below 0. No study tests these claims in its order of findings: the verdicts rest on intervals
-alone."""
+differences of arms. It agrees where the intervals of all lie above 0. It contradicts where one
+lies below 0, at the level for all of them together. No study has these claims in its order of
+findings: the verdicts rest on intervals alone."""
 
 
 def paper(studies: Studies) -> list[str]:
@@ -95,25 +96,31 @@ def _arms(finding: Row) -> str:
 
 def testbed(studies: Studies) -> list[str]:
     """The same for arXiv 2604.07030."""
-    rows = []
-    for declared in yaml.safe_load(DECLARED.read_text(encoding="utf-8")):
+    rows, content = [], yaml.safe_load(DECLARED.read_text(encoding="utf-8"))
+    for declared in content["findings"]:
         claim = declared["claim"].removesuffix(".")
         found = [
             [claim, *cells, link(title)]
             for name, title in titles(studies).items()
             if studies[name].about["study"] == declared["study"]
-            for cells in _against_zero(studies[name], declared)
+            for cells in _against_zero(studies[name], declared, content["arms"])
         ]
         rows += found or [[claim, "not run", "", "", "", f"`study={declared['study']}`"]]
     return [f"## Findings of {TESTBED}", OF_THE_TESTBED, grid(HEADERS, rows)]
 
 
-def _against_zero(study: Study, declared: Row) -> Iterable[list[str]]:
-    """Verdict, contrasts, tokens and seeds of a declared finding, for each part of a study."""
+def _against_zero(study: Study, declared: Row, arms: Row) -> Iterable[list[str]]:
+    """Verdict, contrasts, tokens and seeds of a declared finding, for each part of a study.
+
+    Args:
+        arms: selectors, by the names that the finding gives them.
+    """
     for part in study.parts:
         runs, made = study.runs_of(part), study.made(part)
+        names = {name: _named(study.by_arm(part), selector) for name, selector in arms.items()}
         found = [
-            weighed(runs, weights, declared.get("metric")) for weights in declared["above_zero"]
+            weighed(runs, {names[arm]: of for arm, of in weights.items()}, declared.get("metric"))
+            for weights in declared["above_zero"]
         ]
         contrasts = [each for each in found if each is not None]
         if len(contrasts) < len(found):
@@ -130,12 +137,19 @@ def _against_zero(study: Study, declared: Row) -> Iterable[list[str]]:
         ]
 
 
+def _named(by_arm: Mapping[str, Sequence[Row]], selector: Row) -> str:
+    """The first arm that a selector means; "" without one."""
+    sciences = {arm: options_as_keys(runs[0]["science"]) for arm, runs in by_arm.items()}
+    return next((arm for arm, science in sciences.items() if meets(selector, science)), "")
+
+
 def _verdict(contrasts: Sequence[Contrast], level: float) -> str:
-    """What contrasts say that a paper has above 0."""
-    each = [of.estimate(1 - level) for of in contrasts]
-    if any(of.high is not None and of.high < 0 for of in each):
+    """What contrasts say that a paper has above 0: it is below if one is, at the level for all."""
+    together = [of.estimate(1 - level / len(contrasts)).high for of in contrasts]
+    if any(high is not None and high < 0 for high in together):
         return CONTRADICTS
-    return AGREES if all(of.low is not None and of.low > 0 for of in each) else CANNOT_TELL
+    lows = [of.estimate(1 - level).low for of in contrasts]
+    return AGREES if all(low is not None and low > 0 for low in lows) else CANNOT_TELL
 
 
 def weighed(

@@ -50,6 +50,9 @@ def reports(
         if not unfinished and any(table.interim for table in report.tables):
             tell(f"left out: {plan.slug}: has not ended; --unfinished takes it as it is")
             continue
+        if not all(table.comparisons.arms for table in report.tables):
+            tell(f"left out: {plan.slug}: has an arm with nothing to compare it with")
+            continue
         yield plan, report
 
 
