@@ -22,6 +22,7 @@ from moebench.report.read.studies import find_plans
 from moebench.report.show.registered import look, registration
 from moebench.report.show.sentences import cautions, control, interim
 
+STUDIES = Path(__file__).parents[2] / "conf" / "study"
 VERSIONS = ("moebench", "commit", "torch", "python", "precision", "device_name")
 KINDS = ("x86_64", "aarch64", "arm64", "AMD64", "cpu", "?", "")  # names that tell no processor
 
@@ -38,6 +39,9 @@ def reports(
     plans, problems = find_plans(roots)
     for name, why in problems:
         tell(f"left out: {name}: {why}")
+    for name in sorted({plan.name for plan in plans if f"study={plan.name}" in (plan.typed or ())}):
+        if not (STUDIES / f"{name}.yaml").is_file():
+            tell(f"study={name} is no preset of conf/study: others cannot run its command")
     for plan in plans:
         if plan.folder is None or max(plan.seeds) >= TUNING:
             continue

@@ -1,6 +1,7 @@
 """docs/results.md is made from the CSVs of docs/results/, and these from reports."""
 
 import math
+import re
 import runpy
 from itertools import product
 from pathlib import Path
@@ -54,6 +55,12 @@ def fake_study(runs: Path, seeds: int = 6, name: str = "scope") -> Study:
 def test_the_page_is_what_its_csvs_make() -> None:
     page = (FOLDER / "results.md").read_text(encoding="utf-8")
     assert page == SCRIPT["updated"](page), "run `python docs/results.py`"
+
+
+def test_every_study_on_the_page_can_be_run() -> None:
+    page = (FOLDER / "results.md").read_text(encoding="utf-8")
+    shipped = {path.stem for path in (FOLDER.parent / "conf" / "study").glob("*.yaml")}
+    assert {*re.findall(r"study=(\w+)", page)} <= shipped
 
 
 def test_a_csv_keeps_all_of_a_study_and_no_path(runs: Path) -> None:
