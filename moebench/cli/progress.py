@@ -41,7 +41,7 @@ Item = TypeVar("Item")
 DESCRIBED = (  # metric, name and form, the most important first
     ("train/loss", "loss", "{:.3f}"),
     ("load/max_vio_micro", "MaxVio", "{:.2f}"),
-    ("specialization/domain", "bits", "{:.3f}"),
+    ("specialization/domain", "domain bits", "{:.3f}"),
     ("valid/nats", "valid", "{:.4f}"),
     ("speed/tokens_per_second", "", "{:,.0f} tok/s"),
 )

@@ -31,7 +31,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_a_row_is_described_in_words() -> None:
     assert describe_row(ROW) == WORDS
     more = {"load/max_vio_micro": 0.5, "specialization/domain": 0.125}
-    parts = ["loss 5.250", "MaxVio 0.50", "bits 0.125", "valid 5.1250", "12,346 tok/s"]
+    parts = ["loss 5.250", "MaxVio 0.50", "domain bits 0.125", "valid 5.1250", "12,346 tok/s"]
     assert describe_row(ROW | more).split("  ") == parts
     assert describe_row({}) == ""
     assert describe_row({"train/loss": None, "valid/nats": "[/red]"}) == ""
