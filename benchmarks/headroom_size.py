@@ -137,13 +137,21 @@ def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
     return [size for size in sizes.values() if all(size.nats(r, size.steps) for r in LEARNED)]
 
 
+def too_few(size: Size) -> str:
+    """Which runs a size lacks before the rules can judge it; "" for none."""
+    seeds, half = (size.headroom(steps)[2] for steps in (size.steps, size.steps // 2))
+    pairs = noise.pairs if (noise := size.noise()) else 0
+    if min(seeds, half) >= SEEDS and pairs >= PAIRS:
+        return ""
+    return f"{seeds} seeds, {half} at half, {pairs} A/A pairs: too few"
+
+
 def why_not(size: Size) -> list[str]:
     """The rules that a size does not meet; none for an eligible one."""
+    if few := too_few(size):
+        return [few]
     full, half = size.headroom(size.steps), size.headroom(size.steps // 2)
-    noise, why = size.noise(), []
-    if min(full[2], half[2]) < SEEDS or noise is None or noise.pairs < PAIRS:
-        pairs = noise.pairs if noise else 0
-        why.append(f"{full[2]} seeds, {half[2]} at half, {pairs} A/A pairs: too few")
+    why = []
     if not (full[1] > 0 and half[1] > 0):
         why.append("H is not above 0 at all and at half of the steps")
     if not full[0] >= (1 - FALL) * half[0]:
@@ -190,8 +198,12 @@ def table(sizes: Sequence[Size]) -> str:
         (h, low, _), (half, half_low, _) = map(size.headroom, (size.steps, size.steps // 2))
         noise = size.noise() or Noise(math.nan, math.nan, 0)
         numbers = (h, low, half, half_low, noise.sd, noise.upper, size.learned())
-        cells = [name, str(size.steps), f"{size.weight:g}", *(f"{value:.4f}" for value in numbers)]
-        cells += [f"{cost_of(size):.1f}", f"{score(size):.3g}", "; ".join(why_not(size)) or "yes"]
+        cells = [name, str(size.steps), f"{size.weight:g}"]
+        cells += ["" if math.isnan(value) else f"{value:.4f}" for value in numbers]
+        cells += [
+            "" if math.isnan(value) else f"{value:.3g}" for value in (cost_of(size), score(size))
+        ]
+        cells.append("; ".join(why_not(size)) or "yes")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -28,6 +28,7 @@ from docs.published.cells import (
     mean,
     nats,
     said,
+    tested,
     titles,
 )
 from docs.published.papers import FIRST, paper, testbed
@@ -45,7 +46,7 @@ END = "<!-- End of the generated part. -->\n"
 DOMAINS, INSTALLED = " data=folder data.path=DIR", ""
 WANTED = {  # studies that this page is for
     DOMAINS: (
-        *("headroom", "scope", "balance_bsz", "weight", "homogeneity", "local_mix", "estimator"),
+        *("scope", "headroom", "balance_bsz", "weight", "homogeneity", "local_mix", "estimator"),
     ),
     INSTALLED: ("scope",),
 }
@@ -74,16 +75,17 @@ Then the same again without `--register`, and with `--until-decided` where seeds
 
 def in_short(studies: Studies) -> list[str]:
     """The answers in a line each."""
-    lines = [f"- {chosen(studies[TUNING])}"] if TUNING in studies else []
+    lines = []
+    for title, effect in tested(studies, claim=FIRST):
+        lines.append(
+            f"- {link(title)}: `{effect['arm']}` less `{effect['against']}` is "
+            f"{ends(effect)} {effect['unit']} at {as_percent(1 - effect['level'])}. The "
+            f"paper's first finding: {said(effect)}."
+        )
     for name, title in titles(studies).items():
         for effect in studies[name].found("headroom", arm="T"):
             lines.append(f"- {link(title)}: H = T - TD is {ends(effect)} nats a byte.")
-        for effect in studies[name].found("finding", claim=FIRST)[:1]:
-            lines.append(
-                f"- {link(title)}: `{effect['arm']}` less `{effect['against']}` is "
-                f"{ends(effect)} {effect['unit']} at {as_percent(1 - effect['level'])}. The "
-                f"paper's first finding: {said(effect)}."
-            )
+    lines += [f"- {chosen(studies[TUNING])}"] if TUNING in studies else []
     drawn = [f"![{TITLE}](img/results.png)", f"*{CAPTION}*"] * (effects(studies) is not None)
     return ["\n".join(lines), *drawn] if lines else []
 
@@ -169,7 +171,7 @@ def not_run(studies: Studies) -> list[str]:
 
 def generated(studies: Studies) -> str:
     """The generated part, between its markers."""
-    made = (in_short, sections, each_study, paper, testbed, beyond, not_run)
+    made = (in_short, paper, testbed, each_study, beyond, sections, not_run)
     parts = [part for make in made for part in make(in_order(studies)) if part]
     return "\n\n".join([START.rstrip(), *parts]) + f"\n\n{END}"
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -90,6 +91,34 @@ def _title(study: Study) -> str:
     about = study.about
     text = "installed text" if study.installed else f"{about.get('domains', 'other')} domains"
     return f"{about['study']} on {text}"
+
+
+class Said(NamedTuple):
+    """What a study says of a finding; its name and title."""
+
+    name: str
+    title: str
+    effect: Row
+
+
+def distinct(studies: Studies, **wanted: Any) -> list[Said]:
+    """What studies say of findings.
+
+    Studies share runs. What several say of the same runs stands once, with one that tests it.
+    """
+    found: dict[tuple[Any, ...], Said] = {}
+    for name, title in titles(studies).items():
+        for effect in studies[name].found("finding", **wanted):
+            key = tuple(effect[part] for part in ("claim", "arm", "against", "metric", "value"))
+            if key not in found or (found[key].effect["p"] is None and effect["p"] is not None):
+                found[key] = Said(name, title, effect)
+    return [*found.values()]
+
+
+def tested(studies: Studies, **wanted: Any) -> Iterable[tuple[str, Row]]:
+    """Those of them that are tests, each with its study's title."""
+    said = distinct(studies, **wanted)
+    return ((each.title, each.effect) for each in said if each.effect["p"] is not None)
 
 
 def link(title: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from docs.published.cells import Studies, count, ends, grid, link, nats, said, titles
+from docs.published.cells import Studies, count, distinct, ends, grid, link, nats, said, titles
 from docs.published.study import Row, Study
 from moebench.plans import PRIMARY
 from moebench.report.infer.contrasts import Contrast, contrast
@@ -46,10 +46,11 @@ def paper(studies: Studies) -> list[str]:
                 f"{ends(effect)} {_unit(effect)} at {as_percent(1 - effect['level'])}",
                 count(effect["tokens"]),
                 str(len(effect["seeds"].split())),
-                ", ".join(filter(None, (link(title), effect["part"], told))),
+                ", ".join(
+                    filter(None, (link(title), effect["part"], _told(studies[name], effect)))
+                ),
             ]
-            for name, title in titles(studies).items()
-            for effect, told in _effects(studies[name], declared["claim"])
+            for name, title, effect in distinct(studies, claim=declared["claim"])
         ]
         study = f"`study={tests[finding]}`" if finding in tests else ""
         without = "described in a report" if declared["type"] == "described" else "not run"
@@ -70,11 +71,10 @@ def _size(finding: Row) -> str:
     return four_decimals(log_ratio(finding) / BYTES[0])
 
 
-def _effects(study: Study, claim: str) -> Iterable[tuple[Row, str]]:
-    """The effects of a study on a finding, and by which arm to tell several."""
-    found = study.found("finding", claim=claim)
-    for effect in found:
-        yield effect, f"`{effect['arm']}`" if len(found) > 1 else ""
+def _told(study: Study, effect: Row) -> str:
+    """The arm, where a study says several things of one finding."""
+    several = len(study.found("finding", claim=effect["claim"])) > 1
+    return f"`{effect['arm']}`" if several else ""
 
 
 def _tests() -> dict[str, str]:

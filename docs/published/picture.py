@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from docs.published.cells import Studies, titles
+from docs.published.cells import Studies, tested
 from moebench.plans import PRIMARY
 from moebench.report.draw.chart import Panel, Plot
 from moebench.report.draw.marks import bars, quantitative, zero_line
@@ -23,15 +23,14 @@ UNIT = "nats a byte"
 
 
 def effects(studies: Studies) -> Plot | None:
-    """Every difference that a finding is about, a row each; None where no study has one."""
+    """Every difference that a finding is about and a study tests, a row each; None without any."""
     rows = [
         {
             "effect": f"{title}: {effect['arm']} less {effect['against']}",
             "study": title,
             **{key: rounded(effect[key]) for key in ("value", "low", "high")},
         }
-        for name, title in titles(studies).items()
-        for effect in studies[name].found("finding", metric=PRIMARY, unit=UNIT)
+        for title, effect in tested(studies, metric=PRIMARY, unit=UNIT)
     ]
     if not rows:
         return None

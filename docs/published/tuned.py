@@ -27,11 +27,16 @@ compares the time that equal power takes."""
 
 def chosen(tuned: Study) -> str:
     """Which size the rule chooses."""
-    sizes = headroom_size.ranking(headroom_size.sizes_of(tuned.runs))
+    sizes = headroom_size.ranking(_whole(tuned))
     if not sizes:
         return "Size: none has been tried whole yet."
-    if headroom_size.why_not(sizes[0]):
-        return f"Size: no eligible one among {len(sizes)} that were tried; the table says why."
+    if why := headroom_size.why_not(sizes[0]):
+        number = f"none of {len(sizes)}" if len(sizes) > 1 else "not even the only one"
+        return (
+            f"Size: {number} tried on tuning seeds is eligible. The studies take the one with the "
+            f"largest score, for which the rules say: {'; '.join(why)} "
+            "([table](#the-size-and-the-noise))."
+        )
     best, name = sizes[0], headroom_size.named([of.keys for of in sizes])[0]
     _, low, _ = best.headroom(best.steps)
     return (
@@ -40,20 +45,22 @@ def chosen(tuned: Study) -> str:
     )
 
 
+def _whole(tuned: Study) -> list[headroom_size.Size]:
+    """The sizes that have all runs by which they are judged."""
+    sizes = headroom_size.sizes_of(tuned.runs)
+    return [size for size in sizes if not headroom_size.too_few(size)]
+
+
 def sections(studies: Studies) -> list[str]:
     """Which size was chosen, what stands in the way, and the noise."""
     if TUNING not in studies:
         return []
     tuned = studies[TUNING]
-    sizes, tried = headroom_size.sizes_of(tuned.runs), trials.trials_of(tuned.runs)
+    sizes, tried = _whole(tuned), trials.trials_of(tuned.runs)
     settings = noise.settings_of(tuned.runs)
     parts = ["## The size, and the noise", made_with(tuned.about)]
     parts += [SIZES, headroom_size.table(sizes)] if sizes else []
-    parts += (
-        ["### Learned routers beside the hash of the token", TRIALS, trials.table(tried)]
-        if tried
-        else []
-    )
+    parts += [BESIDE, TRIALS, trials.table(tried)] if tried else []
     parts += ["### Noise", NOISE, noise.table(settings)] if settings else []
     commands = [text for name, text in tuned.about.items() if name.startswith("command")]
     return [*parts, "The commands of this part; DIR is a folder of domains:", code(commands)]

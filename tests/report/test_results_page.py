@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from docs.published import records
+from docs.published.cells import distinct
 from docs.published.papers import weighed
 from docs.published.study import SHOWN, Study
 from moebench.errors import RecordError
@@ -143,7 +144,8 @@ def test_tuning_seeds_choose_a_size_and_show_what_lacks() -> None:
     page = SCRIPT["generated"]({"tuning": tuned(-0.01)})
     assert "with 400 steps and weight 0.1. Of all eligible ones it has the largest score" in page
     page = SCRIPT["generated"]({"tuning": tuned(0.02)})
-    assert "no eligible one among 2 that were tried" in page
+    assert "not even the only one tried on tuning seeds is eligible" in page
+    assert "the rules say: learned routers are behind the hash (" in page
     assert "learned routers are behind the hash |" in page
     assert "| train.steps=400 | global, micro, shuffled | 3 | 0.0200 | 0.0200 |" in page
     assert "moebench sweep study=headroom_size" in page
@@ -180,3 +182,14 @@ def test_a_contrast_weighs_arms_seed_by_seed() -> None:
     assert found is not None
     assert found.value == pytest.approx(0.0)
     assert weighed(runs, {"a": 1, "c": -1}) is None
+
+
+def test_what_studies_say_of_shared_runs_stands_once_with_a_test() -> None:
+    def study(p: float | None, value: float = -0.02) -> Study:
+        effect = {"name": "finding", "claim": "x", "arm": "global", "against": "micro", "part": ""}
+        found = Study({"study": "scope", "domains": "13"})
+        found.effects = [{**effect, "metric": "valid/nats", "value": value, "p": p}]
+        return found
+
+    said = distinct({"a": study(None), "b": study(0.01), "c": study(0.01), "d": study(0.5, 0.1)})
+    assert [each.name for each in said] == ["b", "d"]
