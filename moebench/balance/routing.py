@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moebench.balance.top_experts import top_experts
+
 PADDING = -1  # expert_index of a token that is none
 
 
@@ -100,7 +102,7 @@ def observe(
     router_probs = router_logits.softmax(-1) if router_probs is None else router_probs
     if expert_index is None:
         assert top_k is not None, "expert_index or top_k"
-        expert_index = router_probs.detach().topk(top_k, dim=-1).indices
+        expert_index = top_experts(router_probs, top_k)
     weights = router_probs.gather(-1, expert_index)
     square = router_logits.logsumexp(-1).square()
     marked = expert_index

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moebench.balance.devices import to_device
+from moebench.balance.devices import can_look, to_device
 from moebench.balance.groups import Groups
 from moebench.balance.routing import Routing
 from moebench.errors import ConfigError
@@ -325,15 +325,8 @@ def _refuse_bad_shapes(routing: Routing) -> None:
         )
 
 
-def _can_check(values: Tensor) -> bool:
-    if values.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    # an interpreter exists only inside a transform of torch.func
-    return torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
-
-
 def _refuse_bad_values(counts: Tensor) -> None:
-    if not _can_check(counts):
+    if not can_look(counts):
         return
     if counts.is_floating_point() and not counts.isfinite().all():
         raise ConfigError("counts that are not finite: must be numbers of assignments, 0 or more")
@@ -344,7 +337,7 @@ def _refuse_bad_values(counts: Tensor) -> None:
 
 
 def _refuse_empty(met: Tensor) -> None:
-    if _can_check(met) and not (total := met.sum(-1) > 0).all():
+    if can_look(met) and not (total := met.sum(-1) > 0).all():
         layer, sequence = total.logical_not().nonzero()[0].tolist()
         raise ConfigError(
             f"the balance group of sequence {sequence} in layer {layer} has no tokens: must have "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moebench.balance import Method, Routing, Steering, counted, moved_from, observe
 from moebench.balance.assignment import capacity
 from moebench.balance.routing import PADDING
+from moebench.balance.top_experts import top_experts
 from moebench.errors import ConfigError
 from moebench.model import noise
 from moebench.model.cpu_products import linear
@@ -195,7 +196,7 @@ class Router(nn.Module):
         if grouped and self.gating.expert_groups > 1:
             groups = self.gating.expert_groups, self.gating.top_groups
             scores = within_top_groups(scores, *groups, self.gating.group_worth, self.top_k)
-        return scores.topk(slots, dim=-1).indices
+        return top_experts(scores, slots)
 
     def _assigned(self, method: Method, logits: Tensor, gate: Gated) -> Selection:
         sequences, tokens, experts = logits.shape
@@ -211,7 +212,7 @@ class Router(nn.Module):
             sequences // self.gating.group_bsz
         )
         selection = self._weighted(logits, gate, expert_index, Steering(), selected)
-        own_index = gate.scores.detach().topk(self.top_k, dim=-1).indices
+        own_index = top_experts(gate.scores, self.top_k)
         moved = moved_from(own_index, selection.routing.expert_index[0])
         own_index = own_index[..., :1] if self.gating.counts == "first" else own_index
         routing = selection.routing._replace(
