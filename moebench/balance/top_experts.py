@@ -22,9 +22,11 @@ def top_experts(scores: Float[Tensor, "*rows experts"], top_k: int) -> Int[Tenso
     scores = scores.detach()
     if not _pays(scores):
         return scores.topk(top_k, dim=-1).indices
-    rows = scores.reshape(-1, scores.shape[-1])
-    parts = rows.split(max(1, CACHED * torch.get_num_threads() // rows.shape[1]))
-    found = torch.cat([_by_network(part, top_k) for part in parts])
+    experts = scores.shape[-1]
+    rows = scores.reshape(-1, experts)
+    parts = rows.split(max(1, CACHED * torch.get_num_threads() // experts))
+    room = rows.new_empty(2, _power_of_two(experts) * len(parts[0]))
+    found = torch.cat([_by_network(part, top_k, room) for part in parts])
     return found.view(*scores.shape[:-1], top_k)
 
 
@@ -34,19 +36,24 @@ def _pays(scores: Tensor) -> bool:
     return scores.numel() >= FEWEST * torch.get_num_threads()
 
 
-def _by_network(scores: Tensor, top_k: int) -> Tensor:
+def _power_of_two(number: int) -> int:
+    """The lowest that is not below the number."""
+    return 1 << (number - 1).bit_length()
+
+
+def _by_network(scores: Tensor, top_k: int, room: Tensor) -> Tensor:
+    """[rows, top_k] of scores [rows, experts], with room [2, n] for the keys of all rows, twice."""
     rows, experts = scores.shape
-    kept = 1 << top_k.bit_length()  # more than top_k: the next key shows a tie at the edge
-    width = max(kept, 1 << (experts - 1).bit_length())
+    width, kept = _power_of_two(experts), _power_of_two(top_k)
     low = width - 1  # the bits of a key that say which expert it is of
-    keys, spare = scores.new_empty(2, width, rows)
+    keys, spare = room[:, : width * rows].view(2, width, rows)
     keys[:experts] = scores.t()
     keys[experts:] = -torch.inf
     keys.clamp_(min=torch.finfo(keys.dtype).min)  # -inf with other low bits would be NaN
     bits = keys[:experts].view(torch.int32)
     bits &= ~low
     bits |= torch.arange(experts, dtype=torch.int32)[:, None]
-    best = _highest(keys, spare, kept)[: top_k + 1].view(torch.int32)
+    best = torch.cat(_highest(keys, spare, kept))[: top_k + 1].view(torch.int32)
     index = (best[:top_k] & low).t().to(torch.int64, memory_format=torch.contiguous_format)
     value = (best & ~low).view(torch.float32)
     clear = (value[:-1] > value[1:]).all(0)  # False beside NaN
@@ -56,34 +63,36 @@ def _by_network(scores: Tensor, top_k: int) -> Tensor:
     return index
 
 
-def _highest(keys: Tensor, spare: Tensor, kept: int) -> Tensor:
-    """The highest `kept` keys of each column, falling: a bitonic sort that drops the others.
+def _highest(keys: Tensor, spare: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The highest `kept` keys of each column, falling, and the next one: a bitonic sort.
 
     Args:
         keys: [width, columns], overwritten; the width and `kept` are powers of two.
         spare: likewise; each step writes into the one of the two that the last step read.
     """
     columns = keys.shape[1]
+    runs, length = len(keys), 1
+    following = keys.new_full((1, columns), -torch.inf)
     keys, spare = keys.view(-1), spare.view(-1)
-    runs, length = len(keys) // columns, 1
     while runs > 1:
         # of one run and another reversed, the higher of each pair are the highest of both
         ahead, behind = keys[: runs * length * columns].view(2, -1, length, columns)
-        behind = behind.flip(1)
         runs, distance = runs // 2, length // 2
+        apart = (length if length < kept else runs * length) * columns
+        _exchange(ahead, behind.flip(1), spare, apart)
+        keys, spare = spare, keys
         if length < kept:
-            _exchange(ahead, behind, spare, length * columns)
             length *= 2
         else:
-            torch.maximum(ahead, behind, out=spare[: ahead.numel()].view_as(ahead))
-        keys, spare = spare, keys
+            dropped = keys[apart : 2 * apart].view(-1, columns)
+            following = following.maximum(dropped.amax(0))
         while distance:  # each half of a pair of halves now falls and rises
             apart = distance * columns
             pairs = keys[: runs * length * columns].view(-1, 2, apart)
             _exchange(pairs[:, 0], pairs[:, 1], spare, apart)
             keys, spare = spare, keys
             distance //= 2
-    return keys[: length * columns].view(length, columns)
+    return keys[: length * columns].view(length, columns), following
 
 
 def _exchange(some: Tensor, others: Tensor, out: Tensor, apart: int) -> None:
