@@ -66,7 +66,8 @@ SETTINGS = (  # what tells the size of a study
 STUDIES = """\
 Differences are paired by seed, in nats a byte. Their intervals have the level that was tested,
 which is 95 % unless a look of a stopping rule says otherwise; only differences that a study tests
-have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on."""
+have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on. The
+hashes in `docs/results/preregistered.txt` were committed before the first run."""
 SECOND = "Secondary endpoints, a family of their own (paired t, Holm):"
 NOT_RUN = """\
 Keys of the chosen size are typed beside; DIR is [a folder of domains](#text-of-many-domains).
