@@ -13,8 +13,8 @@ from torch import Tensor
 
 from moebench.balance.devices import can_look
 
-FEWEST = 2**16  # scores for a thread; with fewer, the calls take longer than `topk`
-CACHED = 2**18  # scores that a thread sorts at a time; 1 MiB
+FEWEST = 2**16  # scores; with fewer, the calls take longer than `topk`
+CACHED = 2**18  # scores sorted at a time; 1 MiB
 
 
 def top_experts(scores: Float[Tensor, "*rows experts"], top_k: int) -> Int[Tensor, "*rows top_k"]:
@@ -24,16 +24,16 @@ def top_experts(scores: Float[Tensor, "*rows experts"], top_k: int) -> Int[Tenso
         return scores.topk(top_k, dim=-1).indices
     experts = scores.shape[-1]
     rows = scores.reshape(-1, experts)
-    parts = rows.split(max(1, CACHED * torch.get_num_threads() // experts))
+    parts = rows.split(max(1, CACHED // experts))
     room = rows.new_empty(2, _power_of_two(experts) * len(parts[0]))
     found = torch.cat([_by_network(part, top_k, room) for part in parts])
     return found.view(*scores.shape[:-1], top_k)
 
 
 def _pays(scores: Tensor) -> bool:
-    if not can_look(scores) or scores.dtype != torch.float32:
+    if not can_look(scores) or scores.dtype != torch.float32 or scores.numel() < FEWEST:
         return False
-    return scores.numel() >= FEWEST * torch.get_num_threads()
+    return torch.get_num_threads() == 1  # with more, each of many calls waits for all of them
 
 
 def _power_of_two(number: int) -> int:
@@ -42,9 +42,9 @@ def _power_of_two(number: int) -> int:
 
 
 def _by_network(scores: Tensor, top_k: int, room: Tensor) -> Tensor:
-    """[rows, top_k] of scores [rows, experts], with room [2, n] for the keys of all rows, twice."""
+    """[rows, top_k] of scores [rows, experts]; the room [2, n] holds the keys of all rows twice."""
     rows, experts = scores.shape
-    width, kept = _power_of_two(experts), _power_of_two(top_k)
+    width = _power_of_two(experts)
     low = width - 1  # the bits of a key that say which expert it is of
     keys, spare = room[:, : width * rows].view(2, width, rows)
     keys[:experts] = scores.t()
@@ -53,7 +53,7 @@ def _by_network(scores: Tensor, top_k: int, room: Tensor) -> Tensor:
     bits = keys[:experts].view(torch.int32)
     bits &= ~low
     bits |= torch.arange(experts, dtype=torch.int32)[:, None]
-    best = torch.cat(_highest(keys, spare, kept))[: top_k + 1].view(torch.int32)
+    best = torch.cat(_highest(keys, spare, top_k))[: top_k + 1].view(torch.int32)
     index = (best[:top_k] & low).t().to(torch.int64, memory_format=torch.contiguous_format)
     value = (best & ~low).view(torch.float32)
     clear = (value[:-1] > value[1:]).all(0)  # False beside NaN
@@ -63,11 +63,11 @@ def _by_network(scores: Tensor, top_k: int, room: Tensor) -> Tensor:
     return index
 
 
-def _highest(keys: Tensor, spare: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """The highest `kept` keys of each column, falling, and the next one: a bitonic sort.
+def _highest(keys: Tensor, spare: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The highest keys of each column, falling, `number` or more, and the next: a bitonic sort.
 
     Args:
-        keys: [width, columns], overwritten; the width and `kept` are powers of two.
+        keys: [width, columns], overwritten; the width is a power of two.
         spare: likewise; each step writes into the one of the two that the last step read.
     """
     columns = keys.shape[1]
@@ -78,10 +78,10 @@ def _highest(keys: Tensor, spare: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         # of one run and another reversed, the higher of each pair are the highest of both
         ahead, behind = keys[: runs * length * columns].view(2, -1, length, columns)
         runs, distance = runs // 2, length // 2
-        apart = (length if length < kept else runs * length) * columns
+        apart = (length if length < number else runs * length) * columns
         _exchange(ahead, behind.flip(1), spare, apart)
         keys, spare = spare, keys
-        if length < kept:
+        if length < number:
             length *= 2
         else:
             dropped = keys[apart : 2 * apart].view(-1, columns)

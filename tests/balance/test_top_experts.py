@@ -12,22 +12,14 @@ from moebench.balance import top_experts as module
 from moebench.balance.top_experts import top_experts
 
 ONE = torch.tensor(1.0)
-SPECIAL = [
-    0.0,
-    -0.0,
-    1.0,
-    -1.0,
-    0.3,
-    3e38,
-    1e-45,
-    1e-38,
-    *(sign * float("inf") for sign in (1, -1)),
-]
-SPECIAL += [float("nan"), float(ONE.nextafter(2 * ONE)), float(ONE.nextafter(0 * ONE))]
+NEXT = [float(ONE.nextafter(2 * ONE)), float(ONE.nextafter(0 * ONE))]
+EXTREMES = [torch.inf, -torch.inf, torch.nan, 3e38, torch.finfo(torch.float32).min, 1e-45, 1e-38]
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.3, *NEXT, *EXTREMES]
 
 
 @pytest.fixture(autouse=True)
-def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_network_in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(module, "FEWEST", 0)
     monkeypatch.setattr(module, "CACHED", 1000)
 
@@ -65,6 +57,7 @@ def test_of_special_values_too(data: st.DataObject) -> None:
 def test_only_rows_in_doubt_are_left_to_topk(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randn(100, 16, generator=torch.manual_seed(0)).softmax(-1)
     scores[7, 3] = scores[7, 12] = 1.0
+    scores[:, :3] = -torch.inf  # as of a mask
     expected = scores.topk(4, dim=-1).indices
     sorted_rows, topk = [], Tensor.topk
 
