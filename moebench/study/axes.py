@@ -179,18 +179,26 @@ def _check_varied(
 ) -> None:
     """Refuse a typed override of a key that differs between the arms of the study.
 
-    A key of a group from which arms take presets differs if one of these presets sets it.
+    A key of a group from which arms take presets differs if one of these presets sets it, or a
+    mapping that holds it.
 
     Args:
         named: whether the study was typed.
     """
-    words = sorted({word for arm in arms for word in arm})
-    varied = {key: word for word in words for key in keys_of(word)}
-    presets = {key: word for word in words for key in composer.set_by(word)}
+    set_by_arms: dict[str, str] = {}  # each key that an arm sets, and what of the arm does
+    for arm_word in sorted({word for arm in arms for word in arm}):
+        by_preset = composer.set_by(arm_word)
+        for key in keys_of(arm_word):
+            own = [inner for inner in by_preset if inner.startswith(f"{key}.")] or [key]
+            set_by_arms |= dict.fromkeys(own, key)
     for word in typed:
-        own = set(keys_of(word))
-        within = {key.rpartition(".")[0] for key in own & presets.keys()}
-        key = next(iter(sorted(own & varied.keys()) or sorted(within)), "")
+        met = {
+            by
+            for key in keys_of(word)
+            for inner, by in set_by_arms.items()
+            if key == by or f"{key}.".startswith(f"{inner}.")
+        }
+        key = min(met, default="")
         if key and not named:
             raise ConfigError(
                 f"{word}: is one value, where a sweep needs several, as in {key}=A,B; moebench "

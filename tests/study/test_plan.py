@@ -123,12 +123,22 @@ def test_what_does_not_go_with_a_study_is_one_line(
     assert str(caught.value).startswith(error)
 
 
-def test_an_arm_of_a_study_that_sets_a_group_wins_over_no_typed_key(
-    composer: Composer, small: Small
+@pytest.mark.parametrize(
+    ("arms", "typed", "varies"),
+    [
+        ("'loss=paper','loss=balance'", "loss.z=1", "loss"),
+        ("'method=bias','method=bias_proportional'", "method.options.rate=0.5", "method"),
+        ("'method=bias method.options={rate:0.1}'", "method.options.rate=0.5", "method"),
+        ("'scope=micro router.gate=sigmoid'", "router.gate=softmax", "router.gate"),
+    ],
+)
+def test_an_arm_of_a_study_that_sets_a_key_wins_over_no_typed_one(
+    composer: Composer, small: Small, arms: str, typed: str, varies: str
 ) -> None:
-    overrides = small("study=mine", "study.arms=['loss=paper','loss=balance']", "seed=0")
-    with pytest.raises(ConfigError, match=r"^loss\.z=1: study=mine varies loss itself"):
-        make_plan(composer, [*overrides, "loss.z=1"])
+    overrides = small("study=mine", f"study.arms=[{arms}]", "seed=0")
+    with pytest.raises(ConfigError) as caught:
+        make_plan(composer, [*overrides, typed])
+    assert str(caught.value).startswith(f"{typed}: study=mine varies {varies} itself")
 
 
 def test_a_typed_key_goes_with_arms_whose_presets_do_not_set_it(
