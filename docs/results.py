@@ -17,7 +17,6 @@ from pathlib import Path
 from docs.published import records
 from docs.published.beyond import beyond
 from docs.published.cells import (
-    TUNING,
     Studies,
     code,
     count,
@@ -33,7 +32,7 @@ from docs.published.cells import (
 )
 from docs.published.papers import FIRST, paper, testbed
 from docs.published.picture import CAPTION, TITLE, effects, save_png
-from docs.published.study import Study, read, save
+from docs.published.study import TUNING, Study, read, save
 from docs.published.tuned import chosen, sections
 from moebench.errors import MoebenchError
 from moebench.machine import processor
@@ -66,8 +65,10 @@ SETTINGS = (  # what tells the size of a study
 STUDIES = """\
 Differences are paired by seed, in nats a byte. Their intervals have the level that was tested,
 which is 95 % unless a look of a stopping rule says otherwise; only differences that a study tests
-have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on. The
-hashes in `docs/results/preregistered.txt` were committed before the first run."""
+have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on. In
+pictures of arms, ticks are single seeds, and bars are 95 % intervals for all arms together, which
+differ from those of the table. The hashes in `docs/results/preregistered.txt` were committed
+before the first run."""
 SECOND = "Secondary endpoints, a family of their own (paired t, Holm):"
 NOT_RUN = """\
 Keys of the chosen size are typed beside; DIR is [a folder of domains](#text-of-many-domains).
@@ -199,6 +200,7 @@ def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
     tuned = records.tuning(roots, machine)
     if tuned is not None:
         save(TABLES / f"{TUNING}.csv", tuned)
+        tell(f"docs/results/{TUNING}.csv: made again, of {len(tuned.runs)} runs on tuning seeds")
     for plan, report in records.reports(roots, tell, unfinished=unfinished):
         name = plan.slug if plan.folder is None else plan.folder.name
         save(TABLES / f"{name}.csv", records.study_of(plan, report, machine))
@@ -222,10 +224,11 @@ def main() -> None:
     try:
         if options.runs:
             write(options.runs, options.machine, unfinished=options.unfinished)
+        studies = read(TABLES)
     except MoebenchError as error:
         parser.exit(2, f"error: {error}\n")
-    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    if (drawn := effects(in_order(read(TABLES)))) is not None:
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8"), studies), encoding="utf-8")
+    if (drawn := effects(in_order(studies))) is not None:
         save_png(IMAGES / "results.png", drawn.png)
 
 

@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from docs.published.study import NO_VERDICT, Row, Study
+from docs.published.study import NO_VERDICT, TUNING, Row, Study
 from moebench.report.infer.headroom import BITS
 from moebench.report.infer.statistics import mean_interval
 from moebench.report.paper.verdicts import TOO_EARLY
 from moebench.report.show.numbers import count_range, four_decimals, interval, p_value
 
-TUNING = "tuning"  # the CSV of all runs on tuning seeds
 Studies = Mapping[str, Study]
 
 

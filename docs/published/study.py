@@ -31,6 +31,8 @@ SHOWN = (
     *("router/replay_cost", "ep/slowdown", "balance/gradient_error", "balance/gradient_cosine"),
 )
 NO_VERDICT = "no verdict"
+TUNING = "tuning"  # the CSV of all runs on tuning seeds
+KINDS = ("about", "setting", "run", "effect")
 NUMBERS = ("value", "low", "high", "level", "p", "tokens")
 FIXED = (
     *("row", "part", "name", "arm", "against", "seed", "metric", "value", "low", "high", "level"),
@@ -109,18 +111,23 @@ class Study:
         writer.writerow(columns)
         for row in rows:
             cells = [_cell(row.get(column)) for column in columns]
-            for column, cell in zip(columns, cells, strict=True):
-                if PATH.search(cell):
-                    raise RecordError(f"{column} {cell}: holds a path, which is not published")
+            _refuse_paths(dict(zip(columns, cells, strict=True)))
             writer.writerow(cells)
         return file.getvalue()
 
     @classmethod
     def of_csv(cls, text: str) -> "Study":
-        """What `to_csv` wrote."""
-        study = cls()
-        for cells in csv.DictReader(io.StringIO(text)):
-            kind = cells.pop("row")
+        """What `to_csv` wrote.
+
+        Raises RecordError for a line that it did not write, as where the file is cut off, and for a
+        path of a machine.
+        """
+        study, rows = cls(), csv.DictReader(io.StringIO(text))
+        for cells in rows:
+            kind = cells.pop("row", None)
+            if kind not in KINDS or None in cells or None in cells.values():
+                raise RecordError(f"line {rows.line_num}: is cut off, or no row of a study")
+            _refuse_paths(cells)
             if kind == "about":
                 study.about[cells["name"]] = cells["text"]
             elif kind == "setting":
@@ -141,6 +148,12 @@ class Study:
                 known = {key: cell for key, cell in cells.items() if key in FIXED}
                 study.effects.append(empty | known | numbers)
         return study
+
+
+def _refuse_paths(cells: Mapping[str, str]) -> None:
+    for column, cell in cells.items():
+        if PATH.search(cell):
+            raise RecordError(f"{column} {cell}: holds a path, which is not published")
 
 
 def _cell(value: Any) -> str:
@@ -170,8 +183,21 @@ def save(path: Path, study: Study) -> None:
 
 
 def read(folder: Path) -> Mapping[str, Study]:
-    """The CSVs of a folder, by name."""
-    return {
-        path.stem: Study.of_csv(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*.csv"))
-    }
+    """The CSVs of a folder, by name.
+
+    Raises RecordError naming the file that is damaged.
+    """
+    return {path.stem: _read(path) for path in sorted(folder.glob("*.csv"))}
+
+
+def _read(path: Path) -> Study:
+    try:
+        study = Study.of_csv(path.read_text(encoding="utf-8"))
+        if not study.runs or (
+            path.stem != TUNING and not (study.effects and "study" in study.about)
+        ):
+            raise RecordError("holds no whole study")
+    except (RecordError, ValueError, csv.Error) as error:
+        again = f"git checkout {path.name}, or make it again from its runs"
+        raise RecordError(f"{path}: {error}; {again}") from error
+    return study

@@ -1,8 +1,8 @@
 """What the tuning seeds say: the size that was chosen, what stands in the way, and the noise."""
 
 from benchmarks import headroom_size, noise, trials
-from docs.published.cells import TUNING, Studies, code, made_with
-from docs.published.study import Study
+from docs.published.cells import Studies, code, made_with
+from docs.published.study import TUNING, Study
 from moebench.report.show.numbers import four_decimals
 
 SIZES = """\

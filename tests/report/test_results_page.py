@@ -12,7 +12,7 @@ import pytest
 from docs.published import records
 from docs.published.cells import distinct
 from docs.published.papers import weighed
-from docs.published.study import SHOWN, Study
+from docs.published.study import SHOWN, Study, read
 from moebench.errors import RecordError
 from moebench.plans import read_plan
 from moebench.report import make_report
@@ -82,6 +82,9 @@ def test_a_path_is_not_published() -> None:
     study = Study({"question": "Is it in /home/someone/data?"})
     with pytest.raises(RecordError, match="holds a path, which is not published"):
         study.to_csv()
+    text = Study({"question": "Is it in DIR?"}).to_csv().replace("DIR", "/home/someone/data")
+    with pytest.raises(RecordError, match="holds a path, which is not published"):
+        Study.of_csv(text)
 
 
 def test_effects_are_those_of_the_report(runs: Path) -> None:
@@ -193,3 +196,13 @@ def test_what_studies_say_of_shared_runs_stands_once_with_a_test() -> None:
 
     said = distinct({"a": study(None), "b": study(0.01), "c": study(0.01), "d": study(0.5, 0.1)})
     assert [each.name for each in said] == ["b", "d"]
+
+
+@pytest.mark.parametrize("keep", [0, 100, 3000, 0.5, -3])
+def test_a_csv_that_is_cut_off_is_named(runs: Path, tmp_path: Path, keep: float) -> None:
+    text = fake_study(runs).to_csv()
+    end = int(keep * len(text)) if isinstance(keep, float) else keep
+    path = tmp_path / "scope-0a1b2c.csv"
+    path.write_text(text[:end])
+    with pytest.raises(RecordError, match=r"scope-0a1b2c.csv: .* make it again from its runs"):
+        read(tmp_path)
