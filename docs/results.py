@@ -67,8 +67,8 @@ Differences are paired by seed, in nats a byte. Their intervals have the level t
 which is 95 % unless a look of a stopping rule says otherwise; only differences that a study tests
 have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on. In
 pictures of arms, ticks are single seeds, and bars are 95 % intervals for all arms together, which
-differ from those of the table. The hashes in `docs/results/preregistered.txt` were committed
-before the first run."""
+differ from those of the table. `docs/results/preregistered.txt` was committed before the first run.
+It has the `sha256` that each `prereg.json` holds, the digest of the rest of its content."""
 SECOND = "Secondary endpoints, a family of their own (paired t, Holm):"
 NOT_RUN = """\
 Keys of the chosen size are typed beside; DIR is [a folder of domains](#text-of-many-domains).

@@ -20,9 +20,10 @@ At 1 each micro-batch is of one domain, at 0 domains are mixed freely. The level
 the groups of `global`, so micro is compared with the mean of all global arms."""
 COST = """\
 The slowdown that expert layers would have over ranks that dispatch together (1: none). Listed are
-the arms that no other arm beats in both."""
+the arms whose means no other arm beats in both, however small the difference."""
 GAIN = """\
-The share of the last tokens over which the baseline's validation loss fell by as much. All
+The share of the last tokens over which the baseline's mean validation loss fell by as much, on
+straight lines between its evaluations, with the ends of the 95 % interval of the difference. All
 evaluations lie on one schedule of the learning rate, so this is no scaling law."""
 
 

@@ -31,7 +31,8 @@ OF_THE_TESTBED = """\
 Its abstract gives no figures, and its full text was not at hand. Each claim is read as
 differences of arms. It agrees where the intervals of all lie above 0. It contradicts where one
 lies below 0, at the level for all of them together. No study has these claims in its order of
-findings: the verdicts rest on intervals alone."""
+findings: the verdicts rest on intervals alone. Domain bits check that a treatment acts: to even the
+loads of each domain drives them to 0 by itself."""
 
 
 def paper(studies: Studies) -> list[str]:
