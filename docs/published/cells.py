@@ -103,7 +103,8 @@ class Said(NamedTuple):
 def distinct(studies: Studies, **wanted: Any) -> list[Said]:
     """What studies say of findings.
 
-    Studies share runs. What several say of the same runs stands once, with one that tests it.
+    Studies share runs. What several say of the same runs stands once, with one that tests it, and
+    what is not tested is left out if another study tests it on these runs and more.
     """
     found: dict[tuple[Any, ...], Said] = {}
     for name, title in titles(studies).items():
@@ -111,7 +112,25 @@ def distinct(studies: Studies, **wanted: Any) -> list[Said]:
             key = tuple(effect[part] for part in ("claim", "arm", "against", "metric", "value"))
             if key not in found or (found[key].effect["p"] is None and effect["p"] is not None):
                 found[key] = Said(name, title, effect)
-    return [*found.values()]
+    known: dict[tuple[Any, ...], list[set[Any]]] = {}  # runs of the tests of one claim and metric
+    for name, _, effect in found.values():
+        if effect["p"] is not None:
+            about = effect["claim"], effect["metric"]
+            known.setdefault(about, []).append(_runs_of(studies[name], effect))
+
+    def told_by_another(name: str, effect: Row) -> bool:
+        runs = _runs_of(studies[name], effect)
+        tests = known.get((effect["claim"], effect["metric"]), ())
+        return effect["p"] is None and bool(runs) and any(runs <= more for more in tests)
+
+    return [each for each in found.values() if not told_by_another(each.name, each.effect)]
+
+
+def _runs_of(study: Study, effect: Row) -> set[tuple[str, int, float]]:
+    """The runs of an effect of two arms; none of one of more arms."""
+    by_arm = study.by_arm(effect["part"])
+    arms = effect["arm"], effect["against"]
+    return {(arm, run["seed"], nats(run)) for arm in arms for run in by_arm.get(arm, ())}
 
 
 def tested(studies: Studies, **wanted: Any) -> Iterable[tuple[str, Row]]:

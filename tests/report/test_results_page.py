@@ -206,3 +206,11 @@ def test_a_csv_that_is_cut_off_is_named(runs: Path, tmp_path: Path, keep: float)
     path.write_text(text[:end])
     with pytest.raises(RecordError, match=r"scope-0a1b2c.csv: .* make it again from its runs"):
         read(tmp_path)
+
+
+def test_what_is_not_tested_is_left_out_if_it_is_tested_on_more_runs(runs: Path) -> None:
+    whole, few = (fake_study(runs / str(seeds), seeds) for seeds in (6, 4))
+    assert {each.name for each in distinct({"few": few, "whole": whole})} == {"whole"}
+    for run in few.runs:
+        run["seed"] += 100
+    assert {each.name for each in distinct({"few": few, "whole": whole})} == {"few", "whole"}
