@@ -134,16 +134,13 @@ def _frontiers(studies: Studies) -> list[str]:
 
 
 def _gains(studies: Studies) -> list[str]:
-    rows = [
-        [
-            link(title),
-            f"`{effect['arm']}`",
-            f"`{effect['against']}`",
-            ends(effect, share=True) or effect["text"],
-            count(effect["tokens"]),
-        ]
-        for name, title in titles(studies).items()
-        for effect in studies[name].found("gain")
-    ]
+    """What several studies say of the same runs stands once."""
+    rows: dict[tuple[str, ...], str] = {}
+    for name, title in titles(studies).items():
+        for effect in studies[name].found("gain"):
+            saved = ends(effect, share=True) or effect["text"]
+            arms = (f"`{effect[key]}`" for key in ("arm", "against"))
+            rows.setdefault((*arms, saved, count(effect["tokens"])), link(title))
     headers = ["study", "arm", "against", "tokens saved", "of tokens"]
-    return ["### Compute-equivalent gain", GAIN, grid(headers, rows)]
+    lines = [[study, *cells] for cells, study in rows.items()]
+    return ["### Compute-equivalent gain", GAIN, grid(headers, lines)]

@@ -211,6 +211,8 @@ def test_a_csv_that_is_cut_off_is_named(runs: Path, tmp_path: Path, keep: float)
 def test_what_is_not_tested_is_left_out_if_it_is_tested_on_more_runs(runs: Path) -> None:
     whole, few = (fake_study(runs / str(seeds), seeds) for seeds in (6, 4))
     assert {each.name for each in distinct({"few": few, "whole": whole})} == {"whole"}
+    page = SCRIPT["generated"]({"whole": whole, "again": whole})
+    assert page.split("### Compute-equivalent gain")[1].count("| `global` | `micro` |") == 1
     for run in few.runs:
         run["seed"] += 100
     assert {each.name for each in distinct({"few": few, "whole": whole})} == {"few", "whole"}
