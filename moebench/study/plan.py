@@ -5,6 +5,7 @@ and its id, so any launcher can start it. Planning imports no torch.
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -76,9 +77,11 @@ def make_plan(
         jobs=tuple(jobs),
     )
     if plan.baseline_hash() is None:
+        labels = [*dict.fromkeys(job.label for job in jobs)]
+        word = shlex.quote(f"study.baseline={json.dumps(labels[0])}")
         raise ConfigError(
             f"study.baseline={study.baseline}: is the label of no arm; choose one of "
-            f"{', '.join(dict.fromkeys(job.label for job in jobs))}"
+            f"{', '.join(labels)}, as in {word}"
         )
     return plan, list(corpora.values())
 

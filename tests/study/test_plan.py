@@ -111,7 +111,11 @@ def test_a_sweep_is_crossed_with_a_study(composer: Composer, small: Small) -> No
             "study=mine: scope=micr: no such scope; did you mean micro?",
         ),
         (["modle=tiny"], "modle=tiny: no such key; did you mean model?"),
-        (["loss.balance=0"], "study.baseline=micro: is the label of no arm; choose one of none"),
+        (
+            ["loss.balance=0"],
+            "study.baseline=micro: is the label of no arm; choose one of none, z-loss, as in "
+            """'study.baseline="none"'""",
+        ),
         (["seed=0", "seed=1"], "seed: is set twice (seed=0 and seed=1); keep one"),
     ],
 )
