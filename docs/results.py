@@ -34,7 +34,7 @@ from docs.published.papers import FIRST, paper, testbed
 from docs.published.picture import CAPTION, TITLE, effects, save_png
 from docs.published.study import TUNING, Study, read, save
 from docs.published.tuned import chosen, sections
-from moebench.errors import MoebenchError
+from moebench.errors import MoebenchError, RecordError
 from moebench.machine import processor
 from moebench.report.show.numbers import as_percent
 
@@ -186,9 +186,15 @@ def in_order(studies: Studies) -> Studies:
 
 
 def updated(page: str, studies: Studies | None = None) -> str:
-    """The page with its generated part made again, from the CSVs if no studies are given."""
-    before, rest = page.split(START)
-    return before + generated(read(TABLES) if studies is None else studies) + rest.split(END)[1]
+    """The page with its generated part made again, from the CSVs if no studies are given.
+
+    Raises RecordError where the page lacks one of the comments around that part.
+    """
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise RecordError(f"{PAGE}: lacks {(END if start else START).strip()}; git checkout {PAGE}")
+    return before + generated(read(TABLES) if studies is None else studies) + after
 
 
 def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
@@ -225,9 +231,10 @@ def main() -> None:
         if options.runs:
             write(options.runs, options.machine, unfinished=options.unfinished)
         studies = read(TABLES)
-    except MoebenchError as error:
+        page = updated(PAGE.read_text(encoding="utf-8"), studies)
+    except (MoebenchError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8"), studies), encoding="utf-8")
+    PAGE.write_text(page, encoding="utf-8")
     if (drawn := effects(in_order(studies))) is not None:
         save_png(IMAGES / "results.png", drawn.png)
 

@@ -198,6 +198,6 @@ def _read(path: Path) -> Study:
         ):
             raise RecordError("holds no whole study")
     except (RecordError, ValueError, csv.Error) as error:
-        again = f"git checkout {path.name}, or make it again from its runs"
+        again = f"git checkout {path}, or make it again from its runs"
         raise RecordError(f"{path}: {error}; {again}") from error
     return study

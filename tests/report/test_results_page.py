@@ -58,6 +58,13 @@ def test_the_page_is_what_its_csvs_make() -> None:
     assert page == SCRIPT["updated"](page), "run `python docs/results.py`"
 
 
+def test_a_page_without_its_comments_is_not_written() -> None:
+    page = (FOLDER / "results.md").read_text(encoding="utf-8")
+    for comment in (SCRIPT["START"], SCRIPT["END"]):
+        with pytest.raises(RecordError, match=f"lacks {re.escape(comment.strip())}; git checkout"):
+            SCRIPT["updated"](page.replace(comment, ""), {})
+
+
 def test_every_study_on_the_page_can_be_run() -> None:
     page = (FOLDER / "results.md").read_text(encoding="utf-8")
     shipped = {path.stem for path in (FOLDER.parent / "conf" / "study").glob("*.yaml")}
