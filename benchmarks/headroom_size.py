@@ -181,12 +181,14 @@ def ranking(sizes: Sequence[Size]) -> list[Size]:
 
 
 def named(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each setting by the keys in which they differ."""
+    """Each setting by the keys in which they differ; a single one by those of its router."""
     first = settings[0]
+    if len(settings) == 1:
+        own = sorted((k, v) for k, v in first.items() if k.startswith(("router.", "optim.router")))
+        return [", ".join(f"{key}={value}" for key, value in own) or "defaults of the router"]
     common = {key for key in first if all(of.get(key) == first[key] for of in settings)}
     own = [sorted((k, v) for k, v in of.items() if k not in common) for of in settings]
-    plain = "as the others" if len(settings) > 1 else "the only one"
-    return [", ".join(f"{key}={value}" for key, value in of) or plain for of in own]
+    return [", ".join(f"{key}={value}" for key, value in of) or "as the others" for of in own]
 
 
 def table(sizes: Sequence[Size]) -> str:

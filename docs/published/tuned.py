@@ -31,11 +31,12 @@ def chosen(tuned: Study) -> str:
     if not sizes:
         return "Size: none has been tried whole yet."
     if why := headroom_size.why_not(sizes[0]):
-        number = f"none of {len(sizes)}" if len(sizes) > 1 else "not even the only one"
+        number = f"none of the {len(sizes)} sizes" if len(sizes) > 1 else "the only size"
+        no = "" if len(sizes) > 1 else "not "
         return (
-            f"Size: {number} tried on tuning seeds is eligible. The studies take the one with the "
-            f"largest score, for which the rules say: {'; '.join(why)} "
-            "([table](#the-size-and-the-noise))."
+            f"Size: {number} tried on seeds that no study reports is {no}eligible. The studies "
+            f"take the one with the largest score all the same. It fails because: {'; '.join(why)} "
+            "([what H is, and the table](#the-size-and-the-noise))."
         )
     best, name = sizes[0], headroom_size.named([of.keys for of in sizes])[0]
     _, low, _ = best.headroom(best.steps)

@@ -154,8 +154,8 @@ def test_tuning_seeds_choose_a_size_and_show_what_lacks() -> None:
     page = SCRIPT["generated"]({"tuning": tuned(-0.01)})
     assert "with 400 steps and weight 0.1. Of all eligible ones it has the largest score" in page
     page = SCRIPT["generated"]({"tuning": tuned(0.02)})
-    assert "not even the only one tried on tuning seeds is eligible" in page
-    assert "the rules say: learned routers are behind the hash (" in page
+    assert "the only size tried on seeds that no study reports is not eligible" in page
+    assert "It fails because: learned routers are behind the hash (" in page
     assert "learned routers are behind the hash |" in page
     assert "| train.steps=400 | global, micro, shuffled | 3 | 0.0200 | 0.0200 |" in page
     assert "moebench sweep study=headroom_size" in page
