@@ -10,9 +10,12 @@ name all directories that hold some. A test fails if the page is out of date. No
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import yaml
 
 from docs.published import records
 from docs.published.beyond import beyond
@@ -30,7 +33,7 @@ from docs.published.cells import (
     tested,
     titles,
 )
-from docs.published.papers import FIRST, paper, testbed
+from docs.published.papers import FIRST, PRESETS, paper, testbed
 from docs.published.picture import CAPTION, TITLE, effects, save_png
 from docs.published.study import TUNING, Study, read, save
 from docs.published.tuned import chosen, sections
@@ -71,8 +74,8 @@ differ from those of the table. `docs/results/preregistered.txt` was committed b
 It has the `sha256` that each `prereg.json` holds, the digest of the rest of its content."""
 SECOND = "Secondary endpoints, a family of their own (paired t, Holm):"
 NOT_RUN = """\
-Keys of the chosen size are typed beside; DIR is [a folder of domains](#text-of-many-domains).
-Then the same again without `--register`, and with `--until-decided` where seeds end by rule."""
+DIR is [a folder of domains](#text-of-many-domains). With `--register`, a command writes what the
+study will be; without it, the same command trains it."""
 
 
 def in_short(studies: Studies) -> list[str]:
@@ -158,17 +161,29 @@ def _secondary(study: Study) -> list[str]:
 def not_run(studies: Studies) -> list[str]:
     """The studies of this page that have no CSV, with their commands."""
     have = {
-        (INSTALLED if of.installed else DOMAINS, of.about["study"])
+        (INSTALLED if of.installed else DOMAINS, of.about["study"]): of.made()["command"]
         for name, of in studies.items()
         if name != TUNING
     }
+    like = next((command for (text, _), command in have.items() if text == DOMAINS), "")
     left = [
-        f"moebench sweep study={name}{text} --register"
+        _like(like, name) if text == DOMAINS and like else f"moebench sweep study={name}{text}"
         for text, names in WANTED.items()
         for name in names
         if (text, name) not in have
     ]
     return ["## Not run yet", NOT_RUN, code(left)] if left else []
+
+
+def _like(command: str, name: str) -> str:
+    """The command of another study of the same size, without what this one varies or lacks."""
+    preset = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    varied = {word.partition("=")[0] for arm in preset["arms"] for word in arm.split()}
+    words = [word for word in shlex.split(command) if word.partition("=")[0] not in varied]
+    words[2] = f"study={name}"
+    if "order" not in preset and "--until-decided" in words:  # no finding to look at
+        words = words[: words.index("--until-decided")]
+    return shlex.join(words)
 
 
 def generated(studies: Studies) -> str:

@@ -114,7 +114,7 @@ def test_the_page_tells_verdicts_and_what_was_not_run(runs: Path) -> None:
     left = page.split("## Not run yet")[1]
     assert "study=weight data=folder data.path=DIR" in left
     assert "study=scope data=folder" not in left
-    assert "moebench sweep study=scope --register" in left  # on installed text
+    assert "moebench sweep study=scope\n" in left  # on installed text
 
 
 def test_headroom_stands_beside_the_effect_of_a_study_of_that_size(runs: Path) -> None:
@@ -223,3 +223,15 @@ def test_what_is_not_tested_is_left_out_if_it_is_tested_on_more_runs(runs: Path)
     for run in few.runs:
         run["seed"] += 100
     assert {each.name for each in distinct({"few": few, "whole": whole})} == {"few", "whole"}
+
+
+def test_a_study_that_was_not_run_has_the_size_of_the_others() -> None:
+    words = "moebench sweep study=scope train.steps=600 loss.balance=0.05 --until-decided"
+    like = SCRIPT["_like"]
+    assert like(words, "homogeneity") == words.replace("scope", "homogeneity")
+    assert like(words, "weight") == words.replace("scope", "weight").replace(
+        "loss.balance=0.05 ", ""
+    )
+    assert (
+        like(words, "headroom") == "moebench sweep study=headroom train.steps=600 loss.balance=0.05"
+    )
