@@ -25,6 +25,7 @@ SHORT = {
     "launches": ("--smoke",),
     "stack": ("--smoke", "--rounds", "1", "--most", "2"),
     "study": ("--smoke",),
+    "threads": ("--smoke",),
 }
 
 

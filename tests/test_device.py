@@ -12,7 +12,7 @@ import torch
 from moebench import device
 from moebench.config.compose import Composer, from_dict
 from moebench.config.identity import run_name
-from moebench.config.schema import RunConfig
+from moebench.config.schema import ExperimentConfig, RunConfig
 from moebench.errors import ConfigError
 from moebench.experiment import execution
 from moebench.experiment.execution import device_kind, resolved
@@ -143,11 +143,45 @@ def test_a_plan_asks_the_workers_once_and_keeps_the_answer(
 
 
 def test_many_more_threads_than_cores_are_refused(monkeypatch: Patch) -> None:
-    wanted = RunConfig(device="cpu", threads=65)
+    wanted = ExperimentConfig(run=RunConfig(device="cpu", threads=65))
     monkeypatch.setattr(execution, "usable_cores", lambda: 17)
     assert resolved(wanted, None, Ranks()).threads == 65
     monkeypatch.setattr(execution, "usable_cores", lambda: 2)
     with pytest.raises(ConfigError, match=r"^run.threads=65: .* 2 cores for at most 64 threads; u"):
         resolved(wanted, None, Ranks())
-    monkeypatch.setattr(execution, "usable_cores", lambda: 2000)
-    assert resolved(RunConfig(device="cpu"), None, Ranks()).threads == 1024, "as its record may say"
+
+
+@pytest.mark.parametrize(
+    ("cores", "words", "threads"),
+    [
+        (2, "model=tiny global_bsz=32", 2),
+        (2, "model=tiny global_bsz=32 model.d_model=64 model.num_experts=52", 1),
+        (2, "model=smoke global_bsz=32", 1),
+        (2, "model=smoke global_bsz=32 run.threads=2", 2),
+        (2, "model=smoke global_bsz=32 router=relu method=remoe", 2),  # computes every expert
+        (2, "model=smoke global_bsz=32 model.moe=false scope=none", 2),
+        (2, "model=small", 2),
+        (2, "model=small run.device_bsz=1", 1),
+        (64, "model=tiny global_bsz=32", 6),
+        (2000, "model=small global_bsz=1024", 1024),  # as many as its record may say
+    ],
+)
+def test_each_thread_gets_a_part_of_a_product_that_is_worth_waking_it(
+    cores: int, words: str, threads: int, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(execution, "usable_cores", lambda: cores)
+    config = Composer().compose(["run.device=cpu", *words.split()])
+    assert resolved(config, None, Ranks()).threads == threads
+
+
+def test_ranks_share_the_cores_and_a_gpu_asks_for_no_product(
+    pretend: Pretend, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(execution, "usable_cores", lambda: 64)
+    config = Composer().compose(["run.device=cpu", "model=small"])
+    threads = [resolved(config, None, Ranks(size=size)).threads for size in (1, 4, 64)]
+    assert threads == [64, 16, 1]
+    small = Composer().compose(["model=smoke", "global_bsz=32"])
+    assert resolved(small, None, Ranks()).threads == 1
+    pretend((9, 0))
+    assert resolved(small, None, Ranks()).threads == 64

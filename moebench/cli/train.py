@@ -1,6 +1,7 @@
 """`moebench train`: one run."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,10 +29,11 @@ from moebench.errors import ConfigError, RecordError
 from moebench.machine import importing
 
 if TYPE_CHECKING:
-    from moebench.config.schema import ExperimentConfig
+    from moebench.config.schema import ExperimentConfig, RunConfig
     from moebench.config.treatment import Treatment
     from moebench.data.corpus import Corpus
     from moebench.records import Record
+    from moebench.train.ranks import Ranks
 
 Resume = Annotated[bool, typer.Option("--resume", help="continue an unfinished run")]
 Force = Annotated[bool, typer.Option("--force", help="start over, even if the run exists")]
@@ -144,6 +146,17 @@ def _in_precision(config: "ExperimentConfig", before: str) -> str:
     return "" if config.train.precision == "fp32" else before + config.train.precision
 
 
+def _threads(config: "ExperimentConfig", run: "RunConfig", ranks: "Ranks") -> str:
+    """The threads of a run, and why they are fewer than the cores where nobody asked for that."""
+    from moebench.experiment.execution import available_threads, suited_threads
+
+    text = f"{run.threads} thread{'s' if run.threads != 1 else ''}"
+    suited, cores = suited_threads(replace(config, run=run), ranks), available_threads(ranks)
+    if config.run.threads is not None or run.threads != suited or suited == cores:
+        return text
+    return f"{text} of {cores}, as its products are small"
+
+
 def _faster(config: "ExperimentConfig", device: str) -> str:
     """That bf16 would be faster here, in words; nothing if it would not be, or is taken."""
     from moebench.train.precision_gain import LEAST, bf16_gain
@@ -196,9 +209,10 @@ def _train(
         return
     check_run(treatment, corpus)  # first, so that nothing seems to have begun
     weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(treatment).items())
-    run = resolved(config.run, record if resume else None, Ranks(size=world_size()))
-    threads = f"{run.threads} thread{'s' if run.threads != 1 else ''}"
-    where = f"{run.device}{_in_precision(config, ', ')}, {threads}{_faster(config, run.device)}"
+    ranks = Ranks(size=world_size())
+    run = resolved(config, record if resume else None, ranks)
+    of_run = f"{_in_precision(config, ', ')}, {_threads(config, run, ranks)}"
+    where = f"{run.device}{of_run}{_faster(config, run.device)}"
     print_message(f"{record.path}  {where}; balance loss per router: {weights or 'none'}")
     with TrainDisplay(record.name, config.train.steps) as display:
         start(on_event=lambda event: display.update(event.step, event.row))

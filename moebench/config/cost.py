@@ -24,8 +24,7 @@ def forward_flops(config: ExperimentConfig, vocab_size: int) -> int:
     model, d = config.model, config.model.d_model
     attention = 2 * 4 * d * d + 2 * 2 * config.seq_len * d
     feed_forward = 2 * 3 * d * model.expert_dim * (model.top_k + model.num_shared_experts)
-    all_of_them = config.router.gate == "relu" or declared(config.method.name).thresholds
-    more = model.num_experts - model.top_k if all_of_them else 0
+    more = _computed(config) - model.top_k
     routed = 2 * _router_weights(config) + 2 * 3 * d * model.expert_dim * more
     return (
         model.num_layers * (attention + feed_forward)
@@ -37,6 +36,24 @@ def forward_flops(config: ExperimentConfig, vocab_size: int) -> int:
 def training_flops(config: ExperimentConfig, vocab_size: int) -> int:
     """FLOPs of a token's forward and backward, without the counting pass of `exact`."""
     return 3 * forward_flops(config, vocab_size)
+
+
+def product_flops(config: ExperimentConfig, sequences: int) -> int:
+    """FLOPs of the smaller product of one expert in a pass, at an even load.
+
+    A step consists of many such products, one after the other. Counted as in `forward_flops`.
+    """
+    model = config.model
+    all_rows = 2 * sequences * config.seq_len * model.d_model * model.expert_dim
+    if not model.moe:
+        return all_rows * (model.top_k + model.num_shared_experts)
+    return all_rows * _computed(config) // model.num_experts
+
+
+def _computed(config: ExperimentConfig) -> int:
+    """Experts that compute a token in training."""
+    all_of_them = config.router.gate == "relu" or declared(config.method.name).thresholds
+    return config.model.num_experts if all_of_them else config.model.top_k
 
 
 def parameters(config: ExperimentConfig, vocab_size: int) -> int:

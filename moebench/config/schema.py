@@ -251,7 +251,9 @@ class RunConfig:
     )
     threads: int | None = knob(
         None,
-        "CPU threads; null takes all cores, 1 in a sweep; at most 4 a core, or 64 if that is more",
+        "CPU threads; null takes 1 in a sweep, else all cores, but on a CPU one for each 2 million "
+        "FLOPs of an expert's product at most, so that small steps take 1; no more than 4 a core, "
+        "or 64 if that is more",
         unit="threads",
         low=1,
         high=MOST_THREADS,

@@ -66,7 +66,8 @@ def device() -> Iterator[Finding]:
 def threads() -> Iterator[Finding]:
     import torch
 
-    yield Finding("threads", f"a run takes {usable_cores()}, torch alone {torch.get_num_threads()}")
+    most, alone = usable_cores(), torch.get_num_threads()
+    yield Finding("threads", f"a run takes {most}, fewer for small products; torch alone {alone}")
 
 
 def experts(precision: str) -> Iterator[Finding]:

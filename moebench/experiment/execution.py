@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 import torch
 
+from moebench.config.cost import product_flops
 from moebench.config.schema import MOST_THREADS, ExperimentConfig, RunConfig
 from moebench.device import BF16, unusable
 from moebench.errors import ConfigError
@@ -15,19 +16,22 @@ from moebench.train.ranks import Ranks, world_size
 
 THREADS_A_CORE = 4  # that may be asked for
 ANY_MACHINE = 64  # threads that may be asked for anywhere
+THREAD_FLOPS = 2_000_000  # of a product that pay for a thread: 20 microseconds, as waking one takes
 
 
-def resolved(wanted: RunConfig, record: Record | None, ranks: Ranks) -> RunConfig:
+def resolved(config: ExperimentConfig, record: Record | None, ranks: Ranks) -> RunConfig:
     """The execution of a run: as typed, or else as in its record, or else as the machine allows.
 
     A run that continues keeps what was resolved when it started, since another split or number of
     threads rounds differently. A value at its default counts as not typed.
 
     Args:
+        config: of which `run` is what was typed.
         record: of a run that continues; None for a new one.
 
     Raises ConfigError for a device that is not there, or too many threads.
     """
+    wanted = config.run
     check_threads(wanted)
     if record is not None:
         before, default = record.config(), RunConfig()
@@ -38,8 +42,31 @@ def resolved(wanted: RunConfig, record: Record | None, ranks: Ranks) -> RunConfi
             and f"run.{field.name}" in before
         }
         wanted = replace(wanted, **kept)
-    threads = wanted.threads or max(1, min(MOST_THREADS, usable_cores() // ranks.size))
-    return replace(wanted, device=device_kind(wanted), threads=threads)
+    wanted = replace(wanted, device=device_kind(wanted))
+    suited = suited_threads(replace(config, run=wanted), ranks)
+    return replace(wanted, threads=wanted.threads or suited)
+
+
+def suited_threads(config: ExperimentConfig, ranks: Ranks) -> int:
+    """The threads of a run that asks for no number: what its cores and its products allow.
+
+    On a CPU, each thread gets `THREAD_FLOPS` of an expert's product. With less, threads wait for
+    each other longer than they compute, above all beside other programs (benchmarks/README.md). The
+    load is not asked: the bits of a run would depend on the moment at which it starts.
+
+    Args:
+        config: with `run.device` resolved.
+    """
+    cores = available_threads(ranks)
+    if config.run.device != "cpu":
+        return cores
+    sequences = config.run.device_bsz or config.global_bsz // ranks.size
+    return max(1, min(cores, product_flops(config, sequences) // THREAD_FLOPS))
+
+
+def available_threads(ranks: Ranks) -> int:
+    """One for each core of this machine, divided among the ranks."""
+    return max(1, min(MOST_THREADS, usable_cores() // ranks.size))
 
 
 def check_threads(wanted: RunConfig) -> None:

@@ -88,7 +88,7 @@ class Session:
         """
         self.record.check_links()
         resumed = self.record.exists()
-        execution = resolved(self.config.run, self.record if resumed else None, self.ranks)
+        execution = resolved(self.config, self.record if resumed else None, self.ranks)
         self.config = replace(self.config, run=execution)
         self.treatment = replace(self.treatment, config=self.config)
         device = self.ranks.device(str(execution.device))
