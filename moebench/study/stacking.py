@@ -20,7 +20,8 @@ def stack_size(config: ExperimentConfig, processes: int = 1, gpu_bytes: int | No
         processes: that share the GPU.
         gpu_bytes: free memory of the GPU of a worker, 0 without one; None: this machine's.
     """
-    there = on_gpu(config) if gpu_bytes is None else bool(gpu_bytes) and config.run.device != "cpu"
+    kind = config.run.device
+    there = on_gpu(kind) if gpu_bytes is None else bool(gpu_bytes) and kind != "cpu"
     wanted = config.run.stack
     if wanted != "auto":
         size = int(wanted)
@@ -34,9 +35,9 @@ def stack_size(config: ExperimentConfig, processes: int = 1, gpu_bytes: int | No
     return int(min(most, MOST, _fitting(config, free / processes)))
 
 
-def on_gpu(config: ExperimentConfig) -> bool:
-    """Whether runs of this config use a GPU here."""
-    return device.capability(config.run.device) is not None
+def on_gpu(wanted: str) -> bool:
+    """Whether runs of this `run.device` use a GPU here."""
+    return device.capability(wanted) is not None
 
 
 def _most(config: ExperimentConfig, here: bool) -> float:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moebench import device
-from moebench.config.compose import from_dict
 from moebench.config.schema import ExperimentConfig
 from moebench.errors import ConfigError
 from moebench.machine import usable_cores
@@ -49,7 +48,7 @@ class Local:
         self._path = plan.path(runs_dir)
         if self._stack is not None:  # for a batch, whose process takes the device that it finds
             return
-        uses_gpu = any(on_gpu(from_dict(job.config)) for job in plan.jobs)
+        uses_gpu = any(map(on_gpu, {job.config["run"]["device"] for job in plan.jobs}))
         self._devices = self._chosen(device.visible_gpus()) if uses_gpu or self._gpus else []
         # One process with a stack of runs fills a GPU; several would only compete for it.
         self.room = self._processes or (max(1, len(self._devices)) if uses_gpu else usable_cores())
