@@ -38,14 +38,14 @@ def ends(effect: Row, *, share: bool = False) -> str:
 
 
 def said(effect: Row) -> str:
-    """A verdict with its p and the reason; "" for a difference that is described alone.
+    """A verdict with the reason and its p; "" for a difference that is described alone.
 
     Why it is too early stands once, in the facts of the study.
     """
     if effect["verdict"] in (NO_VERDICT, TOO_EARLY):
         return "" if effect["verdict"] == NO_VERDICT else TOO_EARLY
     p = f" ({p_value(effect['p'])})" if effect["p"] is not None else ""
-    return effect["verdict"] + p + f": {effect['text']}" * bool(effect["text"])
+    return effect["verdict"] + f": {effect['text']}" * bool(effect["text"]) + p
 
 
 def code(commands: Iterable[str]) -> str:

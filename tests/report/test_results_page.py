@@ -110,7 +110,7 @@ def test_the_page_tells_verdicts_and_what_was_not_run(runs: Path) -> None:
     page = SCRIPT["generated"]({"scope-0a1b2c": fake_study(runs)})
     assert "### scope on 2 domains\n" in page
     assert "data.path=DIR" in page
-    assert "agrees (p < 0.001): off 0 on the paper's side" in page
+    assert "agrees: in the paper's direction (p < 0.001)" in page
     left = page.split("## Not run yet")[1]
     assert "study=weight data=folder data.path=DIR" in left
     assert "study=scope data=folder" not in left

@@ -38,6 +38,9 @@ AGREES, CONTRADICTS, CANNOT_TELL = "agrees", "contradicts", "cannot tell"
 WITHIN = "within margin"
 NOT_TESTED, TOO_EARLY = "not tested", "too early"
 NOT_TAKEN = "the treatment did not take"
+# why a verdict is what it is, in the words of every report
+SAME, OPPOSITE = "in the paper's direction", "in the opposite direction"
+UNSURE, EXCLUDED = "zero is not ruled out", "the paper's size is ruled out"
 MIXED = "homogeneity of micro-batches"  # the axis of a trend whose arms may have equal loads
 
 
@@ -220,8 +223,7 @@ def _by_sign(
     """An effect whose sign decides."""
     sign = finding.get("sign") or math.copysign(1, paper or 0)
     agrees = sign * measured.value > 0
-    side = "the paper's" if agrees else "the other"
-    decided = (AGREES if agrees else CONTRADICTS, f"off 0 on {side} side")
+    decided = (AGREES, SAME) if agrees else (CONTRADICTS, OPPOSITE)
     p = measured.estimate().p
     return Effect(
         name,
@@ -231,7 +233,7 @@ def _by_sign(
         paper,
         p=1.0 if p is None else p,
         if_decided=decided,
-        otherwise="not told from 0",
+        otherwise=UNSURE,
     )
 
 
@@ -255,7 +257,7 @@ def _ranking(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Itera
             if_decided=(AGREES, f"the weakest step is {above} above {below}")
             if agrees
             else (CONTRADICTS, f"{above} is below {below}"),
-            otherwise=f"{above} not told from {below}",
+            otherwise=f"{above} is not shown to be above {below}",
         )
 
 
@@ -266,10 +268,11 @@ def _equality(name: str, finding: Mapping[str, Any], evidence: Evidence) -> Iter
         if not test.difference.seeds:
             continue
         margin = f"{abs(test.gap.value) * EQUAL_SHARE / (evidence.bytes_per_token or 1):.4f}"
-        decided = (AGREES, f"within {margin}, a quarter of the gap of micro and global")
+        quarter = f"{margin}, a quarter of the gap of micro and global"
+        decided = (AGREES, f"they differ by less than {quarter}")
         if test.unequal < test.equal:
-            decided = (CONTRADICTS, f"further apart than {margin}, a quarter of the gap")
-        otherwise = f"not shown to be within {margin}, a quarter of the gap"
+            decided = (CONTRADICTS, f"they differ by more than {quarter}")
+        otherwise = f"not shown to differ by less than {quarter}"
         if test.gap.value <= 0:
             otherwise = "global is no better than micro here, so there is no gap to measure by"
         elif 2 * test.gap.tail(test.gap.value) >= evidence.level:
@@ -365,8 +368,7 @@ def _outcome(
         outcome = WITHIN
         reason = f"between -{margin:g} and {margin:g}" + f"; {NOT_TAKEN}" * (not took)
     if short:
-        told = "not told from 0" if margin is None else reason
-        return CONTRADICTS, f"{told}, and the paper's size is excluded"
+        return CONTRADICTS, f"{UNSURE if margin is None else reason}; {EXCLUDED}"
     return outcome, reason
 
 

@@ -105,7 +105,7 @@ def test_figure_1b_and_4a_compare_global_with_micro(effect: float, verdict: str)
         ([0, 20, 10], "agrees", "the weakest step is"),
         ([0, 10, 20], "contradicts", "global is below bias"),
         ([10, 20, 0], "contradicts", "bias is below micro"),
-        ([10, 20, 10.1], "cannot tell", "bias not told from micro"),
+        ([10, 20, 10.1], "cannot tell", "bias is not shown to be above micro"),
     ],
 )
 def test_the_order_of_figure_4a_needs_every_step(

@@ -358,8 +358,8 @@ def test_too_early_withholds_verdict_and_p_but_no_interval() -> None:
     ("load", "effect", "verdict", "reason"),
     [
         (0.5, 0.0, "cannot tell", "the treatment did not take"),
-        (0.5, -0.04, "agrees", "off 0 on the paper's side"),  # it blocks no verdict
-        (3.0, 0.0, "contradicts", "not told from 0, and the paper's size is excluded"),
+        (0.5, -0.04, "agrees", "in the paper's direction"),  # it blocks no verdict
+        (3.0, 0.0, "contradicts", "zero is not ruled out; the paper's size is ruled out"),
     ],
 )
 def test_a_null_without_a_treatment_says_so(
