@@ -8,7 +8,7 @@ from typing import Any
 from moebench.errors import RecordError
 from moebench.plans import Job, Plan
 from moebench.records import STATES, Record, printable
-from moebench.report.read.frame import PRIMARY, Frame
+from moebench.report.read.frame import Frame
 from moebench.report.read.run import unfinished_status
 
 NOT_BEGUN = "not begun"
@@ -49,7 +49,7 @@ def interim(
     since intervals need seeds more than steps.
 
     Args:
-        frame: of all runs.
+        frame: of all runs, checked.
         rows: of its runs, those of one table.
         plans: of the runs.
 
@@ -72,7 +72,8 @@ def interim(
     left[NOT_BEGUN] = len(pending)
     if not left.total():
         return None
-    step, seeds, runs = _shared(rows, pending, _evaluations(frame))
+    evaluated = {run: {step for step, _ in each if step} for run, each in frame.learning.items()}
+    step, seeds, runs = _shared(rows, pending, evaluated)
     waiting = sorted({row["seed"] for row in rows} - {*seeds})
     steps = next((int(row["steps"]) for row in rows if row["steps"] == row["steps"]), None)
     in_order = {state: left[state] for state in (*STATES, NOT_BEGUN) if left[state]}
@@ -106,17 +107,6 @@ def _state(record: Record) -> str:
         return "done" if record.is_done() else str(unfinished_status(record)["state"])
     except RecordError:
         return "failed"
-
-
-def _evaluations(frame: Frame) -> dict[str, set[int]]:
-    """The steps after 0 at which each run was evaluated."""
-    curves: Any = frame.curves([PRIMARY], unfinished=True)
-    found: dict[str, set[int]] = {}
-    if PRIMARY in curves:
-        known = curves[curves[PRIMARY].notna() & (curves["step"] > 0)]
-        for run, step in zip(known["run"], known["step"], strict=True):
-            found.setdefault(run, set()).add(int(step))
-    return found
 
 
 def _shared(
