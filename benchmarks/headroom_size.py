@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.tuning_runs import named, with_metrics
 from moebench.config.compose import Composer
 from moebench.errors import MoebenchError, RecordError
 from moebench.registration import TUNING
@@ -180,17 +181,6 @@ def ranking(sizes: Sequence[Size]) -> list[Size]:
     return sorted(sizes, key=lambda size: (bool(why_not(size)), -np.nan_to_num(score(size))))
 
 
-def named(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each setting by the keys in which they differ; a single one by those of its router."""
-    first = settings[0]
-    if len(settings) == 1:
-        own = sorted((k, v) for k, v in first.items() if k.startswith(("router.", "optim.router")))
-        return [", ".join(f"{key}={value}" for key, value in own) or "defaults of the router"]
-    common = {key for key in first if all(of.get(key) == first[key] for of in settings)}
-    own = [sorted((k, v) for k, v in of.items() if k not in common) for of in settings]
-    return [", ".join(f"{key}={value}" for key, value in of) or "as the others" for of in own]
-
-
 def table(sizes: Sequence[Size]) -> str:
     """The sizes, the best first; eligible ones before the others."""
     ranked = ranking(sizes)
@@ -250,22 +240,6 @@ def main() -> None:
         print(table(sizes))
     except MoebenchError as error:
         parser.exit(2, f"error: {error}\n")
-
-
-def with_metrics(frame: Any) -> list[dict[str, Any]]:
-    """The finished runs of a frame, each with its metrics by name, seconds among them."""
-    by_run: dict[str, dict[str, float]] = {}
-    columns = (frame.metrics[key].tolist() for key in ("run", "metric", "value"))
-    for run, metric, value in zip(*columns, strict=True):
-        by_run.setdefault(run, {})[metric] = value
-    rows = []
-    for row in frame.rows():
-        if row["run"] in by_run:
-            from moebench.records import Record
-
-            seconds = Record(row["path"]).summary().get("seconds")
-            rows.append({**row, "metrics": {**by_run[row["run"]], "seconds": seconds}})
-    return rows
 
 
 if __name__ == "__main__":

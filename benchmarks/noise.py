@@ -10,20 +10,17 @@ runs is measured on the `test` and on the `tune` half of the documents, which sh
 text, so that their mean product is the variance without the text's.
 """
 
-import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.headroom_size import named, with_metrics
-from moebench.errors import MoebenchError, RecordError
+from benchmarks.tuning_runs import named, print_table
+from moebench.errors import RecordError
 from moebench.registration import TUNING
 from moebench.report.infer.power import BITS, Noise, noise_of
-from moebench.report.read.frame import load
 
 TUNE = "tune/bits_per_byte"
 ROLE = ("seed", "scope", "balance_bsz", "loss.balance", "router.perturb", "data.homogeneity")
@@ -120,18 +117,13 @@ def table(settings: Sequence[Setting]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What lowers the noise of paired differences.")
-    parser.add_argument("runs", nargs="*", default=["runs"], help="directories of runs")
-    options = parser.parse_args()
-    try:
-        settings = settings_of(with_metrics(load([Path(word) for word in options.runs])))
-        if not settings:
-            raise RecordError("no A/A twins; train them as in scope=micro router.perturb=0,1e-6")
-        print(table(settings))
-    except MoebenchError as error:
-        parser.exit(2, f"error: {error}\n")
+def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The table of some rows. Raises RecordError where they hold nothing for it."""
+    settings = settings_of(rows)
+    if not settings:
+        raise RecordError("no A/A twins; train them as in scope=micro router.perturb=0,1e-6")
+    return table(settings)
 
 
 if __name__ == "__main__":
-    main()
+    print_table("What lowers the noise of paired differences.", table_of)

@@ -9,21 +9,19 @@ one for their defaults. A setting that is above 0 has not learned yet. The diffe
 printed nowhere.
 """
 
-import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.headroom_size import LEARNED, named, role_of, with_metrics
-from moebench.errors import MoebenchError, RecordError
+from benchmarks.headroom_size import LEARNED, role_of
+from benchmarks.tuning_runs import named, print_table
+from moebench.errors import RecordError
 from moebench.registration import TUNING
 from moebench.report.infer.frontier import MAX_VIO
 from moebench.report.infer.power import BITS
-from moebench.report.read.frame import load
 
 SCOPE = ("seed", "scope", "balance_bsz", "numerics", "train.eval_every", "router.map")
 WEIGHT = ("loss.balance",)
@@ -96,18 +94,13 @@ def table(trials: Sequence[Trial]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="What keeps learned routers behind the hash.")
-    parser.add_argument("runs", nargs="*", default=["runs"], help="directories of runs")
-    options = parser.parse_args()
-    try:
-        trials = trials_of(with_metrics(load([Path(word) for word in options.runs])))
-        if not trials:
-            raise RecordError("no learned router beside router=hash of one model, data and steps")
-        print(table(trials))
-    except MoebenchError as error:
-        parser.exit(2, f"error: {error}\n")
+def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The table of some rows. Raises RecordError where they hold nothing for it."""
+    trials = trials_of(rows)
+    if not trials:
+        raise RecordError("no learned router beside router=hash of one model, data and steps")
+    return table(trials)
 
 
 if __name__ == "__main__":
-    main()
+    print_table("What keeps learned routers behind the hash.", table_of)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.headroom_size import with_metrics
+from benchmarks.tuning_runs import with_metrics
 from docs.published.study import NO_VERDICT, PATH, SHOWN, Row, Study
 from moebench.errors import RecordError
 from moebench.plans import PRIMARY, Plan

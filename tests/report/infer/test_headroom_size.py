@@ -10,16 +10,16 @@ import pytest
 from benchmarks.headroom_size import (
     commands,
     cost_of,
-    load,
     score,
     sizes_of,
     table,
     why_not,
-    with_metrics,
 )
+from benchmarks.tuning_runs import with_metrics
 from moebench.config.compose import Composer
 from moebench.errors import RecordError
 from moebench.records import Record
+from moebench.report.read.frame import load
 
 Make = Callable[..., Record]
 ARMS: dict[str, dict[str, Any]] = {

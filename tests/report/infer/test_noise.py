@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.noise import Setting, load, settings_of, table, with_metrics
+from benchmarks.noise import Setting, settings_of, table
+from benchmarks.tuning_runs import with_metrics
 from moebench.errors import RecordError
 from moebench.records import Record
+from moebench.report.read.frame import load
 
 Make = Callable[..., Record]
 

@@ -1,0 +1,46 @@
+"""Runs on tuning seeds as rows: what `noise.py`, `trials.py` and `headroom_size.py` share."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moebench.errors import MoebenchError
+from moebench.records import Record
+from moebench.report.read.frame import Frame, load
+
+
+def print_table(description: str, table_of: Callable[[list[dict[str, Any]]], str]) -> None:
+    """A command that reads directories of runs, and prints the table of their rows or an error."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("runs", nargs="*", default=["runs"], help="directories of runs")
+    options = parser.parse_args()
+    try:
+        print(table_of(with_metrics(load([Path(word) for word in options.runs]))))
+    except MoebenchError as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+def with_metrics(frame: Frame) -> list[dict[str, Any]]:
+    """The finished runs of a frame, each with its metrics by name, seconds among them."""
+    by_run: dict[str, dict[str, float]] = {}
+    columns = (frame.metrics[key].tolist() for key in ("run", "metric", "value"))
+    for run, metric, value in zip(*columns, strict=True):
+        by_run.setdefault(run, {})[metric] = value
+    rows = []
+    for row in frame.rows():
+        if row["run"] in by_run:
+            seconds = Record(row["path"]).summary().get("seconds")
+            rows.append({**row, "metrics": {**by_run[row["run"]], "seconds": seconds}})
+    return rows
+
+
+def named(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each setting by the keys in which they differ; a single one by those of its router."""
+    first = settings[0]
+    if len(settings) == 1:
+        own = sorted((k, v) for k, v in first.items() if k.startswith(("router.", "optim.router")))
+        return [", ".join(f"{key}={value}" for key, value in own) or "defaults of the router"]
+    common = {key for key in first if all(of.get(key) == first[key] for of in settings)}
+    own = [sorted((k, v) for k, v in of.items() if k not in common) for of in settings]
+    return [", ".join(f"{key}={value}" for key, value in of) or "as the others" for of in own]
