@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from docs.published.cells import Studies, count, ends, grid, link, mean, nats, said, titles
+from docs.published.cells import (
+    Studies,
+    count,
+    distinct,
+    ends,
+    grid,
+    link,
+    mean,
+    nats,
+    said,
+    titles,
+)
 from docs.published.papers import FIRST, weighed
 from docs.published.study import Row, Study
 from moebench.report.infer.arms import PERTURB
@@ -14,13 +25,31 @@ from moebench.report.paper.selectors import AXES, meets
 
 LEVEL_OF, _ = AXES["homogeneity of micro-batches"]
 SIZE = ("data", "train.steps", "seq_len", "global_bsz", "micro_bsz", "optim.lr")
+PRESCRIBED = ("router.map", "router.random", "model.moe", PERTURB)  # no learned routers, and twins
+SLOWDOWN = "ep/slowdown"
 ERROR, COSINE = "balance/gradient_error", "balance/gradient_cosine"
+HEADROOM = """\
+H is what the domain is worth to a router that knows the token: T sends each token to its experts by
+a hash of the token, TD by its domain and that hash. Studies of the same runs stand once."""
+LARGER = """\
+H is no upper bound of what a scope can do. T and TD are fixed maps that see neither context nor the
+loss, so H is the worth of the domain to such a map alone; a learned router can gain from context as
+well."""
+BEHIND = """\
+All learned routers end behind T on average. Part of the effect may therefore be that a scope helps
+them to catch up, which need not have to do with domains; after more tokens the effect may be
+another. These runs cannot tell these apart."""
 HOMOGENEITY = """\
 At 1 each micro-batch is of one domain, at 0 domains are mixed freely. The level does not touch
-the groups of `global`, so micro is compared with the mean of all global arms."""
+the groups of `global`, so micro is compared with the mean of all global arms. A mixed micro-batch
+still has no more domains than sequences (`micro_bsz`). Intervals are each row's own, at the level
+of the study."""
 COST = """\
-The slowdown that expert layers would have over ranks that dispatch together (1: none). Listed are
-the arms whose means no other arm beats in both, however small the difference."""
+The slowdown that expert layers would have over ranks that dispatch together (1: none,
+[how it is computed](metrics.md#what-does-it-cost)). All learned routers of one size that were
+trained with the same seeds are compared, whichever study they are of. Listed are those that no
+other beats in both means, however small the difference: a row may be there by chance. Prescribed
+and random routers are left out; [headroom](#each-study) has them."""
 GAIN = """\
 The share of the last tokens over which the baseline's mean validation loss fell by as much, on
 straight lines between its evaluations, with the ends of the 95 % interval of the difference. All
@@ -42,14 +71,34 @@ def _by_headroom(studies: Studies) -> list[str]:
         for room in studies[name].found("headroom", arm="T"):
             rooms |= dict.fromkeys(_sizes(studies[name], room["part"]), room)
     rows = []
-    for name, title in names.items():
-        for effect in studies[name].found("finding", claim=FIRST):
-            runs = studies[name].by_arm(effect["part"]).get(effect["arm"], [])
-            if runs and (room := rooms.get(_size(runs[0]["science"]))) is not None:
-                cells = [ends(room), ends(effect), said(effect)]
-                rows.append([link(title), f"`{effect['arm']}`", count(room["tokens"]), *cells])
+    for name, title, effect in distinct(studies, claim=FIRST):
+        runs = studies[name].by_arm(effect["part"]).get(effect["arm"], [])
+        if runs and (room := rooms.get(_size(runs[0]["science"]))) is not None:
+            cells = [ends(room), ends(effect), said(effect)]
+            rows.append([link(title), f"`{effect['arm']}`", count(room["tokens"]), *cells])
     headers = ["study", "arm", "tokens", "H = T - TD", "less micro", "verdict"]
-    return ["### The effect of the scope beside headroom", grid(headers, rows)]
+    parts = [grid(headers, rows)]
+    if rows:
+        parts = [HEADROOM, *parts, *_beyond_headroom(studies)]
+    return ["### The effect of the scope beside headroom", *parts]
+
+
+def _beyond_headroom(studies: Studies) -> list[str]:
+    """By how much the effect of the scope is larger than H, seed by seed, and what that means."""
+    weights = {"micro": 1.0, "global": -1.0, "hash": -1.0, "domain_token": 1.0}
+    for name, title in titles(studies).items():
+        found = weighed(studies[name].runs, weights)
+        if found is None or "interim" in studies[name].about:
+            continue
+        estimate = found.estimate()
+        if estimate.low is None or estimate.value <= 0:
+            return []
+        larger = "is larger than H" if estimate.low > 0 else "is not shown to be larger than H"
+        text = f"In {link(title)}, the effect of the scope {larger}: the effect less H, paired by "
+        text += f"seed, is {ends(vars(estimate))} nats a byte ({found.seeds} seeds, 95 %)."
+        learned = [of["value"] for of in studies[name].found("headroom", verdict="learned")]
+        return [" ".join([text, LARGER, *[BEHIND] * (bool(learned) and min(learned) > 0)])]
+    return []
 
 
 def _sizes(study: Study, part: str) -> set[str]:
@@ -106,19 +155,29 @@ def _values(runs: list[Row], metric: str) -> list[float]:
 
 
 def _by_cost(studies: Studies) -> list[str]:
-    rows = []
+    """The frontier of the learned routers of one size and the same seeds, of all studies."""
+    pools: dict[tuple[str, ...], dict[frozenset[tuple[int, float]], list[Any]]] = {}
     for name, title in titles(studies).items():
         for part in studies[name].parts:
-            points: dict[str, tuple[float, float]] = {}
             for arm, runs in studies[name].by_arm(part).items():
-                slow, loss = _values(runs, "ep/slowdown"), [nats(run) for run in runs]
-                if not np.isnan([*slow, *loss]).any() and PERTURB not in runs[0]["science"]:
-                    points[arm] = float(np.mean(slow)), float(np.mean(loss))
-            for arm, (slow, loss) in sorted(points.items(), key=lambda item: item[1]):
-                others = [point for other, point in points.items() if other != arm]
-                if len(points) > 1 and not any(x <= slow and y <= loss for x, y in others):
-                    rows.append([link(title), part, f"`{arm}`", f"{slow:.3f}", f"{loss:.4f}"])
-    headers = ["study", "part", "arm", "slowdown", "nats a byte"]
+                slow, loss = _values(runs, SLOWDOWN), [nats(run) for run in runs]
+                if {*PRESCRIBED} & {*runs[0]["science"]} or np.isnan([*slow, *loss]).any():
+                    continue
+                seeds = " ".join(str(seed) for seed in sorted(run["seed"] for run in runs))
+                pool = pools.setdefault((_size(runs[0]["science"]), seeds), {})
+                at = float(np.mean(slow)), float(np.mean(loss))
+                same = frozenset(
+                    (run["seed"], value) for run, value in zip(runs, loss, strict=True)
+                )
+                told = ", ".join(filter(None, (f"`{arm}`", part)))
+                pool.setdefault(same, [*at, told, link(title), str(len(runs))])
+    rows = []
+    for pool in pools.values():
+        for x, y, *cells in sorted(pool.values()):
+            others = [of for of in pool.values() if of[:2] != [x, y]]
+            if others and not any(of[0] <= x and of[1] <= y for of in others):
+                rows.append([*cells, f"{x:.3f}", f"{y:.4f}"])
+    headers = ["arm", "study", "seeds", "slowdown", "nats a byte"]
     return ["### Quality beside the virtual cost of expert parallelism", COST, grid(headers, rows)]
 
 

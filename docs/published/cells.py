@@ -101,29 +101,34 @@ class Said(NamedTuple):
 
 
 def distinct(studies: Studies, **wanted: Any) -> list[Said]:
-    """What studies say of findings.
+    """What studies say of findings, once.
 
-    Studies share runs. What several say of the same runs stands once, with one that tests it, and
-    what is not tested is left out if another study tests it on these runs and more.
+    Studies share runs, and so repeat one another. What is said of the same runs stands once, in the
+    words of the best test; what a better one says of these runs and more is left out. A test is
+    better than a description, and one under a stopping rule, which was planned, than one without.
     """
-    found: dict[tuple[Any, ...], Said] = {}
-    for name, title in titles(studies).items():
-        for effect in studies[name].found("finding", **wanted):
-            key = tuple(effect[part] for part in ("claim", "arm", "against", "metric", "value"))
-            if key not in found or (found[key].effect["p"] is None and effect["p"] is not None):
-                found[key] = Said(name, title, effect)
-    known: dict[tuple[Any, ...], list[set[Any]]] = {}  # runs of the tests of one claim and metric
-    for name, _, effect in found.values():
-        if effect["p"] is not None:
-            about = effect["claim"], effect["metric"]
-            known.setdefault(about, []).append(_runs_of(studies[name], effect))
+    found = [
+        Said(name, title, effect)
+        for name, title in titles(studies).items()
+        for effect in studies[name].found("finding", **wanted)
+    ]
 
-    def told_by_another(name: str, effect: Row) -> bool:
-        runs = _runs_of(studies[name], effect)
-        tests = known.get((effect["claim"], effect["metric"]), ())
-        return effect["p"] is None and bool(runs) and any(runs <= more for more in tests)
+    def rank(each: Said) -> tuple[bool, bool]:
+        return each.effect["p"] is not None, "look" in studies[each.name].about
 
-    return [each for each in found.values() if not told_by_another(each.name, each.effect)]
+    def told_by(other: Said, each: Said) -> bool:
+        if any(other.effect[key] != each.effect[key] for key in ("claim", "metric")):
+            return False
+        ours, theirs = (_runs_of(studies[of.name], of.effect) for of in (each, other))
+        keys = ("arm", "against", "value")
+        same = ours == theirs if ours else all(other.effect[k] == each.effect[k] for k in keys)
+        if rank(other) == rank(each):
+            return same and found.index(other) < found.index(each)
+        return rank(other) > rank(each) and (same or (bool(ours) and ours <= theirs))
+
+    return [
+        each for each in found if not any(told_by(other, each) for other in found if other != each)
+    ]
 
 
 def _runs_of(study: Study, effect: Row) -> set[tuple[str, int, float]]:

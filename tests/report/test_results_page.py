@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from docs.published import records
+from docs.published import beyond, records
 from docs.published.cells import distinct
 from docs.published.papers import weighed
 from docs.published.study import SHOWN, Study, read
@@ -126,6 +126,56 @@ def test_headroom_stands_beside_the_effect_of_a_study_of_that_size(runs: Path) -
     assert "| `global` | 1.0 million | 0.0500 (0.0400 to 0.0600) | -0.0" in shown
     other.runs = [{**run, "science": run["science"] | {"model.d_model": 9}} for run in other.runs]
     assert "beside headroom" not in SCRIPT["generated"]({"scope-1": study, "headroom-2": other})
+
+
+def test_the_same_runs_stand_once_in_the_words_of_a_planned_test(runs: Path) -> None:
+    planned, other = (fake_study(runs / name) for name in "ab")
+    planned.about["look"] = "Stopping rule: look 2 of 3."
+    assert [each.name for each in distinct({"other": other, "planned": planned})] == ["planned"]
+    assert [each.name for each in distinct({"a": other, "b": other})] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        (0.04, "is larger than H: the effect less H, paired by seed, is 0.0100 (0.00"),
+        (0.05, "is not shown to be larger than H: the effect less H, paired by seed, is 0.0000 (-"),
+        (0.06, ""),
+    ],
+)
+def test_an_effect_beyond_headroom_is_tested_and_discussed(token: float, told: str) -> None:
+    """The effect of the scope is 0.03, and H is 0.02, 0.03 or 0.04."""
+    shifts = {"hash": token, "domain_token": 0.02, "micro": 0.09, "global": 0.06}
+    study = Study({"study": "headroom", "domains": "13"})
+    for (place, (arm, shift)), seed in product(enumerate(shifts.items()), range(6)):
+        nats = 1.6 + shift + 1e-4 * ((7 * seed + 3 * place) % 5)
+        metrics = {"valid/bits_per_byte": nats / math.log(2)}
+        study.runs.append({"arm": arm, "seed": seed, "part": "", "science": {}, "metrics": metrics})
+    part = {"name": "headroom", "against": "T", "verdict": "learned", "value": 0.03}
+    study.effects = [part]
+    shown = beyond._beyond_headroom({"headroom": study})
+    assert len(shown) == bool(told)
+    assert told in "".join(shown)
+    assert all("All learned routers end behind T" in text for text in shown)
+    part["value"] = -0.03
+    shown = beyond._beyond_headroom({"headroom": study})
+    assert not any("behind T" in text for text in shown)
+
+
+def test_learned_routers_of_the_same_seeds_are_compared_once_on_cost(runs: Path) -> None:
+    study, later = (fake_study(runs / str(first)) for first in (0, 1))
+    for run in later.runs:
+        run["seed"] += 100
+    table = beyond._by_cost({"a": study, "b": study, "c": later})[-1]
+    rows = [line.split(" | ")[:3] for line in table.splitlines()[2:]]
+    assert rows == [
+        [f"| `{arm}`", link, "6"]
+        for link in (
+            "[scope on 2 domains, a](#scope-on-2-domains-a)",
+            "[scope on 2 domains, c](#scope-on-2-domains-c)",
+        )
+        for arm in ("micro", "global")
+    ]
 
 
 def tuned(behind: float) -> Study:
