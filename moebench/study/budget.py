@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from moebench import device
 from moebench.config.compose import from_dict
 from moebench.config.cost import disk_bytes, evaluations, training_flops
 from moebench.config.schema import ExperimentConfig
@@ -16,6 +15,7 @@ from moebench.config.stackable import stack_key_of
 from moebench.data.corpus import Corpus, prepare
 from moebench.plans import Job
 from moebench.study.calibration import Calibration, calibrate
+from moebench.study.stacking import on_gpu
 
 SECONDS = 4.0  # in which the shapes of a sweep are timed, the most expensive first
 AT_ONCE = 4  # shapes that share these seconds evenly; more get what is left
@@ -135,7 +135,7 @@ class Budget:
             if time.monotonic() < end or not self._timed:
                 shape.stack = min(shape.stack, len(shape.jobs))
                 # A stack is for a GPU. Without one here, a single run says what there is to say.
-                gpu = device.capability(shape.config.run.device) is not None
+                gpu = on_gpu(shape.config.run.device)
                 shape.timed = shape.stack if gpu else 1
                 configs = [from_dict(job.config) for job in shape.jobs[: shape.timed]]
                 share = seconds / min(len(shapes), AT_ONCE)
