@@ -1,7 +1,7 @@
 """Write docs/results.md's generated part from the CSVs of docs/results/, and these from records.
 
-    python docs/results.py                         # the page, and docs/img/results.png
-    python docs/results.py RUNS...                 # first the CSVs and pictures of what ended there
+    python docs/results.py                         # the page and its pictures
+    python docs/results.py RUNS...                 # first the CSVs of what ended there
     python docs/results.py RUNS... --unfinished    # also of studies that have not ended
 
 A study has a CSV, `<study>-<hash>.csv` by its plan. Runs on tuning seeds share `tuning.csv`, so
@@ -34,11 +34,12 @@ from docs.published.cells import (
     titles,
 )
 from docs.published.papers import FIRST, PRESETS, paper, testbed
-from docs.published.picture import CAPTION, TITLE, effects, save_png
+from docs.published.picture import CAPTION, OF_ARMS, TITLE, arms, effects, save_png
 from docs.published.study import TUNING, Study, read, save
 from docs.published.tuned import chosen, sections
 from moebench.errors import MoebenchError, RecordError
 from moebench.machine import processor
+from moebench.plans import PRIMARY
 from moebench.report.show.numbers import as_percent
 
 FOLDER = Path(__file__).parent
@@ -52,7 +53,6 @@ WANTED = {  # studies that this page is for
     ),
     INSTALLED: ("scope",),
 }
-PICTURES = {"headroom": "over-training", "weight": "weights", "balance_bsz": "balance_bsz"}
 SHOWN = {  # columns of the table of arms: heading and decimals
     "load/max_vio_micro": ("MaxVio micro", 2),
     "load/max_vio_global": ("valid", 2),
@@ -65,13 +65,13 @@ SETTINGS = (  # what tells the size of a study
     *("data.domain_token", "model.d_model", "model.num_layers", "model.num_experts"),
     *("model.top_k", "global_bsz", "seq_len", "train.steps", "loss.balance", "router.init"),
 )
-STUDIES = """\
+STUDIES = f"""\
 Differences are paired by seed, in nats a byte. Their intervals have the level that was tested,
 which is 95 % unless a look of a stopping rule says otherwise; only differences that a study tests
 have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on. In
-pictures of arms, ticks are single seeds, and bars are 95 % intervals for all arms together, which
-differ from those of the table. `docs/results/preregistered.txt` was committed before the first run.
-It has the `sha256` that each `prereg.json` holds, the digest of the rest of its content."""
+pictures: {OF_ARMS[0].lower()}{OF_ARMS[1:]} `docs/results/preregistered.txt` was committed before
+the first run. It has the `sha256` that each `prereg.json` holds, the digest of the rest of its
+content."""
 SECOND = "Secondary endpoints, a family of their own (paired t, Holm):"
 NOT_RUN = """\
 DIR is [a folder of domains](#text-of-many-domains). With `--register`, a command writes what the
@@ -112,7 +112,7 @@ def each_study(studies: Studies) -> list[str]:
         if "too early" in about and not {"look", "interim"} & {*about}:
             facts.append(f"Too early for a verdict: {about['too early']}.")
         parts += [" ".join(facts), *_arms(studies[name]), *_secondary(studies[name])]
-        if (IMAGES / f"results-{name}.png").is_file():
+        if studies[name].found("difference", metric=PRIMARY):
             parts.append(f"![The arms of {title}](img/results-{name}.png)")
     return ["## Each study", STUDIES, *filter(None, parts)] if parts else []
 
@@ -213,7 +213,7 @@ def updated(page: str, studies: Studies | None = None) -> str:
 
 
 def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
-    """Write the CSVs and pictures of the studies below some directories."""
+    """Write the CSVs of the studies below some directories."""
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr)
@@ -225,11 +225,16 @@ def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
     for plan, report in records.reports(roots, tell, unfinished=unfinished):
         name = plan.slug if plan.folder is None else plan.folder.name
         save(TABLES / f"{name}.csv", records.study_of(plan, report, machine))
-        wanted = PICTURES.get(plan.name, "differences")
-        pictures = {plot.name: plot for plot in report.plots(report.tables[0])}
-        if wanted in pictures:
-            save_png(IMAGES / f"results-{name}.png", pictures[wanted].png)
         tell(f"docs/results/{name}.csv")
+
+
+def draw(studies: Studies) -> None:
+    """Write the pictures."""
+    pictures = {"results": effects(in_order(studies))}
+    pictures |= {f"results-{name}": arms(studies[name]) for name in titles(studies)}
+    for name, picture in pictures.items():
+        if picture is not None:
+            save_png(IMAGES / f"{name}.png", picture.png)
 
 
 def main() -> None:
@@ -250,8 +255,7 @@ def main() -> None:
     except (MoebenchError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     PAGE.write_text(page, encoding="utf-8")
-    if (drawn := effects(in_order(studies))) is not None:
-        save_png(IMAGES / "results.png", drawn.png)
+    draw(studies)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from docs.published import beyond, records
+from docs.published import beyond, picture, records
 from docs.published.cells import distinct
 from docs.published.papers import weighed
 from docs.published.study import SHOWN, Study, read
@@ -176,6 +176,26 @@ def test_learned_routers_of_the_same_seeds_are_compared_once_on_cost(runs: Path)
         )
         for arm in ("micro", "global")
     ]
+
+
+def test_a_picture_of_arms_shows_the_table_and_each_seed(runs: Path) -> None:
+    study = fake_study(runs)
+    plot = picture.arms(study)
+    assert plot is not None
+    spec = plot.panels[0].spec
+    shown = {row["row"]: row for row in spec["data"]["values"]}
+    [effect] = study.found("difference", arm="global")
+    ends = [shown["global"][key] for key in ("value", "low", "high")]
+    assert ends == pytest.approx([effect[key] for key in ("value", "low", "high")], abs=1e-6)
+    assert {row: of["tested"] for row, of in shown.items()} == {
+        "global": True,
+        "none": False,
+        "micro perturb=1e-06": False,
+    }
+    [ticks] = [layer["data"]["values"] for layer in spec["layer"] if "tick" in str(layer["mark"])]
+    of_seeds = [tick["value"] for tick in ticks if tick["row"] == "global"]
+    assert len(of_seeds) == 6
+    assert sum(of_seeds) / 6 == pytest.approx(effect["value"], abs=1e-6)
 
 
 def tuned(behind: float) -> Study:
