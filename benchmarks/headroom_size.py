@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tuning_runs import named, with_metrics
+from benchmarks.tuning_runs import named, refuse_reported, with_metrics
 from moebench.config.compose import Composer
 from moebench.errors import MoebenchError, RecordError
-from moebench.registration import TUNING
 from moebench.report.infer.power import BITS, Noise, noise_of
 from moebench.report.infer.statistics import quantile
 from moebench.report.read.frame import load
@@ -117,11 +116,7 @@ def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
         role, value = role_of(science), row["metrics"].get(BITS)
         if role is None or value is None:
             continue
-        if row["seed"] < TUNING:
-            raise RecordError(
-                f"{row['run']}: seed {row['seed']} is one that is reported; choose a size on seeds "
-                f"from {TUNING} on"
-            )
+        refuse_reported(row, "choose a size")
         prescribed = role in ("T", "TD")
         keys = {key: of for key, of in science.items() if key not in FREE}
         name, steps = repr(sorted(keys.items(), key=str)), int(science["train.steps"])

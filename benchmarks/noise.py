@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tuning_runs import named, print_table
+from benchmarks.tuning_runs import named, print_table, refuse_reported
 from moebench.errors import RecordError
-from moebench.registration import TUNING
 from moebench.report.infer.power import BITS, Noise, noise_of
 
 TUNE = "tune/bits_per_byte"
@@ -76,11 +75,7 @@ def settings_of(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
         science, metrics = row["science"], row["metrics"]
         if BITS not in metrics:
             continue
-        if row["seed"] < TUNING:
-            raise RecordError(
-                f"{row['run']}: seed {row['seed']} is one that is reported; measure noise on seeds "
-                f"from {TUNING} on"
-            )
+        refuse_reported(row, "measure noise")
         keys = {key: value for key, value in science.items() if key not in ROLE}
         setting = found.setdefault(repr(sorted(keys.items(), key=str)), Setting(keys))
         arm = repr([science.get(key) for key in ROLE if key not in ("seed", "router.perturb")])

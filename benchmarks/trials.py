@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.headroom_size import LEARNED, role_of
-from benchmarks.tuning_runs import named, print_table
+from benchmarks.tuning_runs import named, print_table, refuse_reported
 from moebench.errors import RecordError
-from moebench.registration import TUNING
 from moebench.report.infer.frontier import MAX_VIO
 from moebench.report.infer.power import BITS
 
@@ -52,8 +51,13 @@ class Trial:
 
 
 def trials_of(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
-    """The settings that have a T, the best first; runs on seeds that are reported are no trials."""
-    rows = [row for row in rows if row["seed"] >= TUNING and BITS in row["metrics"]]
+    """The settings that have a T, the best first.
+
+    Raises RecordError for a run on a seed that is reported.
+    """
+    rows = [row for row in rows if BITS in row["metrics"] and role_of(row["science"])]
+    for row in rows:
+        refuse_reported(row, "try settings")
     token = {
         (_place(row["science"], WEIGHT), row["seed"]): math.log(2) * row["metrics"][BITS]
         for row in rows

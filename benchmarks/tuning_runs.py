@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moebench.errors import MoebenchError
+from moebench.errors import MoebenchError, RecordError
 from moebench.records import Record
+from moebench.registration import TUNING
 from moebench.report.read.frame import Frame, load
 
 
@@ -33,6 +34,15 @@ def with_metrics(frame: Frame) -> list[dict[str, Any]]:
             seconds = Record(row["path"]).summary().get("seconds")
             rows.append({**row, "metrics": {**by_run[row["run"]], "seconds": seconds}})
     return rows
+
+
+def refuse_reported(row: Mapping[str, Any], task: str) -> None:
+    """Raises RecordError for a run on a seed that studies report, before a task in words."""
+    if row["seed"] < TUNING:
+        name, seed = row.get("run") or row["arm"], row["seed"]
+        raise RecordError(
+            f"{name}: seed {seed} is one that is reported; {task} on seeds from {TUNING} on"
+        )
 
 
 def named(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,8 +4,9 @@
     python docs/results.py RUNS...                 # first the CSVs of what ended there
     python docs/results.py RUNS... --unfinished    # also of studies that have not ended
 
-A study has a CSV, `<study>-<hash>.csv` by its plan. Runs on tuning seeds share `tuning.csv`, so
-name all directories that hold some. A test fails if the page is out of date. No figure is typed.
+A study has a CSV, `<study>-<hash>.csv` by its plan. Runs on tuning seeds share `noise.csv`, those
+of `sweep --name noise`, and `tuning.csv`, so name all directories that hold some: a CSV that would
+lose runs is not written. A test fails if the page is out of date. No figure is typed.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from docs.published.cells import (
 )
 from docs.published.papers import FIRST, PRESETS, paper, testbed
 from docs.published.picture import CAPTION, OF_ARMS, TITLE, arms, effects, save_png
-from docs.published.study import TUNING, Study, read, save
+from docs.published.study import TUNED, TUNING, Study, lost, read, save
 from docs.published.tuned import chosen, sections
 from moebench.errors import MoebenchError, RecordError
 from moebench.machine import processor
@@ -163,7 +164,7 @@ def not_run(studies: Studies) -> list[str]:
     have = {
         (INSTALLED if of.installed else DOMAINS, of.about["study"]): of.made()["command"]
         for name, of in studies.items()
-        if name != TUNING
+        if name not in TUNED
     }
     like = next((command for (text, _), command in have.items() if text == DOMAINS), "")
     left = [
@@ -218,10 +219,15 @@ def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
     def tell(line: str) -> None:
         print(line, file=sys.stderr)
 
-    tuned = records.tuning(roots, machine)
-    if tuned is not None:
-        save(TABLES / f"{TUNING}.csv", tuned)
-        tell(f"docs/results/{TUNING}.csv: made again, of {len(tuned.runs)} runs on tuning seeds")
+    old = read(TABLES)
+    for name, study in records.tuned(roots, machine).items():
+        if name in old and (missing := lost(old[name], study)):
+            raise RecordError(
+                f"docs/results/{name}.csv: RUNS lack {missing} of its {len(old[name].runs)} runs; "
+                "name all directories that hold some, or remove the file to begin anew"
+            )
+        save(TABLES / f"{name}.csv", study)
+        tell(f"docs/results/{name}.csv: of {len(study.runs)} runs on tuning seeds")
     for plan, report in records.reports(roots, tell, unfinished=unfinished):
         name = plan.slug if plan.folder is None else plan.folder.name
         save(TABLES / f"{name}.csv", records.study_of(plan, report, machine))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from docs.published.study import NO_VERDICT, TUNING, Row, Study
+from docs.published.study import NO_VERDICT, TUNED, Row, Study
 from moebench.report.infer.headroom import BITS
 from moebench.report.infer.statistics import mean_interval
 from moebench.report.paper.verdicts import TOO_EARLY
@@ -81,7 +81,7 @@ def made_with(about: Mapping[str, str]) -> str:
 
 def titles(studies: Studies) -> dict[str, str]:
     """The heading of each study, by its CSV's name."""
-    found = {name: _title(study) for name, study in studies.items() if name != TUNING}
+    found = {name: _title(study) for name, study in studies.items() if name not in TUNED}
     every = [*found.values()]
     return {n: title if every.count(title) == 1 else f"{title}, {n}" for n, title in found.items()}
 

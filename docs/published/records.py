@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tuning_runs import with_metrics
-from docs.published.study import NO_VERDICT, PATH, SHOWN, Row, Study
+from docs.published.study import NO_VERDICT, NOISE, PATH, SHOWN, TUNING, Row, Study
 from moebench.errors import RecordError
 from moebench.plans import PRIMARY, Plan
-from moebench.registration import TUNING
+from moebench.registration import TUNING as FIRST_TUNING
 from moebench.report import Report, make_report
 from moebench.report.infer.arms import Table
 from moebench.report.infer.decisions import LEVEL, Decision
@@ -43,7 +43,7 @@ def reports(
         if not (STUDIES / f"{name}.yaml").is_file():
             tell(f"study={name} is no preset of conf/study: others cannot run its command")
     for plan in plans:
-        if plan.folder is None or max(plan.seeds) >= TUNING:
+        if plan.folder is None or max(plan.seeds) >= FIRST_TUNING:
             continue
         runs_dir = plan.folder.parents[1]
         try:
@@ -76,12 +76,24 @@ def study_of(plan: Plan, report: Report, machine: str) -> Study:
     return made
 
 
-def tuning(roots: Sequence[Path], machine: str) -> Study | None:
-    """All runs on tuning seeds, which chose sizes and weights; None without any."""
-    rows = [row for row in with_metrics(load(roots)) if row["seed"] >= TUNING]
-    if not rows:
-        return None
-    plans = [plan for plan in find_plans(roots)[0] if max(plan.seeds) >= TUNING]
+def tuned(roots: Sequence[Path], machine: str) -> dict[str, Study]:
+    """The runs on tuning seeds, by the name of their CSV: of sweeps named `noise`, and all others.
+
+    A run that both have is in both. The others chose sizes and weights.
+    """
+    rows = [row for row in with_metrics(load(roots)) if row["seed"] >= FIRST_TUNING]
+    plans = [plan for plan in find_plans(roots)[0] if max(plan.seeds) >= FIRST_TUNING]
+    of_noise = [plan for plan in plans if plan.name == NOISE]
+    others = [plan for plan in plans if plan.name != NOISE]
+    named, known = ({job.run for plan in of for job in plan.jobs} for of in (of_noise, others))
+    found = {
+        NOISE: _tuned([row for row in rows if row["run"] in named], of_noise, machine),
+        TUNING: _tuned([row for row in rows if row["run"] not in named - known], others, machine),
+    }
+    return {name: study for name, study in found.items() if study.runs}
+
+
+def _tuned(rows: Sequence[Row], plans: Sequence[Plan], machine: str) -> Study:
     commands = dict.fromkeys(typed(plan) for plan in plans if plan.typed is not None)
     versions = {key: _all(row["made_with"].get(key) for row in rows) for key in VERSIONS}
     about = {f"command {i}": command for i, command in enumerate(commands, 1)}

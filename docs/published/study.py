@@ -31,7 +31,8 @@ SHOWN = (
     *("router/replay_cost", "ep/slowdown", "balance/gradient_error", "balance/gradient_cosine"),
 )
 NO_VERDICT = "no verdict"
-TUNING = "tuning"  # the CSV of all runs on tuning seeds
+TUNING, NOISE = "tuning", "noise"  # the CSVs of runs on tuning seeds; those of sweeps named noise
+TUNED = (TUNING, NOISE)
 KINDS = ("about", "setting", "run", "effect")
 NUMBERS = ("value", "low", "high", "level", "p", "tokens")
 FIXED = (
@@ -176,6 +177,16 @@ def _number(cell: str) -> float | None:
     return float(cell) if cell else None
 
 
+def lost(old: Study, new: Study) -> int:
+    """How many runs of one are not in another, by arm, seed, and loss to the digits of a CSV."""
+
+    def keys(study: Study) -> set[tuple[str, int, str]]:
+        loss = "valid/nats"
+        return {(of["arm"], of["seed"], _cell(of["metrics"].get(loss))) for of in study.runs}
+
+    return len(keys(old) - keys(new))
+
+
 def save(path: Path, study: Study) -> None:
     """Write a CSV, and its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +205,7 @@ def _read(path: Path) -> Study:
     try:
         study = Study.of_csv(path.read_text(encoding="utf-8"))
         if not study.runs or (
-            path.stem != TUNING and not (study.effects and "study" in study.about)
+            path.stem not in TUNED and not (study.effects and "study" in study.about)
         ):
             raise RecordError("holds no whole study")
     except (RecordError, ValueError, csv.Error) as error:

@@ -1,8 +1,13 @@
 """What the tuning seeds say: the size that was chosen, what stands in the way, and the noise."""
 
+import math
+import shlex
+
+from scipy.special import fdtri
+
 from benchmarks import headroom_size, noise, trials
 from docs.published.cells import Studies, code, made_with
-from docs.published.study import TUNING, Study
+from docs.published.study import NOISE, TUNED, TUNING, Study
 from moebench.report.show.numbers import four_decimals
 
 SIZES = """\
@@ -19,10 +24,19 @@ A learned router behind the hash of the token has not learned yet. Each row has 
 weights or settings of the router. The gates of T train, too, so T is taken with the same settings
 of the router, and beside it with their defaults where that was trained. MaxVio shows whether
 loads are even. Rows of one seed show a direction and prove nothing."""
-NOISE = """\
-How far two runs differ that differ by noise alone: s and its upper bound s_U, in nats a byte. *Of
-the text* is the share of the variance that more validation text would remove. The last column
-compares the time that equal power takes."""
+OF_NOISE = """\
+How far two runs differ that differ by noise alone: s is the deviation of a paired difference of two
+such runs, s_U its upper 80 % bound, in nats a byte. Such runs are *twins*: one arm and seed, whose
+routers begin with weights that differ by a millionth (`router.perturb`), so that their true
+difference is 0. *Of the text* is the share of the variance that more validation text would remove,
+*minutes* are those of a run. The last column compares the time that equal power takes: s² times
+minutes, the least being 1."""
+APART = """\
+Two deviations from {pairs} pairs each are told apart (F test, 5 %) where one is at least
+{ratio:.1f} times the other."""
+PLANNED = """\
+Which of these lowers the noise is not run yet: a learning rate of 0 at the end, an average of late
+weights, or twice the steps. The commands; DIR is a folder of domains:"""
 
 
 def chosen(tuned: Study) -> str:
@@ -54,14 +68,46 @@ def _whole(tuned: Study) -> list[headroom_size.Size]:
 
 def sections(studies: Studies) -> list[str]:
     """Which size was chosen, what stands in the way, and the noise."""
-    if TUNING not in studies:
+    found = [studies[name] for name in TUNED if name in studies]
+    if not found:
         return []
-    tuned = studies[TUNING]
-    sizes, tried = _whole(tuned), trials.trials_of(tuned.runs)
-    settings = noise.settings_of(tuned.runs)
-    parts = ["## The size, and the noise", made_with(tuned.about)]
-    parts += [SIZES, headroom_size.table(sizes)] if sizes else []
-    parts += [BESIDE, TRIALS, trials.table(tried)] if tried else []
-    parts += ["### Noise", NOISE, noise.table(settings)] if settings else []
-    commands = [text for name, text in tuned.about.items() if name.startswith("command")]
+    parts = ["## The size, and the noise", made_with(found[0].about)]
+    if TUNING in studies:
+        sizes, tried = _whole(found[0]), trials.trials_of(found[0].runs)
+        parts += [SIZES, headroom_size.table(sizes)] if sizes else []
+        parts += [BESIDE, TRIALS, trials.table(tried)] if tried else []
+    parts += _noise(studies)
+    commands = [of for study in found for name, of in study.about.items() if "command" in name]
     return [*parts, "The commands of this part; DIR is a folder of domains:", code(commands)]
+
+
+def _noise(studies: Studies) -> list[str]:
+    """The settings by their noise; what there is of the size alone, until they were compared."""
+    runs = studies[NOISE if NOISE in studies else TUNING].runs
+    settings = noise.settings_of(runs)
+    parts = ["### Noise", OF_NOISE, *([noise.table(settings)] if settings else [])]
+    pairs = sorted(setting.noise().pairs for setting in settings)
+    if len(pairs) > 1:
+        ratio = math.sqrt(fdtri(pairs[0], pairs[0], 0.975))
+        parts.append(APART.format(pairs=pairs[0], ratio=ratio))
+    commands = [of.made()["command"] for name, of in studies.items() if name not in TUNED]
+    if NOISE not in studies:
+        parts += [PLANNED, code(noise_commands(commands[0] if commands else ""))]
+    return parts
+
+
+def noise_commands(command: str) -> list[str]:
+    """What to run to compare settings by their noise.
+
+    Args:
+        command: of a study, whose model, data and steps are taken; "" for the defaults.
+    """
+    left_out = ("scope=", "study=", "seed=", "train.eval_every=", "optim.", "router.perturb=")
+    words = [word for word in shlex.split(command) if "=" in word and not word.startswith(left_out)]
+    steps = next((word for word in words if word.startswith("train.steps=")), "train.steps=400")
+    twice = f"train.steps={2 * int(steps.partition('=')[2])}"
+    of = ["scope=micro", "router.perturb=0,1e-6,2e-6", "seed=1000,1001,1002,1003"]
+    start = ["moebench", "sweep", "--name", "noise", *of, "train.eval_every=0"]
+    rest = [word for word in words if word != steps]
+    settings = ([steps, "optim.final=0.1,0"], [steps, "optim.ema=0.2"], [twice])
+    return [shlex.join([*start, *rest, *setting]) for setting in settings]

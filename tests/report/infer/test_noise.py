@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.noise import Setting, settings_of, table
+from benchmarks.trials import trials_of
 from benchmarks.tuning_runs import with_metrics
 from moebench.errors import RecordError
 from moebench.records import Record
@@ -57,5 +58,6 @@ def test_reported_seeds_and_runs_without_twins_have_no_row(runs: Path, run: Make
     run(runs, "micro", 1000, 1.6)
     assert settings_of(with_metrics(load([runs]))) == []
     twins(runs, run, 400, first=0)
-    with pytest.raises(RecordError, match="seed 0 is one that is reported"):
-        settings_of(with_metrics(load([runs])))
+    for table_of in (settings_of, trials_of):
+        with pytest.raises(RecordError, match="seed 0 is one that is reported"):
+            table_of(with_metrics(load([runs])))
