@@ -26,22 +26,20 @@ from docs.published.cells import (
     count,
     ends,
     grid,
-    link,
     made_with,
     mean,
     nats,
     said,
-    tested,
     titles,
 )
-from docs.published.papers import FIRST, PRESETS, paper, testbed
-from docs.published.picture import CAPTION, OF_ARMS, TITLE, arms, effects, save_png
-from docs.published.study import TUNED, TUNING, Study, lost, read, save
-from docs.published.tuned import chosen, sections
+from docs.published.papers import PRESETS, paper, testbed
+from docs.published.picture import OF_ARMS, arms, effects, save_png
+from docs.published.study import TUNED, Study, lost, read, save
+from docs.published.tuned import sections
+from docs.published.words import in_short, words
 from moebench.errors import MoebenchError, RecordError
 from moebench.machine import processor
 from moebench.plans import PRIMARY
-from moebench.report.show.numbers import as_percent
 
 FOLDER = Path(__file__).parent
 PAGE, TABLES, IMAGES = FOLDER / "results.md", FOLDER / "results", FOLDER / "img"
@@ -56,7 +54,7 @@ WANTED = {  # studies that this page is for
 }
 SHOWN = {  # columns of the table of arms: heading and decimals
     "load/max_vio_micro": ("MaxVio micro", 2),
-    "load/max_vio_global": ("valid", 2),
+    "load/max_vio_global": ("MaxVio valid", 2),
     "specialization/domain": ("domain bits", 3),
     "router/replay_cost": ("replay cost", 3),
     "ep/slowdown": ("slowdown", 3),
@@ -79,23 +77,6 @@ DIR is [a folder of domains](#text-of-many-domains). With `--register`, a comman
 study will be; without it, the same command trains it."""
 
 
-def in_short(studies: Studies) -> list[str]:
-    """The answers in a line each."""
-    lines = []
-    for title, effect in tested(studies, claim=FIRST):
-        lines.append(
-            f"- {link(title)}: `{effect['arm']}` less `{effect['against']}` is "
-            f"{ends(effect)} {effect['unit']} at {as_percent(1 - effect['level'])}. The "
-            f"paper's first finding: {said(effect)}."
-        )
-    for name, title in titles(studies).items():
-        for effect in studies[name].found("headroom", arm="T"):
-            lines.append(f"- {link(title)}: H = T - TD is {ends(effect)} nats a byte.")
-    lines += [f"- {chosen(studies[TUNING])}"] if TUNING in studies else []
-    drawn = [f"![{TITLE}](img/results.png)", f"*{CAPTION}*"] * (effects(studies) is not None)
-    return ["\n".join(lines), *drawn] if lines else []
-
-
 def each_study(studies: Studies) -> list[str]:
     """Every study: its question, command, facts, arms and picture."""
     parts = []
@@ -104,25 +85,35 @@ def each_study(studies: Studies) -> list[str]:
         parts += [f"### {title}", about.get("question", ""), code([made["command"]])]
         seeds = made["seeds"].split()
         facts = [
-            f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(seeds)}), "
-            f"{count(made['tokens'])} tokens a run, data `{about.get('data', '')}`"
-            f"{_settings(studies[name])}.",
+            f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({_listed(seeds)}), "
+            f"{count(made['tokens'])} tokens a run, data `{about.get('data', '')}`.",
+            _settings(studies[name]),
             made_with({**about, **made}),
             *(about[key] for key in SAID if key in about),
         ]
         if "too early" in about and not {"look", "interim"} & {*about}:
             facts.append(f"Too early for a verdict: {about['too early']}.")
-        parts += [" ".join(facts), *_arms(studies[name]), *_secondary(studies[name])]
+        parts += ["\n".join(f"- {fact}" for fact in facts if fact)]
+        parts += [*_arms(studies[name]), *_secondary(studies[name])]
         if studies[name].found("difference", metric=PRIMARY):
             parts.append(f"![The arms of {title}](img/results-{name}.png)")
     return ["## Each study", STUDIES, *filter(None, parts)] if parts else []
 
 
+def _listed(seeds: Sequence[str]) -> str:
+    """Seeds, by their ends where they follow one another."""
+    numbers = sorted(map(int, seeds))
+    if len(numbers) > 2 and numbers == [*range(numbers[0], numbers[-1] + 1)]:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
 def _settings(study: Study) -> str:
-    """The main keys whose value all runs share that have one, each after a comma."""
+    """The main keys whose value all runs share that have one."""
     values = {key: {str(run["science"].get(key, "")) for run in study.runs} for key in SETTINGS}
     known = {key: of - {""} for key, of in values.items()}
-    return "".join(f", `{key}={next(iter(of))}`" for key, of in known.items() if len(of) == 1)
+    same = [f"`{key}={next(iter(of))}`" for key, of in known.items() if len(of) == 1]
+    return f"{', '.join(same)}." if same else ""
 
 
 def _arms(study: Study) -> list[str]:
@@ -152,11 +143,12 @@ def _secondary(study: Study) -> list[str]:
     tested = [effect for effect in study.found("secondary") if effect["p"] is not None]
     if not tested:
         return []
-    rows = [
-        [f"`{of['arm']}`", of["part"], f"`{of['metric']}`", ends(of), said(of)] for of in tested
-    ]
-    against = study.about.get("control", "")
-    return [SECOND, grid(["arm", "part", "metric", f"less {against}", "verdict"], rows)]
+    rows = [[f"`{of['arm']}`", f"`{of['metric']}`", ends(of), said(of)] for of in tested]
+    headers = ["arm", "metric", f"less {study.about.get('control', '')}", "verdict"]
+    if any(study.parts):
+        headers.insert(1, "part")
+        rows = [[row[0], of["part"], *row[1:]] for row, of in zip(rows, tested, strict=True)]
+    return [SECOND, grid(headers, rows)]
 
 
 def not_run(studies: Studies) -> list[str]:
@@ -189,7 +181,7 @@ def _like(command: str, name: str) -> str:
 
 def generated(studies: Studies) -> str:
     """The generated part, between its markers."""
-    made = (in_short, paper, testbed, each_study, beyond, sections, not_run)
+    made = (in_short, words, paper, testbed, each_study, beyond, sections, not_run)
     parts = [part for make in made for part in make(in_order(studies)) if part]
     return "\n\n".join([START.rstrip(), *parts]) + f"\n\n{END}"
 

@@ -26,13 +26,15 @@ OF_THE_PAPER = """\
 *Here* is the difference, slope or weakest step of these runs, with its interval at the level that
 was tested. *Paper* is its size in nats a byte, at an assumed 4 bytes a token, where it gives
 perplexities of two arms. It trained on 120 to 400 billion tokens. *Too early* means that these
-runs are no better than a byte trigram of their text, or have not ended."""
+runs are no better than a byte trigram of their text, or have not ended. A metric of load or routing
+stands with its name ([what it is](metrics.md))."""
 OF_THE_TESTBED = """\
 Its abstract gives no figures, and its full text was not at hand. Each claim is read as
 differences of arms. It agrees where the intervals of all lie above 0. It contradicts where one
 lies below 0, at the level for all of them together. No study has these claims in its order of
-findings: the verdicts rest on intervals alone. Domain bits check that a treatment acts: to even the
-loads of each domain drives them to 0 by itself."""
+findings: the verdicts rest on intervals alone, and hold for the claim as it is read here, at this
+size. Domain bits check that a treatment acts: to even the loads of each domain drives them to 0 by
+itself."""
 
 
 def paper(studies: Studies) -> list[str]:
@@ -57,12 +59,25 @@ def paper(studies: Studies) -> list[str]:
         without = "described in a report" if declared["type"] == "described" else "not run"
         rows += found or [[*about, without, "", "", "", study]]
     headers = [HEADERS[0], "source", "paper", *HEADERS[1:]]
-    return [f"## Findings of {PAPER}", OF_THE_PAPER, grid(headers, rows)]
+    told = [OF_THE_PAPER, *filter(None, [shared(studies)])]
+    return [f"## Findings of {PAPER}", *told, grid(headers, rows)]
+
+
+def shared(studies: Studies) -> str:
+    """That studies share runs; "" where they do not."""
+    keys = [(run["seed"], nats(run)) for name in titles(studies) for run in studies[name].runs]
+    if len(keys) == len({*keys}):
+        return ""
+    return (
+        f"Studies share seeds and runs: of the {len(keys)} runs in their tables, {len({*keys})} "
+        "are distinct. Rows are therefore no replications of one another. What several studies "
+        "find in the same runs stands once, with the study that planned the test."
+    )
 
 
 def _unit(effect: Row) -> str:
     """Of nats; else the metric's name."""
-    return effect["unit"] if effect["metric"] == PRIMARY else effect["metric"]
+    return effect["unit"] if effect["metric"] == PRIMARY else f"`{effect['metric']}`"
 
 
 def _size(finding: Row) -> str:
@@ -132,10 +147,14 @@ def _against_zero(study: Study, declared: Row, arms: Row) -> Iterable[list[str]]
         here = "; ".join(ends(vars(each.estimate(1 - made["level"]))) for each in contrasts)
         yield [
             withheld or _verdict(contrasts, made["level"]),
-            f"{here} {declared.get('metric', 'nats a byte')} at {as_percent(1 - made['level'])}",
+            f"{here} {_named_unit(declared)} at {as_percent(1 - made['level'])}",
             count(made["tokens"]),
             str(seeds),
         ]
+
+
+def _named_unit(declared: Row) -> str:
+    return f"`{declared['metric']}`" if "metric" in declared else "nats a byte"
 
 
 def _named(by_arm: Mapping[str, Sequence[Row]], selector: Row) -> str:

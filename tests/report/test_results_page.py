@@ -117,6 +117,21 @@ def test_the_page_tells_verdicts_and_what_was_not_run(runs: Path) -> None:
     assert "moebench sweep study=scope\n" in left  # on installed text
 
 
+def test_the_first_lines_say_what_was_tested_and_how_far_it_reaches(runs: Path) -> None:
+    study = fake_study(runs)
+    study.settings |= {"model.num_layers": 2, "model.d_model": 64}
+    page = SCRIPT["generated"]({"a": study, "b": study})
+    short, rest = page.split("## Words")
+    assert "with 6 seeds (" in short
+    assert "The paper's first finding: agrees, in the paper's direction (p < 0.001)." in short
+    assert "Tested here: 1 of the paper's 17 findings (agrees: 1)." in short
+    assert "have 2 layers of width 64 and saw 6.6 million tokens" in short
+    assert "of the 48 runs in their tables, 24 are distinct" in rest
+    assert "Studies share" not in SCRIPT["generated"]({"a": study})
+    study.settings = {}
+    assert "layers of width" not in SCRIPT["generated"]({"a": study})
+
+
 def test_headroom_stands_beside_the_effect_of_a_study_of_that_size(runs: Path) -> None:
     study = fake_study(runs)
     room = {"name": "headroom", "arm": "T", "value": 0.05, "low": 0.04, "high": 0.06, "tokens": 1e6}
