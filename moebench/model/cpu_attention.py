@@ -4,7 +4,7 @@
 
 It works on a few sequences at a time, so that what lies between two products stays in the
 processor's cache, and multiplies blocks of queries by the keys up to their last one, which halves
-the products of long sequences.
+the products of long sequences. Where its caller is compiled, so are its norms and positions.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from moebench.model.arms import mapped
 from moebench.model.norm import EPS
+from moebench.model.pieces import compiled
+from moebench.model.rotary import rotate
 
 CHUNK = 2**19  # elements of projected rows that are computed at once
+FUSED_CHUNK = 2**21  # the same, where the compiler leaves few passes over them
 BLOCK = 64  # queries that share a product
 
 
@@ -33,25 +36,26 @@ def cpu_attention(
     Args:
         mask: True where a token (second axis) may attend to another (third axis).
     """
-    return torch.ops.moebench.cpu_attention(qkv, gain[None], cos, sin, mask)[0]
+    fused = torch.compiler.is_compiling()
+    return torch.ops.moebench.cpu_attention(qkv, gain[None], cos, sin, mask, fused)[0]
 
 
 def _forward(
-    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mixed values, the turned queries and keys, and the attention of all blocks in a row.
 
     Args:
         gain: [arms, width]; the sequences of an arm follow each other.
+        fused: whether the compiler has fused what lies between products.
     """
     sequences, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(sequences, tokens, heads, width)
     turned = qkv.new_empty(2, sequences, heads, tokens, width)
     attention = qkv.new_empty(sequences, heads * _entries(tokens))
-    for arm, span in _chunks(qkv, len(gain)):
-        normed, _ = _normed(qkv[span])
-        normed[:, :, 0].mul_(gain[arm].to(normed.dtype) * width**-0.5)
-        turned[:, span].copy_(_turned(normed, cos, sin).permute(2, 0, 3, 1, 4))
+    prepare = compiled(_prepared) if fused else _prepare
+    for arm, span in _chunks(qkv, len(gain), FUSED_CHUNK if fused else CHUNK):
+        prepare(qkv[span], gain[arm], cos, sin, turned[:, span])
         q, k = turned[:, span].flatten(1, 2).unbind()
         v = qkv[span, :, 2].transpose(1, 2).reshape(q.shape)
         mixed = torch.empty_like(q)
@@ -72,10 +76,12 @@ def _backward(
     sin: Tensor,
     turned: Tensor,
     attention: Tensor,
+    fused: bool,
 ) -> tuple[Tensor, Tensor]:
-    heads, width = qkv.shape[3:]
+    heads = qkv.shape[3]
     of_qkv, of_gain = torch.empty_like(qkv), torch.zeros_like(gain)
-    for arm, span in _chunks(qkv, len(gain)):
+    unprepare = compiled(_unprepared) if fused else _unprepare
+    for arm, span in _chunks(qkv, len(gain), FUSED_CHUNK if fused else CHUNK):
         q, k = turned[:, span].flatten(1, 2).unbind()
         v, of_out = (
             part.transpose(1, 2).reshape(q.shape) for part in (qkv[span, :, 2], grad[span])
@@ -96,23 +102,16 @@ def _backward(
             else:
                 of_k[:, before].baddbmm_(of_scores.mT, q[:, rows])
                 of_v[:, before].baddbmm_(probs.mT, of_out[:, rows])
-        normed, inverse = _normed(qkv[span])
-        parts = of_qk.unflatten(1, (-1, heads)).permute(1, 3, 0, 2, 4).to(normed.dtype)
-        grads = _turned(parts, cos, -sin)
-        product, wide = grads * normed, gain[arm].to(normed.dtype) * width**-0.5
-        of_gain[arm] += product[:, :, 0].sum((0, 1, 2)) * width**-0.5
-        grads[:, :, 0].mul_(wide)
-        product[:, :, 0].mul_(wide)
-        grads.addcmul_(normed, product.sum(-1, keepdim=True), value=-1 / width).mul_(inverse)
-        of_qkv[span, :, :2] = grads
+        of_turned = of_qk.unflatten(1, (-1, heads))
+        of_gain[arm] += unprepare(of_turned, qkv[span], gain[arm], cos, sin, of_qkv[span])
         of_qkv[span, :, 2] = of_v.unflatten(0, (-1, heads)).transpose(1, 2)
     return of_qkv, of_gain
 
 
-def _chunks(qkv: Tensor, arms: int) -> Iterator[tuple[int, slice]]:
+def _chunks(qkv: Tensor, arms: int, elements: int) -> Iterator[tuple[int, slice]]:
     """The arm and the sequences of each chunk."""
     of_arm = len(qkv) // arms
-    size = max(1, CHUNK // max(1, qkv[0].numel()))
+    size = max(1, elements // max(1, qkv[0].numel()))
     for arm in range(arms):
         for start in range(arm * of_arm, (arm + 1) * of_arm, size):
             yield arm, slice(start, min(start + size, (arm + 1) * of_arm))
@@ -165,8 +164,55 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def _prepare(qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Normalised, gained and turned queries and keys into [2, sequences, heads, tokens, width]."""
+    normed, _ = _normed(qkv)
+    normed[:, :, 0].mul_(gain.to(normed.dtype) * qkv.shape[-1] ** -0.5)
+    out.copy_(_turned(normed, cos, sin).permute(2, 0, 3, 1, 4))
+
+
+def _unprepare(
+    of_turned: Tensor, qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, of_qkv: Tensor
+) -> Tensor:
+    """The backward of `_prepare`: queries and keys of `of_qkv`, and the gradient of the gain."""
+    scale = qkv.shape[-1] ** -0.5
+    normed, inverse = _normed(qkv)
+    grads = _turned(of_turned.permute(1, 3, 0, 2, 4).to(normed.dtype), cos, -sin)
+    product, wide = grads * normed, gain.to(normed.dtype) * scale
+    of_gain = product[:, :, 0].sum((0, 1, 2)) * scale
+    grads[:, :, 0].mul_(wide)
+    product[:, :, 0].mul_(wide)
+    grads.addcmul_(normed, product.sum(-1, keepdim=True), value=-1 / qkv.shape[-1]).mul_(inverse)
+    of_qkv[:, :, :2] = grads
+    return of_gain
+
+
+def _prepared(qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """`_prepare` as a formula."""
+    normed, _ = _normed(qkv)
+    out.copy_(rotate((normed * _scales(gain)).permute(2, 0, 3, 1, 4), cos, sin))
+
+
+def _unprepared(
+    of_turned: Tensor, qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, of_qkv: Tensor
+) -> Tensor:
+    """`_unprepare` as a formula."""
+    normed, inverse = _normed(qkv)
+    grads = rotate(of_turned.to(normed.dtype), cos, -sin).permute(1, 3, 0, 2, 4)
+    of_gain = (grads * normed)[:, :, 0].sum((0, 1, 2)) * qkv.shape[-1] ** -0.5
+    grads = grads * _scales(gain)
+    of_qkv[:, :, :2].copy_((grads - normed * (grads * normed).mean(-1, keepdim=True)) * inverse)
+    return of_gain
+
+
+def _scales(gain: Tensor) -> Tensor:
+    """The factors of normalised queries and keys, [2, 1, width]."""
+    gain = gain.to(torch.promote_types(gain.dtype, torch.float32)) * len(gain) ** -0.5
+    return torch.stack([gain, torch.ones_like(gain)]).unsqueeze(1)
+
+
 def _fake_forward(
-    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
+    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     sequences, tokens, _, heads, width = qkv.shape
     return (
@@ -184,6 +230,7 @@ def _fake_backward(
     sin: Tensor,
     turned: Tensor,
     attention: Tensor,
+    fused: bool,
 ) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), torch.empty_like(gain)
 
@@ -191,18 +238,19 @@ def _fake_backward(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:4], *output[1:])
     ctx.set_materialize_grads(False)
+    ctx.fused = inputs[5]
 
 
 def _grads(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    of_qkv, of_gain = torch.ops.moebench.cpu_attention_backward(grad, *ctx.saved_tensors)
-    return of_qkv, of_gain, None, None, None
+    found = torch.ops.moebench.cpu_attention_backward(grad, *ctx.saved_tensors, ctx.fused)
+    return *found, None, None, None, None
 
 
 def _of_arms(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> Any:
     """The sequences of stacked arms follow each other."""
     qkv, gain = (part.flatten(0, 1) for part in mapped(info, dims[:2], *inputs[:2]))
-    mask = inputs[4] if inputs[4] is None else mapped(info, dims[4:], inputs[4])[0].flatten(0, 1)
-    found = torch.ops.moebench.cpu_attention(qkv, gain, *inputs[2:4], mask)
+    mask = inputs[4] if inputs[4] is None else mapped(info, dims[4:5], inputs[4])[0].flatten(0, 1)
+    found = torch.ops.moebench.cpu_attention(qkv, gain, *inputs[2:4], mask, inputs[5])
     of_arm = info.batch_size, len(qkv) // info.batch_size
     return tuple(part.unflatten(dim, of_arm) for part, dim in zip(found, (0, 1, 0), strict=True)), (
         0,
@@ -213,12 +261,13 @@ def _of_arms(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> Any:
 
 torch.library.define(
     "moebench::cpu_attention",
-    "(Tensor qkv, Tensor gain, Tensor cos, Tensor sin, Tensor? mask) -> (Tensor, Tensor, Tensor)",
+    "(Tensor qkv, Tensor gain, Tensor cos, Tensor sin, Tensor? mask, bool fused)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "moebench::cpu_attention_backward",
     "(Tensor grad, Tensor qkv, Tensor gain, Tensor cos, Tensor sin, Tensor turned,"
-    " Tensor attention) -> (Tensor, Tensor)",
+    " Tensor attention, bool fused) -> (Tensor, Tensor)",
 )
 torch.library.impl("moebench::cpu_attention", "default", _forward)
 torch.library.impl("moebench::cpu_attention_backward", "default", _backward)

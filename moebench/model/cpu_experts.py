@@ -1,13 +1,14 @@
-"""The experts of a layer as one operator on a CPU: expert by expert, with a written-out backward.
+"""The experts of a layer as one operator on a CPU: group by group, with a written-out backward.
 
     pre[row] = [gate, value] = x[token] @ up[expert]
     hidden[row] = silu(gate) * value * scale
     out[token] = the sum of hidden[row] @ down[expert] over the copies of the token
 
-What one expert computes between two products stays in the processor's cache, and forward keeps
-`pre` alone for backward. oneDNN, which computes most products, generates machine code for each new
-shape, as slowly as it multiplies. So the rows of an expert are rounded up to a multiple, by rows of
-the next experts, whose results are overwritten or set to 0.
+Small experts are computed in groups, between whose products there is one pass for all. What a
+group computes stays in the cache, and forward keeps `pre` alone for backward. oneDNN, which
+computes most products, generates machine code for each new shape, as slowly as it multiplies. So
+the rows of an expert are rounded up to a multiple, by rows of the next experts, whose results are
+overwritten or set to 0.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ from moebench.model.cpu_products import product, takes_onednn
 
 FINENESS = 16  # an even share of rows is rounded up by a part of this at most
 LEAST = 8  # rows that an expert's are rounded up to a multiple of
+GROUP = 2**16  # hidden numbers that are computed at once
+
+# an expert, its rows within its group, rounded up, and how many of them are its own
+Span = tuple[int, slice, int]
+Group = tuple[slice, list[Span]]  # the rows of consecutive experts, and each of them
 
 
 def cpu_experts(
@@ -50,15 +56,16 @@ def _forward(
     multiple, multiply = _multiple(up, order.shape[0]), partial(product, onednn=_onednn(up))
     row, weight = _sorted(x, scale, order, multiple)
     pre, out = x.new_empty(len(row), up.shape[2]), x.new_empty(len(row), x.shape[1])
-    most = _most(ends, multiple)
-    inputs, hidden = x.new_empty(most, x.shape[1]), x.new_empty(most, down.shape[1])
-    for expert, span, _ in _spans(ends, multiple):
-        size = span.stop - span.start
-        torch.index_select(x, 0, row[span], out=inputs[:size])
-        pre[span] = multiply(inputs[:size], up[expert])
-        gate, value = pre[span].chunk(2, 1)
-        of_expert = torch.ops.aten.silu.out(gate, out=hidden[:size])
-        out[span] = multiply(of_expert.mul_(value).mul_(weight[span]), down[expert])
+    groups = list(_groups(ends, multiple, down.shape[1]))
+    spaces = _space(x, groups, x.shape[1]), _space(x, groups, down.shape[1])
+    for whole, spans in groups:
+        inputs, hidden = (space[: whole.stop - whole.start] for space in spaces)
+        torch.index_select(x, 0, row[whole], out=inputs)
+        for expert, own, _ in spans:
+            multiply(inputs[own], up[expert], out=pre[whole][own])
+        _activate(pre[whole], weight[whole], hidden)
+        for expert, own, _ in spans:
+            multiply(hidden[own], down[expert], out=out[whole][own])
     return _summed(out, x, order), pre
 
 
@@ -77,34 +84,51 @@ def _backward(
     of_up, of_down = torch.zeros_like(up), torch.zeros_like(down)
     of_copy = x.new_empty(len(row), x.shape[1])
     of_weight = scale.new_empty(len(row))
-    most, dim = _most(ends, multiple), down.shape[1]
-    inputs, of_out = x.new_empty(2, most, x.shape[1])
-    of_pre = x.new_empty(most, 2 * dim)
-    work = x.new_empty(3, most, dim)
-    for expert, span, rows in _spans(ends, multiple):
-        size = span.stop - span.start
-        gate, value = pre[span].chunk(2, 1)
-        of_gate, of_value = of_pre[:size].chunk(2, 1)
-        active, hidden, of_scale = work[:, :size]
-        torch.index_select(grad, 0, row[span], out=of_out[:size])
-        torch.index_select(x, 0, row[span], out=inputs[:size])
-        of_hidden = multiply(of_out[:size], down[expert].t())
-        torch.ops.aten.silu.out(gate, out=active)
-        torch.mul(active, value, out=hidden)
-        torch.mul(of_hidden, hidden, out=of_scale)
-        torch.sum(of_scale, 1, dtype=of_weight.dtype, out=of_weight[span])
-        hidden.mul_(weight[span])
-        of_hidden.mul_(weight[span])
-        torch.mul(of_hidden, active, out=of_value)
-        torch.ops.aten.silu_backward.grad_input(of_hidden.mul_(value), gate, grad_input=of_gate)
-        if rows < size:  # rows of other experts, which may be those of another arm
+    groups, dim = list(_groups(ends, multiple, down.shape[1])), down.shape[1]
+    spaces = [_space(x, groups, width) for width in (x.shape[1], x.shape[1], 2 * dim, dim, dim)]
+    for whole, spans in groups:
+        parts = [space[: whole.stop - whole.start] for space in spaces]
+        inputs, of_out, of_pre, hidden, of_hidden = parts
+        torch.index_select(grad, 0, row[whole], out=of_out)
+        torch.index_select(x, 0, row[whole], out=inputs)
+        for expert, own, _ in spans:
+            multiply(of_out[own], down[expert].t(), out=of_hidden[own])
+        _deactivate(pre[whole], weight[whole], of_hidden, hidden, of_pre, of_weight[whole])
+        for expert, own, _ in spans:
+            multiply(of_pre[own], up[expert].t(), out=of_copy[whole][own])
+        for expert, own, rows in reversed(spans):
+            # spare rows are those of the next experts, which are done, and may be another arm's
             for part in (hidden, of_out, inputs, of_pre):
-                part[rows:size].zero_()
-        of_down[expert] = multiply(hidden.t(), of_out[:size])
-        of_copy[span] = multiply(of_pre[:size], up[expert].t())
-        of_up[expert] = multiply(inputs[:size].t(), of_pre[:size])
+                part[own][rows:].zero_()
+            multiply(hidden[own].t(), of_out[own], out=of_down[expert])
+            multiply(inputs[own].t(), of_pre[own], out=of_up[expert])
     of_scale = torch.empty_like(scale).index_copy_(0, order, of_weight[: len(order)])
     return _summed(of_copy, x, order), of_up, of_down, of_scale
+
+
+def _activate(pre: Tensor, weight: Tensor, hidden: Tensor) -> None:
+    """silu(gate) * value * weight into `hidden`."""
+    gate, value = pre.chunk(2, 1)
+    torch.ops.aten.silu.out(gate, out=hidden).mul_(value).mul_(weight)
+
+
+def _deactivate(
+    pre: Tensor,
+    weight: Tensor,
+    of_hidden: Tensor,
+    hidden: Tensor,
+    of_pre: Tensor,
+    of_weight: Tensor,
+) -> None:
+    """The backward of `_activate`: fills `hidden`, `of_pre` and `of_weight`, spends `of_hidden`."""
+    (gate, value), (of_gate, of_value) = pre.chunk(2, 1), of_pre.chunk(2, 1)
+    active = F.silu(gate)
+    torch.mul(active, value, out=hidden)
+    torch.sum(of_hidden * hidden, 1, dtype=of_weight.dtype, out=of_weight)
+    hidden.mul_(weight)
+    of_hidden.mul_(weight)
+    torch.mul(of_hidden, active, out=of_value)
+    torch.ops.aten.silu_backward.grad_input(of_hidden.mul_(value), gate, grad_input=of_gate)
 
 
 def _onednn(up: Tensor) -> bool:
@@ -125,18 +149,22 @@ def _sorted(x: Tensor, scale: Tensor, order: Tensor, multiple: int) -> tuple[Ten
     return padded // copies, scale.index_select(0, padded).unsqueeze(1).to(x.dtype)
 
 
-def _spans(ends: Tensor, multiple: int) -> Iterator[tuple[int, slice, int]]:
-    """Each expert that has rows, the rows that are computed for it, and how many are its own."""
-    start = 0
-    for expert, end in enumerate(ends.tolist()):
-        rows = end - start
-        if rows:
-            yield expert, slice(start, start - -rows // multiple * multiple), rows
+def _groups(ends: Tensor, multiple: int, dim: int) -> Iterator[Group]:
+    """Experts that have rows, in groups of at least GROUP hidden numbers."""
+    begin, start, spans = 0, 0, list[Span]()
+    for expert, end in enumerate(numbers := ends.tolist()):
+        if rows := end - start:
+            own = slice(start - begin, start - begin - -rows // multiple * multiple)
+            spans.append((expert, own, rows))
         start = end
+        if spans and ((end - begin) * dim >= GROUP or end == numbers[-1]):
+            yield slice(begin, begin + spans[-1][1].stop), spans
+            begin, spans = end, []
 
 
-def _most(ends: Tensor, multiple: int) -> int:
-    return max((span.stop - span.start for _, span, _ in _spans(ends, multiple)), default=0)
+def _space(like: Tensor, groups: list[Group], width: int) -> Tensor:
+    """Memory for the rows of any group."""
+    return like.new_empty(max((whole.stop - whole.start for whole, _ in groups), default=0), width)
 
 
 def _summed(copies: Tensor, like: Tensor, order: Tensor) -> Tensor:

@@ -42,16 +42,22 @@ def takes_onednn(dtype: torch.dtype, entries: int) -> bool:
 
 
 def product(
-    rows: Float[Tensor, "rows inner"], matrix: Float[Tensor, "inner outer"], *, onednn: bool
+    rows: Float[Tensor, "rows inner"],
+    matrix: Float[Tensor, "inner outer"],
+    *,
+    onednn: bool,
+    out: Float[Tensor, "rows outer"] | None = None,
 ) -> Float[Tensor, "rows outer"]:
     """`rows @ matrix`, without a gradient. Both may be transposed.
 
     Args:
         onednn: `takes_onednn` of the weight matrix, also where that is the result.
+        out: where the result is written; None: into new memory.
     """
     if onednn and rows.dtype == torch.float32 and rows.numel():  # oneDNN takes no empty matrix
-        return torch.ops.mkldnn._linear_pointwise(rows, matrix.t(), None, "none", [], "")
-    return torch.mm(rows, matrix)
+        found = torch.ops.mkldnn._linear_pointwise(rows, matrix.t(), None, "none", [], "")
+        return found if out is None else out.copy_(found)
+    return torch.mm(rows, matrix) if out is None else torch.mm(rows, matrix, out=out)
 
 
 def linear(

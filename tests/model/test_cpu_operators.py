@@ -1,16 +1,25 @@
 """The operators of a layer on a CPU: their values and gradients are those of plain formulas."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from moebench.model import cpu_attention as attention
+from moebench.model import cpu_experts
 from moebench.model.cpu_attention import BLOCK, cpu_attention
 from moebench.model.cpu_experts import LEAST, _multiple
 from moebench.model.cpu_products import ONEDNN, linear
 from moebench.model.experts import mixture
 from moebench.model.rotary import heads, rotary_tables
 from moebench.model.transformer import causal_attention
+from moebench.train.kernels import _why_not
 from tests.model.expert_truth import Case, bounds, truth
 
 
@@ -146,6 +155,50 @@ def test_an_arm_that_is_not_finite_leaves_the_others_of_its_stack(
             assert torch.equal(one[arm], other[arm]), f"{name} of arm {arm}"
 
 
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 64), (torch.bfloat16, 16)])
+def test_experts_have_the_same_bits_in_groups_of_any_size(
+    dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spare rows of an expert are those of the next, in its group or in the next group."""
+    torch.manual_seed(0)
+    x, weights, up, down, upstream, selected = (
+        torch.randn(50, width).to(dtype),
+        torch.rand(50, 2),
+        torch.randn(6, width, width).to(dtype),
+        torch.randn(6, width // 2, width).to(dtype),
+        torch.randn(50, width).to(dtype),
+        torch.rand(50, 6).topk(2, 1).indices,
+    )
+
+    def computed(*inputs: Tensor) -> Tensor:
+        x, weights, up, down = inputs
+        return mixture(x, selected, weights, up, down, fused=False)
+
+    found = []
+    for group in (1, 40 * width // 2, 2**16):  # of one, some and all experts
+        monkeypatch.setattr(cpu_experts, "GROUP", group)
+        found.append(results(computed, [x, weights, up, down], upstream))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.fixture(params=[False, True], ids=["eager", "compiled"])
+def formulas(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Attention in eager, and as where its caller is compiled, by formulas that are not."""
+    asked = set[str]()
+
+    def as_it_is(formula: Callable[..., Any]) -> Callable[..., Any]:
+        asked.add(formula.__name__)
+        return formula
+
+    if request.param:
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        monkeypatch.setattr(attention, "compiled", as_it_is)
+    yield
+    assert asked == ({"_prepared", "_unprepared"} if request.param else set())
+
+
+@pytest.mark.usefixtures("formulas")
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("tokens", [BLOCK - 5, 2 * BLOCK + 3])
 def test_attention_equals_written_out_products(tokens: int, masked: bool) -> None:
@@ -168,6 +221,7 @@ def test_attention_equals_written_out_products(tokens: int, masked: bool) -> Non
         assert torch.allclose(one, other, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.usefixtures("formulas")
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention_of_stacked_arms_is_that_of_each_to_the_bit(masked: bool) -> None:
     torch.manual_seed(0)
@@ -190,3 +244,14 @@ def test_attention_of_stacked_arms_is_that_of_each_to_the_bit(masked: bool) -> N
         )
         for one, other in zip(found, alone, strict=True):
             assert torch.equal(one[arm], other)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_compiled_formulas_are_the_eager_pieces() -> None:
+    """In a process without type checks, which the compiler cannot see through."""
+    if why := _why_not(torch.device("cpu")):
+        pytest.skip(f"nothing can be compiled here: {why}")
+    script = [sys.executable, "-m", "tests.model.compiled_formulas"]
+    alone = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    found = subprocess.run(script, capture_output=True, text=True, check=False, env=alone)
+    assert found.returncode == 0, found.stderr
