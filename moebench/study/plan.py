@@ -66,7 +66,7 @@ def make_plan(
         name=study.name,
         question=study.question,
         size=study.size,
-        baseline=study.baseline,
+        baseline=_followed(study.baseline, [*dict.fromkeys(job.label for job in jobs)]),
         primary=study.primary,
         secondary=_metrics(study.secondary),
         order=tuple(study.order),
@@ -84,6 +84,16 @@ def make_plan(
             f"{', '.join(labels)}, as in {word}"
         )
     return plan, list(corpora.values())
+
+
+def _followed(baseline: str, labels: Sequence[str]) -> str:
+    """The label of a baseline's arm where words typed for all arms stand in every label.
+
+    With `router=sigmoid`, the baseline `micro` is `micro sigmoid`.
+    """
+    shared = set.intersection(*({*name.split()} for name in labels))
+    own = {" ".join(word for word in name.split() if word not in shared): name for name in labels}
+    return baseline if baseline in labels else own.get(baseline, baseline)
 
 
 def _grid(name: str, jobs: Sequence[Job]) -> StudyConfig:

@@ -128,6 +128,23 @@ def test_what_does_not_go_with_a_study_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("typed", "arm"),
+    [
+        ([], "micro"),
+        (["router=sigmoid"], "micro sigmoid"),
+        (["router=sigmoid", "study.baseline=global"], "global sigmoid"),
+        (["router=sigmoid", "study.baseline='global sigmoid'"], "global sigmoid"),
+    ],
+)
+def test_the_baseline_follows_words_typed_for_all_arms(
+    composer: Composer, small: Small, typed: list[str], arm: str
+) -> None:
+    plan = plan_of(composer, small("study=mine", "seed=0", *typed))
+    assert plan.baseline == arm
+    assert arm in arms(plan)
+
+
+@pytest.mark.parametrize(
     ("arms", "typed", "varies"),
     [
         ("'loss=paper','loss=balance'", "loss.z=1", "loss"),
