@@ -1,7 +1,7 @@
 """Runs on tuning seeds as rows: what `noise.py`, `trials.py` and `headroom_size.py` share."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ from moebench.errors import MoebenchError, RecordError
 from moebench.records import Record
 from moebench.registration import TUNING
 from moebench.report.read.frame import Frame, load
+
+ROUTERS, DEFAULTS = ("router.", "optim.router"), "defaults of the router"
 
 
 def print_table(description: str, table_of: Callable[[list[dict[str, Any]]], str]) -> None:
@@ -45,12 +47,35 @@ def refuse_reported(row: Mapping[str, Any], task: str) -> None:
         )
 
 
+def usual(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The values, by key, that more than three in four settings have, and not all of them."""
+    found = {}
+    for key in {key for of in settings for key in of}:
+        values = [repr(of[key]) for of in settings if key in of]
+        most = max(values, key=values.count)
+        if 0.75 * len(settings) < values.count(most) < len(settings):
+            found[key] = next(of[key] for of in settings if key in of and repr(of[key]) == most)
+    return dict(sorted(found.items()))
+
+
 def named(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Each setting by the keys in which they differ; a single one by those of its router."""
+    """Each setting by the keys in which they differ, but for usual values.
+
+    A single one is named by the keys of its router.
+    """
     first = settings[0]
     if len(settings) == 1:
-        own = sorted((k, v) for k, v in first.items() if k.startswith(("router.", "optim.router")))
-        return [", ".join(f"{key}={value}" for key, value in own) or "defaults of the router"]
+        return [_words((k, v) for k, v in first.items() if k.startswith(ROUTERS)) or DEFAULTS]
     common = {key for key in first if all(of.get(key) == first[key] for of in settings)}
-    own = [sorted((k, v) for k, v in of.items() if k not in common) for of in settings]
-    return [", ".join(f"{key}={value}" for key, value in of) or "as the others" for of in own]
+    most = usual(settings)
+    return [
+        _words(
+            (k, v) for k, v in of.items() if k not in common and not (k in most and v == most[k])
+        )
+        or "as the others"
+        for of in settings
+    ]
+
+
+def _words(pairs: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(pairs))

@@ -36,9 +36,9 @@ H is no upper bound of what a scope can do. T and TD are fixed maps that see nei
 loss, so H is the worth of the domain to such a map alone; a learned router can gain from context as
 well."""
 BEHIND = """\
-All learned routers end behind T on average. Part of the effect may therefore be that a scope helps
-them to catch up, which need not have to do with domains; after more tokens the effect may be
-another. These runs cannot tell these apart."""
+All learned routers end on average behind T with the same settings of the router. Part of the effect
+may therefore be that a scope helps them to catch up, which need not have to do with domains; after
+more tokens the effect may be another. These runs cannot tell these apart."""
 HOMOGENEITY = """\
 At 1 each micro-batch is of one domain, at 0 domains are mixed freely. The level does not touch
 the groups of `global`, so micro is compared with the mean of all global arms. A mixed micro-batch

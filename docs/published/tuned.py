@@ -2,10 +2,12 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 
 from scipy.special import fdtri
 
 from benchmarks import headroom_size, noise, trials
+from benchmarks.tuning_runs import usual
 from docs.published.cells import Studies, code, made_with
 from docs.published.study import NOISE, TUNED, TUNING, Study
 from moebench.report.show.numbers import four_decimals
@@ -75,10 +77,17 @@ def sections(studies: Studies) -> list[str]:
     if TUNING in studies:
         sizes, tried = _whole(found[0]), trials.trials_of(found[0].runs)
         parts += [SIZES, headroom_size.table(sizes)] if sizes else []
-        parts += [BESIDE, TRIALS, trials.table(tried)] if tried else []
+        parts += [BESIDE, _of_trials(tried), trials.table(tried)] if tried else []
     parts += _noise(studies)
     commands = [of for study in found for name, of in study.about.items() if "command" in name]
     return [*parts, "The commands of this part; DIR is a folder of domains:", code(commands)]
+
+
+def _of_trials(tried: Sequence[trials.Trial]) -> str:
+    """What the table of trials is, with the values that it does not repeat."""
+    found = usual([trial.keys for trial in tried])
+    values = ", ".join(f"`{key}={value}`" for key, value in found.items())
+    return TRIALS + f" Where a row names no other value: {values}." * bool(values)
 
 
 def _noise(studies: Studies) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.noise import Setting, settings_of, table
 from benchmarks.trials import trials_of
-from benchmarks.tuning_runs import with_metrics
+from benchmarks.tuning_runs import named, usual, with_metrics
 from moebench.errors import RecordError
 from moebench.records import Record
 from moebench.report.read.frame import load
@@ -61,3 +61,11 @@ def test_reported_seeds_and_runs_without_twins_have_no_row(runs: Path, run: Make
     for table_of in (settings_of, trials_of):
         with pytest.raises(RecordError, match="seed 0 is one that is reported"):
             table_of(with_metrics(load([runs])))
+
+
+def test_settings_are_named_by_what_is_not_usual() -> None:
+    settings = [{"a": 1, "b": place, "c": 2 if place else 3, "d": 4} for place in range(5)]
+    assert usual(settings) == {"c": 2}
+    assert named(settings) == ["b=0, c=3", "b=1", "b=2", "b=3", "b=4"]
+    assert named(settings[:2]) == ["b=0, c=3", "b=1, c=2"]
+    assert named([settings[0] | {"router.init": 10}]) == ["router.init=10"]
