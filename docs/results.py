@@ -33,7 +33,7 @@ from docs.published.cells import (
     titles,
 )
 from docs.published.papers import PRESETS, paper, testbed
-from docs.published.picture import OF_ARMS, arms, effects, save_png
+from docs.published.picture import OF_ARMS, OF_WEIGHTS, arms, effects, frontier, save_png
 from docs.published.study import TUNED, Study, lost, read, save
 from docs.published.tuned import sections
 from docs.published.words import in_short, words
@@ -97,6 +97,9 @@ def each_study(studies: Studies) -> list[str]:
         parts += [*_arms(studies[name]), *_secondary(studies[name])]
         if studies[name].found("difference", metric=PRIMARY):
             parts.append(f"![The arms of {title}](img/results-{name}.png)")
+        if frontier(studies[name]) is not None:
+            picture = f"![Loss against load in {title}](img/results-{name}-frontier.png)"
+            parts += [picture, f"*{OF_WEIGHTS}*"]
     return ["## Each study", STUDIES, *filter(None, parts)] if parts else []
 
 
@@ -229,7 +232,9 @@ def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
 def draw(studies: Studies) -> None:
     """Write the pictures."""
     pictures = {"results": effects(in_order(studies))}
-    pictures |= {f"results-{name}": arms(studies[name]) for name in titles(studies)}
+    for name in titles(studies):
+        pictures[f"results-{name}"] = arms(studies[name])
+        pictures[f"results-{name}-frontier"] = frontier(studies[name])
     for name, picture in pictures.items():
         if picture is not None:
             save_png(IMAGES / f"{name}.png", picture.png)

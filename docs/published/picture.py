@@ -6,13 +6,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.headroom_size import LEARNED, role_of
 from docs.published.cells import Studies, nats, tested
 from docs.published.study import Study
 from moebench.plans import PRIMARY
 from moebench.report.draw.chart import Panel, Plot
 from moebench.report.draw.marks import bars, quantitative, zero_line
-from moebench.report.draw.plots import paper_band
+from moebench.report.draw.plots import LOG, LOG_AXIS, paper_band
 from moebench.report.draw.style import COLOURS, Spec, rounded
+from moebench.report.infer.frontier import MAX_VIO, WEIGHT
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.show.numbers import as_percent
 
@@ -24,6 +26,9 @@ CAPTION = (
 OF_ARMS = (
     "Points and bars: the differences of the table, with its intervals; full: tested, hollow: "
     "described. Ticks: single seeds."
+)
+OF_WEIGHTS = (
+    "Means over seeds, a line a scope; numbers: `loss.balance`. Lower and further left is better."
 )
 SHADES = 64  # colours of a PNG, which a page of plots needs no more of
 UNIT = "nats a byte"
@@ -68,6 +73,53 @@ def arms(study: Study) -> Plot | None:
     title = f"{UNIT}, less {against} (left of 0: better than {against})"
     spec = _forest(rows, ticks, title, gap=against == "micro")
     return _plot("arms", f"Differences to {against}", OF_ARMS, spec, len(rows))
+
+
+def frontier(study: Study) -> Plot | None:
+    """Loss against load, a line a scope through its weights; None where no scope has three."""
+    points: dict[str, list[Spec]] = {}
+    for runs in study.by_arm().values():
+        science = runs[0]["science"]
+        if (scope := role_of(science)) in LEARNED and WEIGHT in science:
+            at = {"x": mean_of([run["metrics"].get(MAX_VIO) for run in runs])}
+            at |= {"y": mean_of([nats(run) for run in runs])}
+            points.setdefault(scope, []).append({"weight": science[WEIGHT], "scope": scope, **at})
+    if max(map(len, points.values()), default=0) < 3:
+        return None
+    rows = [row for of in points.values() for row in sorted(of, key=lambda row: row["weight"])]
+    panel = Panel("frontier", _lines(rows, [*points]), width=420, height=240)
+    return Plot("frontier", "Loss against load", OF_WEIGHTS, (panel,), arms=False)
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Of numbers; None where one lacks."""
+    known = [value for value in values if value is not None]
+    return rounded(sum(known) / len(known)) if known and len(known) == len(values) else None
+
+
+def _lines(rows: Sequence[Spec], scopes: Sequence[str]) -> Spec:
+    """A line a scope, each point labelled by its weight, each line by its scope at the last one."""
+    x = quantitative(
+        "x", "MaxVio of the validation set (left: more even)", scale=LOG, axis=LOG_AXIS
+    )
+    y = quantitative("y", UNIT, axis={"format": "~g"})
+    kind = {"field": "scope", "type": "nominal", "legend": {"title": None}}
+    color = {
+        **kind,
+        "scale": {"domain": list(scopes), "range": [COLOURS[5], COLOURS[1], COLOURS[3]]},
+    }
+    shape = {**kind, "scale": {"domain": list(scopes), "range": "symbol"}}
+    order = {"field": "weight", "type": "quantitative"}
+    text = {"type": "text", "dx": 7, "dy": -7, "align": "left", "fontSize": 10}
+    shown = {"field": "weight", "type": "quantitative", "format": "~g"}
+    return {
+        "data": {"values": list(rows)},
+        "layer": [
+            {"mark": "line", "encoding": {"x": x, "y": y, "color": color, "order": order}},
+            {"mark": "point", "encoding": {"x": x, "y": y, "color": color, "shape": shape}},
+            {"mark": text, "encoding": {"x": x, "y": y, "text": shown, "color": color}},
+        ],
+    }
 
 
 def save_png(path: Path, png: bytes) -> None:

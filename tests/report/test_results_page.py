@@ -213,6 +213,26 @@ def test_a_picture_of_arms_shows_the_table_and_each_seed(runs: Path) -> None:
     assert sum(of_seeds) / 6 == pytest.approx(effect["value"], abs=1e-6)
 
 
+def test_a_study_of_weights_shows_loss_against_load() -> None:
+    study = Study({"study": "weight"})
+    for place, (scope, weight) in enumerate(product(("micro", "global"), (0.1, 0.02, 0.5))):
+        science = SCIENCE | {"loss.balance": weight} | (GLOBAL if scope == "global" else {})
+        for seed in range(2):
+            metrics = {"valid/bits_per_byte": (1 + place) / math.log(2)}
+            metrics |= {"load/max_vio_global": 0.1 + seed}
+            run = {"arm": f"{scope} {weight}", "seed": seed, "part": ""}
+            study.runs.append({**run, "science": science, "metrics": metrics})
+    plot = picture.frontier(study)
+    assert plot is not None
+    shown = plot.panels[0].spec["data"]["values"]
+    assert [(row["scope"], row["weight"], row["x"], row["y"]) for row in shown] == [
+        *(("micro", 0.02, 0.6, 2.0), ("micro", 0.1, 0.6, 1.0), ("micro", 0.5, 0.6, 3.0)),
+        *(("global", 0.02, 0.6, 5.0), ("global", 0.1, 0.6, 4.0), ("global", 0.5, 0.6, 6.0)),
+    ]
+    study.runs = study.runs[:4]
+    assert picture.frontier(study) is None
+
+
 def tuned(behind: float) -> Study:
     """One size on tuning seeds, whose learned arms end so much above T."""
     prescribed = {"loss.balance": None, "scope": "none"}
