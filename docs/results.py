@@ -67,10 +67,11 @@ SETTINGS = (  # what tells the size of a study
 STUDIES = f"""\
 Differences are paired by seed, in nats a byte. Their intervals have the level that was tested,
 which is 95 % unless a look of a stopping rule says otherwise; only differences that a study tests
-have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on. In
-pictures: {OF_ARMS[0].lower()}{OF_ARMS[1:]} `docs/results/preregistered.txt` was committed before
-the first run. It has the `sha256` that each `prereg.json` holds, the digest of the rest of its
-content."""
+have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on.
+{OF_ARMS}
+
+`docs/results/preregistered.txt` was committed before the first run. It has the `sha256` that each
+`prereg.json` holds, the digest of the rest of its content."""
 SECOND = "Secondary endpoints, a family of their own (paired t, Holm):"
 NOT_RUN = """\
 DIR is [a folder of domains](#text-of-many-domains). With `--register`, a command writes what the

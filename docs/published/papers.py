@@ -72,7 +72,30 @@ def shared(studies: Studies) -> str:
         f"Studies share seeds and runs: of the {len(keys)} runs in their tables, {len({*keys})} "
         "are distinct. Rows are therefore no replications of one another. What several studies "
         "find in the same runs stands once, with the study that planned the test."
+        f"{_ended_alike(studies)}"
     )
+
+
+def _ended_alike(studies: Studies) -> str:
+    """That one test ended several studies; "" where it did not."""
+    ended = [
+        link(title)
+        for name, title in titles(studies).items()
+        if "decided" in studies[name].about.get("look", "")
+        and _order(studies[name].about["study"])[:1] == ["01-global-below-micro"]
+    ]
+    if len(ended) < 2:
+        return ""
+    return (
+        f" One test, of global less micro, ended {', '.join(ended[:-1])} and {ended[-1]}: all name "
+        "it first. What they test after it had no say in the number of its seeds."
+    )
+
+
+def _order(study: str) -> list[str]:
+    """The findings that a shipped study tests, in order."""
+    preset = yaml.safe_load((PRESETS / f"{study}.yaml").read_text(encoding="utf-8"))
+    return preset.get("order", [])
 
 
 def _unit(effect: Row) -> str:

@@ -23,10 +23,10 @@ CAPTION = (
     "Points and bars: differences of two arms, with the interval at the level that was tested. "
     "Grey: the paper's global less micro, at an assumed 3 to 5 bytes a token."
 )
-OF_ARMS = (
-    "Points and bars: the differences of the table, with its intervals; full: tested, hollow: "
-    "described. Ticks: single seeds."
-)
+OF_ARMS = """\
+In pictures of arms, points and bars are the differences of the table with its intervals, full where
+they are tested and hollow where they are described; ticks are single seeds. Grey is the paper's
+global less micro, at an assumed 3 to 5 bytes a token."""
 OF_WEIGHTS = (
     "Means over seeds, a line a scope; numbers: `loss.balance`. Lower and further left is better."
 )

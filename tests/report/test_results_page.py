@@ -128,6 +128,10 @@ def test_the_first_lines_say_what_was_tested_and_how_far_it_reaches(runs: Path) 
     assert "have 2 layers of width 64 and saw 6.6 million tokens" in short
     assert "of the 48 runs in their tables, 24 are distinct" in rest
     assert "Studies share" not in SCRIPT["generated"]({"a": study})
+    assert "ended" not in rest.split("| finding |")[0].split("Studies share")[1]
+    study.about["look"] = "Stopping rule: the first finding is decided, which ends the study."
+    rest = SCRIPT["generated"]({"a": study, "b": study})
+    assert "One test, of global less micro, ended [scope on 2 domains, a](#scope-on-2" in rest
     study.settings = {}
     assert "layers of width" not in SCRIPT["generated"]({"a": study})
 
