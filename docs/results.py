@@ -215,13 +215,14 @@ def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
     def tell(line: str) -> None:
         print(line, file=sys.stderr)
 
-    old = read(TABLES)
-    for name, study in records.tuned(roots, machine).items():
+    old, made = read(TABLES), records.tuned(roots, machine)
+    for name, study in made.items():
         if name in old and (missing := lost(old[name], study)):
             raise RecordError(
                 f"docs/results/{name}.csv: RUNS lack {missing} of its {len(old[name].runs)} runs; "
                 "name all directories that hold some, or remove the file to begin anew"
             )
+    for name, study in made.items():
         save(TABLES / f"{name}.csv", study)
         tell(f"docs/results/{name}.csv: of {len(study.runs)} runs on tuning seeds")
     for plan, report in records.reports(roots, tell, unfinished=unfinished):

@@ -81,7 +81,8 @@ def tuned(roots: Sequence[Path], machine: str) -> dict[str, Study]:
 
     A run that both have is in both. The others chose sizes and weights.
     """
-    rows = [row for row in with_metrics(load(roots)) if row["seed"] >= FIRST_TUNING]
+    every = [row for root in roots for row in with_metrics(load([root]))]  # each keeps its copies
+    rows = [*{row["run"]: row for row in every if row["seed"] >= FIRST_TUNING}.values()]
     plans = [plan for plan in find_plans(roots)[0] if max(plan.seeds) >= FIRST_TUNING]
     of_noise = [plan for plan in plans if plan.name == NOISE]
     others = [plan for plan in plans if plan.name != NOISE]

@@ -51,6 +51,20 @@ def test_noise_has_a_csv_and_a_table_of_its_own(runs: Path) -> None:
     assert "moebench sweep --name noise seed=1000,1001\n" in part
 
 
+def test_one_run_in_two_directories_stays_in_both_csvs(runs: Path, tmp_path: Path) -> None:
+    """A run that chose a size has the identity of one that measures noise, under another name."""
+    sweeps(runs)
+    other = tmp_path / "other"
+    copy = make_run(other, "micro  0.0", 1000, 1.6, rows=[])
+    (other / copy.name).rename(other / "micro-s1000-renamed")
+    for roots in ([runs, other], [other, runs]):
+        found = records.tuned(roots, "a processor")
+        assert {name: len(study.runs) for name, study in found.items()} == {
+            "noise": 12,
+            "tuning": 2,
+        }
+
+
 def test_without_noise_the_page_tells_how_to_measure_it() -> None:
     study = "moebench sweep study=scope train.steps=600 optim.lr=1 data=folder data.path=DIR"
     commands = tuned.noise_commands(f"{study} 'seed=range(100,116)' --margin 0.0029")
