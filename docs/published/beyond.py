@@ -48,12 +48,14 @@ COST = """\
 The slowdown that expert layers would have over ranks that dispatch together (1: none,
 [how it is computed](metrics.md#what-does-it-cost)). All learned routers of one size that were
 trained with the same seeds are compared, whichever study they are of. Listed are those that no
-other beats in both means, however small the difference: a row may be there by chance. Prescribed
-and random routers are left out; [headroom](#each-study) has them."""
+other beats in both means, however small the difference: a row may be there by chance. A
+`homogeneity` below 1 mixes the data, and changes more than the balance. Prescribed and random
+routers are left out; [headroom](#each-study) has them."""
 GAIN = """\
 The share of the last tokens over which the baseline's mean validation loss fell by as much, on
-straight lines between its evaluations, with the ends of the 95 % interval of the difference. All
-evaluations lie on one schedule of the learning rate, so this is no scaling law."""
+straight lines between its evaluations, with the ends of the 95 % interval of the difference.
+Below 0, the arm is worse: the baseline was as good so much earlier. All evaluations lie on one
+schedule of the learning rate, so this is no scaling law."""
 
 
 def beyond(studies: Studies) -> list[str]:
