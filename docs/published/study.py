@@ -16,6 +16,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,13 +179,12 @@ def _number(cell: str) -> float | None:
 
 
 def lost(old: Study, new: Study) -> int:
-    """How many runs of one are not in another, by arm, seed, and loss to the digits of a CSV."""
+    """How many runs of one are not in another, by seed and loss to the digits of a CSV."""
 
-    def keys(study: Study) -> set[tuple[str, int, str]]:
-        loss = "valid/nats"
-        return {(of["arm"], of["seed"], _cell(of["metrics"].get(loss))) for of in study.runs}
+    def counted(study: Study) -> Counter[tuple[int, str]]:
+        return Counter((of["seed"], _cell(of["metrics"].get("valid/nats"))) for of in study.runs)
 
-    return len(keys(old) - keys(new))
+    return (counted(old) - counted(new)).total()
 
 
 def save(path: Path, study: Study) -> None:

@@ -30,9 +30,9 @@ OF_NOISE = """\
 How far two runs differ that differ by noise alone: s is the deviation of a paired difference of two
 such runs, s_U its upper 80 % bound, in nats a byte. Such runs are *twins*: one arm and seed, whose
 routers begin with weights that differ by a millionth (`router.perturb`), so that their true
-difference is 0. *Of the text* is the share of the variance that more validation text would remove,
-*minutes* are those of a run. The last column compares the time that equal power takes: s² times
-minutes, the least being 1."""
+difference is 0. *Of the text* is the share of the variance that more validation text would remove;
+as an estimate from few pairs, it can lie below 0. *Minutes* are those of a run. The last column
+compares the time that equal power takes: s² times minutes, the least being 1."""
 APART = """\
 Two deviations from {pairs} pairs each are told apart (F test, 5 %) where one is at least
 {ratio:.1f} times the other."""
