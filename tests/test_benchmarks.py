@@ -26,7 +26,7 @@ SHORT = {
     "stack": ("--smoke", "--rounds", "1", "--most", "2"),
     "study": ("--smoke",),
     "threads": ("--smoke",),
-    "products": ("--smoke", "--rounds", "1"),
+    "products": ("--smoke", "--rounds", "1", "--compile"),
 }
 
 
@@ -37,7 +37,7 @@ def test_a_benchmark_of_others_goes_to_its_end(name: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) >= 3
+    assert len(rows) > 3
 
 
 @pytest.mark.slow
