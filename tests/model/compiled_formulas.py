@@ -1,6 +1,7 @@
 """Fails unless the compiled formulas of attention are its eager pieces, and are compiled twice.
 
 Run by `test_cpu_operators.py`. A formula is compiled for its first size, and then for all sizes.
+Beyond the number of graphs that the compiler allows, it stays eager.
 """
 
 import torch
@@ -37,4 +38,6 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     for number in (5, 2, 3, 8, 5, 16):
         check(number)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        check(1)
     assert counters["stats"]["unique_graphs"] == 4, "of two formulas, two each"
