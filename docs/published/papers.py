@@ -33,8 +33,9 @@ Its abstract gives no figures, and its full text was not at hand. Each claim is 
 differences of arms. It agrees where the intervals of all lie above 0. It contradicts where one
 lies below 0, at the level for all of them together. No study has these claims in its order of
 findings: the verdicts rest on intervals alone, and hold for the claim as it is read here, at this
-size. Domain bits check that a treatment acts: to even the loads of each domain drives them to 0 by
-itself."""
+size. Whether a prescribed router bounds learned ones hangs on what it sees: `domain` sees the
+domain alone, `domain_token` the token as well. Domain bits check that a treatment acts: to even the
+loads of each domain drives them to 0 by itself."""
 
 
 def paper(studies: Studies) -> list[str]:
