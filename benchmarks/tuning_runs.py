@@ -48,14 +48,17 @@ def refuse_reported(row: Mapping[str, Any], task: str) -> None:
 
 
 def usual(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The values, by key, that more than three in four settings have, and not all of them."""
+    """The values, by key, that more than three in four settings have, and not all of them.
+
+    A key that a setting lacks, which is then at its default, has no usual value.
+    """
     found = {}
-    for key in {key for of in settings for key in of}:
-        values = [repr(of[key]) for of in settings if key in of]
+    for key in sorted(set.intersection(*({*of} for of in settings))):
+        values = [of[key] for of in settings]
         most = max(values, key=values.count)
         if 0.75 * len(settings) < values.count(most) < len(settings):
-            found[key] = next(of[key] for of in settings if key in of and repr(of[key]) == most)
-    return dict(sorted(found.items()))
+            found[key] = most
+    return found
 
 
 def named(settings: Sequence[Mapping[str, Any]]) -> list[str]:

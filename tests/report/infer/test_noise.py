@@ -69,3 +69,9 @@ def test_settings_are_named_by_what_is_not_usual() -> None:
     assert named(settings) == ["b=0, c=3", "b=1", "b=2", "b=3", "b=4"]
     assert named(settings[:2]) == ["b=0, c=3", "b=1, c=2"]
     assert named([settings[0] | {"router.init": 10}]) == ["router.init=10"]
+
+
+def test_a_key_that_a_setting_leaves_at_its_default_is_not_usual() -> None:
+    settings = [*({"a": place, "router.init": 10} for place in range(4)), {"a": 4}]
+    assert usual(settings) == {}
+    assert named(settings) == [*(f"a={place}, router.init=10" for place in range(4)), "a=4"]
