@@ -47,11 +47,11 @@ def chosen(tuned: Study) -> str:
     if not sizes:
         return "Size: none has been tried whole yet."
     if why := headroom_size.why_not(sizes[0]):
-        number = f"none of the {len(sizes)} sizes" if len(sizes) > 1 else "the only size"
-        no = "" if len(sizes) > 1 else "not "
+        told = f"none of the {len(sizes)} sizes", "", "the one with the largest score"
+        number, no, taken = told if len(sizes) > 1 else ("the only size", "not ", "it")
         return (
             f"Size: {number} tried on seeds that no study reports is {no}eligible. The studies "
-            f"take the one with the largest score all the same. It fails because: {'; '.join(why)} "
+            f"take {taken} all the same. It fails because: {'; '.join(why)} "
             "([what H is, and the table](#the-size-and-the-noise))."
         )
     best, name = sizes[0], headroom_size.named([of.keys for of in sizes])[0]
