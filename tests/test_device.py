@@ -154,16 +154,17 @@ def test_many_more_threads_than_cores_are_refused(monkeypatch: Patch) -> None:
 @pytest.mark.parametrize(
     ("cores", "words", "threads"),
     [
-        (2, "model=tiny global_bsz=32", 2),
-        (2, "model=tiny global_bsz=32 model.d_model=64 model.num_experts=52", 1),
+        (2, "model=tiny global_bsz=32", 1),
+        (2, "model=tiny global_bsz=32 model.d_model=256", 2),
         (2, "model=smoke global_bsz=32", 1),
         (2, "model=smoke global_bsz=32 run.threads=2", 2),
-        (2, "model=smoke global_bsz=32 router=relu method=remoe", 2),  # computes every expert
+        (2, "model=smoke global_bsz=64", 1),
+        (2, "model=smoke global_bsz=64 router=relu method=remoe", 2),  # computes every expert
         (2, "model=smoke global_bsz=32 model.moe=false scope=none", 2),
         (2, "model=small", 2),
         (2, "model=small run.device_bsz=1", 1),
-        (64, "model=tiny global_bsz=32", 6),
-        (2000, "model=small global_bsz=1024", 1024),  # as many as its record may say
+        (64, "model=tiny", 6),
+        (2000, "model=small global_bsz=4096", 1024),  # as many as its record may say
     ],
 )
 def test_each_thread_gets_a_part_of_a_product_that_is_worth_waking_it(
@@ -178,7 +179,7 @@ def test_ranks_share_the_cores_and_a_gpu_asks_for_no_product(
     pretend: Pretend, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(execution, "usable_cores", lambda: 64)
-    config = Composer().compose(["run.device=cpu", "model=small"])
+    config = Composer().compose(["run.device=cpu", "model=small", "global_bsz=256"])
     threads = [resolved(config, None, Ranks(size=size)).threads for size in (1, 4, 64)]
     assert threads == [64, 16, 1]
     small = Composer().compose(["model=smoke", "global_bsz=32"])

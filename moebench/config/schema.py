@@ -251,8 +251,8 @@ class RunConfig:
     )
     threads: int | None = knob(
         None,
-        "CPU threads; null takes 1 in a sweep, else all cores, but on a CPU one for each 2 million "
-        "FLOPs of an expert's product at most, so that small steps take 1; no more than 4 a core, "
+        "CPU threads; null takes 1 in a sweep, else all cores, but on a CPU one for each 8 million "
+        "FLOPs of an expert's product at most, so that small steps take 1; typed, at most 4 a core, "
         "or 64 if that is more",
         unit="threads",
         low=1,

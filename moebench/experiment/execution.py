@@ -16,7 +16,7 @@ from moebench.train.ranks import Ranks, world_size
 
 THREADS_A_CORE = 4  # that may be asked for
 ANY_MACHINE = 64  # threads that may be asked for anywhere
-THREAD_FLOPS = 2_000_000  # of a product that pay for a thread: about the time of waking one
+THREAD_FLOPS = 8_000_000  # of a product that pay for a thread, as measured (benchmarks/threads.py)
 
 
 def resolved(config: ExperimentConfig, record: Record | None, ranks: Ranks) -> RunConfig:
