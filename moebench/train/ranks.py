@@ -144,8 +144,17 @@ class Ranks:
 
 
 def world_size() -> int:
-    """The number of ranks that torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """The number of ranks that torchrun started; 1 without it.
+
+    Raises ConfigError if `WORLD_SIZE` is no such number.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise ConfigError(
+            f"WORLD_SIZE={size}: must be a whole number of ranks, at least 1; start them with "
+            "torchrun, or unset WORLD_SIZE"
+        )
+    return int(size)
 
 
 @contextmanager

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moebench.errors import ConfigError
 from moebench.records import Record
+from moebench.train.ranks import world_size
 from tests.calls import Result
 from tests.processes import moebench, moebench_on_ranks
 
@@ -99,6 +101,15 @@ def test_ranks_that_cannot_share_a_step_are_refused(
     result = train(tmp_path, 1, f"data.path={text_folder}", *words)
     assert result.code == 2
     assert f"error: {error}" in result.err
+
+
+@pytest.mark.parametrize("size", ["0", "-2", "two", "1.5", ""])
+def test_a_world_size_that_is_no_number_of_ranks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(ConfigError, match=f"^WORLD_SIZE={size}: must be a whole number of ranks"):
+        world_size()
 
 
 def test_a_sweep_refuses_to_run_under_torchrun(
