@@ -122,7 +122,7 @@ class Study:
         """What `to_csv` wrote.
 
         Raises RecordError for a line that it did not write, as where the file is cut off, and for a
-        path of a machine.
+        path of a machine; ValueError for a number that is none, KeyError for a column that lacks.
         """
         study, rows = cls(), csv.DictReader(io.StringIO(text))
         for cells in rows:
@@ -137,9 +137,10 @@ class Study:
             elif kind == "run":
                 own = {key: _value(cell) for key, cell in cells.items() if cell != ""}
                 fixed = {key: own.pop(key) for key in FIXED if key in own}
-                metrics = {key: own.pop(key) for key in SHOWN if key in own}
-                metrics |= {"seconds": fixed["seconds"]} if "seconds" in fixed else {}
-                science = {**study.settings, **own}
+                fixed["seed"] = int(cells["seed"])
+                metrics = {key: float(cells[key]) for key in SHOWN if key in own}
+                metrics |= {"seconds": float(cells["seconds"])} if "seconds" in fixed else {}
+                science = study.settings | {key: own[key] for key in own if key not in SHOWN}
                 study.runs.append(
                     {"part": "", **fixed, "arm": cells["arm"], "science": science}
                     | {"metrics": metrics}
@@ -149,6 +150,8 @@ class Study:
                 numbers = {key: _number(cells.get(key, "")) for key in NUMBERS}
                 known = {key: cell for key, cell in cells.items() if key in FIXED}
                 study.effects.append(empty | known | numbers)
+                if not all(map(str.isdecimal, cells.get("seeds", "").split())):
+                    raise ValueError(f"seeds {cells['seeds']}: are no whole numbers")
         return study
 
 
@@ -208,7 +211,8 @@ def _read(path: Path) -> Study:
             path.stem not in TUNED and not (study.effects and "study" in study.about)
         ):
             raise RecordError("holds no whole study")
-    except (RecordError, ValueError, csv.Error) as error:
+    except (RecordError, ValueError, KeyError, csv.Error) as error:
+        lacks = "lacks the column " if isinstance(error, KeyError) else ""
         again = f"git checkout {path}, or make it again from its runs"
-        raise RecordError(f"{path}: {error}; {again}") from error
+        raise RecordError(f"{path}: {lacks}{error}; {again}") from error
     return study

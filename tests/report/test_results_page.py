@@ -1,5 +1,7 @@
 """docs/results.md is made from the CSVs of docs/results/, and these from reports."""
 
+import csv
+import io
 import math
 import re
 import runpy
@@ -320,6 +322,26 @@ def test_a_csv_that_is_cut_off_is_named(runs: Path, tmp_path: Path, keep: float)
     end = int(keep * len(text)) if isinstance(keep, float) else keep
     path = tmp_path / "scope-0a1b2c.csv"
     path.write_text(text[:end])
+    with pytest.raises(RecordError, match=r"scope-0a1b2c.csv: .* make it again from its runs"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [("run", "seed"), ("run", "valid/bits_per_byte"), ("effect", "seeds"), ("row", "arm")],
+)
+def test_a_csv_with_a_damaged_cell_is_named(
+    runs: Path, tmp_path: Path, kind: str, column: str
+) -> None:
+    """A heading, the first row of kind `row`, too."""
+    header, *rows = csv.reader(io.StringIO(fake_study(runs).to_csv()))
+    row = next(row for row in (list(header), *rows) if row[0] == kind)
+    row[header.index(column)] = "abc"
+    if kind == "row":
+        header = row
+    text = io.StringIO()
+    csv.writer(text).writerows([header, *rows])
+    (tmp_path / "scope-0a1b2c.csv").write_text(text.getvalue())
     with pytest.raises(RecordError, match=r"scope-0a1b2c.csv: .* make it again from its runs"):
         read(tmp_path)
 
