@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from tables import Row, reason, show
+from tables import Row, at_least_one, reason, show
 from timing import device_here, header, timed
 from torch import Tensor
 
@@ -87,7 +87,7 @@ def row(name: str, precision: str, tf32: bool, rounds: int, device: torch.device
 def main() -> None:
     parser = argparse.ArgumentParser(description="The experts by torch and by Triton.")
     parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=[*SHAPES])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=at_least_one, default=20)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     device = device_here()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from shapes import SHAPES, SMOKE, Act, Shape, moebench_step
-from tables import Row, Tables, show
+from tables import Row, Tables, at_least_one, show
 from timing import header, timed
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -145,7 +145,7 @@ def row(shape: Shape, compute: torch.dtype, rounds: int, *, compiled: bool) -> R
 def main() -> None:
     parser = argparse.ArgumentParser(description="The products of a training step alone.")
     parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=["A", "D"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=at_least_one, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="one tiny shape, for tests")

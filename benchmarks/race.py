@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from shapes import SHAPES, SMOKE, WEIGHT, Act, Shape, moebench_step, tokens_of
-from tables import Row, Tables, reason, show
+from tables import Row, Tables, at_least_one, reason, show
 from timing import Seconds, device_here, header, timed
 from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeForCausalLM
@@ -259,7 +259,7 @@ def chosen(makers: dict[str, Make], words: list[str]) -> dict[str, Make]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A training step against that of transformers.")
     parser.add_argument("--shapes", nargs="+", choices=[*SHAPES], default=[*SHAPES])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=at_least_one, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--memory", action="store_true")

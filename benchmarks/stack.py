@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 from shapes import SHAPES, SMOKE, WEIGHT, Shape, model_of, moebench_step
-from tables import Tables, show
+from tables import Tables, at_least_one, show
 from timing import device_here, header, timed
 
 from moebench.balance import Global, Term
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Stacked arms, and more experts.")
     parser.add_argument("--shape", choices=[*SHAPES], default="D")
     parser.add_argument("--most", type=int, default=32, help="arms")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least_one, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="a tiny shape, for tests")

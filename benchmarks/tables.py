@@ -1,5 +1,6 @@
 """Figures as rows, which a benchmark prints as Markdown tables or as JSON. Needs no torch."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 
@@ -34,6 +35,14 @@ def cell(value: Value) -> str:
 def reason(error: Exception) -> str:
     """An error of whatever library in one line."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+def at_least_one(text: str) -> int:
+    """A typed number. Raises what argparse tells with the name of its argument."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: must be at least 1")
+    return number
 
 
 def show(tables: Tables, *, as_json: bool) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tables import Row, markdown
+from tables import Row, at_least_one, markdown
 
 from moebench.config.compose import Composer
 from moebench.config.cost import product_flops
@@ -63,7 +63,7 @@ def step_seconds(step: Step, threads: int, window: float) -> float:
     torch.set_num_threads(threads)
     step()
     began, number, took = time.perf_counter(), 0, 0.0
-    while took < window:
+    while not number or took < window:
         step()
         number, took = number + 1, time.perf_counter() - began
     return took / number
@@ -107,7 +107,7 @@ def row(words: str, cores: int, window: float, rounds: int) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Small steps by one thread and by all.")
     parser.add_argument("--seconds", type=float, default=2, help="of each window")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--smoke", action="store_true", help="as short as possible, for tests")
     args = parser.parse_args()
     sizes = SIZES

@@ -1,11 +1,14 @@
 """Every benchmark starts: it finds what it imports, and says what it does."""
 
+import argparse
 import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.tables import at_least_one
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 BENCHMARKS = [path for path in sorted(FOLDER.glob("*.py")) if "__main__" in path.read_text()]
@@ -18,6 +21,12 @@ def test_a_benchmark_starts(path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {path.name}")
+
+
+def test_a_benchmark_takes_a_round_at_least() -> None:
+    assert at_least_one("2") == 2
+    with pytest.raises(argparse.ArgumentTypeError, match="^0: must be at least 1"):
+        at_least_one("0")
 
 
 SHORT = {
