@@ -14,17 +14,15 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.tuning_runs import named, refuse_reported, with_metrics
+from benchmarks.tuning_runs import named, refuse_reported, rows_in
 from moebench.config.compose import Composer
 from moebench.errors import MoebenchError, RecordError
 from moebench.report.infer.power import BITS, Noise, noise_of
 from moebench.report.infer.statistics import quantile
-from moebench.report.read.frame import load
 
 STUDY = "headroom_size"
 SURE = 0.8  # of each bound
@@ -228,8 +226,7 @@ def main() -> None:
         if options.commands:
             print("\n".join(commands(options.words, Composer().study(STUDY).sizes)))
             return
-        frame = load([Path(word) for word in options.words or ["runs"]])
-        sizes = sizes_of(with_metrics(frame))
+        sizes = sizes_of(rows_in(options.words or ["runs"]))
         if not sizes:
             raise RecordError(f"no finished run of study={STUDY}; --commands prints what to run")
         print(table(sizes))

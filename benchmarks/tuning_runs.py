@@ -1,6 +1,7 @@
 """Runs on tuning seeds as rows: what `noise.py`, `trials.py` and `headroom_size.py` share."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,17 @@ def print_table(description: str, table_of: Callable[[list[dict[str, Any]]], str
     parser.add_argument("runs", nargs="*", default=["runs"], help="directories of runs")
     options = parser.parse_args()
     try:
-        print(table_of(with_metrics(load([Path(word) for word in options.runs]))))
+        print(table_of(rows_in(options.runs)))
     except MoebenchError as error:
         parser.exit(2, f"error: {error}\n")
+
+
+def rows_in(directories: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The finished runs of some directories; stderr says which records are left out, and why."""
+    frame = load([Path(word) for word in directories])
+    for run, reason in frame.problems:
+        print(f"left out: {run}: {reason}", file=sys.stderr)
+    return with_metrics(frame)
 
 
 def with_metrics(frame: Frame) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.noise import Setting, settings_of, table
 from benchmarks.trials import trials_of
-from benchmarks.tuning_runs import named, usual, with_metrics
+from benchmarks.tuning_runs import named, rows_in, usual, with_metrics
 from moebench.errors import RecordError
 from moebench.records import Record
 from moebench.report.read.frame import load
@@ -61,6 +61,16 @@ def test_reported_seeds_and_runs_without_twins_have_no_row(runs: Path, run: Make
     for table_of in (settings_of, trials_of):
         with pytest.raises(RecordError, match="seed 0 is one that is reported"):
             table_of(with_metrics(load([runs])))
+
+
+def test_a_record_that_cannot_be_read_is_named(
+    runs: Path, run: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(runs, "micro", 1000)
+    damaged = run(runs, "global", 1000)
+    (damaged.path / "summary.json").write_text("{")
+    assert [row["arm"] for row in rows_in([runs])] == ["micro"]
+    assert f"left out: {damaged.name}: " in capsys.readouterr().err
 
 
 def test_settings_are_named_by_what_is_not_usual() -> None:
