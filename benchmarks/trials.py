@@ -5,12 +5,13 @@
 Each setting of learned routers (steps, weight, `optim.router_lr`, `router.init`, model) has a row:
 its mean over scopes and seeds, less T (`router=hash`) of the same model, data, steps and seeds. The
 gates of T train, too, so T has a column for the setting's own rate and deviation of routers, and
-one for their defaults. A setting that is above 0 has not learned yet. The difference of scopes is
-printed nowhere.
+one for their defaults. A setting that is above 0 has not learned yet. Seeds differ by as much as
+settings do, so rows that have more seeds than others show the mean over those that all have as
+well, in parentheses. The difference of scopes is printed nowhere.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +45,15 @@ class Trial:
     plain: dict[tuple[str, int], float] = field(default_factory=dict)
     vio: dict[tuple[str, int], float] = field(default_factory=dict)
 
-    def less(self, token: Mapping[tuple[str, int], float]) -> float:
-        """The mean over runs that have a T; NaN without any."""
-        shared = [self.nats[run] - token[run] for run in self.nats if run in token]
+    @property
+    def seeds(self) -> set[int]:
+        return {seed for _, seed in self.nats}
+
+    def less(self, token: Mapping[tuple[str, int], float], seeds: Collection[int]) -> float:
+        """The mean over runs of some seeds that have a T; NaN without any."""
+        shared = [
+            self.nats[run] - token[run] for run in self.nats if run in token and run[1] in seeds
+        ]
         return float(np.mean(shared)) if shared else math.nan
 
 
@@ -76,7 +83,14 @@ def trials_of(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
             if (place := (_place(science, free), row["seed"])) in token:
                 kind[run] = token[place]
     known = [trial for trial in found.values() if trial.own or trial.plain]
-    return sorted(known, key=lambda trial: trial.less(trial.own or trial.plain))
+    shared = _shared(known)
+    return sorted(known, key=lambda of: of.less(of.own or of.plain, shared or of.seeds))
+
+
+def _shared(trials: Sequence[Trial]) -> set[int]:
+    """The seeds that all settings and their T have."""
+    seeds = [{seed for _, seed in trial.own or trial.plain} for trial in trials]
+    return set.intersection(*seeds) if seeds else set()
 
 
 def _place(science: Mapping[str, Any], free: Sequence[str]) -> str:
@@ -89,13 +103,23 @@ def table(trials: Sequence[Trial]) -> str:
     """A row a setting."""
     headers = ["setting", "arms", "seeds", "less T", "less T at defaults", "MaxVio valid"]
     lines = [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
+    shared = _shared(trials)
     for trial, name in zip(trials, named([of.keys for of in trials]), strict=True):
-        less = [trial.less(token) for token in (trial.own, trial.plain)]
         cells = [name, ", ".join(sorted({role for role, _ in trial.nats}))]
-        cells += [str(len({seed for _, seed in trial.nats}))]
-        cells += ["" if math.isnan(value) else f"{value:.4f}" for value in less]
+        cells += [str(len(trial.seeds))]
+        cells += [_less(trial, token, shared) for token in (trial.own, trial.plain)]
         lines.append(f"| {' | '.join([*cells, f'{np.mean([*trial.vio.values()]):.2f}'])} |")
     return "\n".join(lines)
+
+
+def _less(trial: Trial, token: Mapping[tuple[str, int], float], shared: set[int]) -> str:
+    """The mean over all seeds, where all have a T, and that over those that all settings have."""
+    whole = trial.nats.keys() <= token.keys()
+    cells = [f"{trial.less(token, trial.seeds):.4f}"] * whole
+    of_shared = trial.less(token, shared)
+    if not math.isnan(of_shared) and not (whole and trial.seeds == shared):
+        cells.append(f"({of_shared:.4f})")
+    return " ".join(cells)
 
 
 def table_of(rows: Iterable[Mapping[str, Any]]) -> str:

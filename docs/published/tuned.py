@@ -25,7 +25,9 @@ TRIALS = """\
 A learned router behind the hash of the token has not learned yet. Each row has other steps,
 weights or settings of the router. The gates of T train, too, so T is taken with the same settings
 of the router, and beside it with their defaults where that was trained. MaxVio shows whether
-loads are even. Rows of one seed show a direction and prove nothing."""
+loads are even. Rows of one seed show a direction and prove nothing. Seeds differ by as much as
+settings: in parentheses stands the mean over the seeds that all rows have, by which rows are
+ordered and can be compared."""
 OF_NOISE = """\
 How far two runs differ that differ by noise alone: s is the deviation of a paired difference of two
 such runs, s_U its upper 80 % bound, in nats a byte. Such runs are *twins*: one arm and seed, whose

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.trials import Trial, table
 from docs.published import records, tuned
 from docs.published.study import Study, lost
 from moebench.errors import RecordError
@@ -77,6 +78,20 @@ def test_without_noise_the_page_tells_how_to_measure_it() -> None:
         f"{start}train.steps=600 optim.ema=0.2",
         f"{start}train.steps=1200",
     ]
+
+
+def test_trials_are_compared_on_the_seeds_that_all_have() -> None:
+    """A seed on which routers learn well would else pass for a setting."""
+    few, many = (Trial({"train.steps": steps}) for steps in (400, 800))
+    for trial, seeds in ((few, (1000,)), (many, (1000, 1001, 1002))):
+        for seed in seeds:
+            run = "global", seed
+            trial.nats[run], trial.own[run] = 1.6 + 0.02 * (seed - 1000), 1.6
+            trial.vio[run] = 0.5
+    many.plain["global", 1000] = 1.61
+    *_, first, second = table([few, many]).splitlines()
+    assert first.endswith("| global | 1 | 0.0000 |  | 0.50 |")
+    assert second.endswith("| global | 3 | 0.0200 (0.0000) | (-0.0100) | 0.50 |")
 
 
 def test_a_csv_that_would_lose_runs_is_not_written(
