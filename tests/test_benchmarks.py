@@ -25,7 +25,7 @@ def test_a_benchmark_starts(path: Path) -> None:
 
 def test_a_benchmark_takes_a_round_at_least() -> None:
     assert at_least_one("2") == 2
-    with pytest.raises(argparse.ArgumentTypeError, match="^0: must be at least 1"):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^0: must be at least 1"):
         at_least_one("0")
 
 

@@ -252,8 +252,8 @@ class RunConfig:
     threads: int | None = knob(
         None,
         "CPU threads; null takes 1 in a sweep, else all cores, but on a CPU one for each 8 million "
-        "FLOPs of an expert's product at most, so that small steps take 1; typed, at most 4 a core, "
-        "or 64 if that is more",
+        "FLOPs of an expert's product at most, so that small steps take 1; typed, at most 4 a "
+        "core, or 64 if that is more",
         unit="threads",
         low=1,
         high=MOST_THREADS,
