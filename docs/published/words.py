@@ -25,7 +25,8 @@ WORDS = """\
   p is that of the test ([how verdicts are given](reading.md#verdicts)).
 - **H = T - TD** is what the domain is worth to a router that knows the token: the loss with experts
   fixed by a hash of the token (T, `hash`), less that with experts fixed by the domain and this hash
-  (TD, `domain_token`); see [headroom](reading.md#headroom).
+  (TD, `domain_token`); see [headroom](reading.md#headroom). It is computed in bits a byte, other
+  differences in nats a token, so that the two may differ in the last digit.
 - **MaxVio** is the largest load of an expert over the mean, less 1, so that 0 is even: *micro* over
   micro-batches of training, *valid* over the validation set ([load](metrics.md#is-it-balanced)).
 - **Domain bits** tell how much the expert says of the domain (0: nothing); they check that a scope
