@@ -48,7 +48,8 @@ class Local:
         self._path = plan.path(runs_dir)
         if self._stack is not None:  # for a batch, whose process takes the device that it finds
             return
-        uses_gpu = any(map(on_gpu, {job.config["run"]["device"] for job in plan.jobs}))
+        wanted = {job.config.get("run", {}).get("device", "auto") for job in plan.jobs}
+        uses_gpu = any(map(on_gpu, wanted))
         self._devices = self._chosen(device.visible_gpus()) if uses_gpu or self._gpus else []
         # One process with a stack of runs fills a GPU; several would only compete for it.
         self.room = self._processes or (max(1, len(self._devices)) if uses_gpu else usable_cores())
