@@ -146,13 +146,16 @@ def _in_precision(config: "ExperimentConfig", before: str) -> str:
     return "" if config.train.precision == "fp32" else before + config.train.precision
 
 
-def _threads(config: "ExperimentConfig", run: "RunConfig", ranks: "Ranks") -> str:
-    """The threads of a run, and why they are fewer than the cores where nobody asked for that."""
+def _threads(config: "ExperimentConfig", run: "RunConfig", ranks: "Ranks", resumed: bool) -> str:
+    """The threads of a run, and why they are fewer than the cores where nobody asked for that.
+
+    The record of a run that is resumed does not tell whether somebody did.
+    """
     from moebench.experiment.execution import available_threads, suited_threads
 
     text = f"{run.threads} thread{'s' if run.threads != 1 else ''}"
     suited, cores = suited_threads(replace(config, run=run), ranks), available_threads(ranks)
-    if config.run.threads is not None or run.threads != suited or suited == cores:
+    if resumed or config.run.threads is not None or suited == cores:
         return text
     return f"{text} of {cores}, as its products are small"
 
@@ -211,7 +214,7 @@ def _train(
     weights = ", ".join(f"{term}: {value:g}" for term, value in coefficients(treatment).items())
     ranks = Ranks(size=world_size())
     run = resolved(config, record if resume else None, ranks)
-    of_run = f"{_in_precision(config, ', ')}, {_threads(config, run, ranks)}"
+    of_run = f"{_in_precision(config, ', ')}, {_threads(config, run, ranks, resume)}"
     where = f"{run.device}{of_run}{_faster(config, run.device)}"
     print_message(f"{record.path}  {where}; balance loss per router: {weights or 'none'}")
     with TrainDisplay(record.name, config.train.steps) as display:
