@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Sequence
+from itertools import combinations
 
 from scipy.special import fdtri
 
@@ -33,11 +34,12 @@ How far two runs differ that differ by noise alone: s is the deviation of a pair
 such runs, s_U its upper 80 % bound, in nats a byte. Such runs are *twins*: one arm and seed, whose
 routers begin with weights that differ by a millionth (`router.perturb`), so that their true
 difference is 0. *Of the text* is the share of the variance that more validation text would remove;
-as an estimate from few pairs, it can lie below 0. *Minutes* are those of a run. The last column
-compares the time that equal power takes: s² times minutes, the least being 1."""
+as an estimate from few pairs, it can lie below 0. The last column
+compares the time that equal power takes: s² times *minutes* of a run, the least being 1. Runs that
+shared the machine with other work took more minutes a step, which counts against them here."""
 APART = """\
 Two deviations from {pairs} pairs each are told apart (F test, 5 %) where one is at least
-{ratio:.1f} times the other."""
+{ratio:.1f} times the other: {found}."""
 PLANNED = """\
 Which of these lowers the noise is not run yet: a learning rate of 0 at the end, an average of late
 weights, or twice the steps. The commands; DIR is a folder of domains:"""
@@ -100,11 +102,24 @@ def _noise(studies: Studies) -> list[str]:
     pairs = sorted(setting.noise().pairs for setting in settings)
     if len(pairs) > 1:
         ratio = math.sqrt(fdtri(pairs[0], pairs[0], 0.975))
-        parts.append(APART.format(pairs=pairs[0], ratio=ratio))
+        found = "; ".join(_apart(settings, ratio)) or "none here"
+        parts.append(APART.format(pairs=pairs[0], ratio=ratio, found=found))
     commands = [of.made()["command"] for name, of in studies.items() if name not in TUNED]
     if NOISE not in studies:
         parts += [PLANNED, code(noise_commands(commands[0] if commands else ""))]
     return parts
+
+
+def _apart(settings: Sequence[noise.Setting], ratio: float) -> list[str]:
+    """The pairs of settings whose deviations have this ratio, the smaller one first."""
+    ranked = sorted(settings, key=lambda of: of.noise().sd)
+    names = [f"`{name}`" for name in headroom_size.named([of.keys for of in ranked])]
+    pairs = combinations(zip(names, ranked, strict=True), 2)
+    return [
+        f"{small} below {large}"
+        for (small, low), (large, high) in pairs
+        if high.noise().sd >= ratio * low.noise().sd
+    ]
 
 
 def noise_commands(command: str) -> list[str]:

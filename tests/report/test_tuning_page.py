@@ -47,7 +47,7 @@ def test_noise_has_a_csv_and_a_table_of_its_own(runs: Path) -> None:
     rows = [line.split(" | ")[:2] for line in part.splitlines() if line.startswith("| ")][1:]
     assert rows == [["| as the others", "4"], ["| optim.final=0", "4"]]
     assert "Two deviations from 4 pairs each are told apart (F test, 5 %) where one is at" in part
-    assert "3.1 times the other." in part
+    assert "3.1 times the other: `as the others` below `optim.final=0`." in part
     assert "not run yet" not in part
     assert "moebench sweep --name noise seed=1000,1001\n" in part
 
