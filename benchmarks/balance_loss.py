@@ -16,6 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from tables import at_least_one
 from timing import device_here, header, timed
 from torch import Tensor
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
@@ -114,7 +115,7 @@ def check(device: torch.device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The cost of the balance loss.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=at_least_one, default=25)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = device_here()

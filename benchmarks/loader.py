@@ -12,6 +12,7 @@ import statistics
 from functools import partial
 
 import torch
+from tables import at_least_one
 from timing import device_here, header, timed
 
 from moebench.config.compose import Composer
@@ -26,7 +27,7 @@ from moebench.train.step import Step
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=at_least_one, default=15)
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from tables import at_least_one
+
 MOEBENCH = ("-m", "moebench.cli")
 COMPLETION = {
     "_MOEBENCH_COMPLETE": "complete_fish",
@@ -104,7 +106,7 @@ def prepare(place: Path, env: dict[str, str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The duration of commands.")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least_one, default=7)
     parser.add_argument("--arms", type=int, default=1000, help="of the sweep that is planned")
     args = parser.parse_args()
     rounds = args.rounds

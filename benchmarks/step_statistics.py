@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tables import at_least_one
 from timing import header, timed
 
 from moebench.balance import Estimator, Global, Term
@@ -35,7 +36,7 @@ def cpu_seconds(act: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="The cost of a step's statistics.")
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=at_least_one, default=15)
     parser.add_argument("--log-every", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)

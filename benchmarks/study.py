@@ -21,6 +21,7 @@ from multiprocessing.synchronize import Barrier
 
 import torch
 from shapes import SHAPES, moebench_step
+from tables import at_least_one
 from timing import device_here, header
 
 from moebench.machine import usable_cores
@@ -84,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A whole study against its runs one by one.")
     parser.add_argument("--seconds", type=float, default=20, help="seconds per shape")
     parser.add_argument("--steps", type=int, default=100, help="steps of each run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=at_least_one, default=3)
     parser.add_argument("--skip-threads", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="as short as possible, for tests")
     args = parser.parse_args()

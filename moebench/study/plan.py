@@ -62,11 +62,12 @@ def make_plan(
     numbered = _numbered(configs, corpora)
     jobs = distinct(numbered, of_grid=study is None)
     study = study or _grid(axes.name or GRID, jobs)
+    labels = [*dict.fromkeys(job.label for job in jobs)]
     plan = Plan(
         name=study.name,
         question=study.question,
         size=study.size,
-        baseline=_followed(study.baseline, [*dict.fromkeys(job.label for job in jobs)]),
+        baseline=_followed(study.baseline, labels),
         primary=study.primary,
         secondary=_metrics(study.secondary),
         order=tuple(study.order),
@@ -77,7 +78,6 @@ def make_plan(
         jobs=tuple(jobs),
     )
     if plan.baseline_hash() is None:
-        labels = [*dict.fromkeys(job.label for job in jobs)]
         word = shlex.quote(f"study.baseline={json.dumps(labels[0])}")
         raise ConfigError(
             f"study.baseline={study.baseline}: is the label of no arm; choose one of "
