@@ -173,9 +173,10 @@ def not_run(studies: Studies) -> list[str]:
 
 
 def _like(command: str, name: str) -> str:
-    """The command of another study of the same size, without what this one varies or lacks."""
+    """The command of another study of the same size, without what is its own or this one lacks."""
     preset = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
     varied = {word.partition("=")[0] for arm in preset["arms"] for word in arm.split()}
+    varied.add("study.order")
     words = [word for word in shlex.split(command) if word.partition("=")[0] not in varied]
     words[2] = f"study={name}"
     if "order" not in preset and "--until-decided" in words:  # no finding to look at

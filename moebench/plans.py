@@ -24,6 +24,7 @@ from moebench.seals import is_sealed, refuse_link, refuse_links, with_digest
 PRIMARY = "valid/nats"  # the endpoint of a study that names none
 GRID = "sweep"  # the name of a grid that has none of its own
 SECONDARY = ("router/replay_cost", "load/max_vio_micro")  # of runs of no study, and of a grid
+ORDER = "study.order="  # begins the override that names the findings of a study
 COST_FILE = "cost.json"  # beside a plan: the time that a step of each arm takes alone
 
 
@@ -161,6 +162,15 @@ class Plan:
         """The part with so many seeds."""
         kept = {*self.seeds[:seeds]}
         return replace(self, jobs=tuple(job for job in self.jobs if job.seed in kept))
+
+    def in_order(self, order: Sequence[str]) -> "Plan":
+        """The plan in an order of findings that its preset does not declare, and words for it."""
+        words = None if self.typed is None else (*self.typed, f"{ORDER}[{','.join(order)}]")
+        return replace(self, order=tuple(order), typed=words)
+
+    @property
+    def order_is_typed(self) -> bool:
+        return any(word.startswith(ORDER) for word in self.typed or ())
 
     @property
     def title(self) -> str:

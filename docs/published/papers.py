@@ -18,7 +18,8 @@ from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, NOT
 from moebench.report.show.numbers import as_percent, four_decimals
 
 TESTBED = "arXiv 2604.07030"
-FIRST = findings()["01-global-below-micro"]["claim"]
+KNOWN = "01-global-below-micro"
+FIRST = findings()[KNOWN]["claim"]
 DECLARED = Path(__file__).with_name("testbed.yaml")
 PRESETS = Path(__file__).parents[2] / "conf" / "study"
 HEADERS = ("finding", "verdict", "here", "tokens", "seeds", "study")
@@ -83,7 +84,7 @@ def _ended_alike(studies: Studies) -> str:
         link(title)
         for name, title in titles(studies).items()
         if "decided" in studies[name].about.get("look", "")
-        and _order(studies[name].about["study"])[:1] == ["01-global-below-micro"]
+        and studies[name].about.get("order", "").partition(", ")[0] == KNOWN
     ]
     if len(ended) < 2:
         return ""
@@ -91,12 +92,6 @@ def _ended_alike(studies: Studies) -> str:
         f" One test, of global less micro, ended {', '.join(ended[:-1])} and {ended[-1]}: all name "
         "it first. What they test after it had no say in the number of its seeds."
     )
-
-
-def _order(study: str) -> list[str]:
-    """The findings that a shipped study tests, in order."""
-    preset = yaml.safe_load((PRESETS / f"{study}.yaml").read_text(encoding="utf-8"))
-    return preset.get("order", [])
 
 
 def _unit(effect: Row) -> str:

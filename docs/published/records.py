@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.tuning_runs import with_metrics
 from docs.published.study import NO_VERDICT, NOISE, PATH, SHOWN, TUNING, Row, Study
 from moebench.errors import RecordError
@@ -106,7 +108,14 @@ def _tuned(rows: Sequence[Row], plans: Sequence[Plan], machine: str) -> Study:
 
 
 def typed(plan: Plan) -> str:
-    """The command that makes a plan, with DIR in place of paths."""
+    """The command that makes a plan, with DIR in place of paths.
+
+    It names the order of findings of a plan that was made before its preset declared another.
+    """
+    preset = STUDIES / f"{plan.name}.yaml"
+    if plan.order and not plan.order_is_typed and preset.is_file():
+        declared = yaml.safe_load(preset.read_text(encoding="utf-8")).get("order", ())
+        plan = plan if tuple(declared) == plan.order else plan.in_order(plan.order)
     if plan.typed is None:
         return ""
     words = ["moebench", "sweep", *(PATH.sub(r"\1DIR", word) for word in plan.typed)]
@@ -129,6 +138,7 @@ def _about(plan: Plan, table: Table, rows: Sequence[Row]) -> dict[str, str]:
         "interim": interim(table),
         "too early": table.too_early,
         "few seeds": _few(table),
+        "order": ", ".join(plan.order),
         "look": look(table),
         "registration": registration(table),
         "cautions": " ".join(cautions(table)),

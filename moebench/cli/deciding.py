@@ -116,6 +116,7 @@ class Rule(NamedTuple):
             )
         if known is not None and margin is None:
             margin = known.margin
+        plan = _in_its_order(plan, known)
         most = _most(plan, self.most_seeds) if self.until_decided else None
         typed = self._words(plan.typed or (), margin)
         plan = replace(plan, most_seeds=most, margin=margin, typed=typed)
@@ -171,6 +172,20 @@ def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     print_message(f"{damage}; the sweep writes it again by {registered.path.name}")
     return replace(plan, **fixed), ""
+
+
+def _in_its_order(plan: "Plan", known: "Plan | None") -> "Plan":
+    """The plan in the order of findings that an earlier sweep stored, unless another is typed.
+
+    A preset may begin with another finding since.
+    """
+    if known is None or known.order in ((), plan.order) or plan.order_is_typed:
+        return plan
+    print_message(
+        f"{plan.slug}: keeps the order of findings that it was planned with, "
+        f"{', '.join(known.order)}, and not that of study={plan.name}"
+    )
+    return plan.in_order(known.order)
 
 
 def _most(plan: "Plan", typed: int | None) -> int:

@@ -175,6 +175,26 @@ def test_another_order_of_findings_is_refused_once_runs_have_begun(
     assert only_plan().order[0] == "01-global-below-micro"
 
 
+def test_a_study_keeps_the_order_of_findings_that_it_was_planned_with(
+    call: Call, trained: dict[str, Any], words: list[str], small: list[str]
+) -> None:
+    """A preset may begin with another finding since."""
+    order = "study.order=[02-shuffled-below-micro,01-global-below-micro]"
+    assert call(*words, order, "--register").code == 0
+    again = call(*words, "--register")
+    assert again.code == 0, "it is registered already"
+    assert "was planned with, 02-shuffled-below-micro, 01-global-below-micro, and not" in again.err
+    done = call(*words)
+    assert (done.code, trained["seeds"]) == (0, [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9, 10, 11]])
+    assert "stopping rule: 02-shuffled-below-micro is looked at after" in done.err
+    assert only_plan().order == ("02-shuffled-below-micro", "01-global-below-micro")
+    assert order in (only_plan().typed or ()), "the words that make it elsewhere"
+    [table] = json.loads(call("report", "--study", "scope", "--json").out)["tables"]
+    assert [d.partition(":")[0] for d in table["registered"]["deviations"]] in ([], ["code"])
+    plain = [*STUDY, *small, "seed=20"]
+    assert "keeps the order" not in call(*plain, "--dry-run").err, "of a plan of its own"
+
+
 def test_a_margin_that_ends_nothing_is_told(
     call: Call, trained: dict[str, Any], words: list[str]
 ) -> None:

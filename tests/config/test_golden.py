@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from moebench.config.compose import Composer
-from moebench.config.identity import arm_hash, label, run_name
+from moebench.config.compose import Composer, from_dict
+from moebench.config.identity import arm_hash, label, run_name, science
 from moebench.config.schema import StudyConfig
-from moebench.study import make_plan, plan
+from moebench.report.paper.verdicts import Evidence, effects
+from moebench.study import Plan, make_plan, plan
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CONTENT = "c0ffee0000"  # stands for the hash of data and tokenizer
@@ -77,6 +79,14 @@ def planned(words: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"plan": made.slug, "baseline": made.baseline, "runs": len(made.jobs), "arms": arms}
 
 
+def has_findings(made: Plan) -> set[str]:
+    """The findings on the primary endpoint whose arms a plan has."""
+    configs = {job.arm_hash: from_dict(job.config) for job in made.jobs}
+    sciences = [science(config, CONTENT) for config in configs.values()]
+    values = np.random.default_rng(0).normal(size=(6, len(sciences)))
+    return {effect.name for effect in effects(Evidence([*configs], sciences, values, None))}
+
+
 def golden() -> dict[str, Any]:
     return json.loads(GOLDEN.read_bytes())
 
@@ -98,6 +108,7 @@ def test_a_study_is_planned_and_keeps_its_names(
     arms = {job.arm_hash for job in made.jobs}
     assert len(arms) > 1
     assert len(made.jobs) == len(arms) * len({job.seed for job in made.jobs}), "every arm, any seed"
+    assert {*made.order} <= has_findings(made)
     assert planned(words, monkeypatch) == golden()["studies"][words]
 
 

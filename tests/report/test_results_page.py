@@ -5,6 +5,7 @@ import io
 import math
 import re
 import runpy
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from docs.published import beyond, picture, records
 from docs.published.cells import distinct
 from docs.published.papers import weighed
 from docs.published.study import SHOWN, Study, read
+from moebench.config.compose import Composer
 from moebench.errors import RecordError
 from moebench.plans import read_plan
 from moebench.report import make_report
@@ -79,7 +81,7 @@ def test_a_csv_keeps_all_of_a_study_and_no_path(runs: Path) -> None:
     again = Study.of_csv(text)
     assert again.to_csv() == text
     assert "secret" not in text
-    assert again.effects[0]["command"].endswith("data=folder data.path=DIR")
+    assert " data=folder data.path=DIR" in again.effects[0]["command"]
     assert [(run["arm"], run["seed"]) for run in again.runs[:2]] == [("micro", 0), ("micro", 1)]
     assert again.runs[0]["science"] == study.runs[0]["science"]
     assert again.runs[0]["metrics"].keys() & {*SHOWN} == {
@@ -134,8 +136,23 @@ def test_the_first_lines_say_what_was_tested_and_how_far_it_reaches(runs: Path) 
     study.about["look"] = "Stopping rule: the first finding is decided, which ends the study."
     rest = SCRIPT["generated"]({"a": study, "b": study})
     assert "One test, of global less micro, ended [scope on 2 domains, a](#scope-on-2" in rest
+    study.about["order"] = "02-shuffled-below-micro, 01-global-below-micro"
+    assert "One test, of global less micro" not in SCRIPT["generated"]({"a": study, "b": study})
     study.settings = {}
     assert "layers of width" not in SCRIPT["generated"]({"a": study})
+
+
+def test_a_command_names_an_order_of_findings_that_its_preset_no_longer_declares(
+    runs: Path,
+) -> None:
+    study = fake_study(runs)
+    assert study.about["order"] == "01-global-below-micro"
+    assert study.made()["command"].endswith("data.path=DIR 'study.order=[01-global-below-micro]'")
+    [path] = runs.glob("studies/*/plan.json")
+    plan = read_plan(path)
+    preset = replace(plan, order=tuple(Composer().study(plan.name).order))
+    assert "study.order" not in records.typed(preset)
+    assert records.typed(plan.in_order(plan.order)).count("study.order") == 1
 
 
 def test_headroom_stands_beside_the_effect_of_a_study_of_that_size(runs: Path) -> None:
