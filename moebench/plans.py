@@ -122,7 +122,8 @@ class Plan:
         typed: words after `moebench sweep` that make this plan; None where they are not known.
         most_seeds: of a study that ends by rule (`moebench.looks`); None: it trains all of them.
         margin: below which its first finding counts as no difference, in nats a byte, or in the
-            unit of another primary metric; None: there is none.
+            unit of another primary metric; of a slope, for what the finding says, as for each
+            doubling; None: there is none.
         folder: where it was read from; None for a plan that was not.
         searches: that chose values of arms.
         tuned_by: words after `moebench` that make their trials.

@@ -60,8 +60,8 @@ Margin = Annotated[
     typer.Option(
         "--margin",
         metavar="NATS",
-        help="a difference below so many nats a byte is none that matters; or a headroom study, "
-        "of whose H a quarter is taken",
+        help="a difference or slope below so many nats a byte is none that matters; or a headroom "
+        "study, of whose H a quarter is taken",
     ),
 ]
 
@@ -278,16 +278,24 @@ def print_registered(plan: "Plan", runs_dir: Path, margin_from: str) -> None:
 def print_rule(plan: "Plan", console: "Console") -> None:
     """Print the looks of a plan that ends by rule."""
     from moebench.looks import looks
-    from moebench.report.paper.findings import findings
 
     if plan.most_seeds:
         each = [f"{look.seeds} ({100 * look.level:g} %)" for look in looks(plan.most_seeds)]
-        margin = "no margin" if plan.margin is None else f"margin {plan.margin:g} nats a byte"
-        kind = findings().get(plan.order[0], {}).get("type", "finding")
-        if kind != "difference":
-            margin = f"no stop by margin, which only a difference has: it is of type {kind}"
+        margin = "no margin" if plan.margin is None else _margin_of(plan.order[0], plan.margin)
         at = f"{', '.join(each[:-1])} and {each[-1]} seeds"
         print_message(f"stopping rule: {plan.order[0]} is looked at after {at}; {margin}", console)
+
+
+def _margin_of(name: str, margin: float) -> str:
+    """The margin of a finding in words, with what a slope is for."""
+    from moebench.report.paper.findings import findings, has_margin
+    from moebench.report.paper.selectors import AXES
+
+    finding = findings().get(name, {"type": ""})
+    if not has_margin(finding):
+        return "no stop by margin, which a ranking does not have"
+    per = AXES[finding["along"]][1] if "along" in finding else ""
+    return f"margin {margin:g} nats a byte{per}"
 
 
 def train_until_decided(

@@ -195,14 +195,21 @@ def test_a_study_keeps_the_order_of_findings_that_it_was_planned_with(
     assert "keeps the order" not in call(*plain, "--dry-run").err, "of a plan of its own"
 
 
-def test_a_margin_that_ends_nothing_is_told(
-    call: Call, trained: dict[str, Any], words: list[str]
+@pytest.mark.parametrize(
+    ("finding", "told"),
+    [
+        ("01-global-below-micro", "margin 0.1 nats a byte to train"),
+        ("04-falls-with-balance-bsz", "margin 0.1 nats a byte a doubling"),
+        ("05-pure-micro-batches", "margin 0.1 nats a byte from mixed to pure"),
+        ("08-buffer-equals-exact", "margin 0.1 nats a byte to train"),
+        ("15-global-bias-micro", "no stop by margin, which a ranking does not have"),
+    ],
+)
+def test_what_the_margin_is_for_is_told(
+    call: Call, trained: dict[str, Any], words: list[str], finding: str, told: str
 ) -> None:
-    trend = "study.order=[04-falls-with-balance-bsz]"
-    said = call(*words, trend, "--margin", "0.1", "--dry-run").out.replace("\n", " ")
-    assert "no stop by margin, which only a difference has: it is of type trend" in said
-    said = call(*words, "--margin", "0.1", "--dry-run").out
-    assert "margin 0.1 nats a byte" in said
+    said = call(*words, f"study.order=[{finding}]", "--margin", "0.1", "--dry-run").out
+    assert told in " ".join(said.split())
 
 
 def test_hours_end_at_a_whole_look(

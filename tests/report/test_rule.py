@@ -27,12 +27,20 @@ GLOBAL, SHUFFLED = {"balance_bsz": 128}, {"balance_bsz": 128, "scope": "shuffled
 def study(runs: Path, run: Make, plan: Callable[..., Path]) -> Callable[..., Path]:
     """A study of at most 12 seeds, whose global is lower by some deviations of a difference."""
 
-    def made(effect: float, seeds: int = 3, *, most: int = 12, twin: bool = False, **more: Any):
+    def made(
+        effect: float,
+        seeds: int = 3,
+        *,
+        third: tuple[str, float, dict[str, Any]] | None = None,
+        most: int = 12,
+        twin: bool = False,
+        **more: Any,
+    ) -> Path:
         rng, records = np.random.default_rng(5), []
         arms: list[tuple[str, float, dict[str, Any]]] = [
             ("micro", 0.0, MICRO),
             ("global", effect, GLOBAL),
-            ("shuffled", effect, SHUFFLED),
+            third or ("shuffled", effect, SHUFFLED),
         ]
         if twin:
             arms.append(("micro perturb=1e-06", 0.0, MICRO | {"router.perturb": 1e-6}))
@@ -74,7 +82,7 @@ def test_a_difference_ends_a_study_at_its_first_look(
     made, content = report(runs)
     (about,) = content["tables"]
     assert about["rule"]["look"] == {"number": 1, "of": 3, "seeds": 3, "most": 12, "level": 0.005}
-    assert (about["rule"]["outcome"], about["rule"]["ended"]) == ("a difference", True)
+    assert (about["rule"]["outcome"], about["rule"]["ended"]) == ("decided", True)
     assert (about["level"], about["interim"], content["unfinished"]) == (0.005, None, [])
     assert [verdict for verdict, _ in findings(content)[:2]] == ["agrees", "agrees"]
     text = texts(made)
@@ -185,6 +193,72 @@ def test_a_difference_within_the_margin_ends_a_study_and_its_order(
     assert findings(content)[0] == ("within margin", "between -0.2 and 0.2")
     assert findings(content)[1][0] == "not tested"
     assert "no difference beyond the margin of 0.2 nats a byte, which ends the study" in texts(made)
+
+
+SLOPE = ["04-falls-with-balance-bsz", "01-global-below-micro"]
+AS_GOOD = ["03-shuffled-equals-global", "01-global-below-micro"]
+
+
+def middle(effect: float) -> tuple[str, float, dict[str, Any]]:
+    """An arm on the line from micro to global, whose groups have 4 and 128 sequences."""
+    return "global-16", effect * 2 / 5, {"balance_bsz": 16}
+
+
+@pytest.mark.parametrize(
+    ("effect", "margin", "outcome", "verdicts"),
+    [
+        (-40.0, None, "decided", ["agrees", "agrees"]),
+        (-40.0, 0.2, "decided", ["agrees", "agrees"]),  # 0.08 a doubling, but off zero
+        (0.0, 0.05, "no difference beyond the margin", ["within margin", "not tested"]),
+        (0.0, 0.001, "", ["cannot tell", "not tested"]),
+        (0.0, None, "", ["cannot tell", "not tested"]),
+    ],
+)
+def test_a_slope_ends_a_study(
+    runs: Path,
+    study: Callable[..., Path],
+    effect: float,
+    margin: float | None,
+    outcome: str,
+    verdicts: list[str],
+) -> None:
+    study(effect, third=middle(effect), order=SLOPE, margin=margin)
+    made, content = report(runs)
+    assert content["tables"][0]["rule"]["outcome"] == outcome
+    said = {each["type"]: each for each in content["findings"]}
+    assert [said[kind]["verdict"] for kind in ("trend", "difference")] == verdicts
+    if verdicts[0] == "within margin":
+        assert said["trend"]["reason"] == "between -0.05 and 0.05 a doubling"
+        assert "the margin of 0.05 nats a byte a doubling, which ends" in texts(made)
+    if outcome == "":
+        assert "the next look is at 6 seeds" in texts(made)
+
+
+@pytest.mark.parametrize(
+    ("effect", "shuffled", "margin", "outcome", "verdicts"),
+    [
+        (-40.0, -40.0, None, "decided", ["agrees", "agrees"]),  # within a quarter of the gap
+        (-40.0, 0.0, 0.2, "decided", ["contradicts", "agrees"]),
+        (0.0, 0.0, 0.2, "no difference beyond the margin", ["within margin", "not tested"]),
+        (-40.0, -30.0, 0.001, "", ["cannot tell", "not tested"]),  # off zero, at the quarter
+        (0.0, 0.0, None, "", ["cannot tell", "not tested"]),  # no gap to measure by
+    ],
+)
+def test_as_good_as_ends_a_study(
+    runs: Path,
+    study: Callable[..., Path],
+    effect: float,
+    shuffled: float,
+    margin: float | None,
+    outcome: str,
+    verdicts: list[str],
+) -> None:
+    study(effect, third=("shuffled", shuffled, SHUFFLED), order=AS_GOOD, margin=margin)
+    content = report(runs)[1]
+    assert content["tables"][0]["rule"]["outcome"] == outcome
+    said = {each["claim"]: each["verdict"] for each in content["findings"]}
+    claims = ("Shuffled is as good as global.", "Global gives a lower perplexity than micro.")
+    assert [said[claim] for claim in claims] == verdicts
 
 
 def test_without_the_rule_nothing_changes(runs: Path, study: Callable[..., Path]) -> None:

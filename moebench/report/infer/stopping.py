@@ -2,12 +2,14 @@
 
 The rule looks at the first finding of the study's order alone. It ends the study if that finding is
 decided at the level of the look, or if its interval at that level lies within a margin: then there
-is no difference that matters. Both claims read one interval, so that together they err no more
-often than the interval misses the truth. All other findings follow in their order, at the level of
-the look, and only behind a difference: behind a claim of no difference, a second test at the full
-level would add to the error. A true difference of the margin or more may be called none, or let a
-later finding err: both together are bounded by 1.5 times the level, and stay below the level in
-simulations (docs/reading.md).
+is no difference that matters. A difference or a slope is decided where it is told from 0; both
+claims read one interval, so that together they err no more often than the interval misses the
+truth. An equality is decided by its own test, against a quarter of the gap of micro and global; the
+margin says the same by a size that was fixed beforehand. All other findings follow in their order,
+at the level of the look, and only behind a decided one: behind an interval within the margin, a
+second test at the full level would add to the error. A true difference of the margin or more may be
+called none, or let a later finding err: both together are bounded by 1.5 times the level, and stay
+below the level in simulations (docs/reading.md).
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +20,7 @@ from moebench.looks import Look, looks
 from moebench.plans import Plan
 from moebench.report.infer.contrasts import Contrast
 
-DIFFERENCE, WITHIN, OPEN = "a difference", "no difference beyond the margin", ""
+DECIDED, WITHIN, OPEN = "decided", "no difference beyond the margin", ""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Rule:
         margin: as in the plan.
         seeds: of the look, in order.
         void: why its level does not hold; "" if it does.
-        outcome: of the look: DIFFERENCE, WITHIN, or OPEN.
+        outcome: of the look: DECIDED, WITHIN, or OPEN.
+        per: what the margin is for where the first finding is a slope, such as " a doubling".
     """
 
     look: Look
@@ -37,6 +40,7 @@ class Rule:
     seeds: tuple[int, ...] = ()
     void: str = ""
     outcome: str = OPEN
+    per: str = ""
 
     @property
     def within(self) -> bool:
@@ -78,14 +82,15 @@ def outcome(
     """What a look decides about the first finding.
 
     Args:
+        measured: the difference, or the slope.
         p: of its test alone; None where it has none.
-        margin: None for a finding that is no difference of two arms, too.
+        margin: None for a finding that has none, too.
         size: by which the contrast is divided to be in the margin's unit.
     """
     if p is None or measured.seeds < look.seeds:
         return OPEN
     if p < look.level:
-        return DIFFERENCE
+        return DECIDED
     ends = measured.estimate(1 - look.level)
     if margin is None or ends.low is None or ends.high is None:
         return OPEN

@@ -25,6 +25,11 @@ def findings() -> dict[str, dict[str, Any]]:
     return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))}
 
 
+def has_margin(finding: Mapping[str, Any]) -> bool:
+    """Whether one contrast within a margin says that there is nothing: not of a ranking of arms."""
+    return finding["type"] != "ranking"
+
+
 def log_ratio(finding: Mapping[str, Any]) -> float:
     """The paper's difference of a finding's two arms, in nats a token."""
     perplexity = finding["perplexity"]

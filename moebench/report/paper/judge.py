@@ -27,7 +27,7 @@ from moebench.report.infer.decisions import (
 )
 from moebench.report.infer.metrics import control_of
 from moebench.report.infer.stopping import OPEN, Rule, outcome
-from moebench.report.paper.findings import findings
+from moebench.report.paper.findings import findings, has_margin
 from moebench.report.paper.verdicts import (
     NOT_TESTED,
     TOO_EARLY,
@@ -226,13 +226,13 @@ def _looked_at(table: Table, rule: Rule, endpoint: Endpoint) -> Rule:
         seen = replace(evidence, values=evidence.values[there], level=look.level)
         named = [effect for effect in effects(seen) if effect.name in order]
         first = min(named, key=lambda effect: _place(effect, order), default=None)
-        found = OPEN
+        found, per = OPEN, ""
         if first is not None and not table.too_early:
-            p = _p(first.contrast, first.p, look.seeds)
-            margin = rule.margin if first.finding["type"] == "difference" else None
+            p, per = _p(first.contrast, first.p, look.seeds), first.per
+            margin = rule.margin if has_margin(first.finding) else None
             found = outcome(first.contrast, p, look, margin, evidence.bytes_per_token or 1.0)
         if look.number == last.number:
-            return replace(rule, outcome=found)
+            return replace(rule, outcome=found, per=per)
         if found != OPEN and not rule.void:
             added = f"the rule ended the study at {look}, and seeds were added by hand"
             rule = replace(rule, void=added)

@@ -366,7 +366,7 @@ def _outcome(
     outcome, reason = CANNOT_TELL, effect.otherwise if took else NOT_TAKEN
     if margin is not None:
         outcome = WITHIN
-        reason = f"between -{margin:g} and {margin:g}" + f"; {NOT_TAKEN}" * (not took)
+        reason = f"between -{margin:g} and {margin:g}{effect.per}" + f"; {NOT_TAKEN}" * (not took)
     if short:
         return CONTRADICTS, f"{UNSURE if margin is None else reason}; {EXCLUDED}"
     return outcome, reason

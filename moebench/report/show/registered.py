@@ -22,7 +22,7 @@ def look(table: Table) -> str:
     if table.too_early:
         going = table.interim is not None or table.step is not None
         return f"{begin}; {table.too_early}." + ("" if going else f" {STOPPED}")
-    margin = "" if rule.margin is None else f" of {rule.margin:g}{_unit(table)}"
+    margin = "" if rule.margin is None else f" of {rule.margin:g}{_unit(table)}{rule.per}"
     if rule.outcome == WITHIN:
         return (
             f"{begin}: the first finding is no difference beyond the margin{margin}, which ends "

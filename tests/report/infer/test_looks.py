@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.looks import ARMS, EVERY, MOST, RULE, SAME, draw, ends
+from benchmarks.looks import ARMS, EVERY, GAP, MARGIN, MOST, RULE, SAME, draw, ends
 from moebench.errors import ConfigError
 from moebench.looks import LEVELS, looks, reached
-from moebench.report.infer.contrasts import contrast
+from moebench.report.infer.contrasts import contrast, equality
 from moebench.report.infer.power import noise_of, resolved, seeds_for
-from moebench.report.infer.stopping import DIFFERENCE, OPEN, WITHIN, outcome
+from moebench.report.infer.stopping import DECIDED, OPEN, WITHIN, outcome
 
 STUDIES = 4000
 NONE = (0.0,) * ARMS
@@ -75,8 +75,37 @@ def test_the_simulation_ends_studies_as_the_report_does() -> None:
                     seeds = look.seeds
                     told = outcome(measured, measured.estimate().p, look, margin)
             assert found.seeds[study] == seeds
-            assert found.decided[study, 0] == (told == DIFFERENCE)
+            assert found.decided[study, 0] == (told == DECIDED)
             assert found.within[study] == (told == WITHIN)
+
+
+def test_the_simulation_decides_an_equality_as_the_report_does() -> None:
+    ends_of = set()
+    for effect in (0.0, 1.0, 2.5):
+        difference = draw(40, (effect, GAP, 0))
+        found = ends(difference, RULE, MARGIN, equality=True)
+        for study, (arm, worse) in enumerate(difference[..., :2].transpose(0, 2, 1)):
+            values = np.column_stack([arm, np.zeros(MOST), worse])
+            told, equal, seeds = OPEN, False, 0
+            for look in looks(MOST):
+                if told == OPEN:
+                    test, seeds = equality(values[: look.seeds], 0, 1, 2, 1), look.seeds
+                    told = outcome(test.difference, min(test.equal, test.unequal), look, MARGIN)
+                    equal = told == DECIDED and test.equal <= test.unequal
+            assert found.seeds[study] == seeds
+            assert found.decided[study, 0] == (told == DECIDED)
+            assert found.within[study] == (told == WITHIN)
+            assert found.equal[study] == equal
+            ends_of.add((told, equal))
+    assert ends_of == {(DECIDED, True), (DECIDED, False), (WITHIN, False), (OPEN, False)}
+
+
+@pytest.mark.parametrize("deviations", [(1.0, 1, 1, 1), (1.0, 1, 3, 1)])
+def test_as_good_as_is_seldom_said_of_an_arm_that_is_not(deviations: tuple[float, ...]) -> None:
+    """By a quarter of the gap or by the margin, which are equal here."""
+    found = ends(draw(STUDIES, (MARGIN, GAP, 0), deviations), RULE, MARGIN, equality=True)
+    wrong = found.equal | found.within | found.decided[:, 2]
+    assert 0.01 < wrong.mean() < above(0.05)
 
 
 def test_too_few_seeds_decide_nothing_at_a_look() -> None:
@@ -84,7 +113,7 @@ def test_too_few_seeds_decide_nothing_at_a_look() -> None:
     measured = contrast(values, np.array([-1.0, 1.0]))
     assert outcome(measured, measured.estimate().p, looks(16)[0], None) == OPEN
     assert outcome(measured, None, looks(12)[0], None) == OPEN
-    assert outcome(measured, measured.estimate().p, looks(12)[0], None) == DIFFERENCE
+    assert outcome(measured, measured.estimate().p, looks(12)[0], None) == DECIDED
 
 
 @pytest.mark.parametrize("seeds", [12, 16, 40])
