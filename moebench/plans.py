@@ -171,6 +171,7 @@ class Plan:
 
     @property
     def order_is_typed(self) -> bool:
+        """Whether the words that make it name its order of findings."""
         return any(word.startswith(ORDER) for word in self.typed or ())
 
     @property

@@ -332,7 +332,9 @@ class StudyConfig:
     primary: str = knob("valid/nats", "the metric that gets p values and verdicts")
     secondary: list[str] = knob([], "further metrics that get verdicts, at a level of their own")
     order: list[str] = knob(
-        [], "findings in the order in which they are tested; all others are described"
+        [],
+        "findings in the order in which they are tested, first the study's own question, which "
+        "--until-decided looks at; all others are described",
     )
     average_twin: bool = knob(
         False, "compare with the mean of the baseline and its A/A arm, once they have parted"

@@ -7,9 +7,9 @@ claims read one interval, so that together they err no more often than the inter
 truth. An equality is decided by its own test, against a quarter of the gap of micro and global; the
 margin says the same by a size that was fixed beforehand. All other findings follow in their order,
 at the level of the look, and only behind a decided one: behind an interval within the margin, a
-second test at the full level would add to the error. A true difference of the margin or more may be
-called none, or let a later finding err: both together are bounded by 1.5 times the level, and stay
-below the level in simulations (docs/reading.md).
+second test at the full level would add to the error. A true difference or slope of the margin or
+more may be called none, or let a later finding err: both together are bounded by 1.5 times the
+level, and stay below the level in simulations, as do equalities (docs/reading.md).
 """
 
 from collections.abc import Iterable, Sequence
