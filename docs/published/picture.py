@@ -14,7 +14,7 @@ from moebench.report.draw.chart import Panel, Plot
 from moebench.report.draw.marks import bars, quantitative, zero_line
 from moebench.report.draw.plots import LOG, LOG_AXIS, paper_band
 from moebench.report.draw.style import COLOURS, Spec, rounded
-from moebench.report.infer.frontier import MAX_VIO, WEIGHT
+from moebench.report.infer.frontier import FEWEST_WEIGHTS, MAX_VIO, WEIGHT, but_for_weight
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.show.numbers import as_percent
 
@@ -77,14 +77,16 @@ def arms(study: Study) -> Plot | None:
 
 def frontier(study: Study) -> Plot | None:
     """Loss against load, a line a scope through its weights; None where no scope has three."""
-    points: dict[str, list[Spec]] = {}
+    groups: dict[str, list[Spec]] = {}
     for runs in study.by_arm().values():
         science = runs[0]["science"]
         if (scope := role_of(science)) in LEARNED and WEIGHT in science:
             at = {"x": mean_of([run["metrics"].get(MAX_VIO) for run in runs])}
             at |= {"y": mean_of([nats(run) for run in runs])}
-            points.setdefault(scope, []).append({"weight": science[WEIGHT], "scope": scope, **at})
-    if max(map(len, points.values()), default=0) < 3:
+            point = {"weight": science[WEIGHT], "scope": scope, **at}
+            groups.setdefault(but_for_weight(science), []).append(point)
+    points = {of[0]["scope"]: of for of in groups.values() if len(of) >= FEWEST_WEIGHTS}
+    if not points:
         return None
     rows = [row for of in points.values() for row in sorted(of, key=lambda row: row["weight"])]
     panel = Panel("frontier", _lines(rows, [*points]), width=420, height=240)

@@ -256,6 +256,16 @@ def test_a_study_of_weights_shows_loss_against_load() -> None:
     assert picture.frontier(study) is None
 
 
+def test_arms_that_differ_in_more_than_the_weight_are_no_line_over_weights() -> None:
+    study = Study({"study": "estimator"})
+    for size in (4, 8, 16):
+        run = {"arm": f"buffer={size}", "seed": 0, "part": ""}
+        science = SCIENCE | GLOBAL | {"loss.balance": 0.1, "balance.pass_bsz": size}
+        metrics = {"valid/bits_per_byte": 1.0, "load/max_vio_global": 0.1}
+        study.runs.append({**run, "science": science, "metrics": metrics})
+    assert picture.frontier(study) is None
+
+
 def tuned(behind: float) -> Study:
     """One size on tuning seeds, whose learned arms end so much above T."""
     prescribed = {"loss.balance": None, "scope": "none"}

@@ -112,7 +112,7 @@ def _unlike(arms: Sequence[Arm]) -> list[Arm]:
     """
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
-        groups.setdefault(but_for_weight(arm), []).append(arm)
+        groups.setdefault(but_for_weight(arm.science), []).append(arm)
     wanted = arms[0].science.get(WEIGHT)
     first = [
         next((arm for arm in alike if arm.science.get(WEIGHT) == wanted), alike[0])

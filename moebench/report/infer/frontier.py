@@ -9,6 +9,7 @@ linearly over the logarithm of MaxVio, at the middle of the range that all scope
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -45,9 +46,9 @@ class ScopeCurve:
     at: float | None
 
 
-def but_for_weight(arm: Arm) -> str:
-    """A key that arms share if they differ only in `loss.balance`."""
-    rest = {key: value for key, value in arm.science.items() if key not in (WEIGHT, "seed")}
+def but_for_weight(science: Mapping[str, Any]) -> str:
+    """A key that the arms of these settings share if they differ only in `loss.balance`."""
+    rest = {key: value for key, value in science.items() if key not in (WEIGHT, "seed")}
     return repr(sorted(rest.items(), key=str))
 
 
@@ -59,7 +60,7 @@ def frontier(table: Table) -> list[ScopeCurve]:
     groups: dict[str, list[Arm]] = {}
     for arm in table.arms:
         if WEIGHT in arm.science and not {*CONTROLS} & {*arm.science}:
-            groups.setdefault(but_for_weight(arm), []).append(arm)
+            groups.setdefault(but_for_weight(arm.science), []).append(arm)
     scopes = [
         sorted(arms, key=lambda arm: arm.science[WEIGHT])
         for arms in groups.values()
