@@ -44,6 +44,12 @@ At 1 each micro-batch is of one domain, at 0 domains are mixed freely. The level
 the groups of `global`, so micro is compared with the mean of all global arms. A mixed micro-batch
 still has no more domains than sequences (`micro_bsz`). Intervals are each row's own, at the level
 of the study."""
+ESTIMATES = """\
+`global` counts the whole step before its loss is taken. `buffer=K` counts the passes of K sequences
+so far, `stale` the step before, `ema=B` a moving average of the steps before, and `window=K` the
+last K steps with this one. Gradient error and cosine compare the routers' balance gradient with the
+exact one ([definitions](metrics.md#how-does-training-go)), over the last tenth of the steps. A
+study tests what its order of findings names; all other differences are described."""
 COST = """\
 The slowdown that expert layers would have over ranks that dispatch together (1: none,
 [how it is computed](metrics.md#what-does-it-cost)). All learned routers of one size that were
@@ -149,7 +155,7 @@ def _estimators(studies: Studies) -> list[str]:
             told = [text for of in effects for text in (ends(of), said(of))] or ["", ""]
             rows.append([link(title), f"`{arm}`", *told, mean(errors, 3), mean(cosines, 3)])
     headers = ["study", "arm", "nats a byte less exact", "verdict", "gradient error", "cosine"]
-    return ["### Exact counts beside estimates", grid(headers, rows)]
+    return ["### Exact counts beside estimates", ESTIMATES, grid(headers, rows)]
 
 
 def _values(runs: list[Row], metric: str) -> list[float]:

@@ -20,7 +20,8 @@ WORDS = """\
   of bytes that is 1 % lower. Differences are paired: runs of one seed see the same text from the
   same initial weights.
 - **Verdicts.** *Agrees*: the test decides in the paper's direction. *Contradicts*: it decides
-  against it. *Cannot tell*: it decides nothing. *The treatment did not take*: nor do the loads of
+  against it. *Cannot tell*: it decides nothing. *Within margin*: the interval lies within the
+  margin of the stopping rule, around 0. *The treatment did not take*: nor do the loads of
   micro-batches differ by two deviations of a run, though pairs may still tell them apart.
   p is that of the test ([how verdicts are given](reading.md#verdicts)).
 - **H = T - TD** is what the domain is worth to a router that knows the token: the loss with experts
