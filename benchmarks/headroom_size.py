@@ -103,7 +103,7 @@ def role_of(science: Mapping[str, Any]) -> str | None:
 def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
     """The sizes of finished runs, as rows of the frame with their metrics.
 
-    A size has all learned arms at one weight; runs that tried other weights are no part of it.
+    A size has all learned arms at one weight of a balance loss; runs of others are no part of it.
 
     Raises RecordError for a run on a seed that is reported.
     """
@@ -112,15 +112,14 @@ def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
     for row in rows:
         science = row["science"]
         role, value = role_of(science), row["metrics"].get(BITS)
-        if role is None or value is None:
+        prescribed, weight = role in ("T", "TD"), science.get("loss.balance")
+        if role is None or value is None or (weight is None and not prescribed):
             continue
         refuse_reported(row, "choose a size")
-        prescribed = role in ("T", "TD")
         keys = {key: of for key, of in science.items() if key not in FREE}
         name, steps = repr(sorted(keys.items(), key=str)), int(science["train.steps"])
         values = fixed.setdefault(name, {})
         if not prescribed:
-            weight = science["loss.balance"]
             size = sizes.setdefault((name, steps, weight), Size(keys, steps, weight, {}))
             values = size.values
             if role in LEARNED and row["metrics"].get("seconds"):

@@ -32,9 +32,9 @@ from docs.published.cells import (
     said,
     titles,
 )
-from docs.published.papers import PRESETS, paper, testbed
+from docs.published.papers import paper, testbed
 from docs.published.picture import OF_ARMS, OF_WEIGHTS, arms, effects, frontier, save_png
-from docs.published.study import TUNED, Study, lost, read, save
+from docs.published.study import PRESETS, TUNED, Study, lost, read, save
 from docs.published.tuned import sections
 from docs.published.words import in_short, words
 from moebench.errors import MoebenchError, RecordError
@@ -258,10 +258,12 @@ def main() -> None:
             write(options.runs, options.machine, unfinished=options.unfinished)
         studies = read(TABLES)
         page = updated(PAGE.read_text(encoding="utf-8"), studies)
+        draw(studies)
+        PAGE.write_text(page, encoding="utf-8")
+    except UnicodeDecodeError as error:
+        parser.exit(2, f"error: {PAGE}: {error}; git checkout {PAGE}\n")
     except (MoebenchError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
-    PAGE.write_text(page, encoding="utf-8")
-    draw(studies)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from docs.published.cells import Studies, count, distinct, ends, grid, link, nats, said, titles
-from docs.published.study import Row, Study
+from docs.published.study import PRESETS, Row, Study
 from moebench.plans import PRIMARY
 from moebench.report.infer.contrasts import Contrast, contrast
 from moebench.report.infer.statistics import VERDICT_SEEDS
@@ -21,7 +21,6 @@ TESTBED = "arXiv 2604.07030"
 KNOWN = "01-global-below-micro"
 FIRST = findings()[KNOWN]["claim"]
 DECLARED = Path(__file__).with_name("testbed.yaml")
-PRESETS = Path(__file__).parents[2] / "conf" / "study"
 HEADERS = ("finding", "verdict", "here", "tokens", "seeds", "study")
 OF_THE_PAPER = """\
 *Here* is the difference, slope or weakest step of these runs, with its interval at the level that

@@ -15,6 +15,7 @@ No CSV holds a path of the machine: DIR stands in its place.
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -22,8 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moebench.config.overrides import typed_value
+from moebench.config.presets import KNOBS
 from moebench.disk import write_bytes
-from moebench.errors import RecordError
+from moebench.errors import MoebenchError, RecordError
 
 SHOWN = (
     *("valid/nats", "valid/bits_per_byte", "tune/bits_per_byte", "load/max_vio_micro"),
@@ -35,12 +38,15 @@ NO_VERDICT = "no verdict"
 TUNING, NOISE = "tuning", "noise"  # the CSVs of runs on tuning seeds; those of sweeps named noise
 TUNED = (TUNING, NOISE)
 KINDS = ("about", "setting", "run", "effect")
+MAY_LACK = ("gain", "best weight", "equal MaxVio")  # effects that need no value
 NUMBERS = ("value", "low", "high", "level", "p", "tokens")
+RANGES = {"level": (0, 1), "p": (0, 1), "tokens": (0, math.inf), "seconds": (0, math.inf)}
 FIXED = (
     *("row", "part", "name", "arm", "against", "seed", "metric", "value", "low", "high", "level"),
     *("p", "unit", "verdict", "text", "claim", "source", "tokens", "seeds", "prereg", "command"),
     *("moebench", "commit", "processor", "seconds"),
 )
+PRESETS = Path(__file__).parents[2] / "conf" / "study"
 PATH = re.compile(r"(^|[\s=,:\[({\"'])/[^\s,\])}\"']+")
 Row = dict[str, Any]
 
@@ -96,7 +102,7 @@ class Study:
     def to_csv(self) -> str:
         """The content of the file.
 
-        Raises RecordError where a cell holds a path of the machine.
+        Raises RecordError where a cell holds a path of the machine, or what is no text.
         """
         keys = sorted({key for run in self.runs for key in run["science"]} - {*self.settings})
         metrics = [name for name in SHOWN if any(name in run["metrics"] for run in self.runs)]
@@ -113,7 +119,7 @@ class Study:
         writer.writerow(columns)
         for row in rows:
             cells = [_cell(row.get(column)) for column in columns]
-            _refuse_paths(dict(zip(columns, cells, strict=True)))
+            _check_cells(dict(zip(columns, cells, strict=True)))
             writer.writerow(cells)
         return file.getvalue()
 
@@ -121,64 +127,109 @@ class Study:
     def of_csv(cls, text: str) -> "Study":
         """What `to_csv` wrote.
 
-        Raises RecordError for a line that it did not write, as where the file is cut off, and for a
-        path of a machine; ValueError for a number that is none, KeyError for a column that lacks.
+        Raises RecordError for a line that it did not write, as where the file is cut off, for a
+        value that its column cannot have, and for a path of a machine.
         """
         study, rows = cls(), csv.DictReader(io.StringIO(text))
-        for cells in rows:
-            kind = cells.pop("row", None)
-            if kind not in KINDS or None in cells or None in cells.values():
-                raise RecordError(f"line {rows.line_num}: is cut off, or no row of a study")
-            _refuse_paths(cells)
-            if kind == "about":
-                study.about[cells["name"]] = cells["text"]
-            elif kind == "setting":
-                study.settings[cells["name"]] = _value(cells["text"])
-            elif kind == "run":
-                own = {key: _value(cell) for key, cell in cells.items() if cell != ""}
-                fixed = {key: own.pop(key) for key in FIXED if key in own}
-                fixed["seed"] = int(cells["seed"])
-                metrics = {key: float(cells[key]) for key in SHOWN if key in own}
-                metrics |= {"seconds": float(cells["seconds"])} if "seconds" in fixed else {}
-                science = study.settings | {key: own[key] for key in own if key not in SHOWN}
-                study.runs.append(
-                    {"part": "", **fixed, "arm": cells["arm"], "science": science}
-                    | {"metrics": metrics}
-                )
-            else:
-                empty = dict.fromkeys(FIXED[1:], "")
-                numbers = {key: _number(cells.get(key, "")) for key in NUMBERS}
-                known = {key: cell for key, cell in cells.items() if key in FIXED}
-                study.effects.append(empty | known | numbers)
-                if not all(map(str.isdecimal, cells.get("seeds", "").split())):
-                    raise ValueError(f"seeds {cells['seeds']}: are no whole numbers")
+        try:
+            for cells in rows:
+                kind = cells.pop("row", None)
+                if kind not in KINDS or None in cells or None in cells.values():
+                    raise RecordError("is cut off, or no row of a study")
+                _check_cells(cells)
+                study._add(kind, cells)
+        except KeyError as error:
+            raise RecordError(f"lacks the column {error}") from None
+        except (MoebenchError, csv.Error) as error:
+            raise RecordError(f"line {max(rows.line_num, 1)}: {error}") from None
+        pairs = zip(text.split("\n"), study.to_csv().split("\n"), strict=False)
+        for number, (line, again) in enumerate(pairs, 1):
+            if line != again:  # as with a quote that lacks
+                raise RecordError(f"line {number}: is not as it was written")
         return study
 
+    def _add(self, kind: str, cells: Mapping[str, str]) -> None:
+        """Add a row. Raises KeyError for a column that lacks, RecordError for a value."""
+        if kind == "about":
+            self.about[cells["name"]] = cells["text"]
+        elif kind == "setting":
+            self.settings |= _science({cells["name"]: _value(cells["text"])})
+        elif kind == "run":
+            own = {key: _value(cell) for key, cell in cells.items() if cell != ""}
+            fixed = {key: own.pop(key) for key in FIXED if key in own}
+            fixed["seed"] = _seed(cells["seed"])
+            metrics = {key: _number(key, cells[key]) for key in SHOWN if key in own}
+            if "seconds" in fixed:
+                metrics["seconds"] = _number("seconds", cells["seconds"])
+            science = {key: value for key, value in own.items() if key not in SHOWN}
+            science = self.settings | _science(science)
+            if "train.steps" not in science:
+                raise RecordError("lacks train.steps")
+            run = {"part": "", **fixed, "arm": cells["arm"], "metrics": metrics}
+            self.runs.append(run | {"science": science})
+        else:
+            for seed in cells["seeds"].split():
+                _seed(seed)
+            empty = dict.fromkeys(FIXED[1:], "")
+            known = {key: cell for key, cell in cells.items() if key in FIXED}
+            needed = {"level"} if cells["name"] in MAY_LACK else {"level", "value"}
+            numbers = {
+                key: _number(key, cells[key]) if key in needed or cells.get(key) else None
+                for key in NUMBERS
+            }
+            self.effects.append(empty | known | numbers)
 
-def _refuse_paths(cells: Mapping[str, str]) -> None:
+
+def _check_cells(cells: Mapping[str, str]) -> None:
+    """Raises RecordError for a path, and for a cell that is no line of text."""
     for column, cell in cells.items():
+        if not cell.isprintable():
+            raise RecordError(f"{column}: holds more than one line of text, or what is no text")
         if PATH.search(cell):
             raise RecordError(f"{column} {cell}: holds a path, which is not published")
 
 
+def _science(values: Row) -> Row:
+    """Values of keys of the config, as they are. Raises ConfigError for one of another type."""
+    for key in values.keys() & KNOBS.keys():
+        typed_value(f"{key}={str(values[key])[:40]}", key, values[key], KNOBS)
+    return values
+
+
 def _cell(value: Any) -> str:
-    """A value as a CSV has it: words as they are, anything else as JSON."""
+    """A value as a CSV has it: words in one line, anything else as JSON."""
     if value is None or isinstance(value, str):
-        return value or ""
+        return " ".join((value or "").split())
     if isinstance(value, float):
         return f"{value:.7g}"
     return json.dumps(value)
 
 
 def _value(cell: str) -> Any:
+    """What `_cell` wrote: the words themselves if it would write their value in another way."""
     try:
-        return json.loads(cell)
+        value = json.loads(cell)
     except ValueError:
         return cell
+    return value if _cell(value) == cell else cell
 
 
-def _number(cell: str) -> float | None:
-    return float(cell) if cell else None
+def _number(column: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.inf
+    low, high = RANGES.get(column, (-math.inf, math.inf))
+    if math.isinf(value) or not (low <= value <= high or (math.isnan(value) and column in SHOWN)):
+        between = f" from {low} to {high}" if high == 1 else " of 0 or more" * (low == 0)
+        raise RecordError(f"{column} {cell[:20]}: must be a number{between}")
+    return value
+
+
+def _seed(cell: str) -> int:
+    if not (cell.isascii() and cell.isdecimal() and len(cell) < 20):
+        raise RecordError(f"seed {cell[:20]}: must be a whole number of 0 or more")
+    return int(cell)
 
 
 def lost(old: Study, new: Study) -> int:
@@ -207,12 +258,13 @@ def read(folder: Path) -> Mapping[str, Study]:
 def _read(path: Path) -> Study:
     try:
         study = Study.of_csv(path.read_text(encoding="utf-8"))
-        if not study.runs or (
-            path.stem not in TUNED and not (study.effects and "study" in study.about)
-        ):
+        name = study.about.get("study", "")
+        if not study.runs or (path.stem not in TUNED and not (study.effects and name)):
             raise RecordError("holds no whole study")
-    except (RecordError, ValueError, KeyError, csv.Error) as error:
-        lacks = "lacks the column " if isinstance(error, KeyError) else ""
+        if name and not (PRESETS / f"{name}.yaml").is_file():
+            raise RecordError(f"study {name[:40]}: is not one of conf/study")
+    except (MoebenchError, OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         again = f"git checkout {path}, or make it again from its runs"
-        raise RecordError(f"{path}: {lacks}{error}; {again}") from error
+        raise RecordError(f"{path}: {why}; {again}") from error
     return study

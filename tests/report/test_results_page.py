@@ -373,6 +373,39 @@ def test_a_csv_with_a_damaged_cell_is_named(
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (b"about,,question,", b'about,,question,"', r"line \d+: is cut off, or no row"),
+        (b",scope", b',sc"ope', r"line \d+: is not as it was written"),
+        (b"What?", b"Wh\0at?", r"line \d+: text: holds more than one line of text"),
+        (b"What?", b"Wh\xffat?", ".*can't decode byte 0xff"),
+        (b",level,", b",levels,", "lacks the column 'level'"),
+        (b",0.05,", b",5,", r"line \d+: level 5: must be a number from 0 to 1"),
+        (b"setting,,train.steps", b"setting,,train.stops", r"line \d+: lacks train.steps"),
+        (b",,scope", b",,abc", "study abc: is not one of conf/study"),
+    ],
+)
+def test_damage_is_one_line_with_the_file_and_a_remedy(
+    runs: Path, tmp_path: Path, old: bytes, new: bytes, told: str
+) -> None:
+    text = fake_study(runs).to_csv().encode()
+    damaged = text.replace(old, new, 1)
+    assert damaged != text
+    path = tmp_path / "scope-0a1b2c.csv"
+    path.write_bytes(damaged)
+    with pytest.raises(RecordError, match=f"scope-0a1b2c.csv: {told}.*; git checkout") as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_digest_that_reads_as_a_number_stays_a_digest(runs: Path) -> None:
+    """`12e3456789` would be infinite."""
+    text = fake_study(runs).to_csv().replace("0123abcd", "12e3456789")
+    assert Study.of_csv(text).settings["data"] == "12e3456789"
+    assert Study.of_csv(text).to_csv() == text
+
+
 def test_what_is_not_tested_is_left_out_if_it_is_tested_on_more_runs(runs: Path) -> None:
     whole, few = (fake_study(runs / str(seeds), seeds) for seeds in (6, 4))
     assert {each.name for each in distinct({"few": few, "whole": whole})} == {"whole"}
