@@ -112,14 +112,15 @@ def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
     for row in rows:
         science = row["science"]
         role, value = role_of(science), row["metrics"].get(BITS)
-        prescribed, weight = role in ("T", "TD"), science.get("loss.balance")
+        prescribed = role in ("T", "TD")
+        weight = None if prescribed else science.get("loss.balance")
         if role is None or value is None or (weight is None and not prescribed):
             continue
         refuse_reported(row, "choose a size")
         keys = {key: of for key, of in science.items() if key not in FREE}
         name, steps = repr(sorted(keys.items(), key=str)), int(science["train.steps"])
         values = fixed.setdefault(name, {})
-        if not prescribed:
+        if weight is not None:
             size = sizes.setdefault((name, steps, weight), Size(keys, steps, weight, {}))
             values = size.values
             if role in LEARNED and row["metrics"].get("seconds"):
