@@ -236,6 +236,21 @@ def test_a_picture_of_arms_shows_the_table_and_each_seed(runs: Path) -> None:
     assert sum(of_seeds) / 6 == pytest.approx(effect["value"], abs=1e-6)
 
 
+def test_a_picture_that_no_csv_stands_for_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SCRIPT["draw"].__globals__, "IMAGES", tmp_path)
+    kept = {"results-of-mine.png", "other.png"}
+    old = {"results.png", "results-scope-3d08512d.png", "results-weight-3d08512d-frontier.png"}
+    for name in kept | old:
+        (tmp_path / name).touch()
+    SCRIPT["draw"]({})
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        f"docs/img/{name}" for name in sorted(old)
+    ]
+
+
 def test_a_study_of_weights_shows_loss_against_load() -> None:
     study = Study({"study": "weight"})
     for place, (scope, weight) in enumerate(product(("micro", "global"), (0.1, 0.02, 0.5))):
