@@ -33,24 +33,30 @@ OF_WEIGHTS = (
 SHADES = 64  # colours of a PNG, which a page of plots needs no more of
 UNIT = "nats a byte"
 INK = COLOURS[5]
-ROW = 30  # pixels
+WIDTH = 330  # pixels of a panel, which a phone shows as they are
+FONT = 13  # pixels
+LINE, BAR = 16, 36  # pixels of a row: each line of its label, and what is below
+AXIS = {"format": "~g", "labelFontSize": FONT, "titleFontSize": FONT, "tickCount": 5}
 
 
 def effects(studies: Studies) -> Plot | None:
     """Every difference that a finding is about and a study tests, a row each; None without any."""
     rows = [
         {
-            "row": f"{title}, {as_percent(1 - effect['level'])}: "
-            f"{effect['arm']} less {effect['against']}",
+            "row": number,
+            "label": [
+                f"{effect['arm']} less {effect['against']}",
+                f"{title}, {as_percent(1 - effect['level'])}",
+            ],
             "tested": True,
             **{key: rounded(effect[key]) for key in ("value", "low", "high")},
         }
-        for title, effect in tested(studies, metric=PRIMARY, unit=UNIT)
+        for number, (title, effect) in enumerate(tested(studies, metric=PRIMARY, unit=UNIT))
     ]
     if not rows:
         return None
     title = f"{UNIT} (left of 0: the first arm is better)"
-    return _plot("effects", TITLE, CAPTION, _forest(rows, [], title, gap=True), len(rows))
+    return _plot("effects", TITLE, CAPTION, _forest(rows, [], [title], gap=True))
 
 
 def arms(study: Study) -> Plot | None:
@@ -59,7 +65,7 @@ def arms(study: Study) -> Plot | None:
     for effect in study.found("difference", metric=PRIMARY):
         row = ", ".join(filter(None, (effect["arm"], effect["part"])))
         ends = {key: rounded(effect[key]) for key in ("value", "low", "high")}
-        rows.append({"row": row, "tested": effect["p"] is not None, **ends})
+        rows.append({"row": row, "label": [row], "tested": effect["p"] is not None, **ends})
         by_arm = study.by_arm(effect["part"])
         base = {run["seed"]: nats(run) for run in by_arm.get(effect["against"], ())}
         ticks += [
@@ -70,9 +76,9 @@ def arms(study: Study) -> Plot | None:
     if not rows:
         return None
     against = study.about.get("control", "")
-    title = f"{UNIT}, less {against} (left of 0: better than {against})"
+    title = [f"{UNIT}, less {against}", f"(left of 0: better than {against})"]
     spec = _forest(rows, ticks, title, gap=against == "micro")
-    return _plot("arms", f"Differences to {against}", OF_ARMS, spec, len(rows))
+    return _plot("arms", f"Differences to {against}", OF_ARMS, spec)
 
 
 def frontier(study: Study) -> Plot | None:
@@ -89,7 +95,7 @@ def frontier(study: Study) -> Plot | None:
     if not points:
         return None
     rows = [row for of in points.values() for row in sorted(of, key=lambda row: row["weight"])]
-    panel = Panel("frontier", _lines(rows, [*points]), width=420, height=240)
+    panel = Panel("frontier", _lines(rows, [*points]), width=WIDTH - 40, height=240)
     return Plot("frontier", "Loss against load", OF_WEIGHTS, (panel,), arms=False)
 
 
@@ -102,17 +108,18 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 def _lines(rows: Sequence[Spec], scopes: Sequence[str]) -> Spec:
     """A line a scope, each point labelled by its weight, each line by its scope at the last one."""
     x = quantitative(
-        "x", "MaxVio of the validation set (left: more even)", scale=LOG, axis=LOG_AXIS
+        "x", "MaxVio of the validation set (left: more even)", scale=LOG, axis=AXIS | LOG_AXIS
     )
-    y = quantitative("y", UNIT, axis={"format": "~g"})
-    kind = {"field": "scope", "type": "nominal", "legend": {"title": None}}
+    y = quantitative("y", UNIT, axis=AXIS)
+    legend = {"title": None, "labelFontSize": FONT}
+    kind = {"field": "scope", "type": "nominal", "legend": legend}
     color = {
         **kind,
         "scale": {"domain": list(scopes), "range": [COLOURS[5], COLOURS[1], COLOURS[3]]},
     }
     shape = {**kind, "scale": {"domain": list(scopes), "range": "symbol"}}
     order = {"field": "weight", "type": "quantitative"}
-    text = {"type": "text", "dx": 7, "dy": -7, "align": "left", "fontSize": 10}
+    text = {"type": "text", "dx": 7, "dy": -7, "align": "left", "fontSize": FONT - 1}
     shown = {"field": "weight", "type": "quantitative", "format": "~g"}
     return {
         "data": {"values": list(rows)},
@@ -130,36 +137,55 @@ def save_png(path: Path, png: bytes) -> None:
         image.convert("RGB").quantize(SHADES).save(path, "PNG", optimize=True)
 
 
-def _plot(name: str, title: str, caption: str, spec: Spec, rows: int) -> Plot:
-    panel = Panel(name, spec, "x", width=420, height=ROW * rows + 10)
-    return Plot(name, title, caption, (panel,), arms=False)
+def _plot(name: str, title: str, caption: str, spec: Spec) -> Plot:
+    rows = spec["data"]["values"]
+    height = sum(LINE * len(row["label"]) + BAR for row in rows)
+    return Plot(name, title, caption, (Panel(name, spec, width=WIDTH, height=height),), arms=False)
 
 
-def _forest(rows: Sequence[Spec], ticks: Sequence[Spec], title: str, *, gap: bool) -> Spec:
-    """A row an effect: a point, a bar where it has an interval, and ticks of single seeds below.
+def _forest(
+    rows: Sequence[Spec], ticks: Sequence[Spec], title: Sequence[str], *, gap: bool
+) -> Spec:
+    """A row an effect: its label, below it a point, a bar where it has an interval, and seeds.
 
     Args:
+        rows: with as many lines of `label` each.
+        title: lines of the axis.
         gap: whether to show where the paper's difference of global and micro lies.
     """
-    y = {"field": "row", "type": "nominal", "sort": [row["row"] for row in rows], "title": None}
-    y |= {"axis": {"grid": False, "domain": False, "ticks": False, "labelLimit": 420}}
-    x = quantitative("value", title, axis={"format": "~g"})
+    y = {"field": "row", "type": "nominal", "sort": [row["row"] for row in rows], "axis": None}
+    x = quantitative("value", list(title), axis=AXIS)
     color = {"value": INK}
     fill = {"condition": {"test": "datum.tested", "value": INK}, "value": "white"}
     gaps = paper_gaps(1.0) if gap else None
-    tick = {"type": "tick", "thickness": 1.2, "size": 7, "yOffset": 9, "opacity": 0.6}
-    point = {"type": "point", "size": 80, "filled": True, "strokeWidth": 1.6}
+    down = LINE * len(rows[0]["label"]) / 2  # from the middle of a row to that below its label
+    tick = {"type": "tick", "thickness": 1.2, "size": 7, "yOffset": down + 1, "opacity": 0.6}
+    point = {"type": "point", "size": 80, "filled": True, "strokeWidth": 1.6, "yOffset": down - 9}
+    at = {"y": y, "color": color}
+    bar = bars("x", {**x, "field": "low"}, at)
+    bar["mark"] |= {"yOffset": down - 9}
     return {
         "data": {"values": list(rows)},
         "layer": [
             *([paper_band(gaps)] if gaps else []),
             zero_line("x"),
-            {
-                "data": {"values": list(ticks)},
-                "mark": tick,
-                "encoding": {"x": x, "y": y, "color": color},
-            },
-            bars("x", {**x, "field": "low"}, {"y": y, "color": color}),
+            {"data": {"values": list(ticks)}, "mark": tick, "encoding": {"x": x, **at}},
+            bar,
             {"mark": point, "encoding": {"x": x, "y": y, "stroke": color, "fill": fill}},
+            *_labels(y, 2 - BAR / 2 - down),
         ],
     }
+
+
+def _labels(y: Spec, top: float) -> list[Spec]:
+    """The lines of `label` at the left of each row, on white, so that no line runs through them.
+
+    Args:
+        top: of the first line, from the middle of a row.
+    """
+    mark = {"type": "text", "align": "left", "baseline": "top", "fontSize": FONT}
+    mark |= {"lineHeight": LINE, "yOffset": top}
+    where = {"x": {"value": 2}, "y": y, "text": {"field": "label"}}
+    edge = mark | {"stroke": "white", "strokeWidth": 4}
+    ink = {"color": {"value": "#1b1b1b"}}
+    return [{"mark": edge, "encoding": where}, {"mark": mark, "encoding": where | ink}]
