@@ -147,16 +147,21 @@ class Composer(OverrideParser):
         apply_to_all(check, [study.overrides, *study.sizes.values(), *words])
         return study
 
-    def set_by(self, pick: str) -> set[str]:
-        """The keys of its own group that an override sets if it names a preset, or several."""
+    def set_by(self, pick: str, *, off: bool = True) -> set[str]:
+        """The keys of its own group that an override sets if it names a preset, or several.
+
+        Args:
+            off: whether those count that it switches off: at a neutral 0, false, null or nothing.
+        """
         picks = [word for words in self.expand([pick]) for word in words]
         chosen = [self.checked([word])[0] for word in picks]
         return {
             key
             for override in chosen
             if self.is_group(override)
-            for key in self._preset(f"{override.key_or_group}/{word_of(override)}")
+            for key, value in self._preset(f"{override.key_or_group}/{word_of(override)}").items()
             if key.startswith(f"{override.key_or_group}.")
+            and (off or value or value != KNOBS[key].metadata["neutral"])
         }
 
     def _preset(self, name: str, *picks: str) -> Values:

@@ -181,6 +181,8 @@ def _check_varied(
 
     A key of a group from which arms take presets differs if one of these presets sets it, or a
     mapping that holds it.
+    A typed preset sets its keys, but for those that it switches off: `router=softmax` goes with
+    twins by `router.perturb`, and not with arms that have a `router.gate` of their own.
 
     Args:
         named: whether the study was typed.
@@ -194,7 +196,7 @@ def _check_varied(
     for word in typed:
         met = {
             by
-            for key in keys_of(word)
+            for key in (*keys_of(word), *composer.set_by(word, off=False))
             for inner, by in set_by_arms.items()
             if key == by or f"{key}.".startswith(f"{inner}.")
         }

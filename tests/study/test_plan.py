@@ -151,6 +151,7 @@ def test_the_baseline_follows_words_typed_for_all_arms(
         ("'method=bias','method=bias_proportional'", "method.options.rate=0.5", "method"),
         ("'method=bias method.options={rate:0.1}'", "method.options.rate=0.5", "method"),
         ("'scope=micro router.gate=sigmoid'", "router.gate=softmax", "router.gate"),
+        ("'scope=micro router.gate=sigmoid'", "router=softmax_raw", "router.gate"),
     ],
 )
 def test_an_arm_of_a_study_that_sets_a_key_wins_over_no_typed_one(
@@ -176,6 +177,16 @@ def test_a_typed_key_goes_with_arms_whose_presets_do_not_set_it(
         ConfigError, match=r"^router\.gate=softmax: study=mine varies router itself"
     ):
         make_plan(composer, small(*arms_of, "router.gate=softmax"))
+
+
+def test_a_typed_preset_goes_with_arms_whose_keys_it_switches_off(
+    composer: Composer, small: Small
+) -> None:
+    """As twins, by `router.perturb`, of which `router=softmax_raw` sets 0."""
+    arms_of = "study.arms=['scope=micro','scope=micro router.perturb=1e-6']"
+    plan = plan_of(composer, small("study=mine", arms_of, "seed=0", "router=softmax_raw"))
+    assert [job.config["router"]["perturb"] for job in plan.jobs] == [0, 1e-6]
+    assert not any(job.config["router"]["renormalize"] for job in plan.jobs)
 
 
 def test_a_plan_whose_data_do_not_suffice_is_refused(composer: Composer, small: Small) -> None:
