@@ -71,25 +71,24 @@ def shared(studies: Studies) -> str:
         return ""
     return (
         f"Studies share seeds and runs: of the {len(keys)} runs in their tables, {len({*keys})} "
-        "are distinct. Rows are therefore no replications of one another. What several studies "
-        "find in the same runs stands once, with the study that planned the test."
+        "are distinct. Rows on the same text are therefore no replications of one another. What "
+        "several studies find in the same runs stands once, with the study that planned the test."
         f"{_ended_alike(studies)}"
     )
 
 
 def _ended_alike(studies: Studies) -> str:
-    """That one test ended several studies; "" where it did not."""
-    ended = [
-        link(title)
-        for name, title in titles(studies).items()
-        if "decided" in studies[name].about.get("look", "")
-        and studies[name].about.get("order", "").partition(", ")[0] == KNOWN
-    ]
-    if len(ended) < 2:
-        return ""
-    return (
-        f" One test, of global less micro, ended {', '.join(ended[:-1])} and {ended[-1]}: all name "
+    """That one test ended several studies of a text; "" where it did not."""
+    ended: dict[str, list[str]] = {}
+    for name, title in titles(studies).items():
+        about = studies[name].about
+        if "decided" in about.get("look", "") and about.get("order", "").startswith(KNOWN):
+            ended.setdefault(about.get("data", ""), []).append(link(title))
+    return "".join(
+        f" One test, of global less micro, ended {', '.join(of[:-1])} and {of[-1]}: all name "
         "it first. What they test after it had no say in the number of its seeds."
+        for of in ended.values()
+        if len(of) > 1
     )
 
 
