@@ -49,19 +49,44 @@ def routing_metrics(
         a histogram of the probability of each token's likeliest expert.
     """
     counts, index = routing.counts.cpu(), routing.expert_index.cpu()
-    num_experts, top_k, num_domains = counts.shape[-1], index.shape[-1], len(mixture)
     token, domain = token.cpu(), domain.cpu()
-    by_domain = domain_counts(counts, domain, num_domains)
+    by_domain = domain_counts(counts, domain, len(mixture))
     # domains are weighted as in training, not by their numbers of sequences
     of_each = by_domain / by_domain.sum(-1, keepdim=True)  # [layers, domains, experts]
     mixed = torch.einsum("ldx,d->lx", of_each, (mixture / mixture.sum()).to(of_each.dtype))
-    together = coactivation(index, num_experts)
-    largest = domain_frequency(by_domain, top_k).amax(2)  # [layers, domains]
+    together = coactivation(index, counts.shape[-1])
     row: dict[str, Any] = {
         "load/max_vio_global": load.max_violation(mixed).mean().item(),
         "load/dead_experts_global": load.dead_experts(mixed).mean().item(),
         "load/normalized_entropy": load.normalized_entropy(mixed).mean().item(),
         "load/within_even_share": load.within_even_share(mixed).mean().item(),
+        **_specialization(counts, index, token, domain, by_domain),
+    }
+    if bool((index == PADDING).any()):
+        row["load/experts_per_token"] = (index != PADDING).sum(-1).double().mean().item()
+    if index.shape[-1] > 1:
+        row["specialization/coactivation"] = largest_partner_share(together)
+    for layer, used in enumerate(load.utilization(mixed).tolist()):
+        row[f"load/utilization/{layer}"] = [round(value, 5) for value in used]
+    arrays = {
+        "counts": by_domain.long().numpy(),
+        "coactivation": together.numpy(),
+        **_of_tokens(routing),
+    }
+    return row, arrays
+
+
+def _specialization(
+    counts: Tensor, index: Tensor, token: Tensor, domain: Tensor, by_domain: Tensor
+) -> dict[str, float]:
+    """The `specialization/*` of a row.
+
+    Args:
+        by_domain: counts [layers, domains, experts]; the others as for `routing_metrics`.
+    """
+    num_experts, top_k, num_domains = counts.shape[-1], index.shape[-1], by_domain.shape[1]
+    largest = domain_frequency(by_domain, top_k).amax(2)  # [layers, domains]
+    return {
         "specialization/purity": purity(by_domain).mean().item(),
         "specialization/domain": domain_specialization(counts, domain, num_domains),
         "specialization/domain_uncorrected": mutual_information(by_domain).mean().item(),
@@ -75,18 +100,6 @@ def routing_metrics(
         "specialization/largest_over_even": largest.mean().item() * num_experts / top_k,
         "specialization/vocabulary": vocabulary_specialization(index, token, num_experts),
     }
-    if bool((index == PADDING).any()):
-        row["load/experts_per_token"] = (index != PADDING).sum(-1).double().mean().item()
-    if top_k > 1:
-        row["specialization/coactivation"] = largest_partner_share(together)
-    for layer, used in enumerate(load.utilization(mixed).tolist()):
-        row[f"load/utilization/{layer}"] = [round(value, 5) for value in used]
-    arrays = {
-        "counts": by_domain.long().numpy(),
-        "coactivation": together.numpy(),
-        **_of_tokens(routing),
-    }
-    return row, arrays
 
 
 def _of_tokens(routing: Routing) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ balance term or method has a state, `load.safetensors`, `average.safetensors` wi
 `record.json` protects the run's record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,15 +115,9 @@ def load_checkpoint(
     try:
         content = read_object(path / STATE, CHECKPOINT)
         digests = content["sha256"]
-        weights = sum(value.nbytes for value in model.state_dict().values())
-        for name, digest in digests.items():
-            if sha256(path / name, MOST_MORE + MOST_TIMES * weights) != digest:
-                raise RecordError(f"{path / name}: does not match its checksum; remove {path}")
         needed = ["model", *(["optimizer"] if optimizer else []), *(["balance"] * any(types))]
         needed += ["average"] * averages
-        for name in needed:
-            if f"{name}.safetensors" not in digests:
-                raise RecordError(f"{path / STATE}: names no {name}.safetensors; remove {path}")
+        _check_files(path, digests, needed, model)
         model.load_state_dict(load_file(path / "model.safetensors"))
         if optimizer is not None:
             _restore(load_file(path / "optimizer.safetensors"), model, optimizer)
@@ -151,6 +145,19 @@ def load_checkpoint(
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise RecordError(f"{path}: cannot be loaded ({reason}); remove it") from None
     return Loaded(step, balance, load, average)
+
+
+def _check_files(
+    path: Path, digests: Mapping[str, str], needed: Iterable[str], model: nn.Module
+) -> None:
+    """Raise RecordError for a file that does not match its digest, and for one that lacks."""
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    for name, digest in digests.items():
+        if sha256(path / name, MOST_MORE + MOST_TIMES * weights) != digest:
+            raise RecordError(f"{path / name}: does not match its checksum; remove {path}")
+    for name in needed:
+        if f"{name}.safetensors" not in digests:
+            raise RecordError(f"{path / STATE}: names no {name}.safetensors; remove {path}")
 
 
 def check_fit(path: Path, config: Meaning, vocab_size: int, domains: int) -> None:

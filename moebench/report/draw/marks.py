@@ -143,23 +143,17 @@ def curve(
         None where no arm has two points.
     """
     axis = Axis(table)
-    data, ends = [], []
-    for arm, of_arm in values.items():
-        points = means(of_arm.set_axis(axis.values(arm, of_arm.index.to_numpy(float))))
-        if len(points) < 2:
-            continue
-        every = max(1, len(points) // 6)
-        for place, (x, mean, low, high) in enumerate(points):
-            row = {"arm": arm, axis.field: rounded(x), "mean": rounded(mean)}
-            row |= {"low": rounded(low), "high": rounded(high)} if low is not None else {}
-            row |= {"mark": 1} if place % every == 0 or place == len(points) - 1 else {}
-            data.append(row)
-        ends.append(points)
-    if not data:
+    points = {
+        arm: means(of_arm.set_axis(axis.values(arm, of_arm.index.to_numpy(float))))
+        for arm, of_arm in values.items()
+    }
+    points = {arm: of_arm for arm, of_arm in points.items() if len(of_arm) > 1}
+    if not points:
         return None
+    data = [row for arm, of_arm in points.items() for row in _rows(arm, axis.field, of_arm)]
     log = log and _positive(data)
     scale: Spec = {"nice": False, "padding": 6, **({"type": "log"} if log else {})}
-    if (domain := _domain(ends, zero)) is not None:
+    if (domain := _domain([*points.values()], zero)) is not None:
         scale |= {"domain": domain, "padding": 0}
     y = quantitative("mean", None, scale=scale, axis={"format": "~g", "tickCount": 6})
     return Panel(
@@ -177,6 +171,22 @@ def curve(
         hover=_hover(axis, table),
         height=height,
     )
+
+
+def _rows(arm: str, field: str, points: Sequence[Sequence[float | None]]) -> list[Spec]:
+    """The points of an arm as data, of which about seven are marked to have a symbol.
+
+    Args:
+        field: of the x axis.
+        points: as `means` gives them.
+    """
+    every, rows = max(1, len(points) // 6), []
+    for place, (x, mean, low, high) in enumerate(points):
+        row = {"arm": arm, field: rounded(x), "mean": rounded(mean)}
+        row |= {"low": rounded(low), "high": rounded(high)} if low is not None else {}
+        row |= {"mark": 1} if place % every == 0 or place == len(points) - 1 else {}
+        rows.append(row)
+    return rows
 
 
 def _curve_layers(table: Table, x: Spec, y: Spec, banded: bool) -> list[Spec]:
