@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tuning_runs import named, print_table, refuse_reported
-from moebench.errors import RecordError
 from moebench.report.infer.power import BITS, Noise, noise_of
 
 TUNE = "tune/bits_per_byte"
@@ -112,13 +111,6 @@ def table(settings: Sequence[Setting]) -> str:
     return "\n".join(lines)
 
 
-def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The table of some rows. Raises RecordError where they hold nothing for it."""
-    settings = settings_of(rows)
-    if not settings:
-        raise RecordError("no A/A twins; train them as in scope=micro router.perturb=0,1e-6")
-    return table(settings)
-
-
 if __name__ == "__main__":
-    print_table("What lowers the noise of paired differences.", table_of)
+    lacks = "no A/A twins; train them as in scope=micro router.perturb=0,1e-6"
+    print_table("What lowers the noise of paired differences.", settings_of, table, lacks)

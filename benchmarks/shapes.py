@@ -68,25 +68,36 @@ def moebench_step(
     triton: bool = False,
     capture: bool = False,
 ) -> Act:
-    """A step of moebench: fp32 master weights, matrix products in `compute`.
+    """A step of moebench on a shape: fp32 master weights, matrix products in `compute`.
 
     Args:
-        wrap: applied to the forward, as `torch.compile` is.
         triton: whether the experts are computed by the Triton kernels.
-        capture: whether the whole step is one CUDA graph, captured once and then replayed.
+        wrap, capture: as for `step_of`.
     """
     model = model_of(shape, compute, device)
     for module in model.modules():
         if isinstance(module, Experts):
             module.fused = triton
+    return step_of(model, tokens_of(shape, device), wrap, capture=capture)
+
+
+def step_of(
+    model: MoETransformer, tokens: Tensor, wrap: Wrap | None = None, *, capture: bool = False
+) -> Act:
+    """A step of a model.
+
+    Args:
+        tokens: [sequences, seq_len + 1].
+        wrap: applied to the forward, as `torch.compile` is.
+        capture: whether the whole step is one CUDA graph, captured once and then replayed.
+    """
     forward = forward_of(model, wrap)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True, capturable=capture)
     objective = Objective((Term(Global(), WEIGHT),), micro_bsz=1)
-    tokens = tokens_of(shape, device)
 
     def step() -> None:
         optimizer.zero_grad()
-        accumulate_gradients(model, objective, Step(tokens, shape.sequences), forward=forward)
+        accumulate_gradients(model, objective, Step(tokens, len(tokens)), forward=forward)
         optimizer.step()
 
     return captured(step) if capture else step
@@ -107,6 +118,10 @@ def captured(step: Act) -> Act:
 
 
 def tokens_of(shape: Shape, device: torch.device) -> Tensor:
+    return random_tokens(shape.vocab_size, shape.sequences, shape.seq_len).to(device)
+
+
+def random_tokens(vocab_size: int, sequences: int, seq_len: int) -> Tensor:
+    """Inputs and targets: [sequences, seq_len + 1]."""
     generator = torch.Generator().manual_seed(0)
-    size = (shape.sequences, shape.seq_len + 1)
-    return torch.randint(0, shape.vocab_size, size, generator=generator).to(device)
+    return torch.randint(0, vocab_size, (sequences, seq_len + 1), generator=generator)

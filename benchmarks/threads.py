@@ -19,7 +19,6 @@ from tables import Row, at_least_one, markdown
 
 from moebench.config.compose import Composer
 from moebench.config.cost import product_flops
-from moebench.config.schema import ExperimentConfig
 from moebench.machine import begin_process, usable_cores
 
 SIZES = (
@@ -35,25 +34,6 @@ VOCABULARY = 256  # bytes
 BUSY = "while True: pass"
 
 Step = Callable[[], object]
-
-
-def step_of(config: ExperimentConfig) -> Step:
-    import torch
-    from shapes import Shape, moebench_step
-
-    model = config.model
-    shape = Shape(
-        d_model=model.d_model,
-        num_heads=model.num_heads,
-        num_experts=model.num_experts,
-        top_k=model.top_k,
-        expert_dim=model.expert_dim,
-        seq_len=config.seq_len,
-        sequences=config.global_bsz,
-        vocab_size=VOCABULARY,
-        num_layers=model.num_layers,
-    )
-    return moebench_step(shape, torch.float32, torch.device("cpu"))
 
 
 def step_seconds(step: Step, threads: int, window: float) -> float:
@@ -80,11 +60,15 @@ def busy() -> Iterator[None]:
 
 
 def row(words: str, cores: int, window: float, rounds: int) -> Row:
+    from shapes import random_tokens, step_of
+
     from moebench.experiment.execution import suited_threads
+    from moebench.train.build import make_model
     from moebench.train.ranks import Ranks
 
     config = Composer().compose([*words.split(), *COMMON])
-    step, tokens = step_of(config), config.global_bsz * config.seq_len
+    inputs = random_tokens(VOCABULARY, config.global_bsz, config.seq_len)
+    step, tokens = step_of(make_model(config, VOCABULARY), inputs), inputs[:, 1:].numel()
 
     def measured(beside: str) -> dict[str, float]:
         pairs = [[step_seconds(step, n, window) for n in (1, cores)] for _ in range(rounds)]

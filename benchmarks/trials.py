@@ -19,7 +19,6 @@ import numpy as np
 
 from benchmarks.headroom_size import LEARNED, role_of
 from benchmarks.tuning_runs import named, print_table, refuse_reported
-from moebench.errors import RecordError
 from moebench.report.infer.frontier import MAX_VIO
 from moebench.report.infer.power import BITS
 
@@ -122,13 +121,6 @@ def _less(trial: Trial, token: Mapping[tuple[str, int], float], shared: set[int]
     return " ".join(cells)
 
 
-def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The table of some rows. Raises RecordError where they hold nothing for it."""
-    trials = trials_of(rows)
-    if not trials:
-        raise RecordError("no learned router beside router=hash of one model, data and steps")
-    return table(trials)
-
-
 if __name__ == "__main__":
-    print_table("What keeps learned routers behind the hash.", table_of)
+    lacks = "no learned router beside router=hash of one model, data and steps"
+    print_table("What keeps learned routers behind the hash.", trials_of, table, lacks)

@@ -4,23 +4,38 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from moebench.errors import MoebenchError, RecordError
 from moebench.records import Record
 from moebench.registration import TUNING
 from moebench.report.read.frame import Frame, load
 
+Found = TypeVar("Found")
+
 ROUTERS, DEFAULTS = ("router.", "optim.router"), "defaults of the router"
 
 
-def print_table(description: str, table_of: Callable[[list[dict[str, Any]]], str]) -> None:
-    """A command that reads directories of runs, and prints the table of their rows or an error."""
+def print_table(
+    description: str,
+    found_in: Callable[[list[dict[str, Any]]], list[Found]],
+    table: Callable[[list[Found]], str],
+    lacks: str,
+) -> None:
+    """A command that reads directories of runs and prints a table of what their rows hold.
+
+    Args:
+        description: of the command.
+        found_in: what the rows hold, which has a line each in the table.
+        lacks: the error of rows that hold nothing.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("runs", nargs="*", default=["runs"], help="directories of runs")
     options = parser.parse_args()
     try:
-        print(table_of(rows_in(options.runs)))
+        if not (found := found_in(rows_in(options.runs))):
+            raise RecordError(lacks)
+        print(table(found))
     except MoebenchError as error:
         parser.exit(2, f"error: {error}\n")
 
