@@ -150,6 +150,8 @@ class Composer(OverrideParser):
     def set_by(self, pick: str, *, off: bool = True) -> set[str]:
         """The keys of its own group that an override sets if it names a preset, or several.
 
+        An experiment sets keys of other groups alone, below those of arms.
+
         Args:
             off: whether those count that it switches off: at a neutral 0, false, null or nothing.
         """
@@ -158,7 +160,7 @@ class Composer(OverrideParser):
         return {
             key
             for override in chosen
-            if self.is_group(override)
+            if self.is_group(override) and override.key_or_group != "experiment"
             for key, value in self._preset(f"{override.key_or_group}/{word_of(override)}").items()
             if key.startswith(f"{override.key_or_group}.")
             and (off or value or value != KNOBS[key].metadata["neutral"])

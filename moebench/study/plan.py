@@ -89,10 +89,14 @@ def make_plan(
 def _followed(baseline: str, labels: Sequence[str]) -> str:
     """The label of a baseline's arm where words typed for all arms stand in every label.
 
-    With `router=sigmoid`, the baseline `micro` is `micro sigmoid`.
+    With `router=sigmoid`, the baseline `micro` is `micro sigmoid`; with `method=bias`, it is
+    `micro + bias`, beside `bias` for `none`.
     """
     shared = set.intersection(*({*name.split()} for name in labels))
-    own = {" ".join(word for word in name.split() if word not in shared): name for name in labels}
+    own = {
+        " ".join(word for word in name.split() if word not in shared).removesuffix(" +"): name
+        for name in labels
+    }
     return baseline if baseline in labels else own.get(baseline, baseline)
 
 

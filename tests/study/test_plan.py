@@ -10,6 +10,7 @@ import pytest
 from moebench.config.compose import Composer
 from moebench.errors import ConfigError, DataError, RecordError
 from moebench.study import Plan, make_plan, read_plan
+from moebench.study.axes import cells_of
 
 Small = Callable[..., list[str]]
 STUDY = """\
@@ -132,6 +133,7 @@ def test_what_does_not_go_with_a_study_is_one_line(
     [
         ([], "micro"),
         (["router=sigmoid"], "micro sigmoid"),
+        (["method=bias"], "micro + bias"),
         (["router=sigmoid", "study.baseline=global"], "global sigmoid"),
         (["router=sigmoid", "study.baseline='global sigmoid'"], "global sigmoid"),
     ],
@@ -187,6 +189,11 @@ def test_a_typed_preset_goes_with_arms_whose_keys_it_switches_off(
     plan = plan_of(composer, small("study=mine", arms_of, "seed=0", "router=softmax_raw"))
     assert [job.config["router"]["perturb"] for job in plan.jobs] == [0, 1e-6]
     assert not any(job.config["router"]["renormalize"] for job in plan.jobs)
+
+
+def test_an_experiment_that_takes_presets_goes_with_a_study(composer: Composer) -> None:
+    _, cells, _ = cells_of(composer, ["study=demo", "experiment=tiny-bpe"])
+    assert {"experiment=tiny-bpe" in cell for cell in cells} == {True}
 
 
 def test_a_plan_whose_data_do_not_suffice_is_refused(composer: Composer, small: Small) -> None:
