@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -80,6 +80,8 @@ class Rule(NamedTuple):
             raise ConfigError(
                 f"--most-seeds {self.most_seeds}: is for --until-decided; add that, or use --seeds"
             )
+        if self.margin == "":
+            raise ConfigError("--margin: is empty; type nats a byte, or leave it out")
         if self.margin and not (self.until_decided or self.register):
             raise ConfigError(
                 f"--margin {self.margin}: is for --until-decided and --register; add one of them"
@@ -108,6 +110,7 @@ class Rule(NamedTuple):
         """
         from moebench.registration import COMPARED, refuse_begun
 
+        _check_order(plan)
         known, damage = _known(plan, runs_dir)
         margin, source = _margin(self.margin, runs_dir) if self.margin else (None, "")
         if known is not None and known.most_seeds and not self.until_decided:
@@ -188,10 +191,19 @@ def _in_its_order(plan: "Plan", known: "Plan | None") -> "Plan":
     return plan.in_order(known.order)
 
 
+def _check_order(plan: "Plan") -> None:
+    """ConfigError for an order of findings with a name of none, or the same one twice."""
+    from moebench.report.paper.findings import order_error
+
+    if wrong := order_error(plan.order):
+        raise ConfigError(wrong)
+
+
 def _most(plan: "Plan", typed: int | None) -> int:
     """The most seeds of a plan. ConfigError for a plan that cannot be looked at."""
     from moebench.looks import looks
     from moebench.plans import GRID
+    from moebench.report.paper.judge import shown_by
 
     if not plan.order:
         raise ConfigError(
@@ -208,6 +220,12 @@ def _most(plan: "Plan", typed: int | None) -> int:
             f"--until-decided: {plan.name} has arms that no table compares, as they differ in "
             f"{', '.join(several)}, and a rule looks at one finding; type one value of each"
         )
+    if plan.order[0] not in shown_by(_sciences(plan), plan.primary):
+        raise ConfigError(
+            f"--until-decided: {plan.name} has no arms that show {plan.order[0]} in "
+            f"{plan.primary}, the first finding of its order; name another first, as in "
+            "'study.order=[01-global-below-micro]'"
+        )
     arms = len({job.arm_hash for job in plan.jobs})
     if len(plan.jobs) != arms * most:
         raise ConfigError(
@@ -219,16 +237,22 @@ def _most(plan: "Plan", typed: int | None) -> int:
 
 def _differing(plan: "Plan") -> list[str]:
     """The keys in which the runs of a plan come to differ in their tables."""
+    from moebench.report.read.grouping import comparable
+
+    tables = [comparable(science) for science in _sciences(plan)]
+    keys = dict.fromkeys(key for table in tables for key in table)
+    return [key for key in keys if any(table.get(key) != tables[0].get(key) for table in tables)]
+
+
+def _sciences(plan: "Plan") -> list[dict[str, Any]]:
+    """What the record of each arm will hold of its settings."""
     from moebench.config.compose import from_dict
     from moebench.config.identity import science
-    from moebench.report.read.grouping import comparable
     from moebench.study.plan import data_key
 
     jobs = {job.arm_hash: job for job in plan.jobs}
     configs = [from_dict(job.config) for job in jobs.values()]
-    tables = [comparable(science(config, data_key(config.data))) for config in configs]
-    keys = dict.fromkeys(key for table in tables for key in table)
-    return [key for key in keys if any(table.get(key) != tables[0].get(key) for table in tables)]
+    return [science(config, data_key(config.data)) for config in configs]
 
 
 def _margin(text: str, runs_dir: Path) -> tuple[float, str]:

@@ -5,12 +5,15 @@ A file holds a finding's claim, where the paper says so, its type, which arms it
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from moebench.errors import nearest
+from moebench.records import printable
 
 PAPER = "arXiv 2501.11873"
 PAPER_TOKENS = 120e9
@@ -23,6 +26,18 @@ def findings() -> dict[str, dict[str, Any]]:
     """The files, by name; a name begins with the finding's number."""
     folder = Path(__file__).parent
     return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))}
+
+
+def order_error(order: Sequence[str]) -> str:
+    """What is wrong with an order of findings: a name of none, or one that comes twice; or ""."""
+    known = [*findings()]
+    for place, name in enumerate(order):
+        if name not in known:
+            near = ", ".join(nearest(name, known) or known)
+            return f"study.order={printable(name)}: is no finding; did you mean {near}?"
+        if name in order[:place]:
+            return f"study.order={name}: comes twice; name it once"
+    return ""
 
 
 def has_margin(finding: Mapping[str, Any]) -> bool:

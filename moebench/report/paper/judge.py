@@ -9,13 +9,13 @@ method. A comparison that is both counts once. An A/A arm is never tested.
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from moebench.errors import RecordError, nearest
+from moebench.errors import RecordError
 from moebench.looks import looks
 from moebench.plans import PRIMARY
-from moebench.records import printable
 from moebench.report.infer.arms import CONTROLS, PERTURB, Arm, Table
 from moebench.report.infer.contrasts import Contrast, contrast
 from moebench.report.infer.decisions import (
@@ -27,7 +27,7 @@ from moebench.report.infer.decisions import (
 )
 from moebench.report.infer.metrics import control_of
 from moebench.report.infer.stopping import OPEN, Rule, outcome
-from moebench.report.paper.findings import findings, has_margin
+from moebench.report.paper.findings import findings, has_margin, order_error
 from moebench.report.paper.verdicts import (
     NOT_TESTED,
     TOO_EARLY,
@@ -199,16 +199,18 @@ def _differences(table: Table, evidence: Evidence) -> dict[int, Contrast]:
     return {i: measured for i, measured in contrasts.items() if measured.seeds}
 
 
+def shown_by(sciences: Sequence[Mapping[str, Any]], metric: str) -> set[str]:
+    """The names of the findings on a metric for which arms of these settings are there."""
+    values = np.random.default_rng(0).normal(size=(3, len(sciences)))  # any that have a scatter
+    names = [str(number) for number in range(len(sciences))]
+    return {effect.name for effect in effects(Evidence(names, sciences, values, None, metric))}
+
+
 def _ranks(order: Sequence[str]) -> dict[str, int]:
-    known = list(findings())
-    for name in order:
-        if name not in known:
-            near = ", ".join(nearest(name, known) or known)
-            raise RecordError(
-                f"study.order={printable(name)}: is no finding; did you mean {near}? Plan the "
-                "study again with moebench sweep"
-            )
-    return {name: rank for rank, name in enumerate(order)}
+    once = [*dict.fromkeys(order)]
+    if wrong := order_error(once):
+        raise RecordError(f"{wrong} Plan the study again with moebench sweep")
+    return {name: rank for rank, name in enumerate(once)}
 
 
 def _place(effect: Effect, order: Mapping[str, int]) -> tuple[int, bool]:
