@@ -153,7 +153,7 @@ class Rule(NamedTuple):
 def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     """The plan of an earlier sweep, and its damage if nothing tells by which rule it ends.
 
-    The rule of a damaged or lost plan is that of its preregistration, if that one is sound.
+    The rule of a damaged, edited or lost plan is that of its preregistration, if that one is sound.
     """
     from moebench.plans import read_plan
     from moebench.registration import FILE, read
@@ -162,7 +162,7 @@ def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     if not path.exists() and not path.with_name(FILE).exists():
         return None, ""
     try:
-        return read_plan(path), ""
+        return read_plan(path, unedited=True), ""
     except RecordError as error:
         damage = str(error)
     try:

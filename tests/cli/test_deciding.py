@@ -186,6 +186,21 @@ def test_a_damaged_plan_keeps_the_rule_of_its_preregistration(
     assert "the sweep writes it again, without a stopping rule" in told
 
 
+def test_a_plan_whose_order_was_edited_by_hand_is_written_again_as_registered(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    assert call(*words, "--register").code == 0
+    [path] = Path("runs").glob("studies/*/plan.json")
+    order = only_plan().order
+    text = path.read_text()
+    path.write_text(text.replace(f'"{order[0]}"', f'"{order[1]}"', 1))
+    again = call(*words, "--register")
+    assert (again.code, "keeps the order" in again.err) == (0, False)
+    assert "was edited after the sweep wrote it" in again.err
+    assert call(*words).code == 0
+    assert only_plan().order == order
+
+
 def test_another_order_of_findings_is_refused_once_runs_have_begun(
     call: Call, trained: dict[str, Any], words: list[str]
 ) -> None:
