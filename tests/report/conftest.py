@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moebench.records import Record
+from tests.report.ruled import study as study
 
 SCIENCE = {
     "balance_bsz": 4,
