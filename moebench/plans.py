@@ -241,7 +241,7 @@ def read_plan(path: Path, *, unedited: bool = False) -> Plan:
     if wrong := _first_wrong(content):
         raise RecordError(f"{path}: is not a plan ({wrong})")
     if unedited and not is_sealed(content):
-        raise RecordError(f"{path}: was edited after the sweep wrote it; sweep again")
+        raise RecordError(f"{path}: was edited after its sweep; restore it, or sweep again")
     return Plan(
         **{key: content[key] for key in _TEXTS},
         jobs=tuple(_job(run, content.get("shared", {})) for run in content["runs"]),

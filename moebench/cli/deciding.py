@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from moebench.cli.hours import budget
+from moebench.cli.hours import Timer
 from moebench.cli.launching import follow
 from moebench.cli.options import parse_number
 from moebench.cli.output import print_message
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from moebench.study import Launcher
     from moebench.study.engines import Engine
 
-HOUR = 3600.0
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 FIXED = ("most_seeds", "margin", "order", "secondary", "average_twin")
 """What a plan that ends by rule keeps from its first run on."""
@@ -117,6 +116,8 @@ class Rule(NamedTuple):
             raise ConfigError(
                 f"{plan.slug}: was planned to end by rule; add --until-decided, or take other seeds"
             )
+        if damage:  # what was edited tells that there was a rule, and no more
+            known = None
         if known is not None and margin is None:
             margin = known.margin
         plan = _in_its_order(plan, known)
@@ -130,8 +131,9 @@ class Rule(NamedTuple):
             )
         if damage and self.until_decided:
             refuse_begun(plan, runs_dir, f"--until-decided: {damage}", "restore the plan, or ")
-        elif damage:
-            print_message(f"{damage}; the sweep writes it again, without a stopping rule")
+        if damage:
+            anew = "as it is typed now" if self.until_decided else "without a stopping rule"
+            print_message(f"{damage}; the sweep writes it again, {anew}")
         other = [key for key in FIXED if known is None or getattr(known, key) != getattr(plan, key)]
         if other and self.until_decided:
             ruled = known is not None and known.most_seeds is not None
@@ -154,6 +156,7 @@ def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     """The plan of an earlier sweep, and its damage if nothing tells by which rule it ends.
 
     The rule of a damaged, edited or lost plan is that of its preregistration, if that one is sound.
+    Else the plan is None, or, with its damage, as it was edited.
     """
     from moebench.plans import read_plan
     from moebench.registration import FILE, read
@@ -164,17 +167,27 @@ def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     try:
         return read_plan(path, unedited=True), ""
     except RecordError as error:
-        damage = str(error)
+        damage = str(error).partition("; ")[0]  # the remedy is what is done here
     try:
         registered = read(path.with_name(FILE))
     except RecordError:
-        return None, damage
-    if not registered.sound:
-        return None, damage
+        registered = None
+    if registered is None or not registered.sound:
+        return _edited(path), damage
     said = {key: registered.content[key] for key in FIXED}
     fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     print_message(f"{damage}; the sweep writes it again by {registered.path.name}")
     return replace(plan, **fixed), ""
+
+
+def _edited(path: Path) -> "Plan | None":
+    """A plan that was edited; None where it cannot be read."""
+    from moebench.plans import read_plan
+
+    try:
+        return read_plan(path)
+    except RecordError:
+        return None
 
 
 def _in_its_order(plan: "Plan", known: "Plan | None") -> "Plan":
@@ -352,39 +365,6 @@ def train_until_decided(
         if launcher.failed or _ended(plan, runs_dir):
             return launcher
     return launcher
-
-
-class Timer:
-    """The hours of a sweep: whether the seeds of another look still fit.
-
-    Args:
-        hours: from now on; None: as many as it takes.
-    """
-
-    def __init__(self, hours: float | None) -> None:
-        self._hours = hours
-        self._end = None if hours is None else time.monotonic() + hours * HOUR
-        self._slower, self._estimate = 1.0, 0.0
-        self._first = True
-
-    def fits(self, launcher: "Launcher", seeds: int) -> bool:
-        """Whether the waiting runs end in time; ConfigError if not even the first look's do."""
-        if self._end is None:
-            return True
-        self._estimate = budget(launcher).makespan(launcher.waiting).middle
-        needed = self._slower * self._estimate
-        if time.monotonic() + needed <= self._end:
-            return True
-        about = f"the look at {seeds} seeds takes about {needed / HOUR:.2g} more hours here"
-        if self._first:
-            raise ConfigError(f"--hours {self._hours:g}: {about}; allow more")
-        print_message(f"--hours {self._hours:g}: {about}; the same command trains it later")
-        return False
-
-    def took(self, seconds: float) -> None:
-        """Learn from the time that the last look took."""
-        self._first = False
-        self._slower = seconds / self._estimate if self._estimate else 1.0
 
 
 def _ended(plan: "Plan", runs_dir: Path) -> bool:

@@ -1,9 +1,11 @@
 """What a sweep will take on this machine, and the seeds that fit into some hours."""
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moebench.cli.output import print_message
+from moebench.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from moebench.study import Launcher
     from moebench.study.allowance import Allowance
     from moebench.study.budget import Budget, Totals
+
+HOUR = 3600.0
 
 
 def budget(launcher: "Launcher") -> "Budget":
@@ -75,3 +79,36 @@ def _trim(launcher: "Launcher", allowance: "Allowance", done: dict[int, float]) 
     if left_out := {job.seed for job in launcher.waiting} - {job.seed for job in kept}:
         print_message(f"--hours {allowance.hours:g}: leaves out {len(left_out)} more seeds")
         launcher.waiting = kept
+
+
+class Timer:
+    """The hours of a sweep: whether the seeds of another look still fit.
+
+    Args:
+        hours: from now on; None: as many as it takes.
+    """
+
+    def __init__(self, hours: float | None) -> None:
+        self._hours = hours
+        self._end = None if hours is None else time.monotonic() + hours * HOUR
+        self._slower, self._estimate = 1.0, 0.0
+        self._first = True
+
+    def fits(self, launcher: "Launcher", seeds: int) -> bool:
+        """Whether the waiting runs end in time; ConfigError if not even the first look's do."""
+        if self._end is None:
+            return True
+        self._estimate = budget(launcher).makespan(launcher.waiting).middle
+        needed = self._slower * self._estimate
+        if time.monotonic() + needed <= self._end:
+            return True
+        about = f"the look at {seeds} seeds takes about {needed / HOUR:.2g} more hours here"
+        if self._first:
+            raise ConfigError(f"--hours {self._hours:g}: {about}; allow more")
+        print_message(f"--hours {self._hours:g}: {about}; the same command trains it later")
+        return False
+
+    def took(self, seconds: float) -> None:
+        """Learn from the time that the last look took."""
+        self._first = False
+        self._slower = seconds / self._estimate if self._estimate else 1.0

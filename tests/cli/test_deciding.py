@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from moebench.cli import deciding
+from moebench.cli import deciding, hours
 from moebench.plans import Job, Plan, read_plan
 from moebench.records import Record
 from tests.calls import Call
@@ -196,9 +196,25 @@ def test_a_plan_whose_order_was_edited_by_hand_is_written_again_as_registered(
     path.write_text(text.replace(f'"{order[0]}"', f'"{order[1]}"', 1))
     again = call(*words, "--register")
     assert (again.code, "keeps the order" in again.err) == (0, False)
-    assert "was edited after the sweep wrote it" in again.err
+    assert "was edited after its sweep" in again.err
     assert call(*words).code == 0
     assert only_plan().order == order
+
+
+def test_an_edited_plan_still_tells_that_it_was_to_end_by_rule(
+    call: Call, trained: dict[str, Any], words: list[str], small: list[str]
+) -> None:
+    trained["effect"] = 0.0
+    assert call(*words, "--margin", "0.001", "--register").code == 0
+    [path] = Path("runs").glob("studies/*/plan.json")
+    path.with_name("prereg.json").unlink()
+    path.write_text(path.read_text().replace("0.001", "0.002"))
+    without = call(*STUDY, *small, "seed=range(12)", "--dry-run")
+    assert (without.code, "was planned to end by rule" in without.err) == (2, True)
+    told = call(*words, "--dry-run")
+    assert told.code == 0
+    assert "edited after its sweep; the sweep writes it again, as it is typed" in told.err
+    assert "no margin" in told.out
 
 
 def test_another_order_of_findings_is_refused_once_runs_have_begun(
@@ -262,8 +278,8 @@ def test_hours_end_at_a_whole_look(
             return type("Range", (), {"middle": 60.0 * len({job.seed for job in jobs})})
 
     trained["effect"] = 0.0
-    monkeypatch.setattr(deciding, "budget", lambda _: Estimate())
-    monkeypatch.setattr(deciding.Timer, "took", lambda *_: None)
+    monkeypatch.setattr(hours, "budget", lambda _: Estimate())
+    monkeypatch.setattr(hours.Timer, "took", lambda *_: None)
     short = call(*words, "--hours", "0.04")
     assert (short.code, trained["seeds"]) == (2, [])
     assert "error: --hours 0.04: the look at 3 seeds takes about 0.05 more hours" in short.err
@@ -275,16 +291,16 @@ def test_hours_leave_a_look_that_does_not_fit_for_later() -> None:
         def makespan(self, _: Any) -> Any:
             return type("Range", (), {"middle": 100.0})
 
-    timer = deciding.Timer(1.0)
+    timer = hours.Timer(1.0)
     launcher: Any = type("Launcher", (), {"waiting": []})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deciding, "budget", lambda _: Estimate())
+        patch.setattr(hours, "budget", lambda _: Estimate())
         assert timer.fits(launcher, 4)
         timer.took(4000.0)  # 40 times the estimate
         assert not timer.fits(launcher, 8)
         timer.took(100.0)
         assert timer.fits(launcher, 8)
-    assert deciding.Timer(None).fits(launcher, 4)
+    assert hours.Timer(None).fits(launcher, 4)
 
 
 def test_what_was_registered_is_trained_later(

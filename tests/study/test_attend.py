@@ -69,7 +69,7 @@ def test_a_plan_that_cannot_be_trusted_is_refused(
     content = json.loads(path.read_text())
     content["runs"][0]["config"]["seed"] = 7
     path.write_text(json.dumps(content))
-    with pytest.raises(RecordError, match=r"plan.json: was edited after the sweep wrote it; sweep"):
+    with pytest.raises(RecordError, match=r"plan.json: was edited after its sweep; restore"):
         attend(str(path), [0], None, ())
     other = a_plan(1).write(tmp_path / "runs")
     path.write_bytes(other.read_bytes())

@@ -9,7 +9,7 @@ margin says the same by a size that was fixed beforehand. All other findings fol
 at the level of the look, and only behind a decided one: behind an interval within the margin, a
 second test at the full level would add to the error. A true difference or slope of the margin or
 more may be called none, or let a later finding err: both together are bounded by 1.5 times the
-level, and stay below the level in simulations, as do equalities (docs/reading.md).
+level. For equalities no such bound was derived (docs/reading.md has what simulations say).
 """
 
 from collections.abc import Iterable, Sequence
