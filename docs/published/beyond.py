@@ -57,6 +57,11 @@ trained with the same seeds are compared, whichever study they are of. Listed ar
 other beats in both means, however small the difference: a row may be there by chance. A
 `homogeneity` below 1 mixes the data, and changes more than the balance. Prescribed and random
 routers are left out; [headroom](#each-study) has them."""
+FRONTIER = """\
+A wider scope has a smaller balance loss at the same weight. So scopes are compared at the weight
+that is best for each on these seeds, and where their loads are equally even (MaxVio of validation,
+interpolated over weights). Differences are paired by seed, with 95 % intervals that do not count
+that the best of several weights was taken. All are described; none is tested."""
 GAIN = """\
 The share of the last tokens over which the baseline's mean validation loss fell by as much, on
 straight lines between its evaluations, with the ends of the 95 % interval of the difference.
@@ -197,7 +202,7 @@ def _frontiers(studies: Studies) -> list[str]:
         for effect in studies[name].found(kind)
     ]
     headers = ["study", "scope", "compared at", "there", "nats a byte less the first"]
-    return ["### The frontier of each scope", grid(headers, rows)]
+    return ["### The frontier of each scope", FRONTIER, grid(headers, rows)]
 
 
 def _gains(studies: Studies) -> list[str]:

@@ -119,14 +119,22 @@ def _lines(rows: Sequence[Spec], scopes: Sequence[str]) -> Spec:
     }
     shape = {**kind, "scale": {"domain": list(scopes), "range": "symbol"}}
     order = {"field": "weight", "type": "quantitative"}
-    text = {"type": "text", "dx": 7, "dy": -7, "align": "left", "fontSize": FONT - 1}
+    # beside the point, where the labels of other scopes are not
+    places = [{"dx": 7, "dy": -7}, {"dx": 8, "dy": 3}, {"dx": -6, "dy": 12, "align": "right"}]
     shown = {"field": "weight", "type": "quantitative", "format": "~g"}
     return {
         "data": {"values": list(rows)},
         "layer": [
             {"mark": "line", "encoding": {"x": x, "y": y, "color": color, "order": order}},
             {"mark": "point", "encoding": {"x": x, "y": y, "color": color, "shape": shape}},
-            {"mark": text, "encoding": {"x": x, "y": y, "text": shown, "color": color}},
+            *(
+                {
+                    "transform": [{"filter": {"field": "scope", "equal": scope}}],
+                    "mark": {"type": "text", "align": "left", "fontSize": FONT - 1, **place},
+                    "encoding": {"x": x, "y": y, "text": shown, "color": color},
+                }
+                for scope, place in zip(scopes, places, strict=False)
+            ),
         ],
     }
 
