@@ -69,9 +69,19 @@ def write(runs: Path, job: Job, effect: float, trigram: float) -> None:
     record.set_status("done", step=job.steps, steps=job.steps)
 
 
-def only_plan() -> Plan:
+def plan_file() -> Path:
     [path] = Path("runs").glob("studies/*/plan.json")
-    return read_plan(path)
+    return path
+
+
+def only_plan() -> Plan:
+    return read_plan(plan_file())
+
+
+def registered(call: Call, *words: str) -> Path:
+    """Register a study; the file of its plan."""
+    assert call(*words, "--register").code == 0
+    return plan_file()
 
 
 def test_a_study_ends_at_the_first_look_that_decides(
@@ -163,8 +173,7 @@ def test_a_damaged_plan_keeps_the_rule_of_its_preregistration(
     call: Call, trained: dict[str, Any], words: list[str], small: list[str]
 ) -> None:
     trained["effect"] = 0.0
-    assert call(*words, "--margin", "0.001", "--register").code == 0
-    [path] = Path("runs").glob("studies/*/plan.json")
+    path = registered(call, *words, "--margin", "0.001")
     path.write_text("{")
     without = call(*STUDY, *small, "seed=range(12)")
     assert (without.code, trained["seeds"]) == (2, [])
@@ -189,8 +198,7 @@ def test_a_damaged_plan_keeps_the_rule_of_its_preregistration(
 def test_a_plan_whose_order_was_edited_by_hand_is_written_again_as_registered(
     call: Call, trained: dict[str, Any], words: list[str]
 ) -> None:
-    assert call(*words, "--register").code == 0
-    [path] = Path("runs").glob("studies/*/plan.json")
+    path = registered(call, *words)
     order = only_plan().order
     text = path.read_text()
     path.write_text(text.replace(f'"{order[0]}"', f'"{order[1]}"', 1))
@@ -205,8 +213,7 @@ def test_an_edited_plan_still_tells_that_it_was_to_end_by_rule(
     call: Call, trained: dict[str, Any], words: list[str], small: list[str]
 ) -> None:
     trained["effect"] = 0.0
-    assert call(*words, "--margin", "0.001", "--register").code == 0
-    [path] = Path("runs").glob("studies/*/plan.json")
+    path = registered(call, *words, "--margin", "0.001")
     path.with_name("prereg.json").unlink()
     path.write_text(path.read_text().replace("0.001", "0.002"))
     without = call(*STUDY, *small, "seed=range(12)", "--dry-run")
