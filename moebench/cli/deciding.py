@@ -195,11 +195,11 @@ def _in_its_order(plan: "Plan", known: "Plan | None") -> "Plan":
 
     A preset may begin with another finding since.
     """
-    if known is None or known.order in ((), plan.order) or plan.order_is_typed:
+    if known is None or known.order == plan.order or plan.order_is_typed:
         return plan
     print_message(
         f"{plan.slug}: keeps the order of findings that it was planned with, "
-        f"{', '.join(known.order)}, and not that of study={plan.name}"
+        f"{', '.join(known.order) or 'none'}, and not that of study={plan.name}"
     )
     return plan.in_order(known.order)
 
@@ -220,8 +220,9 @@ def _most(plan: "Plan", typed: int | None) -> int:
 
     if not plan.order:
         raise ConfigError(
-            f"--until-decided: {'a grid' if plan.name == GRID else plan.name} declares no order of "
-            "findings, whose first one is looked at; choose a study with one, as study=scope"
+            f"--until-decided: {'a grid' if plan.name == GRID else plan.name} has no order of "
+            "findings, whose first one is looked at; choose a study with one, as study=scope, or "
+            "name one, as in 'study.order=[01-global-below-micro]'"
         )
     most = len(plan.seeds)
     if typed not in (None, most):

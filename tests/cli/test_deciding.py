@@ -258,6 +258,18 @@ def test_a_study_keeps_the_order_of_findings_that_it_was_planned_with(
     assert "keeps the order" not in call(*plain, "--dry-run").err, "of a plan of its own"
 
 
+def test_a_study_that_was_planned_without_an_order_gets_none_later(
+    call: Call, small: list[str]
+) -> None:
+    plain = [*STUDY, *small, "seed=20"]
+    registered(call, *plain, "study.order=[]")
+    again = call(*plain, "--register")
+    assert (again.code, only_plan().order) == (0, ())
+    assert "planned with, none, and not that of study=scope" in again.err
+    ruled = call(*STUDY, *small, "seed=range(20,32)", "study.order=[]", *RULE[:1])
+    assert "scope has no order of findings, whose first one is looked at; choose" in ruled.err
+
+
 @pytest.mark.parametrize(
     ("finding", "told"),
     [
@@ -348,7 +360,7 @@ def test_what_was_registered_is_trained_later(
         (["--until-decided", "--margin", "room"], "--margin room: is neither a number above 0 nor"),
         (["--until-decided", "--margin", "1_0"], "--margin 1_0: is neither a number above 0 nor"),
         (["--until-decided", "seed=range(100,104)"], "seed=range(100,104): 4 seeds; a study that"),
-        (["--until-decided", "scope=micro,global"], "a grid declares no order of findings"),
+        (["--until-decided", "scope=micro,global"], "a grid has no order of findings"),
         (["--until-decided", "seed=range(12)", "--most-seeds", "16"], "the words name 12 seeds"),
         (["--until-decided", "model.top_k=1,2"], "as they differ in model.top_k, and a rule"),
         (["--until-decided", "--exclude", "scope=micro seed=3"], "give every arm every seed"),
