@@ -1,6 +1,6 @@
 """How often a study errs that ends by rule (`sweep --until-decided`), and its power, by simulation.
 
-    python benchmarks/error_rates.py --looks    # the table of docs/reading.md, in seconds
+    python benchmarks/error_rates.py --looks    # the table of docs/reading.md, in ten seconds
 
 A study has a baseline and three arms, whose runs have a deviation of 1; its findings are the
 differences of the arms to the baseline, in order. A first finding that is a slope has the same
@@ -25,6 +25,14 @@ FROM = 6  # seeds after which one may begin to look at every seed, as a report w
 EFFECTS = (1.0, 1.25, 1.5)  # of the first arm, in deviations of a run
 MARGIN = 1.0  # in deviations of a run
 GAP = 4.0  # of micro and global, in deviations of a run; that of docs/results.md is 5
+CORRELATIONS = (
+    -0.9,
+    -0.5,
+    0.0,
+    0.5,
+    0.9,
+)  # of the first two findings, where the worst is looked for
+DIFFERENCES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)  # in deviations of a paired one
 
 Schedule = Sequence[tuple[int, float]]  # seeds and level of each look
 RULE: Schedule = [(look.seeds, look.level) for look in looks(MOST)]
@@ -132,7 +140,7 @@ def _row(
 
 def rows(studies: int) -> list[Counted]:
     """Studies whose first finding is a difference, then those where it is an equality."""
-    return [*_differences(studies), *_equalities(studies)]
+    return [*_differences(studies), worst(studies), *_equalities(studies)]
 
 
 def _differences(studies: int) -> list[Counted]:
@@ -170,6 +178,22 @@ def _differences(studies: int) -> list[Counted]:
         ),
         row("no arm differs: the rule says so, margin 1.5", none, RULE, lambda f: f.within, 1.5),
     ]  # fmt: skip
+
+
+def worst(studies: int) -> Counted:
+    """The most errors where the margin is the true difference of the first finding.
+
+    Over CORRELATIONS with a second finding that is none, and DIFFERENCES.
+    """
+    chance = np.random.default_rng(23).normal(size=(studies, MOST, 2))
+    found = []
+    for correlation in CORRELATIONS:
+        mixed = np.array([[1, correlation], [0, np.sqrt(1 - correlation**2)]])
+        for difference in DIFFERENCES:
+            each = ends(chance @ mixed + [difference, 0], RULE, difference)
+            found.append(((each.within | each.decided[:, 1]).mean(), each.seeds.mean()))
+    name = "error: the rule, the margin is the true difference: called none, or a later finding"
+    return f"{name}; the most of {len(found)} cases", *map(float, max(found))
 
 
 def _equalities(studies: int) -> list[Counted]:

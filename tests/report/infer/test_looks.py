@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.looks import ARMS, EVERY, GAP, MARGIN, MOST, RULE, SAME, draw, ends
+from benchmarks.looks import ARMS, EVERY, GAP, MARGIN, MOST, RULE, SAME, draw, ends, worst
 from moebench.errors import ConfigError
 from moebench.looks import LEVELS, looks, reached
 from moebench.report.infer.contrasts import contrast, equality
@@ -53,6 +53,12 @@ def test_a_difference_of_the_margin_is_seldom_called_none() -> None:
         assert 0.001 < found.within.mean() < above(0.025)
         assert not (found.within & found.decided.any(1)).any()
         assert (found.within | found.decided[:, 1:].any(1)).mean() < above(0.05)
+
+
+def test_the_worst_margin_errs_more_often_than_one_of_a_deviation() -> None:
+    found = ends(draw(STUDIES, (1.0, 0, 0)), RULE, 1.0)
+    shown = (found.within | found.decided[:, 1]).mean()
+    assert shown < worst(STUDIES)[1] < above(0.05)
 
 
 @pytest.mark.parametrize(("effect", "power"), [(1.0, 0.70), (1.25, 0.88), (1.5, 0.97)])
