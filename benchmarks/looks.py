@@ -193,7 +193,8 @@ def worst(studies: int) -> Counted:
             each = ends(chance @ mixed + [difference, 0], RULE, difference)
             found.append(((each.within | each.decided[:, 1]).mean(), each.seeds.mean()))
     name = "error: the rule, the margin is the true difference: called none, or a later finding"
-    return f"{name}; the most of {len(found)} cases", *map(float, max(found))
+    share, seeds = max(found)
+    return f"{name}; the most of {len(found)} cases", float(share), float(seeds)
 
 
 def _equalities(studies: int) -> list[Counted]:
