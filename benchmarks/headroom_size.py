@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.tuning_runs import named, refuse_reported, rows_in
 from moebench.config.compose import Composer
+from moebench.config.schema import StudyConfig
 from moebench.errors import MoebenchError, RecordError
 from moebench.report.infer.power import BITS, Noise, noise_of
 from moebench.report.infer.statistics import quantile
@@ -193,26 +194,23 @@ def table(sizes: Sequence[Size]) -> str:
     return "\n".join(lines)
 
 
-def commands(words: Sequence[str], sizes: Mapping[str, Sequence[str]]) -> list[str]:
+def commands(words: Sequence[str], study: StudyConfig) -> list[str]:
     """What to run for each size: weights, the size, T and TD at half of the steps."""
-    data = shlex.join(words)
-    shape = "model=tiny model.d_model=64 model.num_layers=2 model.num_experts=52 global_bsz=32 "
-    shape += "data.domain_token=true"
-    made = []
-    for name, overrides in sizes.items():
-        steps = next(int(word.split("=")[1]) for word in overrides if "train.steps=" in word)
-        own = " ".join(word for word in overrides if not word.startswith(("loss.balance", "seed=")))
-        keys = {word.split("=")[0] for word in own.split()}
-        base = " ".join(word for word in shape.split() if word.split("=")[0] not in keys)
+    data, made = shlex.join(words), []
+    shape = [word for word in study.overrides if not word.startswith("seed=")]
+    for name, overrides in study.sizes.items():
+        own = [word for word in overrides if not word.startswith(("loss.balance=", "seed="))]
+        keys = {word.partition("=")[0]: word.partition("=")[2] for word in own}
+        base = [word for word in shape if word.partition("=")[0] not in keys]
         size = f"study={STUDY} study.size={name}"
         less = " ".join(f"--exclude scope={scope}" for scope in LEARNED)
         made += [
             f"# {name}: the smallest weight at which load/max_vio_global is at most 0.5",
             f"moebench sweep --name weights-{name} scope=global loss.balance={WEIGHTS} seed=1000 "
-            f"{base} {own} {data}",
+            f"{shlex.join([*base, *own])} {data}",
             f"moebench report --study weights-{name} --metrics load/max_vio_global",
             f"moebench sweep {size} {data} loss.balance=WEIGHT",
-            f"moebench sweep {size} {data} train.steps={steps // 2} {less}",
+            f"moebench sweep {size} {data} train.steps={int(keys['train.steps']) // 2} {less}",
         ]
     return [line.rstrip() for line in made]
 
@@ -224,7 +222,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         if options.commands:
-            print("\n".join(commands(options.words, Composer().study(STUDY).sizes)))
+            print("\n".join(commands(options.words, Composer().study(STUDY))))
             return
         sizes = sizes_of(rows_in(options.words or ["runs"]))
         if not sizes:

@@ -113,10 +113,13 @@ def test_a_reported_seed_chooses_nothing(made: Callable[..., Path]) -> None:
 
 
 def test_the_printed_commands_make_the_runs_of_a_size() -> None:
-    composer = Composer()
-    lines = commands(["data=synthetic"], composer.study("headroom_size").sizes)
-    assert len(lines) == 5 * len(composer.study("headroom_size").sizes)
-    whole, half = (line.split() for line in lines[3:5])
+    study = Composer().study("headroom_size")
+    lines = commands(["data=synthetic"], study)
+    assert len(lines) == 5 * len(study.sizes)
+    weights, _, whole, half = (line.split() for line in lines[1:5])
+    assert {*study.overrides} - {*weights} == {"seed=range(1000,1003)"}, "so one run is shared"
     assert "study.size=base" in whole
     assert "train.steps=300" in half
     assert half.count("--exclude") == 3
+    [half] = [line for line in lines if "study.size=long" in line and "--exclude" in line]
+    assert "train.steps=900" in half
