@@ -6,10 +6,14 @@ from typing import NamedTuple
 
 CODE = re.compile(r"(^ *(`{3,})[^\n]*\n.*?^ *\2`*[ ]*$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
+PICTURE = re.compile(r'<img src="([^"]+)" alt="([^"]*)"[^<>]*>')
 
 
 class Link(NamedTuple):
-    """`[words](target#anchor)`; the anchor begins with its `#`, or is ""."""
+    """`[words](target#anchor)`; the anchor begins with its `#`, or is "".
+
+    A picture that needs a width is `<img src="target" alt="words" width="...">`.
+    """
 
     text: str
     is_image: bool
@@ -24,6 +28,8 @@ class Link(NamedTuple):
 
     def to(self, target: str) -> str:
         """The same link to another target."""
+        if self.text.startswith("<"):
+            return self.text.replace(f'"{self.target}"', f'"{target}"', 1)
         return f"{'!' if self.is_image else ''}[{self.words}]({target}{self.anchor})"
 
 
@@ -34,7 +40,11 @@ def replaced(text: str, replacement: Callable[[Link], str]) -> str:
         target, mark, anchor = match[3].partition("#")
         return replacement(Link(match[0], bool(match[1]), match[2], target, mark + anchor))
 
+    def in_prose(part: str) -> str:
+        part = PICTURE.sub(lambda of: replacement(Link(of[0], True, of[2], of[1], "")), part)
+        return LINK.sub(of, part)
+
     parts = CODE.split(text)  # prose, a block, its fence, prose, ...
     return "".join(
-        LINK.sub(of, part) if at % 3 == 0 else part for at, part in enumerate(parts) if at % 3 != 2
+        in_prose(part) if at % 3 == 0 else part for at, part in enumerate(parts) if at % 3 != 2
     )

@@ -33,8 +33,9 @@ from docs.published.cells import (
     said,
     titles,
 )
+from docs.published.frontier import OF_WEIGHTS, frontier
 from docs.published.papers import paper, testbed
-from docs.published.picture import OF_ARMS, OF_WEIGHTS, arms, effects, frontier, save_png
+from docs.published.picture import OF_ARMS, arms, effects, save_png, shown
 from docs.published.study import PRESETS, TUNED, Study, lost, read, save
 from docs.published.tuned import sections
 from docs.published.words import in_short, words
@@ -99,9 +100,9 @@ def each_study(studies: Studies) -> list[str]:
         parts += ["\n".join(f"- {fact}" for fact in facts if fact)]
         parts += [*_arms(studies[name]), *_secondary(studies[name])]
         if studies[name].found("difference", metric=PRIMARY):
-            parts.append(f"![The arms of {title}](img/results-{name}.png)")
+            parts.append(shown(f"The arms of {title}", f"results-{name}"))
         if frontier(studies[name]) is not None:
-            picture = f"![Loss against load in {title}](img/results-{name}-frontier.png)"
+            picture = shown(f"Loss against load in {title}", f"results-{name}-frontier")
             parts += [picture, f"*{OF_WEIGHTS}*"]
     return ["## Each study", STUDIES, *filter(None, parts)] if parts else []
 

@@ -165,8 +165,9 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: page.name)
 def test_every_link_to_a_file_or_heading_resolves(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+    linked = r"""(?:\]\(|<img src=")(?!https?:)([^)"]+)[)"]"""
+    for target in re.findall(linked, page.read_text()):
         name, _, anchor = target.partition("#")
-        linked = (page.parent / name).resolve() if name else page
-        assert linked.exists(), target
-        assert not anchor or anchor in anchors(linked), target
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target

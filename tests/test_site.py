@@ -74,6 +74,7 @@ def test_links_lead_to_the_pages_of_files(monkeypatch: pytest.MonkeyPatch) -> No
     text = (
         "[a](../README.md#usage) ![b c](data.md) [d](#here) [e](https://e.org)\n```\n[f](g)\n```\n"
     )
+    text += '<img src="data.md" alt="f" width="9">\n'
     shown = site.on_page(text, path, "api/new.md", places.__getitem__)
     assert shown == text.replace("data.md", "../data.md").replace("README.md", "index.md")
     with pytest.raises(site.BrokenLinkError, match=r"docs/new\.md: absent\.md is no file"):

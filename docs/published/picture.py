@@ -6,15 +6,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.headroom_size import LEARNED, role_of
 from docs.published.cells import Studies, nats, tested
 from docs.published.study import Study
 from moebench.plans import PRIMARY
 from moebench.report.draw.chart import Panel, Plot
 from moebench.report.draw.marks import bars, quantitative, zero_line
-from moebench.report.draw.plots import LOG, LOG_AXIS, paper_band
+from moebench.report.draw.plots import paper_band
 from moebench.report.draw.style import COLOURS, Spec, rounded
-from moebench.report.infer.frontier import FEWEST_WEIGHTS, MAX_VIO, WEIGHT, but_for_weight
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.show.numbers import as_percent
 
@@ -27,13 +25,11 @@ OF_ARMS = """\
 In pictures of arms, points and bars are the differences of the table with its intervals, full where
 they are tested and hollow where they are described; ticks are single seeds. Grey is the paper's
 global less micro, at an assumed 3 to 5 bytes a token."""
-OF_WEIGHTS = (
-    "Means over seeds, a line a scope; numbers: `loss.balance`. Lower and further left is better."
-)
 SHADES = 64  # colours of a PNG, which a page of plots needs no more of
 UNIT = "nats a byte"
 INK = COLOURS[5]
 WIDTH = 330  # pixels of a panel, which a phone shows as they are
+SHOWN = 420  # pixels on a page that has room, where words are as large as its own
 FONT = 13  # pixels
 LINE, BAR = 16, 36  # pixels of a row: each line of its label, and what is below
 AXIS = {"format": "~g", "labelFontSize": FONT, "titleFontSize": FONT, "tickCount": 5}
@@ -81,62 +77,9 @@ def arms(study: Study) -> Plot | None:
     return _plot("arms", f"Differences to {against}", OF_ARMS, spec)
 
 
-def frontier(study: Study) -> Plot | None:
-    """Loss against load, a line a scope through its weights; None where no scope has three."""
-    groups: dict[str, list[Spec]] = {}
-    for runs in study.by_arm().values():
-        science = runs[0]["science"]
-        if (scope := role_of(science)) in LEARNED and WEIGHT in science:
-            at = {"x": mean_of([run["metrics"].get(MAX_VIO) for run in runs])}
-            at |= {"y": mean_of([nats(run) for run in runs])}
-            point = {"weight": science[WEIGHT], "scope": scope, **at}
-            groups.setdefault(but_for_weight(science), []).append(point)
-    points = {of[0]["scope"]: of for of in groups.values() if len(of) >= FEWEST_WEIGHTS}
-    if not points:
-        return None
-    rows = [row for of in points.values() for row in sorted(of, key=lambda row: row["weight"])]
-    panel = Panel("frontier", _lines(rows, [*points]), width=WIDTH - 40, height=240)
-    return Plot("frontier", "Loss against load", OF_WEIGHTS, (panel,), arms=False)
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """Of numbers; None where one lacks."""
-    known = [value for value in values if value is not None]
-    return rounded(sum(known) / len(known)) if known and len(known) == len(values) else None
-
-
-def _lines(rows: Sequence[Spec], scopes: Sequence[str]) -> Spec:
-    """A line a scope, each point labelled by its weight, each line by its scope at the last one."""
-    x = quantitative(
-        "x", "MaxVio of the validation set (left: more even)", scale=LOG, axis=AXIS | LOG_AXIS
-    )
-    y = quantitative("y", UNIT, axis=AXIS)
-    legend = {"title": None, "labelFontSize": FONT}
-    kind = {"field": "scope", "type": "nominal", "legend": legend}
-    color = {
-        **kind,
-        "scale": {"domain": list(scopes), "range": [COLOURS[5], COLOURS[1], COLOURS[3]]},
-    }
-    shape = {**kind, "scale": {"domain": list(scopes), "range": "symbol"}}
-    order = {"field": "weight", "type": "quantitative"}
-    # beside the point, where the labels of other scopes are not
-    places = [{"dx": 7, "dy": -7}, {"dx": 8, "dy": 3}, {"dx": -6, "dy": 12, "align": "right"}]
-    shown = {"field": "weight", "type": "quantitative", "format": "~g"}
-    return {
-        "data": {"values": list(rows)},
-        "layer": [
-            {"mark": "line", "encoding": {"x": x, "y": y, "color": color, "order": order}},
-            {"mark": "point", "encoding": {"x": x, "y": y, "color": color, "shape": shape}},
-            *(
-                {
-                    "transform": [{"filter": {"field": "scope", "equal": scope}}],
-                    "mark": {"type": "text", "align": "left", "fontSize": FONT - 1, **place},
-                    "encoding": {"x": x, "y": y, "text": shown, "color": color},
-                }
-                for scope, place in zip(scopes, places, strict=False)
-            ),
-        ],
-    }
+def shown(words: str, name: str) -> str:
+    """A picture on the page: no wider than its words need, and as wide as a phone at most."""
+    return f'<img src="img/{name}.png" alt="{words}" width="{SHOWN}">'
 
 
 def save_png(path: Path, png: bytes) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 
 from docs.published.cells import Studies, count, distinct, ends, link, said, tested, titles
 from docs.published.papers import FIRST
-from docs.published.picture import CAPTION, TITLE, effects
+from docs.published.picture import CAPTION, TITLE, effects, shown
 from docs.published.study import TUNED, TUNING
 from docs.published.tuned import chosen
 from moebench.report.paper.findings import findings
@@ -54,7 +54,7 @@ def in_short(studies: Studies) -> list[str]:
                 f"([words](#words)), is {ends(effect)} nats a byte ({link(title)})."
             )
     lines += [f"- {chosen(studies[TUNING])}"] if TUNING in studies else []
-    drawn = [f"![{TITLE}](img/results.png)", f"*{CAPTION}*"] * (effects(studies) is not None)
+    drawn = [shown(TITLE, "results"), f"*{CAPTION}*"] * (effects(studies) is not None)
     return ["\n".join(lines), *drawn] if lines else []
 
 

@@ -226,36 +226,6 @@ def test_a_picture_that_no_csv_stands_for_is_removed(
     ]
 
 
-def test_a_study_of_weights_shows_loss_against_load() -> None:
-    study = Study({"study": "weight"})
-    for place, (scope, weight) in enumerate(product(("micro", "global"), (0.1, 0.02, 0.5))):
-        science = SCIENCE | {"loss.balance": weight} | (GLOBAL if scope == "global" else {})
-        for seed in range(2):
-            metrics = {"valid/bits_per_byte": (1 + place) / math.log(2)}
-            metrics |= {"load/max_vio_global": 0.1 + seed}
-            run = {"arm": f"{scope} {weight}", "seed": seed, "part": ""}
-            study.runs.append({**run, "science": science, "metrics": metrics})
-    plot = picture.frontier(study)
-    assert plot is not None
-    shown = plot.panels[0].spec["data"]["values"]
-    assert [(row["scope"], row["weight"], row["x"], row["y"]) for row in shown] == [
-        *(("micro", 0.02, 0.6, 2.0), ("micro", 0.1, 0.6, 1.0), ("micro", 0.5, 0.6, 3.0)),
-        *(("global", 0.02, 0.6, 5.0), ("global", 0.1, 0.6, 4.0), ("global", 0.5, 0.6, 6.0)),
-    ]
-    study.runs = study.runs[:4]
-    assert picture.frontier(study) is None
-
-
-def test_arms_that_differ_in_more_than_the_weight_are_no_line_over_weights() -> None:
-    study = Study({"study": "estimator"})
-    for size in (4, 8, 16):
-        run = {"arm": f"buffer={size}", "seed": 0, "part": ""}
-        science = SCIENCE | GLOBAL | {"loss.balance": 0.1, "balance.pass_bsz": size}
-        metrics = {"valid/bits_per_byte": 1.0, "load/max_vio_global": 0.1}
-        study.runs.append({**run, "science": science, "metrics": metrics})
-    assert picture.frontier(study) is None
-
-
 def tuned(behind: float) -> Study:
     """One size on tuning seeds, whose learned arms end so much above T."""
     prescribed = {"loss.balance": None, "scope": "none"}
