@@ -68,9 +68,10 @@ SETTINGS = (  # what tells the size of a study
     *("model.top_k", "global_bsz", "seq_len", "train.steps", "loss.balance", "router.init"),
 )
 STUDIES = f"""\
-Differences are paired by seed, in nats a byte. Their intervals have the level that was tested,
-which is 95 % unless a look of a stopping rule says otherwise; only differences that a study tests
-have a verdict. Other columns are means, with ± half of a 95 % interval from three seeds on.
+Differences are paired by seed, in nats a byte. Their intervals are those of a paired t for each arm
+alone, at the level that was tested, which is 95 % unless a look of a stopping rule says otherwise;
+only differences that a study tests have a verdict. Other columns are means, with ± half of a 95 %
+interval from three seeds on.
 {OF_ARMS}
 
 `docs/results/preregistered.txt` was committed before the first run. It has the `sha256` that each

@@ -141,7 +141,7 @@ def _about(plan: Plan, table: Table, rows: Sequence[Row]) -> dict[str, str]:
         "order": ", ".join(plan.order),
         "look": look(table),
         "registration": registration(table),
-        "cautions": " ".join(cautions(table)),
+        "cautions": " ".join(cautions(table, pooled=False)),
     }
     return {name: text for name, text in found.items() if text}
 

@@ -15,6 +15,7 @@ import pytest
 from moebench.errors import ConfigError, RecordError
 from moebench.records import Record
 from moebench.report import FORMATS, make_report
+from moebench.report.show.sentences import cautions
 from tests.report.examples import HOSTILE, scopes, texts
 
 Make = Callable[..., Record]
@@ -173,8 +174,24 @@ def test_a_collapsed_arm_is_noticed(runs: Path, run: Make) -> None:
     report = make_report([runs])
     text = texts(report)
     assert "none: its runs vary clearly more than those of the other arms" in text
-    assert "its interval is that of its own paired t" in text
+    of_pairs = "; the interval below its difference is not pooled: it is that of its own pairs."
+    [caution] = cautions(report.tables[0])
+    assert caution.endswith(f"(F test at 0.1 %){of_pairs}")
+    assert cautions(report.tables[0], pooled=False) == [caution.replace(of_pairs, ".")]
     assert report.to_dict()["rows"][-1]["metrics"]["valid/nats"]["left_pool"] == "more"
+
+
+def test_a_collapsed_baseline_leaves_nothing_pooled(runs: Path, run: Make) -> None:
+    scopes(runs, run, seeds=5)
+    for seed, nats in enumerate((2.0, 3.5, 1.9, 4.0, 2.4)):
+        run(runs, "none", seed, nats, sequences=None)
+    report = make_report([runs], baseline="none")
+    [table] = report.tables
+    assert table.comparisons.sd is None
+    assert cautions(table)[0].endswith(
+        "; as it is the baseline, the intervals below the differences are not pooled: each is that "
+        "of the arm's own pairs."
+    )
 
 
 def test_missing_runs_are_said_and_do_not_stop_the_test(runs: Path, run: Make) -> None:

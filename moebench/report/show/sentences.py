@@ -261,8 +261,12 @@ def _same_direction(mine: ArmMetric, base: ArmMetric) -> bool:
     return mine.same_sign and (mine.mean - base.mean) * mine.difference > 0
 
 
-def cautions(table: Table) -> list[str]:
-    """What a reader must know before trusting the numbers above."""
+def cautions(table: Table, *, pooled: bool = True) -> list[str]:
+    """What a reader must know before trusting the numbers above.
+
+    Args:
+        pooled: whether these include the intervals for all arms together, which an arm can leave.
+    """
     text = []
     if table.baseline_missing is not None:
         text.append(
@@ -283,7 +287,7 @@ def cautions(table: Table) -> list[str]:
             if variance == "more"
             else f"it keeps clearly closer to {table.baseline} than the other arms do"
         )
-        text.append(f"{name}: {why} (F test at 0.1 %); {_consequence(name, table)}.")
+        text.append(f"{name}: {why} (F test at 0.1 %){_consequence(name, table) * pooled}.")
     if len({arm.seeds for arm in table.arms}) > 1:
         text.append(
             "Not every arm has every seed: differences are between runs of one seed, and need "
@@ -301,15 +305,18 @@ def _unit(name: str) -> str:
 
 
 def _consequence(name: str, table: Table) -> str:
-    """What follows for an arm whose variance is unequal to that of the others."""
+    """What follows for an arm whose variance is unequal to that of the others.
+
+    Verdicts are left as they are: they rest on the paired t of each arm.
+    """
     if name == table.baseline:
         return (
-            "as it is the baseline, nothing is pooled, and each arm's interval is that of its own "
-            "paired t"
+            "; as it is the baseline, the intervals below the differences are not pooled: each is "
+            "that of the arm's own pairs"
         )
     if len(table.comparisons.arms[name].per_seed) < FEWEST_SEEDS:
-        return "it left the pool"
-    return "its interval is that of its own paired t"
+        return "; it left the pool"
+    return "; the interval below its difference is not pooled: it is that of its own pairs"
 
 
 def _seeds(seeds: Sequence[int]) -> str:
