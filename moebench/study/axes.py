@@ -1,7 +1,7 @@
 """From typed words and a study to the overrides of each run, without what is left out."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,16 @@ from moebench.config.zipped import keys_of
 from moebench.disk import is_name
 from moebench.errors import ConfigError, apply_to_all
 from moebench.plans import Searched
-from moebench.study.tuned import RUNS, Cell, Row, Searches, sources, without_seed
+from moebench.study.tuned import (
+    RUNS,
+    Cell,
+    Row,
+    Searches,
+    searched_keys,
+    sources,
+    without,
+    without_seed,
+)
 
 
 class Axes(NamedTuple):
@@ -90,19 +99,29 @@ def _parted(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     return of_runs, [word for word in overrides if _is_study(word)]
 
 
+def arms_of(composer: Composer, overrides: Sequence[str]) -> Iterator[tuple[Cell, set[Cell]]]:
+    """Each arm of the study that the overrides name: as its files have it, and as it is typed.
+
+    Without seeds, and without the keys that a search chooses.
+    """
+    of_runs, of_study = _parted(overrides)
+    _, shared, arms = _study(composer, of_study)
+    for arm in arms:
+        left_out = {"seed", *searched_keys(arm)}
+        plain, typed = (
+            [without(left_out, cell) for cell in composer.expand(_merge(composer, *layers, arm))]
+            for layers in ((shared,), (shared, of_runs))
+        )
+        yield plain[0], {*typed}
+
+
 def _rows(
     composer: Composer, of_runs: Sequence[str], of_study: Sequence[str]
 ) -> tuple[StudyConfig, list[Row]]:
     """A study and its runs; `scope` without `study=`."""
-    names = [word.removeprefix("study=") for word in of_study if word.startswith("study=")]
-    options = [word for word in of_study if not word.startswith("study=")]
-    if len(names) > 1:
-        raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
-    study = composer.study(names[0] if names else DEFAULT_STUDY, options)
-    shared = (*study.overrides, *study.sizes.get(study.size, ()))
-    of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
-    arms = [cell for cells in of_arm for cell in cells]
-    _check_varied(composer, study, of_runs, arms, named=bool(names))
+    study, shared, arms = _study(composer, of_study)
+    named = any(word.startswith("study=") for word in of_study)
+    _check_varied(composer, study, of_runs, arms, named=named)
     composer.expand(of_runs)  # so that an error names what was typed
 
     def expanded(arm: Cell) -> list[Cell]:
@@ -119,6 +138,20 @@ def _rows(
             )
         rows += map(Row, cells, map(without_seed, searched))
     return study, rows
+
+
+def _study(
+    composer: Composer, of_study: Sequence[str]
+) -> tuple[StudyConfig, list[str], list[Cell]]:
+    """A study, the overrides of all its arms, and those of each."""
+    names = [word.removeprefix("study=") for word in of_study if word.startswith("study=")]
+    options = [word for word in of_study if not word.startswith("study=")]
+    if len(names) > 1:
+        raise ConfigError(f"study: is set twice ({' and '.join(names)}); keep one")
+    study = composer.study(names[0] if names else DEFAULT_STUDY, options)
+    of_arm = apply_to_all(lambda arm: composer.expand(shlex.split(arm)), study.arms)
+    shared = [*study.overrides, *study.sizes.get(study.size, ())]
+    return study, shared, [cell for cells in of_arm for cell in cells]
 
 
 def _seeds(axes: Axes, typed: Sequence[str]) -> list[str]:

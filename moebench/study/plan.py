@@ -19,10 +19,10 @@ from moebench.config.treatment import Treatment
 from moebench.data.batches import check_epochs
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.maps import check_map
-from moebench.errors import ConfigError, apply_to_all, nearest
+from moebench.errors import ConfigError, MoebenchError, apply_to_all, nearest
 from moebench.plans import GRID, PRIMARY, SECONDARY, Job, Plan, Searched
 from moebench.records import printable
-from moebench.study.axes import NO_AXES, Axes, cells_of
+from moebench.study.axes import NO_AXES, Axes, arms_of, cells_of
 from moebench.study.labels import distinct
 from moebench.study.tuned import RUNS, Cell, without_seed
 
@@ -67,7 +67,7 @@ def make_plan(
         name=study.name,
         question=study.question,
         size=study.size,
-        baseline=_followed(study.baseline, labels),
+        baseline=_followed(composer, overrides, study.baseline, labels),
         primary=study.primary,
         secondary=_metrics(study.secondary),
         order=tuple(study.order),
@@ -86,18 +86,31 @@ def make_plan(
     return plan, list(corpora.values())
 
 
-def _followed(baseline: str, labels: Sequence[str]) -> str:
-    """The label of a baseline's arm where words typed for all arms stand in every label.
+def _followed(
+    composer: Composer, overrides: Sequence[str], baseline: str, labels: Sequence[str]
+) -> str:
+    """The label of a baseline's arm where typed words have added to it.
 
-    With `router=sigmoid`, the baseline `micro` is `micro sigmoid`; with `method=bias`, it is
-    `micro + bias`, beside `bias` for `none`.
+    With `router=sigmoid`, `micro` is `micro sigmoid`; with `experiment=deepseek-v3`, it is `micro
+    layers=sum + bias sigmoid`. The arm is the one that has the label if nothing is typed.
     """
-    shared = set.intersection(*({*name.split()} for name in labels))
-    own = {
-        " ".join(word for word in name.split() if word not in shared).removesuffix(" +"): name
-        for name in labels
-    }
-    return baseline if baseline in labels else own.get(baseline, baseline)
+    if baseline in labels:
+        return baseline
+    for plain, typed in arms_of(composer, overrides):
+        if _label(composer, plain) == baseline:
+            names = {_label(composer, cell) for cell in typed}
+            name = names.pop() if len(names) == 1 else ""
+            if name in labels and {*baseline.split()} <= {*name.split()}:
+                return name
+    return baseline
+
+
+def _label(composer: Composer, cell: Cell) -> str:
+    """The label of a run; "" where it needs a word that is typed."""
+    try:
+        return label(Treatment.of(composer.compose(cell)))
+    except MoebenchError:
+        return ""
 
 
 def _grid(name: str, jobs: Sequence[Job]) -> StudyConfig:

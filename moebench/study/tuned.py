@@ -5,7 +5,7 @@ holds `optim.lr=tuned`: it has the values of the last arm above it that has rang
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -54,8 +54,22 @@ def _ranged_keys(arm: Cell) -> set[str]:
     return {interval.key for word in arm if (interval := Interval.read(word))}
 
 
+def searched_keys(arm: Cell) -> set[str]:
+    """The keys of an arm that a search chooses, its own or that of an arm above."""
+    return {keys_of(word)[0] for word in arm if _is_searched(word)}
+
+
+def _is_searched(word: str) -> bool:
+    return Interval.read(word) is not None or word.endswith(f"={TUNED}")
+
+
 def without_seed(words: Iterable[str]) -> Cell:
-    return tuple(word for word in words if keys_of(word) != ("seed",))
+    return without({"seed"}, words)
+
+
+def without(keys: Set[str], words: Iterable[str]) -> Cell:
+    """The words that set none of some keys."""
+    return tuple(word for word in words if keys.isdisjoint(keys_of(word)))
 
 
 class Searches:
@@ -186,7 +200,4 @@ def _searched(space: Space, found: Found) -> Searched:
 def _filled(cell: Cell, values: str) -> Cell:
     """A run's overrides with values in the place of ranges."""
     known = {keys_of(word)[0]: word for word in values.split()}
-    return tuple(
-        known[keys_of(word)[0]] if Interval.read(word) or word.endswith(f"={TUNED}") else word
-        for word in cell
-    )
+    return tuple(known[keys_of(word)[0]] if _is_searched(word) else word for word in cell)

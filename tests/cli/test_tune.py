@@ -109,6 +109,16 @@ def test_each_arm_has_its_trials_and_the_sweep_their_values(
     )
 
 
+def test_a_baseline_with_values_of_a_search_follows_typed_words(
+    call: Call, words: list[str], trained: list[Any]
+) -> None:
+    *typed, _, presets = words
+    typed += ["experiment=megatron-micro", "global_bsz=8"]
+    assert call("tune", *typed, "--config-dir", presets).code == 0
+    plan, _ = make_plan(Composer(Path(presets)), typed)
+    assert plan.baseline == "global layers=sum"
+
+
 def test_arms_with_fewer_trials_are_completed_by_the_command_that_is_named(
     call: Call, words: list[str], trained: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,14 +136,25 @@ def test_what_does_not_go_with_a_study_is_one_line(
         (["method=bias"], "micro + bias"),
         (["router=sigmoid", "study.baseline=global"], "global sigmoid"),
         (["router=sigmoid", "study.baseline='global sigmoid'"], "global sigmoid"),
+        (["experiment=megatron-micro"], "micro layers=sum"),
+        (["experiment=megatron-micro", "study.baseline=z-loss"], "z-loss"),
     ],
 )
 def test_the_baseline_follows_words_typed_for_all_arms(
     composer: Composer, small: Small, typed: list[str], arm: str
 ) -> None:
+    """Which need not stand in all labels: an arm without a loss has no `layers`."""
     plan = plan_of(composer, small("study=mine", "seed=0", *typed))
     assert plan.baseline == arm
     assert arm in arms(plan)
+
+
+def test_a_baseline_that_no_arm_is_is_not_replaced_by_its_twin(
+    composer: Composer, small: Small
+) -> None:
+    twins = "study.arms=['scope=global','scope=micro router.perturb=1e-6']"
+    with pytest.raises(ConfigError, match=r"study\.baseline=micro: is the label of no arm"):
+        make_plan(composer, small("study=mine", twins, "experiment=megatron-micro"))
 
 
 @pytest.mark.parametrize(
