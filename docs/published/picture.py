@@ -123,20 +123,25 @@ def _forest(
             {"data": {"values": list(ticks)}, "mark": tick, "encoding": {"x": x, **at}},
             bar,
             {"mark": point, "encoding": {"x": x, "y": y, "stroke": color, "fill": fill}},
-            *_labels(y, 2 - BAR / 2 - down),
+            *_labels(y, len(rows[0]["label"]), 2 - BAR / 2 - down),
         ],
     }
 
 
-def _labels(y: Spec, top: float) -> list[Spec]:
-    """The lines of `label` at the left of each row, on white, so that no line runs through them.
+def _labels(y: Spec, lines: int, top: float) -> list[Spec]:
+    """The lines of `label` at the left of each row, on white as wide as the picture.
 
     Args:
+        lines: of each label.
         top: of the first line, from the middle of a row.
     """
+    height = lines * LINE
+    white = {"type": "rect", "color": "white", "yOffset": top - 1 + height / 2, "height": height}
+    wide = {"x": {"value": 0}, "x2": {"value": WIDTH}, "y": y}
     mark = {"type": "text", "align": "left", "baseline": "top", "fontSize": FONT}
     mark |= {"lineHeight": LINE, "yOffset": top}
     where = {"x": {"value": 2}, "y": y, "text": {"field": "label"}}
-    edge = mark | {"stroke": "white", "strokeWidth": 4}
-    ink = {"color": {"value": "#1b1b1b"}}
-    return [{"mark": edge, "encoding": where}, {"mark": mark, "encoding": where | ink}]
+    return [
+        {"mark": white, "encoding": wide},
+        {"mark": mark, "encoding": where | {"color": {"value": "#1b1b1b"}}},
+    ]
