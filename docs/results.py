@@ -34,7 +34,7 @@ from docs.published.cells import (
     titles,
 )
 from docs.published.frontier import OF_WEIGHTS, frontier
-from docs.published.papers import paper, testbed
+from docs.published.papers import by_arm, paper, testbed
 from docs.published.picture import OF_ARMS, arms, effects, save_png, shown
 from docs.published.study import PRESETS, TUNED, Study, lost, read, save
 from docs.published.tuned import sections
@@ -99,7 +99,7 @@ def each_study(studies: Studies) -> list[str]:
         if "too early" in about and not {"look", "interim"} & {*about}:
             facts.append(f"Too early for a verdict: {about['too early']}.")
         parts += ["\n".join(f"- {fact}" for fact in facts if fact)]
-        parts += [*_arms(studies[name]), *_secondary(studies[name])]
+        parts += [*_arms(studies[name]), *by_arm(studies[name]), *_secondary(studies[name])]
         if studies[name].found("difference", metric=PRIMARY):
             parts.append(shown(f"The arms of {title}", f"results-{name}"))
         if frontier(studies[name]) is not None:

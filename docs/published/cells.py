@@ -132,10 +132,9 @@ def distinct(studies: Studies, **wanted: Any) -> list[Said]:
 
 
 def _runs_of(study: Study, effect: Row) -> set[tuple[str, int, float]]:
-    """The runs of an effect of two arms; none of one of more arms."""
-    by_arm = study.by_arm(effect["part"])
-    arms = effect["arm"], effect["against"]
-    return {(arm, run["seed"], nats(run)) for arm in arms for run in by_arm.get(arm, ())}
+    """The runs of an effect of two arms, whatever a study calls these; none of one of more arms."""
+    by_arm, sides = study.by_arm(effect["part"]), ("arm", "against")
+    return {(on, run["seed"], nats(run)) for on in sides for run in by_arm.get(effect[on], ())}
 
 
 def tested(studies: Studies, **wanted: Any) -> Iterable[tuple[str, Row]]:

@@ -7,7 +7,18 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from docs.published.cells import Studies, count, distinct, ends, grid, link, nats, said, titles
+from docs.published.cells import (
+    Said,
+    Studies,
+    count,
+    distinct,
+    ends,
+    grid,
+    link,
+    nats,
+    said,
+    titles,
+)
 from docs.published.study import PRESETS, Row, Study
 from moebench.plans import PRIMARY
 from moebench.report.infer.contrasts import Contrast, contrast
@@ -22,12 +33,14 @@ KNOWN = "01-global-below-micro"
 FIRST = findings()[KNOWN]["claim"]
 DECLARED = Path(__file__).with_name("testbed.yaml")
 HEADERS = ("finding", "verdict", "here", "tokens", "seeds", "study")
+TOLD = "What this study says of findings with several arms:"
 OF_THE_PAPER = """\
 *Here* is the difference, slope or weakest step of these runs, with its interval at the level that
 was tested. *Paper* is its size in nats a byte, at an assumed 4 bytes a token, where it gives
 perplexities of two arms. It trained on 120 to 400 billion tokens. *Too early* means that these
 runs are no better than a byte trigram of their text, or have not ended. A metric of load or routing
-stands with its name ([what it is](metrics.md))."""
+stands with its name ([what it is](metrics.md)). A row without a finding is of the one above. Arms
+of a study of which it says the same share a row; its section has each with its interval."""
 OF_THE_TESTBED = """\
 Its abstract gives no figures, and its full text was not at hand. Each claim is read as
 differences of arms. It agrees where the intervals of all lie above 0. It contradicts where one
@@ -39,29 +52,81 @@ loads of each domain drives them to 0 by itself."""
 
 
 def paper(studies: Studies) -> list[str]:
-    """Each finding of the paper beside what the studies say."""
-    tests, rows = _tests(), []
+    """Each finding of the paper beside what the studies say, and those that no study is about."""
+    tests, rows, left = _tests(), [], []
     for finding, declared in findings().items():
-        about = [declared["claim"].removesuffix("."), declared["source"], _size(declared)]
-        found = [
-            [
-                *about,
-                said(effect),
-                f"{ends(effect)} {_unit(effect)} at {as_percent(1 - effect['level'])}",
-                count(effect["tokens"]),
-                str(len(effect["seeds"].split())),
-                ", ".join(
-                    filter(None, (link(title), effect["part"], _told(studies[name], effect)))
-                ),
-            ]
-            for name, title, effect in distinct(studies, claim=declared["claim"])
+        found = distinct(studies, claim=declared["claim"])
+        claim, source = declared["claim"].removesuffix("."), declared["source"]
+        cells = [_cells(studies[group[0].name], group) for group in _alike(found)]
+        about = [[claim, source, _size(declared)], *[["", "", ""]] * (len(cells) - 1)]
+        rows += [[*first, *rest] for first, rest in zip(about, cells, strict=False)]
+        if not found:
+            study = f"`study={tests[finding]}`" if finding in tests else "no study has its arms"
+            told = "a report describes it" if declared["type"] == "described" else "not run"
+            left.append(f"- {claim}. {source}: {told}, {study}.")
+    headers, rows, same = _without_constants([HEADERS[0], "source", "paper", *HEADERS[1:]], rows)
+    told = [" ".join([OF_THE_PAPER, same]).strip(), *filter(None, [shared(studies)])]
+    parts = [grid(headers, rows), *["Not told by these studies:", "\n".join(left)] * bool(left)]
+    return [f"## Findings of {PAPER}", *told, *filter(None, parts)]
+
+
+def _without_constants(
+    headers: list[str], rows: list[list[str]]
+) -> tuple[list[str], list[list[str]], str]:
+    """A table without its columns of tokens and seeds where all rows agree, and a sentence."""
+    same = {
+        name: values.pop()
+        for at, name in enumerate(headers)
+        if name in ("tokens", "seeds") and len(values := {row[at] for row in rows}) == 1
+    }
+    kept = [at for at, name in enumerate(headers) if name not in same]
+    told = " and ".join(f"{value} {name}" for name, value in same.items())
+    return (
+        [headers[at] for at in kept],
+        [[row[at] for at in kept] for row in rows],
+        f"All rows are of {told}." * bool(same),
+    )
+
+
+def _alike(found: Iterable[Said]) -> Iterable[list[Said]]:
+    """What a study says of one finding, by verdict."""
+    groups: dict[tuple[str, ...], list[Said]] = {}
+    for each in found:
+        key = each.name, each.effect["part"], each.effect["metric"], said(each.effect)
+        groups.setdefault(key, []).append(each)
+    return groups.values()
+
+
+def _cells(study: Study, group: Sequence[Said]) -> list[str]:
+    """Verdict, effect, tokens, seeds and study of what shares a row."""
+    effect, values = group[0].effect, [each.effect["value"] for each in group]
+    here = f"{ends(effect)} {_unit(effect)} at {as_percent(1 - effect['level'])}"
+    if len(group) > 1:
+        between = " to ".join(map(four_decimals, (min(values), max(values))))
+        here = f"{between} {_unit(effect)}, over {len(group)} arms"
+    arm = _told(study, effect) * (len(group) == 1)
+    where = ", ".join(filter(None, (link(group[0].title), effect["part"], arm)))
+    seeds = str(len(effect["seeds"].split()))
+    return [said(effect), here, count(effect["tokens"]), seeds, where]
+
+
+def by_arm(study: Study) -> list[str]:
+    """What a study says of findings that it has in several arms; nothing where it has none."""
+    claims: dict[str, list[Row]] = {}
+    for effect in study.found("finding"):
+        claims.setdefault(effect["claim"].removesuffix("."), []).append(effect)
+    rows = [
+        [
+            claim * (effect is effects[0]),
+            *(f"`{effect[side]}`" for side in ("arm", "against")),
+            f"{ends(effect)} {_unit(effect)}",
+            said({**effect, "text": ""}),
         ]
-        study = f"`study={tests[finding]}`" if finding in tests else ""
-        without = "described in a report" if declared["type"] == "described" else "not run"
-        rows += found or [[*about, without, "", "", "", study]]
-    headers = [HEADERS[0], "source", "paper", *HEADERS[1:]]
-    told = [OF_THE_PAPER, *filter(None, [shared(studies)])]
-    return [f"## Findings of {PAPER}", *told, grid(headers, rows)]
+        for claim, effects in claims.items()
+        for effect in effects
+        if len(effects) > 1
+    ]
+    return [TOLD, grid(["finding", "arm", "less", "here", "verdict"], rows)] if rows else []
 
 
 def shared(studies: Studies) -> str:

@@ -2,14 +2,21 @@
 
 from collections import Counter
 
-from docs.published.cells import Studies, count, distinct, ends, link, said, tested, titles
-from docs.published.papers import FIRST
+from docs.published.cells import Studies, count, distinct, ends, link, tested, titles
 from docs.published.picture import CAPTION, TITLE, effects, shown
-from docs.published.study import TUNED, TUNING
+from docs.published.study import TUNED, TUNING, Row
 from docs.published.tuned import chosen
 from moebench.report.paper.findings import findings
 from moebench.report.show.numbers import as_percent
 
+ANSWERS = [  # findings of the paper that the page begins with
+    findings()[name]["claim"]
+    for name in ("01-global-below-micro", "02-shuffled-below-micro", "03-shuffled-equals-global")
+]
+UNIT = """\
+Differences are of the validation loss, in nats a byte, paired by seed. Below 0, the arm named first
+is better ([words](#words))."""
+ROLES = ("global", "shuffled")  # arms that say no more than the finding does
 WORDS = """\
 - **Arms.** `micro` balances the loads of experts over each micro-batch (`micro_bsz` sequences),
   `global` over the whole step, `global-8` over 8 of its sequences, `none` not at all. `shuffled`
@@ -38,24 +45,54 @@ WORDS = """\
 
 
 def in_short(studies: Studies) -> list[str]:
-    """The answers in a line each."""
-    lines = []
-    for title, effect in tested(studies, claim=FIRST):
-        lines.append(
-            f"- `{effect['arm']}` less `{effect['against']}` is {ends(effect)} {effect['unit']} at "
-            f"{as_percent(1 - effect['level'])}, with {len(effect['seeds'].split())} seeds "
-            f"({link(title)}). The paper's first finding: {said(effect).replace(': ', ', ', 1)}."
-        )
-    lines += [line for line in (_counted(studies), _small(studies)) if line]
+    """The answers in a line each, then how far they reach."""
+    first, *others = [_tested(studies, claim) for claim in ANSWERS]
+    lines = [first, *over_weights(studies), *others, _counted(studies), _small(studies)]
     for name, title in titles(studies).items():
         for effect in studies[name].found("headroom", arm="T"):
             lines.append(
-                f"- H = T - TD, what the domain is worth to a router that knows the token "
-                f"([words](#words)), is {ends(effect)} nats a byte ({link(title)})."
+                f"- H = T - TD, what the domain is worth to a router that knows the token, is "
+                f"{_at_level(effect)} ({link(title)})."
             )
     lines += [f"- {chosen(studies[TUNING])}"] if TUNING in studies else []
     drawn = [shown(TITLE, "results"), f"*{CAPTION}*"] * (effects(studies) is not None)
-    return ["\n".join(lines), *drawn] if lines else []
+    written = [line for line in lines if line]
+    return [UNIT, "\n".join(written), *drawn] if written else []
+
+
+def _tested(studies: Studies, claim: str) -> str:
+    """What the tests of a finding say, in nats a byte; "" without one."""
+    told = [
+        f"{effect['verdict']}, {_at_level(effect)} in {link(title)}"
+        + f" with `{effect['arm']}`" * (effect["arm"] not in ROLES)
+        for title, effect in tested(studies, claim=claim)
+    ]
+    return f"- **{claim.removesuffix('.')}**: {'; '.join(told)}." if told else ""
+
+
+def _at_level(effect: Row) -> str:
+    """A value, with the level of its interval within the parentheses."""
+    return ends(effect).replace("(", f"({as_percent(1 - effect['level'])}: ", 1)
+
+
+def over_weights(studies: Studies) -> list[str]:
+    """What the widest scope gains at equal loads and at the best weights, which is not tested."""
+    lines = []
+    for name, title in titles(studies).items():
+        equal, best = (
+            [of for of in studies[name].found(kind) if of["low"] is not None][-1:]
+            for kind in ("equal MaxVio", "best weight")
+        )
+        if equal and best:
+            arm, against = (f"`{equal[0][side]}`" for side in ("arm", "against"))
+            unsure = best[0]["low"] <= 0 <= best[0]["high"]
+            lines.append(
+                f"- **It depends on the weight of the balance loss** ({link(title)}; described, "
+                f"not tested): {arm} less {against} is {_at_level(equal[0])} where loads are equal "
+                f"({equal[0]['text']}), and {_at_level(best[0])} at the best weight of each"
+                f"{', which shows no difference' * unsure}."
+            )
+    return lines
 
 
 def words(studies: Studies) -> list[str]:
