@@ -135,8 +135,8 @@ def _labels(y: Spec, lines: int, top: float) -> list[Spec]:
         lines: of each label.
         top: of the first line, from the middle of a row.
     """
-    height = lines * LINE
-    white = {"type": "rect", "color": "white", "yOffset": top - 1 + height / 2, "height": height}
+    height = lines * LINE + 2
+    white = {"type": "rect", "color": "white", "yOffset": top - 2 + height / 2, "height": height}
     wide = {"x": {"value": 0}, "x2": {"value": WIDTH}, "y": y}
     mark = {"type": "text", "align": "left", "baseline": "top", "fontSize": FONT}
     mark |= {"lineHeight": LINE, "yOffset": top}
