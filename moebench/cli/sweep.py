@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -201,6 +202,7 @@ def _run(plan: "Plan", runs_dir: Path, engine: "Engine", how: How) -> None:
         check_detach(sweep, how.detached)
     console = stdout_console() if how.dry_run and not how.as_json else stderr_console()
     _print_plan(sweep, console)
+    _print_others(sweep, console)
     print_rule(plan, console)
     hours = None if plan.most_seeds else how.hours  # a look is trained as a whole
     estimate = budget(sweep) if how.dry_run or hours else None
@@ -327,6 +329,20 @@ def _print_plan(launcher: "Launcher", console: "Console") -> None:
     if shared:
         print_message(f"all runs: {' '.join(shared)}", console)
     console.print(_arms_table(launcher, shared))
+
+
+def _print_others(launcher: "Launcher", console: "Console") -> None:
+    """Name the finished runs that a sweep could take if it were typed otherwise."""
+    from moebench.evaluations import KEY, others
+
+    found = others(launcher.waiting, launcher.runs_dir)
+    for every, number in Counter(other.every for other in found if other.serves).items():
+        print_message(
+            f"{number} of the runs to train are done with {KEY}={every}, which has all evaluations "
+            f"of these: type {KEY}={every} to take them; only router/changed and router/saturation "
+            "are not those of this sweep",
+            console,
+        )
 
 
 def _on_gpu(launcher: "Launcher") -> str:

@@ -1,0 +1,69 @@
+"""Runs that are equal but for `train.eval_every`: they train to the same bits.
+
+Two of their results depend on it, `router/changed` and `router/saturation`, so none stands for
+another. But who has seen one knows the loss of the other, and a sweep may be typed to take them.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from moebench.config.compose import from_dict
+from moebench.config.identity import run_hash
+from moebench.errors import RecordError
+from moebench.plans import Job
+from moebench.records import Record, find_records
+from moebench.selections import evaluation_steps
+
+KEY = "train.eval_every"
+
+
+class Other(NamedTuple):
+    """A run that has begun, and is that of a job but for `train.eval_every`."""
+
+    job: Job
+    record: Record
+    every: int
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is done, with all evaluations of the job."""
+        steps, every = self.job.steps, self.job.config["train"]["eval_every"]
+        has, asked = ({*evaluation_steps(steps, each)} for each in (self.every, every))
+        return asked <= has and self.record.is_done()
+
+
+def others(jobs: Sequence[Job], runs_dir: Path) -> Iterator[Other]:
+    """The runs of a directory that are those of jobs but for `train.eval_every`."""
+    named: dict[str, list[Record]] = defaultdict(list)
+    for record in find_records(runs_dir):
+        named[_parts(record.name)[0]].append(record)
+    for job in jobs:
+        stem, own = _parts(job.run)
+        config = from_dict(job.config)
+        for record in named[stem]:
+            data, every = _science(record)
+            if data is None or every in (None, config.train.eval_every):
+                continue
+            other = replace(config, train=replace(config.train, eval_every=every))
+            if (own, _parts(record.name)[1]) == (run_hash(config, data), run_hash(other, data)):
+                yield Other(job, record, every)
+
+
+def _parts(run: str) -> tuple[str, str]:
+    """The name of a run: what it is called, and its hash."""
+    stem, _, digest = run.rpartition("-")
+    return stem, digest
+
+
+def _science(record: Record) -> tuple[str | None, int | None]:
+    """The hash of a run's data, and `train.eval_every`; None where its manifest does not tell."""
+    try:
+        science = record.manifest().get("science")
+    except RecordError:
+        return None, None
+    known = science if isinstance(science, dict) else {}
+    data, every = known.get("data"), known.get(KEY)
+    return data if isinstance(data, str) else None, every if isinstance(every, int) else None
