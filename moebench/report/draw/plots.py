@@ -9,7 +9,7 @@ from typing import Any
 
 from moebench.catalogue import find
 from moebench.plans import PRIMARY
-from moebench.report.draw.chart import SHOWN, Panel, Plot
+from moebench.report.draw.chart import HEIGHT, SHOWN, Panel, Plot
 from moebench.report.draw.curves import curves, switches
 from moebench.report.draw.curves import differences as curve_differences
 from moebench.report.draw.headroom import over_training
@@ -34,6 +34,9 @@ TITLES = {
 PADDED: Spec = {"padding": 12}  # so that no point lies on an edge
 LOG: Spec = {"type": "log", "nice": False, "padding": 12}
 LOG_AXIS: Spec = {"format": "~g", "tickCount": 6, "grid": False}
+RIGHT = {"align": "left", "dx": 6, "dy": -5}  # of points of the highest line
+BELOW = {"align": "right", "dx": -5, "dy": 12}  # and of the lowest
+ROW = 22  # pixels of an arm and its seeds
 
 
 def plots(table: Table, frame: Frame) -> list[Plot]:
@@ -49,13 +52,14 @@ def differences(table: Table, _: Frame) -> Plot | None:
         return None
     gaps = paper_gaps(table.bytes_per_token) if table.baseline == "micro" else None
     title = [f"{table.primary}, less {table.baseline}", *_better(table)]
-    panel = Panel("differences", _forest(table, arms, title, gaps), "x", width=460)
+    height = max(HEIGHT, ROW * len(arms))
+    panel = Panel("differences", _forest(table, arms, title, gaps), "x", width=460, height=height)
     return Plot(
         "differences",
         f"Differences to {table.baseline}",
         "Points and bars: mean differences, with 95 % intervals that hold for all arms together; "
-        "an arm without a bar has too few seeds. Strokes: the difference of each seed. An interval "
-        "that includes 0 resolves no difference."
+        "an arm without a bar has too few seeds. Strokes: the difference of each seed. Bars "
+        "describe; verdicts rest on the paired t of each arm."
         + (
             " Grey: the paper's global against micro, at an assumed 3 to 5 bytes a token."
             if gaps
@@ -287,7 +291,8 @@ def weights(table: Table, _: Frame) -> Plot | None:
     return Plot(
         "weights",
         "Quality against balance, over the weight of the balance loss",
-        "Numbers: loss.balance. Lower and further left is better; a scope whose line lies "
+        "Numbers: loss.balance, in the same order on the lines between. Lower and further left is "
+        "better; a scope whose line lies "
         "below another's is better at every balance. Dashed: the MaxVio at which the table "
         "compares scopes. Means over seeds, without intervals: the table has those.",
         (Panel("weights", _frontier(scopes), width=460, height=260),),
@@ -316,7 +321,6 @@ def _frontier(scopes: Sequence[ScopeCurve]) -> Spec:
     y = quantitative("y", NATS, axis={"format": "~g"})
     told = tips({"scope": ""}, {"weight": WEIGHT, "x": TITLES[MAX_VIO], "y": NATS})
     path = {"order": {"field": "weight", "type": "quantitative"}, "color": color}
-    label = {"type": "text", "dx": 7, "dy": -7, "align": "left", "fontSize": 10}
     dashed = {"type": "rule", "strokeDash": [4, 3], "strokeWidth": 1}
     matched = [
         {
@@ -333,10 +337,14 @@ def _frontier(scopes: Sequence[ScopeCurve]) -> Spec:
                 "mark": {"type": "point"},
                 "encoding": {"x": x, "y": y, "color": color, "shape": shape, "tooltip": told},
             },
-            {
-                "mark": label,
-                "encoding": {"x": x, "y": y, "text": {"field": "weight", "format": "~g"}},
-            },
+            *(
+                {
+                    "transform": [{"filter": {"field": "scope", "equal": scope}}],
+                    "mark": {"type": "text", "fontSize": 10, **place},
+                    "encoding": {"x": x, "y": y, "text": {"field": "weight", "format": "~g"}},
+                }
+                for scope, place in ((names[0], RIGHT), (names[-1], BELOW))
+            ),
             *(matched if scopes[0].at else []),
         ],
     }

@@ -87,12 +87,18 @@ THEMES: Mapping[str, Spec] = {
 }
 
 
+def symbol(place: int) -> str:
+    """Of an arm, by its number; each time that the colours begin again, they have other symbols."""
+    return SYMBOLS[(place + place // len(COLOURS)) % len(SYMBOLS)]
+
+
 def arm_scales(table: Table) -> dict[str, Spec]:
     """Encodings by which the arms of a table keep colour and symbol over all its plots."""
     names = [arm.name for arm in table.arms]
+    symbols = [symbol(place) for place in range(len(names))]
     return {
         "color": _of_arm({"domain": names, "range": "category"}),
-        "shape": _of_arm({"domain": names, "range": "symbol"}),
+        "shape": _of_arm({"domain": names, "range": symbols}),
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from moebench import __version__
 from moebench.plans import Plan
 from moebench.report.draw.chart import Plot
-from moebench.report.draw.style import COLOURS, MOST_ARMS, ON_DARK, SYMBOLS, THEMES
+from moebench.report.draw.style import COLOURS, MOST_ARMS, ON_DARK, THEMES, symbol
 from moebench.report.infer.arms import Table
 from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS
 from moebench.report.show.again import again
@@ -222,7 +222,7 @@ def _answer(answer: Answer, table: Table) -> tuple[str, str]:
 
 def _swatch(place: int, name: str) -> dict[str, Any]:
     """An arm's colour, by its number in the theme, and the path of its symbol."""
-    shape = SHAPES[SYMBOLS[place % len(SYMBOLS)]]
+    shape = SHAPES[symbol(place)]
     return {"name": name, "colour": place % len(COLOURS), "shape": shape}
 
 
