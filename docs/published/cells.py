@@ -13,6 +13,10 @@ from moebench.report.paper.verdicts import TOO_EARLY
 from moebench.report.show.numbers import count_range, four_decimals, interval, p_value
 
 Studies = Mapping[str, Study]
+SIZE = (  # keys by which studies of one name and text are told apart
+    *("model.num_layers", "model.d_model", "model.num_experts", "model.top_k"),
+    *("global_bsz", "train.steps", "router.init", "optim.router_lr", "loss.balance"),
+)
 
 
 def grid(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -80,10 +84,20 @@ def made_with(about: Mapping[str, str]) -> str:
 
 
 def titles(studies: Studies) -> dict[str, str]:
-    """The heading of each study, by its CSV's name."""
+    """The heading of each study, by its CSV's name; of one at several sizes, with what differs."""
     found = {name: _title(study) for name, study in studies.items() if name not in TUNED}
-    every = [*found.values()]
-    return {n: title if every.count(title) == 1 else f"{title}, {n}" for n, title in found.items()}
+    for title in {*found.values()}:
+        alike = [name for name, of in found.items() if of == title]
+        sizes = {name: [studies[name].settings.get(key) for key in SIZE] for name in alike}
+        for name in alike if len(alike) > 1 else ():
+            told = [
+                f"{key}={value}"
+                for place, (key, value) in enumerate(zip(SIZE, sizes[name], strict=True))
+                if value is not None and len({str(of[place]) for of in sizes.values()}) > 1
+            ]
+            only = [*sizes.values()].count(sizes[name]) == 1
+            found[name] = ", ".join([title, *(told if only and told else [name])])
+    return found
 
 
 def _title(study: Study) -> str:

@@ -2,12 +2,12 @@
 
 from collections import Counter
 
-from docs.published.cells import Studies, count, distinct, ends, link, tested, titles
+from docs.published.cells import Studies, distinct, ends, link, tested, titles
 from docs.published.picture import CAPTION, TITLE, effects, shown
 from docs.published.study import TUNED, TUNING, Row
 from docs.published.tuned import chosen
 from moebench.report.paper.findings import findings
-from moebench.report.show.numbers import as_percent
+from moebench.report.show.numbers import as_percent, count_range
 
 ANSWERS = [  # findings of the paper that the page begins with
     findings()[name]["claim"]
@@ -117,12 +117,12 @@ def _small(studies: Studies) -> str:
     """How small the models are."""
     made = [of for name, of in studies.items() if name not in TUNED and of.found("difference")]
     keys = ("model.num_layers", "model.d_model")
-    sizes = {tuple(of.settings.get(key) for key in keys) for of in made}
-    tokens = {count(of.made()["tokens"]) for of in made}
-    if len(sizes) != 1 or len(tokens) != 1 or None in next(iter(sizes)):
+    sizes = sorted({tuple(of.settings.get(key, 0) for key in keys) for of in made})
+    tokens = [seen for of in made if (seen := of.made()["tokens"]) is not None]
+    if not tokens or not all(map(all, sizes)):
         return ""
-    [(layers, width)], [seen] = sizes, tokens
+    models = " or ".join(f"{layers} layers of width {width}" for layers, width in sizes)
     return (
-        f"- These models have {layers} layers of width {width} and saw {seen} tokens; the paper's "
-        "saw 120 to 400 billion. What shows this early need not last."
+        f"- These models have {models} and saw {count_range((min(tokens), max(tokens)))} tokens; "
+        "the paper's saw 120 to 400 billion. What shows this early need not last."
     )

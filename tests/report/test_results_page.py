@@ -12,9 +12,8 @@ import pytest
 
 from docs.published import beyond, picture, records
 from docs.published.cells import distinct
-from docs.published.papers import by_arm, paper, weighed
+from docs.published.papers import weighed
 from docs.published.study import Study
-from docs.published.words import over_weights
 from moebench.config.compose import Composer
 from moebench.errors import RecordError
 from moebench.plans import read_plan
@@ -23,7 +22,6 @@ from tests.report.conftest import SCIENCE, make_plan, make_run
 
 FOLDER = Path(__file__).parents[2] / "docs"
 SCRIPT = runpy.run_path(str(FOLDER / "results.py"))
-CLAIM = "Global gives a lower perplexity than micro."
 GLOBAL = {"balance_bsz": 128}
 ARMS: dict[str, tuple[float, dict[str, Any]]] = {
     "micro": (0.0, {}),
@@ -121,62 +119,6 @@ def test_the_first_lines_say_what_was_tested_and_how_far_it_reaches(runs: Path) 
     assert "One test, of global less micro" not in SCRIPT["generated"]({"a": study, "b": study})
     study.settings = {}
     assert "layers of width" not in SCRIPT["generated"]({"a": study})
-
-
-def effect_of(name: str, arm: str, **cells: Any) -> dict[str, Any]:
-    """An effect as a CSV has it, of 8 seeds."""
-    known = {"claim": CLAIM, "metric": "valid/nats", "unit": "nats a byte", "part": "", "text": ""}
-    made = {"tokens": 1e6, "seeds": "0 1 2 3 4 5 6 7", "command": "moebench sweep"}
-    return {"name": name, "arm": arm, "level": 0.05, "p": None, **known, **made, **cells}
-
-
-@pytest.mark.parametrize(("low", "told"), [(-0.03, "."), (-0.01, ", which shows no difference.")])
-def test_the_first_lines_say_how_scopes_compare_over_weights(low: float, told: str) -> None:
-    study = Study({"study": "weight", "domains": "13"})
-    first = dict.fromkeys(("value", "low", "high"))
-    best = {"value": -0.02 if low < -0.02 else 0.0, "low": low, "high": low + 0.02}
-    study.effects = [
-        effect_of("equal MaxVio", "micro", against="micro", **first),
-        effect_of("equal MaxVio", "global", against="micro", text="MaxVio 0.50", **best),
-        effect_of("best weight", "micro", against="micro", **first),
-        effect_of("best weight", "global", against="micro", **best),
-    ]
-    [line] = over_weights({"weight": study})
-    assert "`global` less `micro` is " in line
-    assert "where loads are equal (MaxVio 0.50), and" in line
-    assert line.endswith(f"at the best weight of each{told}")
-
-
-def test_arms_of_which_a_study_says_the_same_share_a_row() -> None:
-    study = Study({"study": "weight", "domains": "13"})
-    ends = {"low": -0.05, "high": 0.01, "verdict": "not tested"}
-    study.effects = [
-        effect_of("finding", "global a", against="micro a", p=0.2, value=0.001, **ends),
-        *(
-            effect_of("finding", f"global {arm}", against=f"micro {arm}", value=value, **ends)
-            for arm, value in {"b": -0.03, "c": -0.02}.items()
-        ),
-    ]
-    study.effects[0]["verdict"] = "cannot tell"
-    _, about, table, _, left = paper({"weight": study})
-    assert "All rows are of 1.0 million tokens and 8 seeds." in about
-    first, second = table.splitlines()[2:]
-    assert first.startswith("| Global gives a lower perplexity than micro | Table 2")
-    assert "| cannot tell (p 0.20) | 0.0010 (-0.0500 to 0.0100) nats a byte at 95 % |" in first
-    assert first.endswith(", `global a` |")
-    assert second == (
-        "|  |  |  | not tested | -0.0300 to -0.0200 nats a byte, over 2 arms "
-        "| [weight on 13 domains](#weight-on-13-domains) |"
-    )
-    assert len(left.splitlines()) == 16
-    study.effects[0]["tokens"] = 2e6
-    assert "| tokens | study |" in paper({"weight": study})[2]
-    rows = by_arm(study)[-1].splitlines()[2:]
-    assert rows[1].endswith(
-        "| `global b` | `micro b` | -0.0300 (-0.0500 to 0.0100) nats a byte | not tested |"
-    )
-    study.effects = study.effects[:1]
-    assert by_arm(study) == []
 
 
 def test_a_command_names_an_order_of_findings_that_its_preset_no_longer_declares(
