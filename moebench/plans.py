@@ -15,7 +15,7 @@ from moebench.config.interval import Interval
 from moebench.contents import FLAG, NAME, NUMBER, TEXT, WORD, each, fields, table, whole
 from moebench.disk import read_json, reason, write_json
 from moebench.errors import ConfigError, RecordError, nearest
-from moebench.looks import FEWEST
+from moebench.looks import FEWEST, PARTS
 from moebench.nested import beyond, in_common, joined
 from moebench.record_files import SEED, plain
 from moebench.records import cannot_write, printable
@@ -236,10 +236,11 @@ def read_plan(path: Path, *, unedited: bool = False) -> Plan:
     """
     try:
         content = read_json(path)
+        wrong = _first_wrong(content)
     except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: is not a plan ({reason(error)})") from None
-    if wrong := _first_wrong(content):
-        raise RecordError(f"{path}: is not a plan ({wrong})")
+        content, wrong = {}, reason(error)
+    if wrong:
+        raise RecordError(f"{path}: is not a plan ({wrong}); restore it, or sweep again")
     if unedited and not is_sealed(content):
         raise RecordError(f"{path}: was edited after its sweep; restore it, or sweep again")
     return Plan(
@@ -333,6 +334,8 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
     ids = [run["id"] for run in content["runs"]]
     if len({*ids}) < len(ids):  # a job is started by its id
         return "two runs have one id"
+    if not ids or content.get("most_seeds", FEWEST) % PARTS[0]:
+        return f"most_seeds is not a multiple of {PARTS[0]}" if ids else "runs is empty"
     configs = (joined(content.get("shared", {}), run["config"]) for run in content["runs"])
     wrong = (CONFIG(config, f"runs[{number}].config") for number, config in enumerate(configs))
     return next(filter(None, wrong), "")

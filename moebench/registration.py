@@ -22,6 +22,7 @@ from moebench.records import Record, cannot_write, printable
 from moebench.seals import is_sealed, with_digest
 
 FILE = "prereg.json"
+RESTORE = "restore it, or take other seeds"
 TUNING = 1000  # seeds from here on are for choices, and never reported
 COMPARED = {
     "size": "size",
@@ -123,9 +124,13 @@ def register(plan: Plan, runs_dir: Path, margin_from: str = "") -> Registration:
         known = read(path)
         fixed = ("seeds", "overrides", "arms", *COMPARED)
         differs = [key for key in fixed if known.content.get(key) != now[key]]
-        if differs or not known.sound:
-            what = f"with another {differs[0]}" if differs else "and was changed since"
-            raise ConfigError(f"--register: {path}: is registered {what}; take other seeds")
+        if not known.sound:
+            raise ConfigError(f"--register: {path}: was changed since; {RESTORE}")
+        if differs:
+            what = COMPARED.get(differs[0], differs[0])
+            raise ConfigError(
+                f"--register: {path}: is registered otherwise in its {what}; take other seeds"
+            )
         return known
     refuse_begun(plan, runs_dir, "--register")
     content = with_digest({**now, "date": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -160,7 +165,7 @@ def read(path: Path) -> Registration:
     """A preregistration; RecordError if the file is no such thing."""
     found = _read(path)
     if found.damage:
-        raise RecordError(f"{path}: is no preregistration ({found.damage})")
+        raise RecordError(f"{path}: is no preregistration ({found.damage}); {RESTORE}")
     return found
 
 

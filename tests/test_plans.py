@@ -118,6 +118,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
         ({"run": "a" * 256}, "runs[0].run is not a name of a file"),
         ({"runs": {}}, "runs is not a list"),
         ({"runs": [1]}, "runs[0] is not an object"),
+        ({"runs": []}, "runs is empty"),
         ({"runs": [{}]}, "runs[0].id is missing"),
         ({"id": "0"}, "runs[0].id is not a whole number"),
         ({"id": 10**400}, "holds a number of 401 digits"),
@@ -144,6 +145,12 @@ def test_a_damaged_plan_is_refused_with_what_is_wrong(
     with pytest.raises(RecordError) as caught:
         read_plan(path)
     assert str(caught.value).startswith(f"{path}: is not a plan ({wrong}")
+
+
+def test_a_plan_whose_looks_are_not_whole_is_refused(tmp_path: Path) -> None:
+    path = replace(a_plan(), most_seeds=13).write(tmp_path)
+    with pytest.raises(RecordError, match=r"is not a plan \(most_seeds is not a multiple of 4\)"):
+        read_plan(path)
 
 
 def test_an_id_stands_for_one_run(tmp_path: Path) -> None:

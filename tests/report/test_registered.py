@@ -147,14 +147,14 @@ def test_a_study_is_registered_once(runs: Path, study: Callable[..., Path]) -> N
     plan = read_plan(study(0.0, 0, margin=0.01))
     first = register(plan, runs)
     assert register(plan, runs).digest == first.digest
-    with pytest.raises(ConfigError, match=r"is registered with another margin; take other seeds"):
+    with pytest.raises(ConfigError, match=r"is registered otherwise in its margin; take other"):
         register(replace(plan, margin=0.02), runs)
     first.path.write_text(first.path.read_text().replace("0.01", "0.02", 1))
     assert not read(first.path).sound
-    with pytest.raises(ConfigError, match=r"is registered with another margin"):
+    with pytest.raises(ConfigError, match=r"was changed since; restore it, or take other seeds"):
         register(plan, runs)
     first.path.write_text("{}")
-    with pytest.raises(RecordError, match=r"is no preregistration \(study is missing\)"):
+    with pytest.raises(RecordError, match=r"is no preregistration \(study is missing\); restore"):
         register(plan, runs)
 
 

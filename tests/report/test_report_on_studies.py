@@ -106,7 +106,7 @@ def test_a_broken_plan_is_named(runs: Path, run: Make, plan: Callable[..., Path]
     assert "studies/scope-0a1b2c: plan.json: is not a plan (name is missing)" in texts(
         make_report([runs])
     )
-    with pytest.raises(RecordError, match=r"name is missing\); plan it again"):
+    with pytest.raises(RecordError, match=r"name is missing\); restore it, or sweep again"):
         make_report([runs], study="scope", runs_dir=runs)
 
 

@@ -46,7 +46,7 @@ def plans_of_study(
     for name, reason in problems:
         folder = Path(name)
         if study in (study_of(folder), folder.name):
-            raise RecordError(f"{name}: {reason}; plan it again with moebench sweep study={study}")
+            raise RecordError(f"{name}: {reason}")
     matches = [plan for plan in plans if plan.folder and study in (plan.name, plan.folder.name)]
     if matches:
         _check_one_grid(study, matches)
