@@ -12,7 +12,7 @@ import typer
 from moebench.cli.hours import Timer
 from moebench.cli.launching import follow
 from moebench.cli.options import parse_number
-from moebench.cli.output import print_message
+from moebench.cli.output import print_json, print_message
 from moebench.errors import ConfigError, RecordError
 from moebench.looks import FEWEST, MOST, PARTS
 
@@ -73,8 +73,14 @@ class Rule(NamedTuple):
     most_seeds: int | None
     margin: str | None
 
-    def check(self, launcher: str, *, detach: bool) -> None:
-        """ConfigError for options that do not go together."""
+    def check(self, launcher: str, *, detach: bool, shows: str = "") -> None:
+        """ConfigError for options that do not go together.
+
+        Args:
+            shows: the option by which the sweep shows something and stops.
+        """
+        if self.register and shows:
+            raise ConfigError(f"--register {shows}: one writes, one shows; use only one")
         if self.most_seeds and not self.until_decided:
             raise ConfigError(
                 f"--most-seeds {self.most_seeds}: is for --until-decided; add that, or use --seeds"
@@ -216,6 +222,7 @@ def _most(plan: "Plan", typed: int | None) -> int:
     """The most seeds of a plan. ConfigError for a plan that cannot be looked at."""
     from moebench.looks import looks
     from moebench.plans import GRID
+    from moebench.report.paper.findings import findings
     from moebench.report.paper.judge import shown_by
 
     if not plan.order:
@@ -234,11 +241,14 @@ def _most(plan: "Plan", typed: int | None) -> int:
             f"--until-decided: {plan.name} has arms that no table compares, as they differ in "
             f"{', '.join(several)}, and a rule looks at one finding; type one value of each"
         )
-    if plan.order[0] not in shown_by(_sciences(plan), plan.primary):
+    if plan.order[0] not in (shown := shown_by(_sciences(plan), plan.primary)):
+        others = [name for name in findings() if name in shown]
+        remedy = "choose other arms or another study.primary"
+        if others:
+            remedy = f"name another first, as in 'study.order=[{others[0]}]'"
         raise ConfigError(
             f"--until-decided: {plan.name} has no arms that show {plan.order[0]} in "
-            f"{plan.primary}, the first finding of its order; name another first, as in "
-            "'study.order=[01-global-below-micro]'"
+            f"{plan.primary}, the first finding of its order; {remedy}"
         )
     arms = len({job.arm_hash for job in plan.jobs})
     if len(plan.jobs) != arms * most:
@@ -302,11 +312,14 @@ def _of_headroom(study: str, runs_dir: Path) -> tuple[float, str]:
     return margin, f"a quarter of H = {values[0]:.5f} nats a byte of {study}"
 
 
-def print_registered(plan: "Plan", runs_dir: Path, margin_from: str) -> None:
+def print_registered(plan: "Plan", runs_dir: Path, margin_from: str, *, as_json: bool) -> None:
     """Write the preregistration of a plan, and print its hash."""
     from moebench.registration import register
 
     made = register(plan, runs_dir, margin_from)
+    if as_json:
+        print_json({"study": plan.slug, "path": str(made.path), "sha256": made.digest})
+        return
     print_message(f"{made.path}: sha256 {made.digest}")
     print_message(
         "publish this hash before the first run; the same command without --register trains it"

@@ -153,7 +153,8 @@ def sweep(
     `moebench sweep study=demo --status`
     """
     rule, words = Rule(register, until_decided, most_seeds, margin), overrides or []
-    rule.check(launcher, detach=detach)
+    shows = "--status" if status else "--print-config" if print_config else ""
+    rule.check(launcher, detach=detach, shows=shows)
     _check(launcher, hours, status=status, dry_run=dry_run, as_json=as_json)
     _check_track(track, stays=not detach and launcher != "commands")
     load_plugins(plugin)
@@ -173,7 +174,7 @@ def sweep(
         else:
             plan, margin_from = rule.applied(plan, runs_dir)
             if register and not dry_run:
-                print_registered(plan, runs_dir, margin_from)
+                print_registered(plan, runs_dir, margin_from, as_json=as_json)
             else:
                 how = How(hours, launcher if detach else None, track, dry_run, as_json)
                 _run(plan, runs_dir, place, how)

@@ -68,8 +68,8 @@ def make_plan(
         question=study.question,
         size=study.size,
         baseline=_followed(composer, overrides, study.baseline, labels),
-        primary=study.primary,
-        secondary=_metrics(study.secondary),
+        primary=_metrics("primary", [study.primary])[0],
+        secondary=_metrics("secondary", study.secondary),
         order=tuple(study.order),
         average_twin=study.average_twin,
         typed=(*overrides, *axes.options()),
@@ -122,13 +122,13 @@ def _grid(name: str, jobs: Sequence[Job]) -> StudyConfig:
     )
 
 
-def _metrics(names: Sequence[str]) -> tuple[str, ...]:
+def _metrics(key: str, names: Sequence[str]) -> tuple[str, ...]:
     """The names of a study's metrics; ConfigError for one that nobody declared."""
     for name in names:
         if find(name) is None:
             near = nearest(name, METRICS)
             remedy = f"did you mean {' or '.join(near)}?" if near else "see docs/metrics.md"
-            raise ConfigError(f"study.secondary={printable(name)}: is no metric; {remedy}")
+            raise ConfigError(f"study.{key}={printable(name)}: is no metric; {remedy}")
     return tuple(names)
 
 

@@ -145,7 +145,13 @@ def test_a_margin_ends_a_study_without_a_difference(
             ["study.order=[05-pure-micro-batches,01-global-below-micro]"],
             "--until-decided: scope has no arms that show 05-pure-micro-batches in valid/nats, ",
         ),
+        (
+            ["--exclude", "scope=global"],
+            "--until-decided: scope has no arms that show 01-global-below-micro in valid/nats, the "
+            "first finding of its order; name another first, as in 'study.order=[02-shuffled",
+        ),
         (["--margin", ""], "--margin: is empty; type nats a byte, or leave it out"),
+        (["--status"], "--register --status: one writes, one shows; use only one"),
     ],
 )
 def test_a_rule_that_could_not_look_at_what_was_typed_is_refused(
@@ -310,6 +316,8 @@ def test_what_was_registered_is_trained_later(
     content = json.loads(file.read_text())
     assert f"prereg.json: sha256 {content['sha256']}" in made.err.replace("\n", " ")
     assert "publish this hash before the first run" in made.err
+    again = json.loads(call(*words, "--register", "--json").out)
+    assert (Path(again["path"]), again["sha256"]) == (file, content["sha256"])
     assert content["seeds"] == list(range(12))
     assert [look["seeds"] for look in content["looks"]] == [3, 6, 12]
     assert (content["margin"], content["margin_from"]) == (0.001, "typed")

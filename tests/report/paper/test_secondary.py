@@ -151,6 +151,8 @@ def test_a_plan_keeps_the_endpoints_that_a_study_declares(tmp_path: Path) -> Non
     assert read_plan(path).secondary == ()  # a study of an earlier version declared none
     with pytest.raises(ConfigError, match=r"study\.secondary=load/max_vio_mikro: is no metric"):
         make_plan(Composer(), [*typed, "study.secondary=[load/max_vio_mikro]"])
+    with pytest.raises(ConfigError, match=r"study\.primary=valid/nat: is no metric; did you mean"):
+        make_plan(Composer(), [*typed, "study.primary=valid/nat"])
 
 
 def test_a_report_marks_and_tells_secondary_verdicts(runs: Path, run: Make) -> None:
