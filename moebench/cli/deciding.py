@@ -1,6 +1,5 @@
 """`sweep --register` and `--until-decided`: a study that is fixed beforehand and ends by rule."""
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ import typer
 
 from moebench.cli.hours import Timer
 from moebench.cli.launching import follow
+from moebench.cli.margin import margin_of, read_margin
 from moebench.cli.options import parse_number
 from moebench.cli.output import print_json, print_message
 from moebench.errors import ConfigError, RecordError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from moebench.study import Launcher
     from moebench.study.engines import Engine
 
-NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 FIXED = ("most_seeds", "margin", "order", "secondary", "average_twin")
 """What a plan that ends by rule keeps from its first run on."""
 
@@ -117,7 +116,7 @@ class Rule(NamedTuple):
 
         _check_order(plan)
         known, damage = _known(plan, runs_dir)
-        margin, source = _margin(self.margin, runs_dir) if self.margin else (None, "")
+        margin, source = read_margin(self.margin, runs_dir) if self.margin else (None, "")
         if known is not None and known.most_seeds and not self.until_decided:
             raise ConfigError(
                 f"{plan.slug}: was planned to end by rule; add --until-decided, or take other seeds"
@@ -126,6 +125,8 @@ class Rule(NamedTuple):
             known = None
         if known is not None and margin is None:
             margin = known.margin
+        if not self.until_decided:
+            _tell_added(plan, runs_dir)
         plan = _in_its_order(plan, known)
         most = _most(plan, self.most_seeds) if self.until_decided else None
         typed = self._words(plan.typed or (), margin)
@@ -194,6 +195,26 @@ def _edited(path: Path) -> "Plan | None":
         return read_plan(path)
     except RecordError:
         return None
+
+
+def _tell_added(plan: "Plan", runs_dir: Path) -> None:
+    """Name the studies that end by rule and lose their verdict beside the seeds of a plan."""
+    from moebench.plans import find_plan_files, read_plan, study_of
+
+    arms = {job.arm_hash for job in plan.jobs}
+    for path in find_plan_files(runs_dir):
+        if study_of(path.parent) != plan.name:
+            continue
+        try:
+            other = read_plan(path)
+        except RecordError:
+            continue  # the report names it
+        shared = arms & {job.arm_hash for job in other.jobs}
+        if other.most_seeds and shared and {*plan.seeds} - {*other.seeds}:
+            print_message(
+                f"{other.slug}: ends by rule, and has no verdict in a report with other seeds; "
+                f"moebench report --study {other.slug} reports it alone"
+            )
 
 
 def _in_its_order(plan: "Plan", known: "Plan | None") -> "Plan":
@@ -279,39 +300,6 @@ def _sciences(plan: "Plan") -> list[dict[str, Any]]:
     return [science(config, data_key(config.data)) for config in configs]
 
 
-def _margin(text: str, runs_dir: Path) -> tuple[float, str]:
-    """A margin in nats a byte, and where it comes from: a number, or a headroom study."""
-    if not NUMBER.fullmatch(text):
-        return _of_headroom(text, runs_dir)
-    margin = float(text)
-    if not 0 < margin < float("inf"):
-        raise ConfigError(f"--margin {text}: must be above 0, in nats a byte")
-    return margin, "typed"
-
-
-def _of_headroom(study: str, runs_dir: Path) -> tuple[float, str]:
-    from moebench.report import make_report
-    from moebench.report.infer.headroom import headroom
-
-    try:
-        report = make_report([runs_dir], study=study, runs_dir=runs_dir)
-    except RecordError as error:
-        raise ConfigError(
-            f"--margin {study}: is neither a number above 0 nor a headroom study with results "
-            f"({error})"
-        ) from None
-    rooms = [room for table in report.tables if (room := headroom(table)) and room.by_token]
-    values = [room.by_token.value for room in rooms if room.by_token]
-    if len(values) != 1 or values[0] <= 0:
-        found = f"H is {values[0]:.4f}" if len(values) == 1 else f"it has {len(values)} values of H"
-        raise ConfigError(
-            f"--margin {study}: {found}, and a margin is a quarter of one H above 0; name another "
-            "headroom study, or type a number"
-        )
-    margin = float(f"{values[0] / 4:.3g}")
-    return margin, f"a quarter of H = {values[0]:.5f} nats a byte of {study}"
-
-
 def print_registered(plan: "Plan", runs_dir: Path, margin_from: str, *, as_json: bool) -> None:
     """Write the preregistration of a plan, and print its hash."""
     from moebench.registration import register
@@ -332,21 +320,9 @@ def print_rule(plan: "Plan", console: "Console") -> None:
 
     if plan.most_seeds:
         each = [f"{look.seeds} ({100 * look.level:g} %)" for look in looks(plan.most_seeds)]
-        margin = "no margin" if plan.margin is None else _margin_of(plan.order[0], plan.margin)
+        margin = "no margin" if plan.margin is None else margin_of(plan.order[0], plan.margin)
         at = f"{', '.join(each[:-1])} and {each[-1]} seeds"
         print_message(f"stopping rule: {plan.order[0]} is looked at after {at}; {margin}", console)
-
-
-def _margin_of(name: str, margin: float) -> str:
-    """The margin of a finding in words, with what a slope is for."""
-    from moebench.report.paper.findings import findings, has_margin
-    from moebench.report.paper.selectors import AXES
-
-    finding = findings().get(name, {"type": ""})
-    if not has_margin(finding):
-        return "no stop by margin, which a ranking does not have"
-    per = AXES[finding["along"]][1] if "along" in finding else ""
-    return f"margin {margin:g} nats a byte{per}"
 
 
 def train_until_decided(

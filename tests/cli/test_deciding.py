@@ -365,6 +365,15 @@ def test_what_does_not_go_together_is_refused(
     assert trained["seeds"] == []
 
 
+def test_seeds_that_are_added_by_hand_are_said_to_cost_a_verdict(
+    call: Call, words: list[str], small: list[str]
+) -> None:
+    slug = registered(call, *words).parent.name
+    told = f"{slug}: ends by rule, and has no verdict in a report with other seeds"
+    assert told in call(*STUDY, *small, "seed=range(0,13)", "--register").err
+    assert told not in call(*STUDY, *small, "seed=range(0,6)", "--register").err, "none is added"
+
+
 def test_seeds_that_somebody_may_have_seen_are_refused(
     call: Call, trained: dict[str, Any], words: list[str], small: list[str]
 ) -> None:

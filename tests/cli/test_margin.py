@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from moebench.cli import deciding
+from moebench.cli.margin import read_margin
 from moebench.plans import Plan
 
 
@@ -38,6 +39,6 @@ def test_a_margin_may_be_a_quarter_of_a_headroom(tmp_path: Path) -> None:
             science = {"router.map": kind, "scope": "none"}
             records.append(make_run(tmp_path, arm, seed, nats + seed / 9, science=science))
     make_plan(tmp_path, "headroom", records)
-    margin, source = deciding._margin("headroom", tmp_path)
+    margin, source = read_margin("headroom", tmp_path)
     assert margin == pytest.approx(0.02)
     assert source == "a quarter of H = 0.08000 nats a byte of headroom"
