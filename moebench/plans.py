@@ -20,12 +20,13 @@ from moebench.nested import beyond, in_common, joined
 from moebench.record_files import SEED, plain
 from moebench.records import cannot_write, printable
 from moebench.seals import is_sealed, refuse_link, refuse_links, with_digest
+from moebench.step_costs import Cost
 
 PRIMARY = "valid/nats"  # the endpoint of a study that names none
 GRID = "sweep"  # the name of a grid that has none of its own
 SECONDARY = ("router/replay_cost", "load/max_vio_micro")  # of runs of no study, and of a grid
+EDITED = "was edited after its sweep; restore it, or sweep again"
 ORDER = "study.order="  # begins the override that names the findings of a study
-COST_FILE = "cost.json"  # beside a plan: the time that a step of each arm takes alone
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,6 @@ class Job:
     @property
     def steps(self) -> int:
         return self.config["train"]["steps"]
-
-
-class Cost(NamedTuple):
-    """Seconds a step of an arm that was timed alone, and how many of them counting takes."""
-
-    step_seconds: tuple[float, ...]
-    counting_seconds: tuple[float, ...]
-    machine: str
 
 
 class Searched(NamedTuple):
@@ -127,7 +120,8 @@ class Plan:
         folder: where it was read from; None for a plan that was not.
         searches: that chose values of arms.
         tuned_by: words after `moebench` that make their trials.
-        costs: by arm hash, where the study was timed and the costs were read (`read_costs`).
+        costs: by arm hash, where the study was timed and they were read (`step_costs.read_costs`).
+        edited: whether the file that it was read from is not what was written.
     """
 
     name: str
@@ -146,6 +140,7 @@ class Plan:
     most_seeds: int | None = None
     margin: float | None = None
     costs: dict[str, Cost] = field(default_factory=dict, compare=False, repr=False)
+    edited: bool = field(default=False, compare=False, repr=False)
 
     def job(self, number: int) -> Job:
         """The job of an id; RecordError if there is none."""
@@ -242,7 +237,7 @@ def read_plan(path: Path, *, unedited: bool = False) -> Plan:
     if wrong:
         raise RecordError(f"{path}: is not a plan ({wrong}); restore it, or sweep again")
     if unedited and not is_sealed(content):
-        raise RecordError(f"{path}: was edited after its sweep; restore it, or sweep again")
+        raise RecordError(f"{path}: {EDITED}")
     return Plan(
         **{key: content[key] for key in _TEXTS},
         jobs=tuple(_job(run, content.get("shared", {})) for run in content["runs"]),
@@ -254,6 +249,7 @@ def read_plan(path: Path, *, unedited: bool = False) -> Plan:
         searches=tuple(map(_searched, content.get("searches", ()))),
         tuned_by=tuple(content.get("tuned_by", ())),
         **{key: content[key] for key in _RULE if key in content},
+        edited="sha256" in content and not is_sealed(content),  # earlier versions sealed none
     )
 
 
@@ -304,15 +300,6 @@ PLAN = fields(
     },
 )
 CONFIG = fields({"train": fields({"steps": whole()})})
-COSTS = table(
-    fields(
-        {},
-        {
-            **dict.fromkeys(("step_seconds", "counting_seconds"), each(NUMBER)),
-            "machine": TEXT,
-        },
-    )
-)
 
 
 def _job(run: Mapping[str, Any], shared: Mapping[str, Any]) -> Job:
@@ -367,33 +354,3 @@ def find_plan(runs_dir: Path, name: str | None = None) -> Plan:
     known = sorted({*studies, *(path.parent.name for path in paths)})
     near = ", ".join(nearest(name, known) or studies)
     raise RecordError(printable(f"{name}: no such study in {runs_dir}; there are {near}"))
-
-
-def read_costs(folder: Path) -> dict[str, Cost]:
-    """What each arm of a study costs, by arm hash; empty where the study was not timed.
-
-    The file `cost.json` is `{arm_hash: {"step_seconds": [..], "counting_seconds": [..],
-    "machine": ".."}}`.
-
-    Raises:
-        RecordError: if the file is damaged.
-    """
-    path = folder / COST_FILE
-    if not path.exists():
-        return {}
-    try:
-        content = read_json(path)
-        wrong = COSTS(content, "")
-    except (OSError, ValueError) as error:
-        content, wrong = {}, reason(error)
-    if wrong:
-        raise RecordError(f"{path}: is not a table of costs ({wrong}); time the study again")
-    return {
-        arm_hash: Cost(
-            tuple(map(float, cost["step_seconds"])),
-            tuple(map(float, cost.get("counting_seconds", ()))),
-            printable(cost.get("machine", "?")),
-        )
-        for arm_hash, cost in content.items()
-        if cost.get("step_seconds")
-    }

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from moebench.errors import RecordError
-from moebench.plans import Job, Plan, find_plan, read_costs, read_plan
+from moebench.plans import Job, Plan, find_plan, read_plan
+from moebench.step_costs import read_costs
 
 CONFIG = {"train": {"steps": 4}}
 

@@ -111,7 +111,7 @@ def _store(
     """Write the times beside the plan, where `moebench report` reads them."""
     from moebench.bench import machine_of
     from moebench.disk import write_json
-    from moebench.plans import COST_FILE
+    from moebench.step_costs import COST_FILE
 
     path = plan.path(runs_dir).with_name(COST_FILE)
     machine = machine_of(next(iter(configs.values())))

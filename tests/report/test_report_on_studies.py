@@ -1,5 +1,6 @@
 """Reports on the runs of a study: its plan, its baseline and its primary metric."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from moebench.plans import PRIMARY, Job, Plan
 from moebench.records import Record
 from moebench.report import make_report
 from moebench.report.read.studies import plans_of_study
+from moebench.seals import with_digest
 from tests.report.examples import scopes, texts
 
 Make = Callable[..., Record]
@@ -108,6 +110,18 @@ def test_a_broken_plan_is_named(runs: Path, run: Make, plan: Callable[..., Path]
     )
     with pytest.raises(RecordError, match=r"name is missing\); restore it, or sweep again"):
         make_report([runs], study="scope", runs_dir=runs)
+
+
+def test_a_plan_that_was_edited_is_reported_and_named(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    path = plan(runs, "scope", [run(runs, "micro")])
+    content = with_digest(json.loads(path.read_text()))
+    path.write_text(json.dumps(content))
+    assert "was edited" not in texts(make_report([runs], study="scope", runs_dir=runs))
+    path.write_text(json.dumps(content | {"margin": 0.5}))
+    text = texts(make_report([runs], study="scope", runs_dir=runs))
+    assert "studies/scope-0a1b2c: plan.json: was edited after its sweep; restore it" in text
 
 
 def test_a_primary_that_no_run_holds_is_said(

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from moebench.plans import PRIMARY, SECONDARY, Cost, Plan
+from moebench.plans import PRIMARY, SECONDARY, Plan
 from moebench.registration import Registration
 from moebench.report.infer.decisions import LEVEL, Decision, too_early
 from moebench.report.infer.metrics import ArmMetric, control_of, describe
@@ -27,6 +27,7 @@ from moebench.report.infer.stopping import Rule, rule_of
 from moebench.report.read.frame import Frame
 from moebench.report.read.interim import Interim
 from moebench.report.read.run import SCOPES
+from moebench.step_costs import Cost
 
 PERTURB = "router.perturb"
 CONTROLS = ("data.homogeneity", PERTURB)

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from moebench.errors import RecordError, nearest
-from moebench.plans import GRID, Plan, find_plan_files, read_costs, read_plan, study_of
+from moebench.plans import EDITED, GRID, Plan, find_plan_files, read_plan, study_of
 from moebench.records import printable
 from moebench.report.read.frame import Problem
+from moebench.step_costs import read_costs
 
 
 def find_plans(roots: Iterable[Path]) -> tuple[list[Plan], list[Problem]]:
@@ -21,6 +22,15 @@ def find_plans(roots: Iterable[Path]) -> tuple[list[Plan], list[Problem]]:
             reason = str(error).removeprefix(f"{path.parent}/")
             problems.append(Problem(printable(f"studies/{path.parent.name}"), reason))
     return plans, problems
+
+
+def edited(plans: Iterable[Plan]) -> list[Problem]:
+    """The plans that are not what their sweeps wrote."""
+    return [
+        Problem(printable(f"studies/{plan.folder.name}"), f"plan.json: {EDITED}")
+        for plan in plans
+        if plan.edited and plan.folder
+    ]
 
 
 def plans_of_study(
