@@ -145,7 +145,8 @@ class Rule(NamedTuple):
         if other and self.until_decided:
             ruled = known is not None and known.most_seeds is not None
             with_another = f" with another {COMPARED[other[0]]}" if ruled else ""
-            refuse_begun(plan, runs_dir, f"--until-decided{with_another}")
+            lost = "" if known else f"restore {plan.path(runs_dir)} if it was lost, or "
+            refuse_begun(plan, runs_dir, f"--until-decided{with_another}", lost)
         return plan, source
 
     def _words(self, typed: Sequence[str], margin: float | None) -> tuple[str, ...]:

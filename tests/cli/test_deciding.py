@@ -383,4 +383,5 @@ def test_seeds_that_somebody_may_have_seen_are_refused(
     Record(Path(run)).begin("seed: 3\n", {})
     found = call(*words)
     assert (found.code, trained["seeds"]) == (2, [])
-    assert f"--until-decided: {Path(run).name} has begun before; take seeds" in found.err
+    assert f"--until-decided: {Path(run).name} has begun before; restore runs/stud" in found.err
+    assert "plan.json if it was lost, or take seeds that nobody has seen" in found.err
