@@ -254,10 +254,11 @@ def _most(plan: "Plan", typed: int | None) -> int:
             "name one, as in 'study.order=[01-global-below-micro]'"
         )
     most = len(plan.seeds)
-    if typed not in (None, most):
-        raise ConfigError(f"--most-seeds {typed}: the words name {most} seeds; leave it out")
     named = "--until-decided" if typed is None else f"--most-seeds {typed}"
-    looks(most, next((word for word in plan.typed or () if word.startswith("seed=")), named))
+    by = next((word for word in plan.typed or () if word.startswith("seed=")), named)
+    if typed not in (None, most):
+        raise ConfigError(f"--most-seeds {typed}: {by} names {most} of them; keep one of the two")
+    looks(most, by)
     if several := _differing(plan):
         raise ConfigError(
             f"--until-decided: {plan.name} has arms that no table compares, as they differ in "

@@ -348,7 +348,10 @@ def test_what_was_registered_is_trained_later(
         (["--until-decided", "--margin", "1_0"], "--margin 1_0: is neither a number above 0 nor"),
         (["--until-decided", "seed=range(100,104)"], "seed=range(100,104): 4 seeds; a study that"),
         (["--until-decided", "scope=micro,global"], "a grid has no order of findings"),
-        (["--until-decided", "seed=range(12)", "--most-seeds", "16"], "the words name 12 seeds"),
+        (
+            ["--until-decided", "seed=range(12)", "--most-seeds", "16"],
+            "seed=range(12) names 12 of them; keep",
+        ),
         (["--until-decided", "model.top_k=1,2"], "as they differ in model.top_k, and a rule"),
         (["--until-decided", "--exclude", "scope=micro seed=3"], "give every arm every seed"),
         (["--register", "seed=1000"], "--register: seed=1000: seeds from 1000 on"),
