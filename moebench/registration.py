@@ -14,7 +14,7 @@ from moebench.checkout import commit
 from moebench.contents import DIGEST, FLAG, NUMBER, TEXT, WORD, each, fields, maybe, table, whole
 from moebench.disk import read_json, reason, write_json
 from moebench.errors import ConfigError, RecordError
-from moebench.evaluations import others
+from moebench.evaluations import KEY, others
 from moebench.looks import FEWEST, looks
 from moebench.plans import Plan, study_of
 from moebench.record_files import SEED
@@ -149,12 +149,13 @@ def refuse_begun(plan: Plan, runs_dir: Path, about: str, remedy: str = "") -> No
         about: begins the error.
         remedy: an alternative to other seeds.
     """
-    begun = {other.job.run: other.record.name for other in others(plan.jobs, runs_dir)}
+    begun = {
+        other.job.run: f"{other.record.name} ({KEY}={other.every})"
+        for other in others(plan.jobs, runs_dir)
+    }
     begun |= {job.run: job.run for job in plan.jobs if Record(runs_dir / job.run).exists()}
     if begun:
-        which = (
-            f"{next(iter(begun.values()))} has" if len(begun) == 1 else f"{len(begun)} runs have"
-        )
+        which = f"{min(begun.values())} has" if len(begun) == 1 else f"{len(begun)} runs have"
         raise ConfigError(
             f"{about}: {which} begun before; {remedy}take seeds that nobody has seen, as in "
             f"seed=range(100,{100 + len(plan.seeds)})"

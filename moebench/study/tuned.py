@@ -5,7 +5,7 @@ holds `optim.lr=tuned`: it has the values of the last arm above it that has rang
 """
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -67,9 +67,9 @@ def without_seed(words: Iterable[str]) -> Cell:
     return without({"seed"}, words)
 
 
-def without(keys: Set[str], words: Iterable[str]) -> Cell:
-    """The words that set none of some keys."""
-    return tuple(word for word in words if keys.isdisjoint(keys_of(word)))
+def without(keys: set[str], words: Iterable[str]) -> Cell:
+    """The words that set more than some keys."""
+    return tuple(word for word in words if not keys.issuperset(keys_of(word)))
 
 
 class Searches:

@@ -1,6 +1,7 @@
 """Runs that are equal but for `train.eval_every`: what a sweep says of them. None is trained."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,4 +73,6 @@ def test_seeds_that_were_seen_with_other_evaluations_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="--register: 2 runs have begun before; take seeds"):
         refuse_begun(planned(), runs, "--register")
+    with pytest.raises(ConfigError, match=r"micro-s0-\w+ \(train\.eval_every=3\) has begun before"):
+        refuse_begun(replace(planned(), jobs=planned().jobs[:1]), runs, "--register")
     refuse_begun(planned("loss.balance=0.5"), runs, "--register")

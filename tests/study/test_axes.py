@@ -8,6 +8,7 @@ import pytest
 from moebench.config.compose import Composer
 from moebench.errors import ConfigError
 from moebench.study import Axes, Plan, make_plan, read_plan
+from moebench.study.tuned import without_seed
 
 Small = Callable[..., list[str]]
 STUDY = """\
@@ -119,3 +120,8 @@ def test_what_is_no_axis_is_one_line(
         plan_of(composer, small(*typed), axes)
     assert str(caught.value).startswith(error)
     assert len(caught.value.lines) == 1
+
+
+def test_a_word_that_sets_more_than_the_seed_stays_without_it() -> None:
+    zipped = "seed:loss.balance=0:1,1:2"
+    assert without_seed(("seed=0", zipped, "seed=0,1")) == (zipped,)
