@@ -144,9 +144,9 @@ class Rule(NamedTuple):
         other = [key for key in FIXED if known is None or getattr(known, key) != getattr(plan, key)]
         if other and self.until_decided:
             ruled = known is not None and known.most_seeds is not None
-            with_another = f" with another {COMPARED[other[0]]}" if ruled else ""
+            changed = f" with a change of its {COMPARED[other[0]]}" if ruled else ""
             lost = "" if known else f"restore {plan.path(runs_dir)} if it was lost, or "
-            refuse_begun(plan, runs_dir, f"--until-decided{with_another}", lost)
+            refuse_begun(plan, runs_dir, f"--until-decided{changed}", lost)
         return plan, source
 
     def _words(self, typed: Sequence[str], margin: float | None) -> tuple[str, ...]:

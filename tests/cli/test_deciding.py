@@ -238,7 +238,7 @@ def test_another_order_of_findings_is_refused_once_runs_have_begun(
     seen = len(trained["seeds"])
     other = call(*words, "study.order=[02-shuffled-below-micro]")
     assert (other.code, len(trained["seeds"])) == (2, seen)
-    assert "--until-decided with another order of findings: 72 runs have begun" in other.err
+    assert "--until-decided with a change of its order of findings: 72 runs have begun" in other.err
     assert only_plan().order[0] == "01-global-below-micro"
 
 
