@@ -18,6 +18,7 @@ from moebench.report.read.row_cache import read_curves, read_rows
 from moebench.report.read.run import SCOPES, read_run
 
 KEYS = ("run", "arm", "arm_hash", "seed", "table")  # of a row of metrics
+_OF_MACHINE = ("speed/", "memory/")  # metrics in which two copies of a run may differ
 _FILES = ("manifest.json", "status.json", "summary.json", "metrics.jsonl")
 
 
@@ -348,10 +349,17 @@ def _distinct(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], lis
             continue
         if (row["state"] == "done", row["end"]) > (first["state"] == "done", first["end"]):
             kept[key], first, row = row, row, first
-        same = row["state"] != "done" or row["metrics"] == first["metrics"]
+        same = row["state"] != "done" or _results(row) == _results(first)
         other = "" if same else " and ended with other results"
         where = "" if row["run"] != first["run"] else f" in {printable(str(first['path'].parent))}"
         twins.append(
             Problem(row["run"], f"is the same run as {first['run']}{where}, which is taken{other}")
         )
     return list(kept.values()), twins
+
+
+def _results(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a run, but for those of its machine."""
+    return {
+        name: value for name, value in row["metrics"].items() if not name.startswith(_OF_MACHINE)
+    }

@@ -194,6 +194,13 @@ def test_of_two_results_of_one_run_the_last_is_taken_and_both_are_named(
     assert problem.reason.endswith("which is taken and ended with other results")
 
 
+def test_a_copy_that_was_slower_has_no_other_results(runs: Path, tmp_path: Path, run: Make) -> None:
+    for root, seconds in ((runs, 0.1), (tmp_path / "copy", 0.2)):
+        run(root, "micro", nats=1.6, metrics={"speed/step_seconds": seconds})
+    (problem,) = load([runs, tmp_path / "copy"]).problems
+    assert problem.reason.endswith("which is taken")
+
+
 def _values(record: Record) -> dict[str, object]:
     about = ("schema_version", "files", "sha256")
     return {key: value for key, value in record.summary().items() if key not in about}
