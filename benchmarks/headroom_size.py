@@ -5,20 +5,21 @@
 
 H = T - TD in nats a byte, paired by seed, with its lower 80 % bound (Student's t, one-sided). s is
 the deviation of A/A pairs, with its upper 80 % bound. c is CPU minutes a seed of the six arms of
-`study=scope`. The score is H_L^2 / (s_U^2 c). Of the learned arms only their mean is read: the
-difference of scopes is printed nowhere.
+`study=scope`; a run of a stack counts its share of the stack's minutes. The score is
+H_L^2 / (s_U^2 c). A second table has H by steps, of sizes that are not whole as well. Of the
+learned arms only their mean is read: the difference of scopes is printed nowhere.
 """
 
 import argparse
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from benchmarks.tuning_runs import named, refuse_reported, rows_in
+from benchmarks.tuning_runs import named, refuse_reported, rows_in, with_routers
 from moebench.config.compose import Composer
 from moebench.config.schema import StudyConfig
 from moebench.errors import MoebenchError, RecordError
@@ -78,14 +79,18 @@ class Size:
             pairs += [other[seed] - one[seed] for seed in sorted({*one} & {*other})]
         return noise_of(np.array(pairs)) if pairs else None
 
-    def learned(self) -> float:
+    def learned(self, roles: Sequence[str] = LEARNED) -> float:
         """The mean over seeds and learned arms, less T; NaN where one of them lacks."""
-        by_role = [self.nats(role, self.steps) for role in ("T", *LEARNED)]
-        seeds = sorted(set.intersection(*map(set, by_role)))
+        by_role = [self.nats(role, self.steps) for role in ("T", *roles)]
+        seeds = self.shared("T", *roles)
         if not seeds:
             return math.nan
         token, *arms = ([of[seed] for seed in seeds] for of in by_role)
         return float(np.mean(arms) - np.mean(token))
+
+    def shared(self, *roles: str) -> list[int]:
+        """The seeds that some roles have at all steps."""
+        return sorted(set.intersection(*({*self.nats(role, self.steps)} for role in roles)))
 
 
 def role_of(science: Mapping[str, Any]) -> str | None:
@@ -108,7 +113,33 @@ def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
 
     Raises RecordError for a run on a seed that is reported.
     """
-    fixed: dict[str, dict[tuple[str, int], dict[int, float]]] = {}
+    _, sizes = _gathered(rows)
+    return [size for size in sizes.values() if all(size.nats(r, size.steps) for r in LEARNED)]
+
+
+def by_steps(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
+    """T and TD of each size at each number of steps, with learned arms where there are some.
+
+    Of several weights, that with the most learned runs is taken, and the smaller one of equals.
+
+    Raises RecordError for a run on a seed that is reported.
+    """
+    fixed, sizes = _gathered(rows)
+    found = []
+    for name, of in fixed.items():
+        for steps in sorted({steps for _, steps in of.values}):
+            at = replace(of, steps=steps)
+            tried = [size for (own, n, _), size in sizes.items() if (own, n) == (name, steps)]
+            tried.sort(key=lambda size: (-len(size.minutes), size.weight))
+            found += [next(iter(tried), at)] * bool(at.shared("T", "TD"))
+    return found
+
+
+def _gathered(
+    rows: Iterable[Mapping[str, Any]],
+) -> tuple[dict[str, Size], dict[tuple[str, int, float], Size]]:
+    """T and TD by size, and each size at its steps and weights with what it has of the roles."""
+    fixed: dict[str, Size] = {}
     sizes: dict[tuple[str, int, float], Size] = {}
     for row in rows:
         science = row["science"]
@@ -120,7 +151,7 @@ def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
         refuse_reported(row, "choose a size")
         keys = {key: of for key, of in science.items() if key not in FREE}
         name, steps = repr(sorted(keys.items(), key=str)), int(science["train.steps"])
-        values = fixed.setdefault(name, {})
+        values = fixed.setdefault(name, Size(keys, 0, math.nan, {})).values
         if weight is not None:
             size = sizes.setdefault((name, steps, weight), Size(keys, steps, weight, {}))
             values = size.values
@@ -128,8 +159,8 @@ def sizes_of(rows: Iterable[Mapping[str, Any]]) -> list[Size]:
                 size.minutes.append(row["metrics"]["seconds"] / 60)
         values.setdefault((role, steps), {})[row["seed"]] = math.log(2) * value
     for (name, _, _), size in sizes.items():
-        size.values |= fixed[name]
-    return [size for size in sizes.values() if all(size.nats(r, size.steps) for r in LEARNED)]
+        size.values |= fixed[name].values
+    return fixed, sizes
 
 
 def too_few(size: Size) -> str:
@@ -180,7 +211,8 @@ def table(sizes: Sequence[Size]) -> str:
     ranked = ranking(sizes)
     headers = "size | steps | weight | H | H_L | H at half | H_L | s | s_U | learned less T | c"
     lines = [f"| {headers} | score | eligible |", "|---" * 13 + "|"]
-    for size, name in zip(ranked, named([size.keys for size in ranked]), strict=True):
+    names = named(with_routers([size.keys for size in ranked]))
+    for size, name in zip(ranked, names, strict=True):
         (h, low, _), (half, half_low, _) = map(size.headroom, (size.steps, size.steps // 2))
         noise = size.noise() or Noise(math.nan, math.nan, 0)
         numbers = (h, low, half, half_low, noise.sd, noise.upper, size.learned())
@@ -192,6 +224,33 @@ def table(sizes: Sequence[Size]) -> str:
         cells.append("; ".join(why_not(size)) or "yes")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def steps_table(sizes: Sequence[Size]) -> str:
+    """H by steps, a line for each size and number of steps."""
+    headers = "size | steps | seeds | H | H_L | learned less T | of | weight"
+    lines = [f"| {headers} |", "|---" * 8 + "|"]
+    names = named(with_routers([size.keys for size in sizes]))
+    for name, size in sorted(zip(names, sizes, strict=True), key=lambda of: (of[0], of[1].steps)):
+        h, low, seeds = size.headroom(size.steps)
+        cells = [name, str(size.steps), str(seeds), f"{h:.4f}"]
+        cells += ["" if math.isnan(low) else f"{low:.4f}", *_behind(size)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _behind(size: Size) -> list[str]:
+    """How far learned arms are from T, of which arms and seeds, and their weight.
+
+    All arms are taken where they have as many seeds as global alone, which is taken else.
+    """
+    seeds = {roles: len(size.shared("T", *roles)) for roles in (LEARNED, LEARNED[-1:])}
+    roles = max(seeds, key=lambda roles: seeds[roles])
+    if not seeds[roles]:
+        return ["", "", ""]
+    arms = f"{len(roles)} arms" if len(roles) > 1 else roles[0]
+    told = f"{arms}, {seeds[roles]} seed{'s' * (seeds[roles] > 1)}"
+    return [f"{size.learned(roles):.4f}", told, f"{size.weight:g}"]
 
 
 def commands(words: Sequence[str], study: StudyConfig) -> list[str]:
@@ -224,10 +283,10 @@ def main() -> None:
         if options.commands:
             print("\n".join(commands(options.words, Composer().study(STUDY))))
             return
-        sizes = sizes_of(rows_in(options.words or ["runs"]))
-        if not sizes:
+        rows = rows_in(options.words or ["runs"])
+        if not (sizes := sizes_of(rows)):
             raise RecordError(f"no finished run of study={STUDY}; --commands prints what to run")
-        print(table(sizes))
+        print(table(sizes), steps_table(by_steps(rows)), sep="\n\n")
     except MoebenchError as error:
         parser.exit(2, f"error: {error}\n")
 

@@ -6,8 +6,8 @@ Each setting of learned routers (steps, weight, `optim.router_lr`, `router.init`
 its mean over scopes and seeds, less T (`router=hash`) of the same model, data, steps and seeds. The
 gates of T train, too, so T has a column for the setting's own rate and deviation of routers, and
 one for their defaults. A setting that is above 0 has not learned yet. Seeds differ by as much as
-settings do, so rows that have more seeds than others show the mean over those that all have as
-well, in parentheses. The difference of scopes is printed nowhere.
+settings do, so settings are compared over the seeds that all have; those with more seeds show the
+mean over all of theirs as well. The difference of scopes is printed nowhere.
 """
 
 import math
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.headroom_size import LEARNED, role_of
-from benchmarks.tuning_runs import named, print_table, refuse_reported
+from benchmarks.tuning_runs import SAME, VALUES, named, print_table, refuse_reported, typed
 from moebench.report.infer.frontier import MAX_VIO
 from moebench.report.infer.power import BITS
 
 SCOPE = ("seed", "scope", "balance_bsz", "numerics", "train.eval_every", "router.map")
 WEIGHT = ("loss.balance",)
 ROUTER = ("optim.router_lr", "router.init")
+COLUMNS = {"train.steps": "steps", "loss.balance": "weight"} | {key: f"`{key}`" for key in ROUTER}
 
 
 @dataclass
@@ -48,12 +49,17 @@ class Trial:
     def seeds(self) -> set[int]:
         return {seed for _, seed in self.nats}
 
+    @property
+    def rest(self) -> dict[str, Any]:
+        """The keys that no column of the table has."""
+        return {key: value for key, value in self.keys.items() if key not in COLUMNS}
+
     def less(self, token: Mapping[tuple[str, int], float], seeds: Collection[int]) -> float:
-        """The mean over runs of some seeds that have a T; NaN without any."""
-        shared = [
-            self.nats[run] - token[run] for run in self.nats if run in token and run[1] in seeds
-        ]
-        return float(np.mean(shared)) if shared else math.nan
+        """The mean over some seeds and the arms that have all of them, less T; NaN without any."""
+        arms = sorted({role for role, _ in self.nats})
+        runs = [[(arm, seed) for seed in seeds] for arm in arms]
+        known = [run for of in runs if {*of} <= self.nats.keys() & token.keys() for run in of]
+        return float(np.mean([self.nats[run] - token[run] for run in known])) if known else math.nan
 
 
 def trials_of(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
@@ -100,25 +106,25 @@ def _place(science: Mapping[str, Any], free: Sequence[str]) -> str:
 
 def table(trials: Sequence[Trial]) -> str:
     """A row a setting."""
-    headers = ["setting", "arms", "seeds", "less T", "less T at defaults", "MaxVio valid"]
-    lines = [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
     shared = _shared(trials)
-    for trial, name in zip(trials, named([of.keys for of in trials]), strict=True):
-        cells = [name, ", ".join(sorted({role for role, _ in trial.nats}))]
-        cells += [str(len(trial.seeds))]
-        cells += [_less(trial, token, shared) for token in (trial.own, trial.plain)]
+    on = f", seed{'s' * (len(shared) > 1)} {', '.join(map(str, sorted(shared)))}" * bool(shared)
+    headers = ["setting", *COLUMNS.values(), "arms", "seeds", f"less T{on}"]
+    headers += [f"less T at defaults{on}", "less T, all its seeds", "MaxVio valid"]
+    lines = [f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
+    names = named([of.rest for of in trials]) if len(trials) > 1 else [SAME]
+    for trial, name in zip(trials, names, strict=True):
+        cells = [name if name != SAME else ""]
+        cells += [typed(trial.keys.get(key, VALUES[key])) for key in COLUMNS]
+        cells += [", ".join(sorted({role for role, _ in trial.nats})), str(len(trial.seeds))]
+        cells += [_less(trial, of, shared or trial.seeds) for of in (trial.own, trial.plain)]
+        cells += [_less(trial, trial.own, trial.seeds) if trial.seeds > shared else ""]
         lines.append(f"| {' | '.join([*cells, f'{np.mean([*trial.vio.values()]):.2f}'])} |")
     return "\n".join(lines)
 
 
-def _less(trial: Trial, token: Mapping[tuple[str, int], float], shared: set[int]) -> str:
-    """The mean over all seeds, where all have a T, and that over those that all settings have."""
-    whole = trial.nats.keys() <= token.keys()
-    cells = [f"{trial.less(token, trial.seeds):.4f}"] * whole
-    of_shared = trial.less(token, shared)
-    if not math.isnan(of_shared) and not (whole and trial.seeds == shared):
-        cells.append(f"({of_shared:.4f})")
-    return " ".join(cells)
+def _less(trial: Trial, token: Mapping[tuple[str, int], float], seeds: Collection[int]) -> str:
+    value = trial.less(token, seeds)
+    return "" if math.isnan(value) else f"{value:.4f}"
 
 
 if __name__ == "__main__":

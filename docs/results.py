@@ -220,7 +220,7 @@ def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
     def tell(line: str) -> None:
         print(line, file=sys.stderr)
 
-    old, made = read(TABLES), records.tuned(roots, machine)
+    old, made = read(TABLES), records.tuned(roots, machine, tell)
     for name, study in made.items():
         if name in old and (missing := lost(old[name], study)):
             raise RecordError(

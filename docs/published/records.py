@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
-from benchmarks.tuning_runs import with_metrics
+from benchmarks.tuning_runs import tell_problems, with_metrics
 from docs.published.study import NO_VERDICT, NOISE, PATH, SHOWN, TUNING, Row, Study
 from moebench.errors import RecordError
 from moebench.plans import PRIMARY, Plan
+from moebench.records import find_records
 from moebench.registration import TUNING as FIRST_TUNING
 from moebench.report import Report, make_report
 from moebench.report.infer.arms import Table
@@ -78,21 +79,25 @@ def study_of(plan: Plan, report: Report, machine: str) -> Study:
     return made
 
 
-def tuned(roots: Sequence[Path], machine: str) -> dict[str, Study]:
+def tuned(roots: Sequence[Path], machine: str, tell: Callable[[str], None]) -> dict[str, Study]:
     """The runs on tuning seeds, by the name of their CSV: of sweeps named `noise`, and all others.
 
     A run that both have is in both. The others chose sizes and weights.
+
+    Args:
+        tell: is given a line on each record that is left out.
     """
-    every = [row for root in roots for row in with_metrics(load([root]))]  # each keeps its copies
-    rows = [*{row["run"]: row for row in every if row["seed"] >= FIRST_TUNING}.values()]
     plans = [plan for plan in find_plans(roots)[0] if max(plan.seeds) >= FIRST_TUNING]
     of_noise = [plan for plan in plans if plan.name == NOISE]
     others = [plan for plan in plans if plan.name != NOISE]
     named, known = ({job.run for plan in of for job in plan.jobs} for of in (of_noise, others))
-    found = {
-        NOISE: _tuned([row for row in rows if row["run"] in named], of_noise, machine),
-        TUNING: _tuned([row for row in rows if row["run"] not in named - known], others, machine),
-    }
+    every = {record.name for root in roots for record in find_records(root)}
+    found = {}
+    for name, of, names in (NOISE, of_noise, named), (TUNING, others, every - (named - known)):
+        frame = load(roots, names)
+        tell_problems(frame, tell)
+        rows = [row for row in with_metrics(frame) if row["seed"] >= FIRST_TUNING]
+        found[name] = _tuned(rows, of, machine)
     return {name: study for name, study in found.items() if study.runs}
 
 

@@ -2,14 +2,16 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 from scipy.special import fdtri
 
 from benchmarks import headroom_size, noise, trials
-from benchmarks.tuning_runs import usual
-from docs.published.cells import Studies, code, made_with
+from benchmarks.headroom_size import LEARNED
+from benchmarks.tuning_runs import typed, usual
+from docs.published.cells import Studies, code, link, made_with, titles
 from docs.published.study import NOISE, TUNED, TUNING, Study
 from moebench.report.show.numbers import four_decimals
 
@@ -17,18 +19,26 @@ SIZES = """\
 H = T - TD is what the domain is worth to a router that knows the token, in nats a byte: T routes
 by the hash of the token, TD by the domain and that hash. H_L is its lower 80 % bound. s is the
 deviation of a difference of two runs that differ by noise alone (A/A pairs), s_U its upper 80 %
-bound, and c the minutes of one seed of six arms. The score is H_L² / (s_U² c). A size is eligible
+bound, and c the minutes of one seed of six arms. A run of a stack counts its share of the stack's
+minutes, which is less than a single run takes. The score is H_L² / (s_U² c). A size is eligible
 if H is above 0 at all steps and at half of them, falls by at most a third between them, and the
 learned arms end on average at or below T. These runs have seeds of 1000 and more, which no study
-reports. The difference of scopes is read nowhere."""
+reports. The difference of scopes is read nowhere. A size that names no domains has all
+of the folder."""
+STEPS = "### Headroom by steps"
+OF_STEPS = """\
+H needs T and TD alone, so it is known for sizes that lack the runs by which a size is judged, too.
+Each number of steps is a schedule of its own. *Learned less T* is above 0 where learned routers are
+behind the hash of the token; it is of the weight with the most runs."""
+UNLIKE = ("train.eval_every", "balance.estimator_error")  # keys in which a study may differ
 BESIDE = "### Learned routers beside the hash of the token"
 TRIALS = """\
 A learned router behind the hash of the token has not learned yet. Each row has other steps,
 weights or settings of the router. The gates of T train, too, so T is taken with the same settings
 of the router, and beside it with their defaults where that was trained. MaxVio shows whether
-loads are even. Rows of one seed show a direction and prove nothing. Seeds differ by as much as
-settings: in parentheses stands the mean over the seeds that all rows have, by which rows are
-ordered and can be compared."""
+loads are even. Seeds differ by as much as settings, so rows are ordered and compared over the seeds
+that all of them have; one seed shows a direction and proves nothing. *All its seeds* is the mean
+over the arms that have them all."""
 OF_NOISE = """\
 How far two runs differ that differ by noise alone: s is the deviation of a paired difference of two
 such runs, s_U its upper 80 % bound, in nats a byte. Such runs are *twins*: one arm and seed, whose
@@ -45,25 +55,80 @@ Which of these lowers the noise is not run yet: a learning rate of 0 at the end,
 weights, or twice the steps. The commands; DIR is a folder of domains:"""
 
 
-def chosen(tuned: Study) -> str:
-    """Which size the rule chooses."""
-    sizes = headroom_size.ranking(_whole(tuned))
+def chosen(studies: Studies) -> str:
+    """Which size the rule chooses, and which studies take it."""
+    sizes = headroom_size.ranking(_whole(studies[TUNING]))
     if not sizes:
         return "Size: none has been tried whole yet."
-    if why := headroom_size.why_not(sizes[0]):
-        told = f"none of the {len(sizes)} sizes", "", "the one with the largest score"
-        number, no, taken = told if len(sizes) > 1 else ("the only size", "not ", "it")
-        return (
-            f"Size: {number} tried on seeds that no study reports is {no}eligible. The studies "
-            f"take {taken} all the same. It fails because: {'; '.join(why)} "
-            "([what H is, and the table](#the-size-and-the-noise))."
+    best = sizes[0]
+    name = f"`{' '.join(_words(best.keys, [of.keys for of in sizes]))}`" * (len(sizes) > 1)
+    tried = f"of the {len(sizes)} sizes tried" if len(sizes) > 1 else "the only size tried"
+    if headroom_size.why_not(best):
+        none = f"none {tried}" if len(sizes) > 1 else tried
+        first = f"{none} on seeds that no study reports is {'not ' * (len(sizes) == 1)}eligible"
+    else:
+        _, low, _ = best.headroom(best.steps)
+        size = " ".join(filter(None, [name, f"with {best.steps} steps and weight {best.weight:g}"]))
+        eligible = sum(not headroom_size.why_not(of) for of in sizes)
+        is_it = "has the largest score of those that are" if eligible > 1 else "alone is"
+        first = (
+            f"{tried} on seeds that no study reports, {size} {is_it} eligible; H_L is "
+            f"{four_decimals(low)} nats a byte"
         )
-    best, name = sizes[0], headroom_size.named([of.keys for of in sizes])[0]
-    _, low, _ = best.headroom(best.steps)
-    return (
-        f"Size: {name}, with {best.steps} steps and weight {best.weight:g}. Of all eligible ones "
-        f"it has the largest score; H_L is {four_decimals(low)} nats a byte."
+    return f"Size: {first} ([what H is, and the table](#the-size-and-the-noise)). " + _takers(
+        studies, sizes
     )
+
+
+def _words(keys: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to type for a size, of the keys in which sizes differ."""
+    return [
+        f"{key}={typed(value)}"
+        for key, value in sorted(keys.items())
+        if key != "data" and any(of.get(key) != value for of in every)
+    ]
+
+
+def _takers(studies: Studies, sizes: Sequence[headroom_size.Size]) -> str:
+    """Which studies take each size, and why it is not eligible; then those of other sizes."""
+    names = titles(studies)
+    takes = [[names[name] for name in names if _is_of(studies[name], of)] for of in sizes]
+    told = []
+    for size, own in zip(sizes, takes, strict=True):
+        if why := headroom_size.why_not(size):
+            because = f" a size that is not eligible ({'; '.join(why)})"
+        else:
+            because = " the chosen size" if size is sizes[0] else " another eligible size"
+        if own or size is sizes[0]:
+            told.append(f"{_listed(own) or 'No study here'} {_take(own)}{because}.")
+    known = {of for own in takes for of in own}
+    if others := [title for title in names.values() if title not in known]:
+        told.append(f"{_listed(others)} {_take(others)} a size that was not tried for headroom.")
+    return " ".join(told)
+
+
+def _take(names: Sequence[str]) -> str:
+    return "take" if len(names) > 1 else "takes"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Studies by their titles; the text that all of them share stands once, at the end."""
+    texts = {name.partition(" on ")[2] for name in names}
+    end = f" on {texts.pop()}" if len(texts) == 1 else ""
+    links = [link(name).replace(f"{end}]", "]", 1) for name in names]
+    return " and ".join(filter(None, [", ".join(links[:-1]), *links[-1:]])) + end
+
+
+def _is_of(study: Study, size: headroom_size.Size) -> bool:
+    """Whether learned arms of a study have the keys, steps and weight of a size."""
+
+    def keys(science: Mapping[str, Any]) -> dict[str, Any]:
+        own = {"train.steps": size.steps, "loss.balance": size.weight, **science}
+        free = {*headroom_size.FREE, *UNLIKE} - {"train.steps", "loss.balance"}
+        return {key: value for key, value in own.items() if key not in free}
+
+    learned = [run for run in study.runs if headroom_size.role_of(run["science"]) in LEARNED]
+    return any(keys(run["science"]) == keys(size.keys) for run in learned)
 
 
 def _whole(tuned: Study) -> list[headroom_size.Size]:
@@ -80,18 +145,22 @@ def sections(studies: Studies) -> list[str]:
     parts = ["## The size, and the noise", made_with(found[0].about)]
     if TUNING in studies:
         sizes, tried = _whole(found[0]), trials.trials_of(found[0].runs)
+        rooms = headroom_size.by_steps(found[0].runs)
         parts += [SIZES, headroom_size.table(sizes)] if sizes else []
-        parts += [BESIDE, _of_trials(tried), trials.table(tried)] if tried else []
+        parts += [STEPS, _with_usual(OF_STEPS, [of.keys for of in rooms])] if rooms else []
+        parts += [headroom_size.steps_table(rooms)] if rooms else []
+        told = _with_usual(TRIALS, [of.rest for of in tried]) if tried else ""
+        parts += [BESIDE, told, trials.table(tried)] if tried else []
     parts += _noise(studies)
     commands = [of for study in found for name, of in study.about.items() if "command" in name]
     return [*parts, "The commands of this part; DIR is a folder of domains:", code(commands)]
 
 
-def _of_trials(tried: Sequence[trials.Trial]) -> str:
-    """What the table of trials is, with the values that it does not repeat."""
-    found = usual([trial.keys for trial in tried])
-    values = ", ".join(f"`{key}={value}`" for key, value in found.items())
-    return TRIALS + f" Where a row names no other value: {values}." * bool(values)
+def _with_usual(text: str, settings: Sequence[Mapping[str, Any]]) -> str:
+    """What a table is, with the values that it does not repeat."""
+    found = {key: value for key, value in usual(settings).items() if key != "data"}
+    values = ", ".join(f"`{key}={typed(value)}`" for key, value in found.items())
+    return text + f" Where a row names no other value: {values}." * bool(values)
 
 
 def _noise(studies: Studies) -> list[str]:

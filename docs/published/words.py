@@ -54,7 +54,7 @@ def in_short(studies: Studies) -> list[str]:
                 f"- H = T - TD, what the domain is worth to a router that knows the token, is "
                 f"{_at_level(effect)} ({link(title)})."
             )
-    lines += [f"- {chosen(studies[TUNING])}"] if TUNING in studies else []
+    lines += [f"- {chosen(studies)}"] if TUNING in studies else []
     drawn = [shown(TITLE, "results"), f"*{CAPTION}*"] * (effects(studies) is not None)
     written = [line for line in lines if line]
     return [UNIT, "\n".join(written), *drawn] if written else []

@@ -40,7 +40,7 @@ def sweeps(runs: Path) -> None:
 
 def test_noise_has_a_csv_and_a_table_of_its_own(runs: Path) -> None:
     sweeps(runs)
-    found = records.tuned([runs], "a processor")
+    found = records.tuned([runs], "a processor", print)
     assert {name: len(study.runs) for name, study in found.items()} == {"noise": 12, "tuning": 1}
     page = SCRIPT["generated"]({n: Study.of_csv(of.to_csv()) for n, of in found.items()})
     part = page.split("### Noise")[1]
@@ -59,7 +59,7 @@ def test_one_run_in_two_directories_stays_in_both_csvs(runs: Path, tmp_path: Pat
     copy = make_run(other, "micro  0.0", 1000, 1.6, rows=[])
     (other / copy.name).rename(other / "micro-s1000-renamed")
     for roots in ([runs, other], [other, runs]):
-        found = records.tuned(roots, "a processor")
+        found = records.tuned(roots, "a processor", print)
         assert {name: len(study.runs) for name, study in found.items()} == {
             "noise": 12,
             "tuning": 2,
@@ -90,8 +90,11 @@ def test_trials_are_compared_on_the_seeds_that_all_have() -> None:
             trial.vio[run] = 0.5
     many.plain["global", 1000] = 1.61
     *_, first, second = table([few, many]).splitlines()
-    assert first.endswith("| global | 1 | 0.0000 |  | 0.50 |")
-    assert second.endswith("| global | 3 | 0.0200 (0.0000) | (-0.0100) | 0.50 |")
+    assert first == "|  | 400 | 0.02 | 1 | 1 | global | 1 | 0.0000 |  |  | 0.50 |"
+    assert second == "|  | 800 | 0.02 | 1 | 1 | global | 3 | 0.0000 | -0.0100 | 0.0200 | 0.50 |"
+    many.nats["micro", 1000], many.own["micro", 1000] = 1.9, 1.6
+    *_, second = table([few, many]).splitlines()
+    assert "| global, micro | 3 | 0.1500 | -0.0100 | 0.0200 |" in second
 
 
 def test_a_csv_that_would_lose_runs_is_not_written(

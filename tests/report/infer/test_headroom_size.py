@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from benchmarks.headroom_size import (
+    by_steps,
     commands,
     cost_of,
     score,
     sizes_of,
+    steps_table,
     table,
     why_not,
 )
@@ -105,6 +107,38 @@ def test_sizes_are_ranked_and_tried_weights_are_no_part_of_them(
     assert first.endswith("| yes |")
     for arm in ("micro", "global", "shuffled"):
         assert arm not in text, "the difference of scopes is never shown"
+
+
+def test_headroom_by_steps_has_sizes_that_are_not_whole(
+    made: Callable[..., Path], run: Make
+) -> None:
+    runs = made(0.05, 0.06)
+    for seed in (1000, 1001):
+        for steps, gap in ((400, 0.08), (800, 0.04)):
+            for arm, nats in {"T": 1.6, "TD": 1.6 - gap, "global": 1.61}.items():
+                keys = {"train.steps": steps, "optim.router_lr": 3.0}
+                if arm != "global" or steps == 400:
+                    run(runs, arm, seed, nats, science=ARMS[arm] | keys, rows=[])
+    header, _, *lines = steps_table(by_steps(with_metrics(load([runs])))).splitlines()
+    assert header.startswith("| size | steps | seeds | H | H_L | learned less T | of | weight |")
+    starts = [line.split(" | ")[:3] for line in lines]
+    assert starts == [
+        ["| optim.router_lr=1", "200", "3"],
+        ["| optim.router_lr=1", "400", "3"],
+        ["| optim.router_lr=3", "400", "2"],
+        ["| optim.router_lr=3", "800", "2"],
+    ]
+    assert lines[0].endswith(" |  |  |  |"), "there are no learned arms"
+    assert lines[1].endswith(" | 3 arms, 3 seeds | 0.1 |")
+    assert lines[2].endswith(" | 0.0800 | 0.0800 | 0.0100 | global, 2 seeds | 0.1 |")
+    assert lines[3].endswith(" | 0.0400 | 0.0400 |  |  |  |")
+
+
+def test_a_stacked_run_costs_its_share(runs: Path, run: Make) -> None:
+    for arm in ("micro", "shuffled", "global"):
+        run(runs, arm, 1000, science=ARMS[arm], rows=[], stacked=6)
+    [size] = sizes(runs)
+    assert cost_of(size) == pytest.approx(1.0), "60 s are those of six runs"
 
 
 def test_a_reported_seed_chooses_nothing(made: Callable[..., Path]) -> None:

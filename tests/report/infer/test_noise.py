@@ -15,6 +15,7 @@ from moebench.records import Record
 from moebench.report.read.frame import load
 
 Make = Callable[..., Record]
+SEALED = ("schema_version", "files", "sha256")
 
 
 def twins(runs: Path, run: Make, steps: int, first: int = 1000) -> None:
@@ -71,6 +72,28 @@ def test_a_record_that_cannot_be_read_is_named(
     (damaged.path / "summary.json").write_text("{")
     assert [row["arm"] for row in rows_in([runs])] == ["micro"]
     assert f"left out: {damaged.name}: " in capsys.readouterr().err
+
+
+def test_a_text_is_named_by_what_was_typed(runs: Path, run: Make) -> None:
+    """Its hash says nothing to a reader."""
+    for text, keys in {
+        "01ab": "",
+        "23cd": "data: {domains: [a, b], path: /x, split: train}",
+    }.items():
+        record = run(runs, "micro", 1000, science={"data": text}, rows=[])
+        (record.path / "config.yaml").write_text(f"seed: 1000\n{keys}\n")
+        record.seal({key: of for key, of in record.summary().items() if key not in SEALED})
+    settings = [row["science"] for row in with_metrics(load([runs]))]
+    assert sorted(named(settings)) == ["as the others", "data.domains=[a,b]"]
+
+
+def test_copies_that_ended_otherwise_say_what_to_do(
+    runs: Path, run: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for root, nats in ((runs, 1.6), (tmp_path / "copy", 1.7)):
+        run(root, "micro", 1000, nats, rows=[])
+    assert len(rows_in([runs, tmp_path / "copy"])) == 1
+    assert "remove the copy that should not count" in capsys.readouterr().err
 
 
 def test_settings_are_named_by_what_is_not_usual() -> None:
