@@ -60,24 +60,21 @@ def chosen(studies: Studies) -> str:
     sizes = headroom_size.ranking(_whole(studies[TUNING]))
     if not sizes:
         return "Size: none has been tried whole yet."
-    best = sizes[0]
-    name = f"`{' '.join(_words(best.keys, [of.keys for of in sizes]))}`" * (len(sizes) > 1)
-    tried = f"of the {len(sizes)} sizes tried" if len(sizes) > 1 else "the only size tried"
-    if headroom_size.why_not(best):
-        none = f"none {tried}" if len(sizes) > 1 else tried
-        first = f"{none} on seeds that no study reports is {'not ' * (len(sizes) == 1)}eligible"
+    best, several = sizes[0], len(sizes) > 1
+    name = f"`{' '.join(_words(best.keys, [of.keys for of in sizes]))}`" * several
+    size = " ".join(filter(None, [name, f"with {best.steps} steps and weight {best.weight:g}"]))
+    tried = f"of the {len(sizes)} sizes tried" if several else "the only size tried"
+    tried = f"Size: {tried} on seeds that no study reports, {size},"
+    eligible = sum(not headroom_size.why_not(of) for of in sizes)
+    _, low, _ = best.headroom(best.steps)
+    if why := headroom_size.why_not(best):
+        best_is = "has the largest score and is not eligible, as none is" if several else ""
+        first = f"{tried} {best_is or 'is not eligible'}. It fails because: {'; '.join(why)}"
     else:
-        _, low, _ = best.headroom(best.steps)
-        size = " ".join(filter(None, [name, f"with {best.steps} steps and weight {best.weight:g}"]))
-        eligible = sum(not headroom_size.why_not(of) for of in sizes)
-        is_it = "has the largest score of those that are" if eligible > 1 else "alone is"
-        first = (
-            f"{tried} on seeds that no study reports, {size} {is_it} eligible; H_L is "
-            f"{four_decimals(low)} nats a byte"
-        )
-    return f"Size: {first} ([what H is, and the table](#the-size-and-the-noise)). " + _takers(
-        studies, sizes
-    )
+        best_is = "has the largest score of those that are" if eligible > 1 else "alone is"
+        first = f"{tried} {best_is} eligible; H_L is {four_decimals(low)} nats a byte"
+    takers = _takers(studies, sizes)
+    return f"{first} ([what H is, and the table](#the-size-and-the-noise)). {takers}".rstrip()
 
 
 def _words(keys: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -95,11 +92,14 @@ def _takers(studies: Studies, sizes: Sequence[headroom_size.Size]) -> str:
     takes = [[names[name] for name in names if _is_of(studies[name], of)] for of in sizes]
     told = []
     for size, own in zip(sizes, takes, strict=True):
-        if why := headroom_size.why_not(size):
+        why = headroom_size.why_not(size)
+        if why and size is sizes[0]:
+            because = " this size all the same"
+        elif why:
             because = f" a size that is not eligible ({'; '.join(why)})"
         else:
             because = " the chosen size" if size is sizes[0] else " another eligible size"
-        if own or size is sizes[0]:
+        if own or (size is sizes[0] and names):
             told.append(f"{_listed(own) or 'No study here'} {_take(own)}{because}.")
     known = {of for own in takes for of in own}
     if others := [title for title in names.values() if title not in known]:

@@ -14,6 +14,7 @@ from docs.published import beyond, picture, records
 from docs.published.cells import distinct
 from docs.published.papers import weighed
 from docs.published.study import Study
+from docs.published.tuned import chosen
 from moebench.config.compose import Composer
 from moebench.errors import RecordError
 from moebench.plans import read_plan
@@ -257,12 +258,15 @@ def tuned(behind: float) -> Study:
 
 def test_tuning_seeds_choose_a_size_and_show_what_lacks() -> None:
     page = SCRIPT["generated"]({"tuning": tuned(-0.01)})
-    assert "with 400 steps and weight 0.1. Of all eligible ones it has the largest score" in page
+    assert "with 400 steps and weight 0.1, alone is eligible; H_L is" in page
     page = SCRIPT["generated"]({"tuning": tuned(0.02)})
-    assert "the only size tried on seeds that no study reports is not eligible" in page
+    told = "the only size tried on seeds that no study reports, with 400 steps and weight 0.1,"
+    assert f"{told} is not eligible. It fails because" in page
     assert "It fails because: learned routers are behind the hash (" in page
     assert "learned routers are behind the hash |" in page
-    assert "| train.steps=400 | global, micro, shuffled | 3 | 0.0200 | 0.0200 |" in page
+    same = "seeds 1000, 1001, 1002"
+    assert f"| arms | seeds | less T, {same} | less T at defaults, {same} | less T, all" in page
+    assert "|  | 400 | 0.1 | 1 | 1 | global, micro, shuffled | 3 | 0.0200 | 0.0200 |  |" in page
     assert "moebench sweep study=headroom_size" in page
 
 
@@ -274,10 +278,26 @@ def test_a_trial_is_compared_with_a_hash_of_its_own_router_settings() -> None:
         science = run["science"] | {"router.init": 10.0}
         study.runs.append({**run, "science": science, "metrics": {"valid/bits_per_byte": nats}})
     page = SCRIPT["generated"]({"tuning": study})
-    assert (
-        "| router.init=10.0, train.steps=400 | global, micro, shuffled | 3 | 0.0200 | -0.0300 |"
-        in page
-    )
+    assert "|  | 400 | 0.1 | 1 | 10 | global, micro, shuffled | 3 | 0.0200 | -0.0300 |" in page
+
+
+def test_the_page_says_which_studies_take_the_chosen_size() -> None:
+    """By the keys of their runs: of other studies, why their size is not chosen."""
+    size, behind = tuned(-0.01), tuned(0.02)
+    for run in behind.runs:
+        run["science"] = run["science"] | {"model.num_experts": 64}
+    size.runs += behind.runs
+    studies = {"tuning": size}
+    for number, keys in {"4": {}, "13": {"model.num_experts": 64}, "2": {"optim.lr": 1}}.items():
+        science = SCIENCE | GLOBAL | {"train.steps": 400, "train.eval_every": 200} | keys
+        runs = [{"arm": "global", "seed": 0, "part": "", "science": science, "metrics": {}}]
+        studies[number] = Study({"study": "scope", "domains": number}, runs=runs)
+    told = chosen(studies)
+    assert "`model.num_experts=16` with 400 steps and weight 0.1, alone is eligible" in told
+    assert "[scope](#scope-on-4-domains) on 4 domains takes the chosen size." in told
+    why = "learned routers are behind the hash"
+    assert f"on 13 domains takes a size that is not eligible ({why})." in told
+    assert "on 2 domains takes a size that was not tried for headroom." in told
 
 
 def test_few_seeds_bear_no_verdict_on_the_page(runs: Path) -> None:
