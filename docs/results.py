@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.tuning_runs import typed
 from docs.published import records
 from docs.published.beyond import beyond
 from docs.published.cells import (
@@ -66,6 +67,7 @@ SAID = ("interim", "registration", "look", "few seeds", "cautions")  # sentences
 SETTINGS = (  # what tells the size of a study
     *("data.domain_token", "model.d_model", "model.num_layers", "model.num_experts"),
     *("model.top_k", "global_bsz", "seq_len", "train.steps", "loss.balance", "router.init"),
+    *("optim.router_lr", "data.domains"),
 )
 STUDIES = f"""\
 Differences are paired by seed, in nats a byte. Their intervals are those of a paired t for each arm
@@ -118,7 +120,7 @@ def _listed(seeds: Sequence[str]) -> str:
 
 def _settings(study: Study) -> str:
     """The main keys whose value all runs share that have one."""
-    values = {key: {str(run["science"].get(key, "")) for run in study.runs} for key in SETTINGS}
+    values = {key: {typed(run["science"].get(key, "")) for run in study.runs} for key in SETTINGS}
     known = {key: of - {""} for key, of in values.items()}
     same = [f"`{key}={next(iter(of))}`" for key, of in known.items() if len(of) == 1]
     return f"{', '.join(same)}." if same else ""

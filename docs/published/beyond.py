@@ -24,7 +24,10 @@ from moebench.report.infer.arms import PERTURB
 from moebench.report.paper.selectors import AXES, meets
 
 LEVEL_OF, _ = AXES["homogeneity of micro-batches"]
-SIZE = ("data", "train.steps", "seq_len", "global_bsz", "micro_bsz", "optim.lr")
+SIZE = (
+    *("data", "train.steps", "seq_len", "global_bsz", "micro_bsz", "optim.lr", "optim.router_lr"),
+    "router.init",
+)
 PRESCRIBED = ("router.map", "router.random", "model.moe", PERTURB)  # no learned routers, and twins
 SLOWDOWN = "ep/slowdown"
 ERROR, COSINE = "balance/gradient_error", "balance/gradient_cosine"
@@ -36,7 +39,7 @@ H is no upper bound of what a scope can do. T and TD are fixed maps that see nei
 loss, so H is the worth of the domain to such a map alone; a learned router can gain from context as
 well."""
 BEHIND = """\
-All learned routers end on average behind T with the same settings of the router. Part of the effect
+all learned routers end on average behind T with the same settings of the router. Part of the effect
 may therefore be that a scope helps them to catch up, which need not have to do with domains; after
 more tokens the effect may be another. These runs cannot tell these apart."""
 HOMOGENEITY = """\
@@ -99,19 +102,25 @@ def _by_headroom(studies: Studies) -> list[str]:
 def _beyond_headroom(studies: Studies) -> list[str]:
     """By how much the effect of the scope is larger than H, seed by seed, and what that means."""
     weights = {"micro": 1.0, "global": -1.0, "hash": -1.0, "domain_token": 1.0}
+    told, behind = [], []
     for name, title in titles(studies).items():
         found = weighed(studies[name].runs, weights)
         if found is None or "interim" in studies[name].about:
             continue
         estimate = found.estimate()
         if estimate.low is None or estimate.value <= 0:
-            return []
+            continue
         larger = "is larger than H" if estimate.low > 0 else "is not shown to be larger than H"
-        text = f"In {link(title)}, the effect of the scope {larger}: the effect less H, paired by "
-        text += f"seed, is {ends(vars(estimate))} nats a byte ({found.seeds} seeds, 95 %)."
+        told.append(
+            f"In {link(title)}, the effect of the scope {larger}: the effect less H, paired by "
+            f"seed, is {ends(vars(estimate))} nats a byte ({found.seeds} seeds, 95 %)."
+        )
         learned = [of["value"] for of in studies[name].found("headroom", verdict="learned")]
-        return [" ".join([text, LARGER, *[BEHIND] * (bool(learned) and min(learned) > 0)])]
-    return []
+        if learned and min(learned) > 0:
+            behind.append(link(title))
+    if not told:
+        return []
+    return [" ".join([*told, LARGER, *[f"In {' and '.join(behind)}, {BEHIND}"] * bool(behind)])]
 
 
 def _sizes(study: Study, part: str) -> set[str]:

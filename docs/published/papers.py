@@ -143,17 +143,18 @@ def shared(studies: Studies) -> str:
 
 
 def _ended_alike(studies: Studies) -> str:
-    """That one test ended several studies of a text; "" where it did not."""
+    """That a test ended several studies of a text; "" where none did."""
     ended: dict[str, list[str]] = {}
     for name, title in titles(studies).items():
         about = studies[name].about
         if "decided" in about.get("look", "") and about.get("order", "").startswith(KNOWN):
             ended.setdefault(about.get("data", ""), []).append(link(title))
-    return "".join(
-        f" One test, of global less micro, ended {', '.join(of[:-1])} and {of[-1]}: all name "
-        "it first. What they test after it had no say in the number of its seeds."
-        for of in ended.values()
-        if len(of) > 1
+    alike = [f"{', '.join(of[:-1])} and {of[-1]}" for of in ended.values() if len(of) > 1]
+    if not alike:
+        return ""
+    return (
+        f" One test, of global less micro, ended {'; another such test ended '.join(alike)}: all "
+        "name it first. What they test after it had no say in the number of its seeds."
     )
 
 

@@ -48,12 +48,14 @@ def in_short(studies: Studies) -> list[str]:
     """The answers in a line each, then how far they reach."""
     first, *others = [_tested(studies, claim) for claim in ANSWERS]
     lines = [first, *over_weights(studies), *others, _counted(studies), _small(studies)]
-    for name, title in titles(studies).items():
-        for effect in studies[name].found("headroom", arm="T"):
-            lines.append(
-                f"- H = T - TD, what the domain is worth to a router that knows the token, is "
-                f"{_at_level(effect)} ({link(title)})."
-            )
+    rooms = [
+        f"{_at_level(effect)} in {link(title)}"
+        for name, title in titles(studies).items()
+        for effect in studies[name].found("headroom", arm="T")
+    ]
+    if rooms:
+        known = "- H = T - TD, what the domain is worth to a router that knows the token, is "
+        lines.append(f"{known}{'; '.join(rooms)}.")
     lines += [f"- {chosen(studies)}"] if TUNING in studies else []
     drawn = [shown(TITLE, "results"), f"*{CAPTION}*"] * (effects(studies) is not None)
     written = [line for line in lines if line]
@@ -77,7 +79,7 @@ def _at_level(effect: Row) -> str:
 
 def over_weights(studies: Studies) -> list[str]:
     """What the widest scope gains at equal loads and at the best weights, which is not tested."""
-    lines = []
+    told, depends = [], []
     for name, title in titles(studies).items():
         equal, best = (
             [of for of in studies[name].found(kind) if of["low"] is not None][-1:]
@@ -85,14 +87,21 @@ def over_weights(studies: Studies) -> list[str]:
         )
         if equal and best:
             arm, against = (f"`{equal[0][side]}`" for side in ("arm", "against"))
-            unsure = best[0]["low"] <= 0 <= best[0]["high"]
-            lines.append(
-                f"- **It depends on the weight of the balance loss** ({link(title)}; described, "
-                f"not tested): {arm} less {against} is {_at_level(equal[0])} where loads are equal "
-                f"({equal[0]['text']}), and {_at_level(best[0])} at the best weight of each"
-                f"{', which shows no difference' * unsure}."
+            sure, unsure = _off_zero(equal[0]), not _off_zero(best[0])
+            depends.append(sure and unsure)
+            told.append(
+                f"in {link(title)}, {arm} less {against} is {_at_level(equal[0])} where loads are "
+                f"equal ({equal[0]['text']}), and {_at_level(best[0])} at the best weight of each"
+                f"{', which shows no difference' * unsure}"
             )
-    return lines
+    it = "It depends on" if all(depends) else "It can depend on"
+    head = f"{it} the weight of the balance loss" if any(depends) else "At other weights"
+    return [f"- **{head}** (described, not tested): {'; '.join(told)}."] if told else []
+
+
+def _off_zero(effect: Row) -> bool:
+    """Whether its interval leaves zero out."""
+    return not effect["low"] <= 0 <= effect["high"]
 
 
 def words(studies: Studies) -> list[str]:

@@ -177,7 +177,7 @@ def test_an_effect_beyond_headroom_is_tested_and_discussed(token: float, told: s
     shown = beyond._beyond_headroom({"headroom": study})
     assert len(shown) == bool(told)
     assert told in "".join(shown)
-    assert all("All learned routers end on average behind T" in text for text in shown)
+    assert all("all learned routers end on average behind T" in text for text in shown)
     part["value"] = -0.03
     shown = beyond._beyond_headroom({"headroom": study})
     assert not any("behind T" in text for text in shown)

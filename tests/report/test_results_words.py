@@ -35,6 +35,17 @@ def test_the_first_lines_say_how_scopes_compare_over_weights(low: float, told: s
     assert "`global` less `micro` is " in line
     assert "where loads are equal (MaxVio 0.50), and" in line
     assert line.endswith(f"at the best weight of each{told}")
+    assert line.startswith("- **At other weights** (described")
+    sure = {"value": -0.02, "low": -0.03, "high": -0.01}
+    other = Study({"study": "weight", "domains": "4"}, effects=[*study.effects])
+    other.effects[1] = other.effects[1] | sure
+    other.effects[3] = other.effects[3] | {"low": -0.03, "high": 0.01}
+    [line] = over_weights({"other": other})
+    assert line.startswith("- **It depends on the weight of the balance loss** (described")
+    both = {"weight": study, "other": other}
+    [line] = over_weights(both)
+    assert line.startswith("- **It can depend on the weight")
+    assert line.count("where loads are equal") == 2
 
 
 def test_arms_of_which_a_study_says_the_same_share_a_row() -> None:
