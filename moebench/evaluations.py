@@ -37,18 +37,20 @@ class Other(NamedTuple):
 
 def others(jobs: Sequence[Job], runs_dir: Path) -> Iterator[Other]:
     """The runs of a directory that are those of jobs but for `train.eval_every`."""
-    named: dict[str, list[Record]] = defaultdict(list)
+    named: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in find_records(runs_dir):
-        named[_parts(record.name)[0]].append(record)
+        stem, digest = _parts(record.name)
+        named[stem][digest] = record
     for job in jobs:
         stem, own = _parts(job.run)
         config = from_dict(job.config)
-        for record in named[stem]:
-            data, every = _science(record)
+        # few, of many records: a hash of a config takes longer than to read a manifest
+        for data, every in dict.fromkeys(map(_science, named[stem].values())):
             if data is None or every in (None, config.train.eval_every):
                 continue
             other = replace(config, train=replace(config.train, eval_every=every))
-            if (own, _parts(record.name)[1]) == (run_hash(config, data), run_hash(other, data)):
+            record = named[stem].get(run_hash(other, data))
+            if record and run_hash(config, data) == own:
                 yield Other(job, record, every)
 
 
