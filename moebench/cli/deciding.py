@@ -200,12 +200,10 @@ def _edited(path: Path) -> "Plan | None":
 
 def _tell_added(plan: "Plan", runs_dir: Path) -> None:
     """Name the studies that end by rule and lose their verdict beside the seeds of a plan."""
-    from moebench.plans import find_plan_files, read_plan, study_of
+    from moebench.plans import find_plan_files, read_plan
 
     arms = {job.arm_hash for job in plan.jobs}
     for path in find_plan_files(runs_dir):
-        if study_of(path.parent) != plan.name:
-            continue
         try:
             other = read_plan(path)
         except RecordError:

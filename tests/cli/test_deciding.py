@@ -375,6 +375,9 @@ def test_seeds_that_are_added_by_hand_are_said_to_cost_a_verdict(
     told = f"{slug}: ends by rule, and has no verdict in a report with other seeds"
     assert told in call(*STUDY, *small, "seed=range(0,13)", "--register").err
     assert told not in call(*STUDY, *small, "seed=range(0,6)", "--register").err, "none is added"
+    grid = ["sweep", *small, "scope=micro,global", "seed=12", "--register"]
+    assert told in call(*grid, "loss.balance=0.05").err, "a report of all runs has both"
+    assert told not in call(*grid, "loss.balance=0.5").err, "these are other arms"
 
 
 def test_seeds_that_somebody_may_have_seen_are_refused(
