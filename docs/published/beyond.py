@@ -205,13 +205,18 @@ def _by_cost(studies: Studies) -> list[str]:
 
 def _frontiers(studies: Studies) -> list[str]:
     rows = [
-        [link(title), f"`{effect['arm']}`", kind, effect["text"], ends(effect) or "(the first)"]
+        [link(title), f"`{effect['arm']}`", kind, effect["text"], ends(effect) or _without(effect)]
         for name, title in titles(studies).items()
         for kind in ("best weight", "equal MaxVio")
         for effect in studies[name].found(kind)
     ]
     headers = ["study", "scope", "compared at", "there", "nats a byte less the first"]
     return ["### The frontier of each scope", FRONTIER, grid(headers, rows)]
+
+
+def _without(effect: Row) -> str:
+    """Why a scope has no difference to the first one."""
+    return "(the first)" if effect["arm"] == effect["against"] else "no load that all scopes have"
 
 
 def _gains(studies: Studies) -> list[str]:

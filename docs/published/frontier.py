@@ -137,7 +137,7 @@ def _drawn(lines: Lines) -> list[Spec]:
 
 def _equal_loads(study: Study, lines: Lines) -> list[Spec]:
     """A dashed line between the first and the last scope, where their loads are equal."""
-    texts = {effect["text"] for effect in study.found("equal MaxVio")}
+    texts = {effect["text"] for effect in study.found("equal MaxVio")} - {""}
     if len(lines) < 2 or len(texts) != 1:
         return []
     at = float(texts.pop().split()[-1])

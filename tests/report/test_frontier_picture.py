@@ -134,3 +134,9 @@ def test_the_words_are_the_effects_of_the_last_scope() -> None:
     [dashed] = shown(study, "rule")
     assert dashed["x"] == 0.5
     assert 1.04 < dashed["end"] < dashed["y"] < 1.48
+
+
+def test_scopes_whose_loads_do_not_overlap_have_no_line_between() -> None:
+    study = study_of()
+    study.effects = [effect("equal MaxVio", arm) for arm in SCOPES]
+    assert shown(study, "rule") == []
