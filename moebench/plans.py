@@ -319,10 +319,13 @@ def _first_wrong(content: Mapping[str, Any]) -> str:
     if wrong := PLAN(content, ""):
         return wrong
     ids = [run["id"] for run in content["runs"]]
-    if len({*ids}) < len(ids):  # a job is started by its id
-        return "two runs have one id"
-    if not ids or content.get("most_seeds", FEWEST) % PARTS[0]:
-        return f"most_seeds is not a multiple of {PARTS[0]}" if ids else "runs is empty"
+    faults = {
+        "runs is empty": not ids,
+        "two runs have one id": len({*ids}) < len(ids),  # a job is started by its id
+        f"most_seeds is not a multiple of {PARTS[0]}": content.get("most_seeds", 0) % PARTS[0] > 0,
+    }
+    if wrong := next((fault for fault, found in faults.items() if found), ""):
+        return wrong
     configs = (joined(content.get("shared", {}), run["config"]) for run in content["runs"])
     wrong = (CONFIG(config, f"runs[{number}].config") for number, config in enumerate(configs))
     return next(filter(None, wrong), "")

@@ -207,7 +207,7 @@ def make_report(
     if study is not None:
         plans = plans_of_study(study, plans, problems, runs_dir)
         problems = []
-    of_study = plans if study is not None else []
+    title = _title(plans if study is not None else [], at)
     whole, plans = tuple(plans), [at_its_look(plan) for plan in plans]
     only = None if study is None else _runs(plans)
     frame = load_frame(roots, only, where=where, by=by).checked()
@@ -226,7 +226,6 @@ def make_report(
     tables = tables if sort is None else _sorted(tables, sort, known)
     left = unfinished(frame, plans if study is not None else [])
     problems = (*problems, *frame.problems)
-    title = _title(of_study, at)
     return Report(title, tuple(tables), verdicts, tuple(left), problems, frame, shown, whole)
 
 
