@@ -20,11 +20,11 @@ H = T - TD is what the domain is worth to a router that knows the token, in nats
 by the hash of the token, TD by the domain and that hash. H_L is its lower 80 % bound. s is the
 deviation of a difference of two runs that differ by noise alone (A/A pairs), s_U its upper 80 %
 bound, and c the minutes of one seed of six arms. A run of a stack counts its share of the stack's
-minutes, which is less than a single run takes. The score is H_L² / (s_U² c). A size is eligible
-if H is above 0 at all steps and at half of them, falls by at most a third between them, and the
-learned arms end on average at or below T. These runs have seeds of 1000 and more, which no study
-reports. The difference of scopes is read nowhere. A size that names no domains has all
-of the folder."""
+minutes, so that c of stacked and of single runs compares roughly. The score is H_L² / (s_U² c). A
+size is eligible if H is above 0 at all steps and at half of them, falls by at most a third between
+them, and the learned arms end on average at or below T. These runs have seeds of 1000 and more,
+which no study reports. The difference of scopes is read nowhere. A size that names no domains has
+all of the folder."""
 STEPS = "### Headroom by steps"
 OF_STEPS = """\
 H needs T and TD alone, so it is known for sizes that lack the runs by which a size is judged, too.
