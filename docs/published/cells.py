@@ -10,7 +10,7 @@ from docs.published.study import NO_VERDICT, TUNED, Row, Study
 from moebench.report.infer.headroom import BITS
 from moebench.report.infer.statistics import mean_interval
 from moebench.report.paper.verdicts import TOO_EARLY
-from moebench.report.show.numbers import count_range, four_decimals, interval, p_value
+from moebench.report.show.numbers import as_percent, count_range, four_decimals, interval, p_value
 
 Studies = Mapping[str, Study]
 SIZE = (  # keys by which studies of one name and text are told apart
@@ -39,6 +39,11 @@ def ends(effect: Row, *, share: bool = False) -> str:
         return four_decimals(value) + f" ({between})" * bool(between)
     between = "" if low is None or high is None else f" ({100 * low:.1f} to {100 * high:.1f})"
     return f"{100 * value:.1f} %{between}"
+
+
+def at_level(effect: Row) -> str:
+    """A value, with the level of its interval within the parentheses."""
+    return ends(effect).replace("(", f"({as_percent(1 - effect['level'])}: ", 1)
 
 
 def said(effect: Row) -> str:

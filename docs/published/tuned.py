@@ -55,26 +55,29 @@ Which of these lowers the noise is not run yet: a learning rate of 0 at the end,
 weights, or twice the steps. The commands; DIR is a folder of domains:"""
 
 
-def chosen(studies: Studies) -> str:
-    """Which size the rule chooses, and which studies take it."""
+def chosen(studies: Studies) -> list[str]:
+    """Which size the rule chooses; then which studies take it, or another."""
     sizes = headroom_size.ranking(_whole(studies[TUNING]))
     if not sizes:
-        return "Size: none has been tried whole yet."
+        return ["Size: none has been tried whole yet."]
     best, several = sizes[0], len(sizes) > 1
-    name = f"`{' '.join(_words(best.keys, [of.keys for of in sizes]))}`" * several
-    size = " ".join(filter(None, [name, f"with {best.steps} steps and weight {best.weight:g}"]))
-    tried = f"of the {len(sizes)} sizes tried" if several else "the only size tried"
-    tried = f"Size: {tried} on seeds that no study reports, {size},"
+    keys = " ".join(_words(best.keys, [of.keys for of in sizes]))
+    at = f"{best.steps} steps and weight {best.weight:g}"
+    first = f"Size: the only size tried on seeds that no study reports ({at})"
+    if several:
+        name = f"`{keys}`" if keys else "that"
+        first = f"Size: of the {len(sizes)} sizes tried on seeds that no study reports, {name} "
+        first += f"with {at}"
     eligible = sum(not headroom_size.why_not(of) for of in sizes)
     _, low, _ = best.headroom(best.steps)
     if why := headroom_size.why_not(best):
         best_is = "has the largest score and is not eligible, as none is" if several else ""
-        first = f"{tried} {best_is or 'is not eligible'}. It fails because: {'; '.join(why)}"
+        first += f" {best_is or 'is not eligible'}. It fails because: {'; '.join(why)}"
     else:
         best_is = "has the largest score of those that are" if eligible > 1 else "alone is"
-        first = f"{tried} {best_is} eligible; H_L is {four_decimals(low)} nats a byte"
-    takers = _takers(studies, sizes)
-    return f"{first} ([what H is, and the table](#the-size-and-the-noise)). {takers}".rstrip()
+        first += f" {best_is if several else 'is'} eligible; "
+        first += f"the lower 80 % bound of its H is {four_decimals(low)} nats a byte"
+    return [f"{first} ([how it was chosen](#the-size-and-the-noise)).", *_takers(studies, sizes)]
 
 
 def _words(keys: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -86,7 +89,7 @@ def _words(keys: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> list[
     ]
 
 
-def _takers(studies: Studies, sizes: Sequence[headroom_size.Size]) -> str:
+def _takers(studies: Studies, sizes: Sequence[headroom_size.Size]) -> list[str]:
     """Which studies take each size, and why it is not eligible; then those of other sizes."""
     names = titles(studies)
     takes = [[names[name] for name in names if _is_of(studies[name], of)] for of in sizes]
@@ -96,7 +99,7 @@ def _takers(studies: Studies, sizes: Sequence[headroom_size.Size]) -> str:
         if why and size is sizes[0]:
             because = " this size all the same"
         elif why:
-            because = f" a size that is not eligible ({'; '.join(why)})"
+            because = f" another size, which is not eligible: {', and '.join(why)}"
         else:
             because = " the chosen size" if size is sizes[0] else " another eligible size"
         if own or (size is sizes[0] and names):
@@ -104,7 +107,7 @@ def _takers(studies: Studies, sizes: Sequence[headroom_size.Size]) -> str:
     known = {of for own in takes for of in own}
     if others := [title for title in names.values() if title not in known]:
         told.append(f"{_listed(others)} {_take(others)} a size that was not tried for headroom.")
-    return " ".join(told)
+    return told
 
 
 def _take(names: Sequence[str]) -> str:

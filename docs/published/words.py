@@ -2,17 +2,19 @@
 
 from collections import Counter
 
-from docs.published.cells import Studies, distinct, ends, link, tested, titles
+from docs.published.cells import Studies, at_level, distinct, link, tested, titles
 from docs.published.picture import CAPTION, TITLE, effects, shown
-from docs.published.study import TUNED, TUNING, Row
+from docs.published.study import TUNED, TUNING
 from docs.published.tuned import chosen
+from docs.published.weights import over_weights
 from moebench.report.paper.findings import findings
-from moebench.report.show.numbers import as_percent, count_range
+from moebench.report.show.numbers import count_range
 
 ANSWERS = [  # findings of the paper that the page begins with
     findings()[name]["claim"]
     for name in ("01-global-below-micro", "02-shuffled-below-micro", "03-shuffled-equals-global")
 ]
+DIFFER = "tests differ"
 UNIT = """\
 Differences are of the validation loss, in nats a byte, paired by seed. Below 0, the arm named first
 is better ([words](#words))."""
@@ -49,14 +51,16 @@ def in_short(studies: Studies) -> list[str]:
     first, *others = [_tested(studies, claim) for claim in ANSWERS]
     lines = [first, *over_weights(studies), *others, _counted(studies), _small(studies)]
     rooms = [
-        f"{_at_level(effect)} in {link(title)}"
+        f"{at_level(effect)} in {link(title)}"
         for name, title in titles(studies).items()
         for effect in studies[name].found("headroom", arm="T")
     ]
     if rooms:
         known = "- H = T - TD, what the domain is worth to a router that knows the token, is "
         lines.append(f"{known}{'; '.join(rooms)}.")
-    lines += [f"- {chosen(studies)}"] if TUNING in studies else []
+    if TUNING in studies:
+        size, *takers = chosen(studies)
+        lines += [f"- {size}", *(f"  - {taker}" for taker in takers)]
     drawn = [shown(TITLE, "results"), f"*{CAPTION}*"] * (effects(studies) is not None)
     written = [line for line in lines if line]
     return [UNIT, "\n".join(written), *drawn] if written else []
@@ -65,43 +69,11 @@ def in_short(studies: Studies) -> list[str]:
 def _tested(studies: Studies, claim: str) -> str:
     """What the tests of a finding say, in nats a byte; "" without one."""
     told = [
-        f"{effect['verdict']}, {_at_level(effect)} in {link(title)}"
+        f"{effect['verdict']}, {at_level(effect)} in {link(title)}"
         + f" with `{effect['arm']}`" * (effect["arm"] not in ROLES)
         for title, effect in tested(studies, claim=claim)
     ]
     return f"- **{claim.removesuffix('.')}**: {'; '.join(told)}." if told else ""
-
-
-def _at_level(effect: Row) -> str:
-    """A value, with the level of its interval within the parentheses."""
-    return ends(effect).replace("(", f"({as_percent(1 - effect['level'])}: ", 1)
-
-
-def over_weights(studies: Studies) -> list[str]:
-    """What the widest scope gains at equal loads and at the best weights, which is not tested."""
-    told, depends = [], []
-    for name, title in titles(studies).items():
-        equal, best = (
-            [of for of in studies[name].found(kind) if of["low"] is not None][-1:]
-            for kind in ("equal MaxVio", "best weight")
-        )
-        if equal and best:
-            arm, against = (f"`{equal[0][side]}`" for side in ("arm", "against"))
-            sure, unsure = _off_zero(equal[0]), not _off_zero(best[0])
-            depends.append(sure and unsure)
-            told.append(
-                f"in {link(title)}, {arm} less {against} is {_at_level(equal[0])} where loads are "
-                f"equal ({equal[0]['text']}), and {_at_level(best[0])} at the best weight of each"
-                f"{', which shows no difference' * unsure}"
-            )
-    it = "It depends on" if all(depends) else "It can depend on"
-    head = f"{it} the weight of the balance loss" if any(depends) else "At other weights"
-    return [f"- **{head}** (described, not tested): {'; '.join(told)}."] if told else []
-
-
-def _off_zero(effect: Row) -> bool:
-    """Whether its interval leaves zero out."""
-    return not effect["low"] <= 0 <= effect["high"]
 
 
 def words(studies: Studies) -> list[str]:
@@ -110,16 +82,26 @@ def words(studies: Studies) -> list[str]:
 
 
 def _counted(studies: Studies) -> str:
-    """How many findings of the paper are tested, and with what outcome."""
-    verdicts: dict[str, set[str]] = {}
+    """How many findings of the paper are tested, with what outcome, and on which tests differ."""
+    verdicts: dict[str, Counter[str]] = {}
     for _, _, effect in distinct(studies):
         if effect["p"] is not None:
-            verdicts.setdefault(effect["claim"], set()).add(effect["verdict"])
+            verdicts.setdefault(effect["claim"], Counter())[effect["verdict"]] += 1
     if not verdicts:
         return ""
-    found = Counter(" and ".join(sorted(of)) for of in verdicts.values())
-    told = ", ".join(f"{verdict}: {number}" for verdict, number in found.most_common())
-    return f"- Tested here: {len(verdicts)} of the paper's {len(findings())} findings ({told})."
+    found = Counter(next(iter(of)) if len(of) == 1 else DIFFER for of in verdicts.values())
+    told = f"- Tested here: {len(verdicts)} of the paper's {len(findings())} findings "
+    told += f"({_numbers(found)})."
+    mixed = [
+        f"*{claim.removesuffix('.')}* ({_numbers(of)})"
+        for claim, of in verdicts.items()
+        if len(of) > 1
+    ]
+    return told + f" Tests differ on {'; '.join(mixed)}." * bool(mixed)
+
+
+def _numbers(found: Counter[str]) -> str:
+    return ", ".join(f"{verdict}: {number}" for verdict, number in found.most_common())
 
 
 def _small(studies: Studies) -> str:

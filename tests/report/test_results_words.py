@@ -1,13 +1,15 @@
 """The first lines of docs/results.md, its headings, and its table of findings."""
 
+import math
+from itertools import product
 from typing import Any
-
-import pytest
 
 from docs.published.cells import titles
 from docs.published.papers import by_arm, paper
 from docs.published.study import Study
-from docs.published.words import in_short, over_weights
+from docs.published.weights import over_weights
+from docs.published.words import in_short
+from tests.report.conftest import SCIENCE
 
 CLAIM = "Global gives a lower perplexity than micro."
 SIZE = {"model.num_layers": 2, "model.d_model": 64}
@@ -20,32 +22,82 @@ def effect_of(name: str, arm: str, **cells: Any) -> dict[str, Any]:
     return {"name": name, "arm": arm, "level": 0.05, "p": None, **known, **made, **cells}
 
 
-@pytest.mark.parametrize(("low", "told"), [(-0.03, "."), (-0.01, ", which shows no difference.")])
-def test_the_first_lines_say_how_scopes_compare_over_weights(low: float, told: str) -> None:
-    study = Study({"study": "weight", "domains": "13"})
-    first = dict.fromkeys(("value", "low", "high"))
-    best = {"value": -0.02 if low < -0.02 else 0.0, "low": low, "high": low + 0.02}
+def weights_of(gaps: dict[float, float], best: float = 0.01) -> Study:
+    """Micro and global at three weights, by how much micro is behind, and the best of micro."""
+    study = Study({"study": "weight", "domains": "13", "baseline": "micro loss.balance=0.05"})
+    for (weight, gap), seed in product(gaps.items(), range(4)):
+        for scope, size, nats in (("micro", 4, 1.0 + gap), ("global", 128, 1.0)):
+            own = SCIENCE | {"balance_bsz": size, "loss.balance": weight}
+            nats += (seed - 1.5) * (size % 3) * weight / 1000  # so that gaps and their change vary
+            bits = {"valid/bits_per_byte": nats / math.log(2)}
+            arm = {"arm": f"{scope} loss.balance={weight:g}", "seed": seed, "part": ""}
+            study.runs.append({**arm, "science": own, "metrics": bits})
+    unknown = dict.fromkeys(("value", "low", "high"))
+    sides = {"arm": "micro", "against": "micro", "text": f"loss.balance={best:g}"}
+    study.effects = [effect_of("best weight", **sides, **unknown)]
+    return study
+
+
+def compared(study: Study, kind: str, value: float, text: str) -> None:
+    """What the CSV says of global and micro, give or take 0.01."""
+    ends = {"value": value, "low": value - 0.01, "high": value + 0.01}
+    study.effects.append(effect_of(kind, "global", against="micro", text=text, **ends))
+
+
+def test_the_first_lines_say_how_scopes_compare_over_weights() -> None:
+    study = weights_of({0.01: 0.0, 0.05: 0.02, 0.5: 0.06})
+    compared(study, "best weight", -0.004, "loss.balance=0.05")
+    [told] = over_weights({"weight": study})  # loads of scopes need have nothing in common
+    head, line = told.splitlines()
+    assert head.startswith("- **It depends on the weight of the balance loss** (described, not")
+    assert line.startswith("  - [weight on 13 domains](#weight-on-13-domains): `global` less ")
+    assert " less `micro` at weight 0.05 (that of the baseline), less the same at 0.01 (the" in line
+    assert "other), is -0.0200 (95 %: -0.0201 to -0.0199). At the best weight of each, " in line
+    assert "`micro` is -0.0040 (95 %: -0.0140 to 0.0060), which shows no difference. The" in line
+    assert line.endswith(
+        "of `micro`, 0.01, is the smallest that was tried: a smaller one may be better."
+    )
+    compared(study, "equal MaxVio", -0.03, "MaxVio 0.50")
+    [told] = over_weights({"weight": study})
+    end = "`global` less `micro` is -0.0300 (95 %: -0.0400 to -0.0200)."
+    assert told.endswith(f" Where loads are equal (MaxVio 0.50), {end}")
+
+
+def test_the_first_lines_say_depends_by_the_change_alone() -> None:
+    """One interval without 0 and one with it are no difference of the two."""
+    same = weights_of({0.01: 0.02, 0.05: 0.02, 0.5: 0.06}, best=0.05)
+    compared(same, "best weight", -0.004, "loss.balance=0.5")
+    compared(same, "equal MaxVio", -0.03, "MaxVio 0.50")
+    [told] = over_weights({"same": same})
+    assert told.startswith("- **At other weights** (described, not tested).")
+    assert "), which shows no change. At the best weight" in told
+    assert "best of `global`, 0.5, is the largest that was tried: a larger one may be" in told
+    assert "best of `micro`" not in told
+    other = weights_of({0.01: 0.0, 0.05: 0.02, 0.5: 0.06})
+    compared(other, "best weight", -0.02, "loss.balance=0.05")
+    [told] = over_weights({"same": same, "other": other})
+    assert told.startswith("- **It can depend on the weight of the balance loss** (")
+    assert len(told.splitlines()) == 3
+    other.about["baseline"] = "micro"  # of no weight
+    [told] = over_weights({"other": other})
+    assert told.startswith("- **At other weights**")
+    assert ": At the best weight of each, `global` less `micro` is -0.0200 (95 %" in told
+
+
+def test_the_first_lines_name_the_finding_on_which_tests_differ() -> None:
+    of = {"p": 0.01, "value": -0.02, "low": -0.03, "high": -0.01}
+    study = Study({"study": "weight", "domains": "13"}, SIZE)
     study.effects = [
-        effect_of("equal MaxVio", "micro", against="micro", **first),
-        effect_of("equal MaxVio", "global", against="micro", text="MaxVio 0.50", **best),
-        effect_of("best weight", "micro", against="micro", **first),
-        effect_of("best weight", "global", against="micro", **best),
+        effect_of("finding", "global a", against="micro a", verdict="agrees", **of),
+        effect_of("finding", "global b", against="micro b", verdict="cannot tell", **of),
+        effect_of("finding", "global a", against="micro a", verdict="agrees", **of)
+        | {"claim": "Another."},
     ]
-    [line] = over_weights({"weight": study})
-    assert "`global` less `micro` is " in line
-    assert "where loads are equal (MaxVio 0.50), and" in line
-    assert line.endswith(f"at the best weight of each{told}")
-    assert line.startswith("- **At other weights** (described")
-    sure = {"value": -0.02, "low": -0.03, "high": -0.01}
-    other = Study({"study": "weight", "domains": "4"}, effects=[*study.effects])
-    other.effects[1] = other.effects[1] | sure
-    other.effects[3] = other.effects[3] | {"low": -0.03, "high": 0.01}
-    [line] = over_weights({"other": other})
-    assert line.startswith("- **It depends on the weight of the balance loss** (described")
-    both = {"weight": study, "other": other}
-    [line] = over_weights(both)
-    assert line.startswith("- **It can depend on the weight")
-    assert line.count("where loads are equal") == 2
+    [line] = [of for of in in_short({"a": study})[1].splitlines() if "Tested here" in of]
+    assert line == (
+        "- Tested here: 2 of the paper's 17 findings (tests differ: 1, agrees: 1). Tests differ on "
+        "*Global gives a lower perplexity than micro* (agrees: 1, cannot tell: 1)."
+    )
 
 
 def test_arms_of_which_a_study_says_the_same_share_a_row() -> None:
