@@ -14,7 +14,7 @@ def read_margin(text: str, runs_dir: Path) -> tuple[float, str]:
         return _of_headroom(text, runs_dir)
     margin = float(text)
     if not 0 < margin < float("inf"):
-        raise ConfigError(f"--margin {text}: must be above 0, in nats a byte")
+        raise ConfigError(f"--margin {text}: must be above 0 and finite, in nats a byte")
     return margin, "typed"
 
 
