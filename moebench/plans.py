@@ -121,6 +121,7 @@ class Plan:
         searches: that chose values of arms.
         tuned_by: words after `moebench` that make their trials.
         costs: by arm hash, where the study was timed and they were read (`step_costs.read_costs`).
+        bad_costs: why its costs cannot be read; "" if nothing is wrong.
         edited: whether the file that it was read from is not what was written.
     """
 
@@ -140,6 +141,7 @@ class Plan:
     most_seeds: int | None = None
     margin: float | None = None
     costs: dict[str, Cost] = field(default_factory=dict, compare=False, repr=False)
+    bad_costs: str = field(default="", compare=False, repr=False)
     edited: bool = field(default=False, compare=False, repr=False)
 
     def job(self, number: int) -> Job:

@@ -26,7 +26,7 @@ from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
 from moebench.report.read.interim import Interim, interim
 from moebench.report.read.reached import at_its_look
-from moebench.report.read.studies import edited, find_plans, plans_of_study
+from moebench.report.read.studies import damaged, find_plans, plans_of_study
 from moebench.report.read.unfinished import Unfinished, nothing_done, unfinished
 from moebench.report.show import trials
 from moebench.report.show.blocks import Block, Heading, Sentences
@@ -211,7 +211,7 @@ def make_report(
     whole, plans = tuple(plans), [at_its_look(plan) for plan in plans]
     only = None if study is None else _runs(plans)
     frame = load_frame(roots, only, where=where, by=by).checked()
-    frame = replace(frame, damaged=(*edited(plans), *frame.damaged))
+    frame = replace(frame, damaged=(*damaged(plans), *frame.damaged))
     if at is not None:
         frame = frame.at(at)
     made = _parts(frame, plans, at)

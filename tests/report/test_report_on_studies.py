@@ -124,6 +124,19 @@ def test_a_plan_that_was_edited_is_reported_and_named(
     assert "studies/scope-0a1b2c: plan.json: was edited after its sweep; restore it" in text
 
 
+def test_costs_that_cannot_be_read_are_named_and_cost_the_report_nothing_else(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    path = plan(runs, "scope", scopes(runs, run))
+    sound = make_report([runs], study="scope", runs_dir=runs)
+    path.with_name("cost.json").write_text("[")
+    for study in (None, "scope"):
+        report = make_report([runs], study=study, runs_dir=runs)
+        assert "studies/scope-0a1b2c: cost.json: is not a table of costs (" in texts(report)
+        assert report.tables == sound.tables
+        assert not report.problems
+
+
 def test_a_primary_that_no_run_holds_is_said(
     runs: Path, run: Make, plan: Callable[..., Path]
 ) -> None:

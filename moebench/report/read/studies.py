@@ -12,24 +12,43 @@ from moebench.step_costs import read_costs
 
 
 def find_plans(roots: Iterable[Path]) -> tuple[list[Plan], list[Problem]]:
-    """The plans beside the runs of some directories, by path, and those that cannot be read."""
+    """The plans beside the runs of some directories, by path, and those that cannot be read.
+
+    A plan whose costs cannot be read has none, and says why.
+    """
     paths = {path.resolve(): path for root in roots for path in find_plan_files(root)}
     plans, problems = [], []
     for path in sorted(paths.values()):
         try:
-            plans.append(replace(read_plan(path), costs=read_costs(path.parent)))
+            plans.append(_with_costs(read_plan(path), path.parent))
         except RecordError as error:
-            reason = str(error).removeprefix(f"{path.parent}/")
-            problems.append(Problem(printable(f"studies/{path.parent.name}"), reason))
+            problems.append(Problem(_name(path.parent), _reason(error, path.parent)))
     return plans, problems
 
 
-def edited(plans: Iterable[Plan]) -> list[Problem]:
-    """The plans that are not what their sweeps wrote."""
+def _with_costs(plan: Plan, folder: Path) -> Plan:
+    try:
+        return replace(plan, costs=read_costs(folder))
+    except RecordError as error:
+        return replace(plan, bad_costs=_reason(error, folder))
+
+
+def _name(folder: Path) -> str:
+    return printable(f"studies/{folder.name}")
+
+
+def _reason(error: RecordError, folder: Path) -> str:
+    return str(error).removeprefix(f"{folder}/")
+
+
+def damaged(plans: Iterable[Plan]) -> list[Problem]:
+    """The plans that are not what their sweeps wrote, and those whose costs cannot be read."""
     return [
-        Problem(printable(f"studies/{plan.folder.name}"), f"plan.json: {EDITED}")
+        Problem(_name(plan.folder), reason)
         for plan in plans
-        if plan.edited and plan.folder
+        if plan.folder
+        for reason in (f"plan.json: {EDITED}" * plan.edited, plan.bad_costs)
+        if reason
     ]
 
 
