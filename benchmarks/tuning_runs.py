@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from moebench.config.knob import knobs
+from moebench.config.knob import NOT_HASHED, knobs
 from moebench.config.schema import ExperimentConfig
 from moebench.errors import MoebenchError, RecordError
 from moebench.records import Record
@@ -18,7 +18,12 @@ Found = TypeVar("Found")
 ROUTERS, DEFAULTS = ("router.", "optim.router"), "defaults of the router"
 SAME = "as the others"  # the name of a setting with usual values alone
 VALUES = {key: value for key, _, value in knobs(ExperimentConfig())}  # the defaults
-PLACES = ("data.source", "data.path")  # where a text lies, not which one it is
+UNTOLD = ("data.source", "data.path", "data.streaming", "data.max_epochs")  # say not which text
+TEXT = {  # keys that say which text it is; a run's identity has them as the hash of the text
+    key
+    for key, field, _ in knobs(ExperimentConfig())
+    if key.startswith("data.") and field.metadata["neutral"] is NOT_HASHED and key not in UNTOLD
+}
 TWICE = "and ended with other results"  # of a run that is there twice, in words of the frame
 REMEDY = (
     "a run that is there twice counts once, as it ended last; threads, stacks and versions round "
@@ -93,11 +98,11 @@ def _seconds(record: Record) -> float | None:
 
 
 def _of_text(record: Record) -> dict[str, Any]:
-    """The keys of `data` that say which text a run is trained on, but for defaults and places."""
+    """The keys that say which text a run is trained on, but for defaults."""
     return {
         key: value
         for key, value in record.config().items()
-        if key.startswith("data.") and key not in PLACES and value != VALUES.get(key)
+        if key in TEXT and value != VALUES.get(key)
     }
 
 

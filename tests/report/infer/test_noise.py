@@ -75,10 +75,10 @@ def test_a_record_that_cannot_be_read_is_named(
 
 
 def test_a_text_is_named_by_what_was_typed(runs: Path, run: Make) -> None:
-    """Its hash says nothing to a reader."""
+    """Its hash says nothing to a reader. How a run draws from it is told by the run alone."""
     for text, keys in {
         "01ab": "",
-        "23cd": "data: {domains: [a, b], path: /x, split: train}",
+        "23cd": "data: {domains: [a, b], path: /x, split: train, homogeneity: 0.0}",
     }.items():
         record = run(runs, "micro", 1000, science={"data": text}, rows=[])
         (record.path / "config.yaml").write_text(f"seed: 1000\n{keys}\n")
