@@ -25,13 +25,7 @@ FROM = 6  # seeds after which one may begin to look at every seed, as a report w
 EFFECTS = (1.0, 1.25, 1.5)  # of the first arm, in deviations of a run
 MARGIN = 1.0  # in deviations of a run
 GAP = 4.0  # of micro and global, in deviations of a run; that of docs/results.md is 5
-CORRELATIONS = (
-    -0.9,
-    -0.5,
-    0.0,
-    0.5,
-    0.9,
-)  # of the first two findings, where the worst is looked for
+CORRELATIONS = (-0.9, -0.5, 0.0, 0.5, 0.9)  # of the first two findings, in the search of the worst
 DIFFERENCES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)  # in deviations of a paired one
 
 Schedule = Sequence[tuple[int, float]]  # seeds and level of each look
