@@ -11,11 +11,12 @@ from benchmarks.headroom_size import LEARNED, role_of
 from docs.published.cells import nats
 from docs.published.picture import AXIS, FONT, LINE, UNIT
 from docs.published.study import Row, Study
+from docs.published.weights import curves_of
 from moebench.plans import PRIMARY
 from moebench.report.draw.chart import Panel, Plot
 from moebench.report.draw.marks import quantitative
 from moebench.report.draw.style import COLOURS, THEMES, Spec, rounded
-from moebench.report.infer.frontier import FEWEST_WEIGHTS, MAX_VIO, WEIGHT, but_for_weight
+from moebench.report.infer.frontier import FEWEST_WEIGHTS, MAX_VIO
 from moebench.report.show.numbers import as_percent, interval
 
 TITLE = "Loss against load"
@@ -72,14 +73,17 @@ def _lines(study: Study) -> Lines:
         for side in ("arm", "against")
         if effect["p"] is not None
     }
-    groups: dict[str, list[Spec]] = {}
-    for arm, runs in study.by_arm().items():
-        science = runs[0]["science"]
-        if (scope := role_of(science)) in LEARNED and WEIGHT in science and (at := _at(runs)):
-            point = {"scope": scope, "weight": science[WEIGHT], "tested": arm in tested}
-            groups.setdefault(but_for_weight(science), []).append(point | at)
-    found = [of for of in groups.values() if len(of) >= FEWEST_WEIGHTS]
-    return {of[0]["scope"]: sorted(of, key=lambda point: point["weight"]) for of in found}
+    runs, lines = study.by_arm(), {}
+    for arms in curves_of(study).values():
+        scope = role_of(runs[next(iter(arms.values()))][0]["science"])
+        points = [
+            {"scope": scope, "weight": weight, "tested": arm in tested} | at
+            for weight, arm in arms.items()
+            if (at := _at(runs[arm]))
+        ]
+        if scope in LEARNED and len(points) >= FEWEST_WEIGHTS:
+            lines[scope] = points
+    return lines
 
 
 def _at(runs: Sequence[Row]) -> Spec:

@@ -27,7 +27,8 @@ def over_weights(studies: Studies) -> list[str]:
         best = _last(studies[name], "best weight")
         if not best:
             continue
-        curves = [_weights(studies[name], best[side]) for side in ("arm", "against")]
+        known = curves_of(studies[name])
+        curves = [known.get(best[side], {}) for side in ("arm", "against")]
         change = _change(studies[name], *curves)
         depends.append(bool(change) and _off_zero(change))
         parts = [
@@ -59,15 +60,18 @@ def _off_zero(effect: Row) -> bool:
     return effect["low"] is not None and not effect["low"] <= 0 <= effect["high"]
 
 
-def _weights(study: Study, scope: str) -> Weights:
-    """The arms of a scope that differ in their weight alone, as a study of weights has them."""
-    groups: dict[str, Weights] = {}
+def curves_of(study: Study) -> dict[str, Weights]:
+    """The arms of each scope that has three weights, where arms differ in their weight alone."""
+    groups: dict[str, tuple[str, Weights]] = {}
     for arm, runs in study.by_arm().items():
-        science = runs[0]["science"]
-        if WEIGHT in science and arm.partition(f" {WEIGHT}=")[0] == scope:
-            groups.setdefault(but_for_weight(science), {})[science[WEIGHT]] = arm
-    found = next((of for of in groups.values() if len(of) >= FEWEST_WEIGHTS), {})
-    return dict(sorted(found.items()))
+        if WEIGHT in (science := runs[0]["science"]):
+            name = arm.partition(f" {WEIGHT}=")[0]
+            groups.setdefault(but_for_weight(science), (name, {}))[1][science[WEIGHT]] = arm
+    return {
+        name: dict(sorted(weights.items()))
+        for name, weights in groups.values()
+        if len(weights) >= FEWEST_WEIGHTS
+    }
 
 
 def _change(study: Study, arms: Weights, others: Weights) -> Row:
