@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -28,17 +29,19 @@ from docs.published.cells import (
     count,
     ends,
     grid,
+    listed,
     made_with,
     mean,
     nats,
     said,
+    settled,
     titles,
 )
 from docs.published.frontier import OF_WEIGHTS, frontier
 from docs.published.papers import by_arm, paper, testbed
 from docs.published.picture import OF_ARMS, arms, effects, save_png, shown
 from docs.published.study import PRESETS, TUNED, Study, lost, read, save
-from docs.published.tuned import sections
+from docs.published.tuned import eligible, sections
 from docs.published.words import in_short, words
 from moebench.errors import MoebenchError, RecordError
 from moebench.machine import processor
@@ -92,7 +95,7 @@ def each_study(studies: Studies) -> list[str]:
         parts += [f"### {title}", about.get("question", ""), code([made["command"]])]
         seeds = made["seeds"].split()
         facts = [
-            f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({_listed(seeds)}), "
+            f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({listed(map(int, seeds))}), "
             f"{count(made['tokens'])} tokens a run, data `{about.get('data', '')}`.",
             _settings(studies[name]),
             made_with({**about, **made}),
@@ -108,14 +111,6 @@ def each_study(studies: Studies) -> list[str]:
             picture = shown(f"Loss against load in {title}", f"results-{name}-frontier")
             parts += [picture, f"*{OF_WEIGHTS}*"]
     return ["## Each study", STUDIES, *filter(None, parts)] if parts else []
-
-
-def _listed(seeds: Sequence[str]) -> str:
-    """Seeds, by their ends where they follow one another."""
-    numbers = sorted(map(int, seeds))
-    if len(numbers) > 2 and numbers == [*range(numbers[0], numbers[-1] + 1)]:
-        return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(map(str, numbers))
 
 
 def _settings(study: Study) -> str:
@@ -136,7 +131,7 @@ def _arms(study: Study) -> list[str]:
         rows = []
         for arm, own in study.by_arm(part).items():
             effects = study.found("difference", arm=arm, part=part)[:1]
-            told = [text for effect in effects for text in (ends(effect), said(effect))]
+            told = [text for of in effects for text in (ends(of), settled(study, of))]
             byte = mean([nats(run) for run in own], 4).partition(" ")[0]
             means = [
                 mean([run["metrics"].get(name, math.nan) for run in own], SHOWN[name][1])
@@ -192,16 +187,23 @@ def _like(command: str, name: str) -> str:
 
 def generated(studies: Studies) -> str:
     """The generated part, between its markers."""
+    studies = in_order(studies)
     made = (in_short, words, paper, testbed, each_study, beyond, sections, not_run)
-    parts = [part for make in made for part in make(in_order(studies)) if part]
+    parts = [part for make in made for part in make(studies) if part]
     return "\n\n".join([START.rstrip(), *parts]) + f"\n\n{END}"
 
 
 def in_order(studies: Studies) -> Studies:
-    """Studies in the order of WANTED, others last."""
+    """Studies of an eligible size, then others, those of installed text last, each as in WANTED."""
     place = {name: number for number, name in enumerate(WANTED[DOMAINS])}
-    order = sorted(studies, key=lambda name: place.get(studies[name].about.get("study"), 99))
-    return {name: studies[name] for name in order}
+    first = eligible(studies)
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        study = studies[name]
+        return name not in first, study.installed, place.get(study.about.get("study", ""), 99)
+
+    order = sorted(studies, key=rank)
+    return {name: replace(studies[name], eligible=name in first) for name in order}
 
 
 def updated(page: str, studies: Studies | None = None) -> str:
@@ -240,8 +242,8 @@ def write(roots: Sequence[Path], machine: str, *, unfinished: bool) -> None:
 
 def draw(studies: Studies) -> None:
     """Write the pictures, and remove earlier ones that no CSV stands for."""
-    pictures = {"results": effects(in_order(studies))}
-    for name in titles(studies):
+    pictures = {"results": effects(studies)}
+    for name in studies.keys() - {*TUNED}:
         pictures[f"results-{name}"] = arms(studies[name])
         pictures[f"results-{name}-frontier"] = frontier(studies[name])
     drawn = {f"{name}.png": plot for name, plot in pictures.items() if plot is not None}
@@ -266,7 +268,7 @@ def main() -> None:
     try:
         if options.runs:
             write(options.runs, options.machine, unfinished=options.unfinished)
-        studies = read(TABLES)
+        studies = in_order(read(TABLES))
         page = updated(PAGE.read_text(encoding="utf-8"), studies)
         draw(studies)
         PAGE.write_text(page, encoding="utf-8")

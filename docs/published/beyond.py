@@ -1,7 +1,7 @@
 """What is in neither paper: effects beside what they depend on, and what they are worth."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,17 @@ from docs.published.cells import (
     ends,
     grid,
     link,
+    listed,
     mean,
     nats,
     said,
+    settled,
     titles,
 )
 from docs.published.papers import FIRST, weighed
 from docs.published.study import Row, Study
 from moebench.report.infer.arms import PERTURB
+from moebench.report.infer.statistics import LEVEL, VERDICT_SEEDS, quantile
 from moebench.report.paper.selectors import AXES, meets
 
 LEVEL_OF, _ = AXES["homogeneity of micro-batches"]
@@ -29,11 +32,15 @@ SIZE = (
     "router.init",
 )
 PRESCRIBED = ("router.map", "router.random", "model.moe", PERTURB)  # no learned routers, and twins
+T_AND_TD = ("hash", "domain_token")
 SLOWDOWN = "ep/slowdown"
 ERROR, COSINE = "balance/gradient_error", "balance/gradient_cosine"
+Arms = Mapping[str, Sequence[Row]]
 HEADROOM = """\
 H is what the domain is worth to a router that knows the token: T sends each token to its experts by
-a hash of the token, TD by its domain and that hash. Studies of the same runs stand once."""
+a hash of the token, TD by its domain and that hash. *Effect / H* is what the arm gains on micro as
+a share of H, on the seeds that both have, with the 95 % interval of a ratio of paired means
+(Fieller's). Studies of the same runs stand once."""
 LARGER = """\
 H is no upper bound of what a scope can do. T and TD are fixed maps that see neither context nor the
 loss, so H is the worth of the domain to such a map alone; a learned router can gain from context as
@@ -57,9 +64,9 @@ COST = """\
 The slowdown that expert layers would have over ranks that dispatch together (1: none,
 [how it is computed](metrics.md#what-does-it-cost)). All learned routers of one size that were
 trained with the same seeds are compared, whichever study they are of. Listed are those that no
-other beats in both means, however small the difference: a row may be there by chance. A
-`homogeneity` below 1 mixes the data, and changes more than the balance. Prescribed and random
-routers are left out; [headroom](#each-study) has them."""
+other on these seeds beats in both means, however small the difference: a row may be there by
+chance. A `homogeneity` below 1 mixes the data, and changes more than the balance. Prescribed and
+random routers are left out; [headroom](#each-study) has them."""
 FRONTIER = """\
 A wider scope has a smaller balance loss at the same weight. So scopes are compared at the weight
 that is best for each on these seeds, and where their loads are equally even (MaxVio of validation,
@@ -85,22 +92,58 @@ def _by_headroom(studies: Studies) -> list[str]:
     names, rooms = titles(studies), {}
     for name in names:
         for room in studies[name].found("headroom", arm="T"):
-            rooms |= dict.fromkeys(_sizes(studies[name], room["part"]), room)
+            fixed = studies[name].by_arm(room["part"])
+            rooms |= dict.fromkeys(_sizes(studies[name], room["part"]), (room, fixed))
     rows = []
     for name, title, effect in distinct(studies, claim=FIRST):
-        runs = studies[name].by_arm(effect["part"]).get(effect["arm"], [])
-        if runs and (room := rooms.get(_size(runs[0]["science"]))) is not None:
-            cells = [ends(room), ends(effect), said(effect)]
-            rows.append([link(title), f"`{effect['arm']}`", count(room["tokens"]), *cells])
-    headers = ["study", "arm", "tokens", "H = T - TD", "less micro", "verdict"]
+        by_arm = studies[name].by_arm(effect["part"])
+        runs = by_arm.get(effect["arm"], [])
+        if runs and (found := rooms.get(_size(runs[0]["science"]))) is not None:
+            room, fixed = found
+            told = [ends(room), ends(effect), *_share(by_arm, effect, fixed), said(effect)]
+            rows.append([link(title), f"`{effect['arm']}`", *told])
+    headers = ["study", "arm", "H = T - TD", "less micro", "effect / H", "seeds of it", "verdict"]
     parts = [grid(headers, rows)]
     if rows:
         parts = [HEADROOM, *parts, *_beyond_headroom(studies)]
     return ["### The effect of the scope beside headroom", *parts]
 
 
+def _share(by_arm: Arms, effect: Row, fixed: Arms) -> list[str]:
+    """What an arm gains as a share of H, and the number of seeds that have both."""
+    arms = [by_arm.get(effect["against"]), by_arm[effect["arm"]], *map(fixed.get, T_AND_TD)]
+    if not all(arms):
+        return ["", ""]
+    nats_of = [{run["seed"]: nats(run) for run in runs or ()} for runs in arms]
+    seeds = sorted(set.intersection(*({*of} for of in nats_of)))
+    if not seeds:
+        return ["", ""]
+    micro, arm, token, both = (np.array([of[seed] for seed in seeds]) for of in nats_of)
+    low, high = ratio_interval(micro - arm, token - both)
+    share = {"value": (micro - arm).mean() / (token - both).mean(), "low": low, "high": high}
+    return [ends(share, share=True), str(len(seeds))]
+
+
+def ratio_interval(top: np.ndarray, bottom: np.ndarray) -> tuple[float | None, float | None]:
+    """The 95 % interval of a ratio of two means of paired values, by Fieller's theorem.
+
+    None where it has no ends, as the lower mean is not told from 0, and below three pairs.
+    """
+    if len(top) < VERDICT_SEEDS:
+        return None, None
+    (of_top, of_both), (_, of_bottom) = np.cov(top, bottom) / len(top)
+    squared = quantile(len(top) - 1, (1 + LEVEL) / 2) ** 2
+    a = bottom.mean() ** 2 - squared * of_bottom
+    b = top.mean() * bottom.mean() - squared * of_both
+    c = top.mean() ** 2 - squared * of_top
+    if a <= 0:
+        return None, None
+    half = math.sqrt(max(b * b - a * c, 0.0))
+    return float((b - half) / a), float((b + half) / a)
+
+
 def _beyond_headroom(studies: Studies) -> list[str]:
-    """By how much the effect of the scope is larger than H, seed by seed, and what that means."""
+    """How the effect of the scope compares with H, seed by seed, and what that means."""
     weights = {"micro": 1.0, "global": -1.0, "hash": -1.0, "domain_token": 1.0}
     told, behind = [], []
     for name, title in titles(studies).items():
@@ -108,12 +151,13 @@ def _beyond_headroom(studies: Studies) -> list[str]:
         if found is None or "interim" in studies[name].about:
             continue
         estimate = found.estimate()
-        if estimate.low is None or estimate.value <= 0:
+        if estimate.low is None or estimate.high is None:
             continue
-        larger = "is larger than H" if estimate.low > 0 else "is not shown to be larger than H"
+        apart = "larger than" if estimate.low > 0 else "smaller than" if estimate.high < 0 else ""
         told.append(
-            f"In {link(title)}, the effect of the scope {larger}: the effect less H, paired by "
-            f"seed, is {ends(vars(estimate))} nats a byte ({found.seeds} seeds, 95 %)."
+            f"In {link(title)}, the effect of the scope is {apart or 'not told apart from'} H: the "
+            f"effect less H, paired by seed, is {ends(vars(estimate))} nats a byte "
+            f"({found.seeds} seeds, 95 %)."
         )
         learned = [of["value"] for of in studies[name].found("headroom", verdict="learned")]
         if learned and min(learned) > 0:
@@ -135,7 +179,7 @@ def _size(science: Mapping[str, Any]) -> str:
 
 
 def _by_homogeneity(studies: Studies) -> list[str]:
-    rows: list[tuple[str, float, list[str]]] = []
+    rows: list[list[str]] = []
     for name, title in titles(studies).items():
         runs, level = studies[name].runs, studies[name].made()["level"]
         wide = sorted({run["arm"] for run in runs if _is_global(run["science"])})
@@ -143,14 +187,13 @@ def _by_homogeneity(studies: Studies) -> list[str]:
         levels = {arm: at for arm, at in levels.items() if at is not None}
         if len({*levels.values()}) < 3:
             continue
-        for arm, at in levels.items():
+        for arm, at in sorted(levels.items(), key=lambda of: -of[1]):
             found = weighed(runs, {arm: 1.0, **{other: -1 / len(wide) for other in wide}})
             if found is not None:
                 effect = ends(vars(found.estimate(1 - level)))
-                rows.append((title, -at, [link(title), f"{at:g}", effect, str(found.seeds)]))
+                rows.append([link(title), f"{at:g}", effect, str(found.seeds)])
     headers = ["study", "homogeneity", "micro less global, nats a byte", "seeds"]
-    cells = [row for *_, row in sorted(rows)]
-    return ["### The effect of the scope beside homogeneity", HOMOGENEITY, grid(headers, cells)]
+    return ["### The effect of the scope beside homogeneity", HOMOGENEITY, grid(headers, rows)]
 
 
 def _is_global(science: Mapping[str, Any]) -> bool:
@@ -166,7 +209,8 @@ def _estimators(studies: Studies) -> list[str]:
             if "balance.estimator_error" not in runs[0]["science"] or not mean(errors, 3):
                 continue
             effects = studies[name].found("difference", arm=arm)[:1]
-            told = [text for of in effects for text in (ends(of), said(of))] or ["", ""]
+            told = [text for of in effects for text in (ends(of), settled(studies[name], of))]
+            told = told or ["", ""]
             rows.append([link(title), f"`{arm}`", *told, mean(errors, 3), mean(cosines, 3)])
     headers = ["study", "arm", "nats a byte less exact", "verdict", "gradient error", "cosine"]
     return ["### Exact counts beside estimates", ESTIMATES, grid(headers, rows)]
@@ -178,29 +222,36 @@ def _values(runs: list[Row], metric: str) -> list[float]:
 
 def _by_cost(studies: Studies) -> list[str]:
     """The frontier of the learned routers of one size and the same seeds, of all studies."""
-    pools: dict[tuple[str, ...], dict[frozenset[tuple[int, float]], list[Any]]] = {}
+    pools: dict[tuple[str, frozenset[int]], dict[frozenset[tuple[int, float]], list[Any]]] = {}
     for name, title in titles(studies).items():
         for part in studies[name].parts:
             for arm, runs in studies[name].by_arm(part).items():
                 slow, loss = _values(runs, SLOWDOWN), [nats(run) for run in runs]
                 if {*PRESCRIBED} & {*runs[0]["science"]} or np.isnan([*slow, *loss]).any():
                     continue
-                seeds = " ".join(str(seed) for seed in sorted(run["seed"] for run in runs))
+                seeds = frozenset(run["seed"] for run in runs)
                 pool = pools.setdefault((_size(runs[0]["science"]), seeds), {})
                 at = float(np.mean(slow)), float(np.mean(loss))
                 same = frozenset(
                     (run["seed"], value) for run, value in zip(runs, loss, strict=True)
                 )
                 told = ", ".join(filter(None, (f"`{arm}`", part)))
-                pool.setdefault(same, [*at, told, link(title), str(len(runs))])
+                pool.setdefault(same, [*at, told, link(title), listed(seeds)])
     rows = []
-    for pool in pools.values():
+    for key, pool in pools.items():
+        if any(_holds(pools[other], pool) for other in pools if other != key):
+            continue
         for x, y, *cells in sorted(pool.values()):
             others = [of for of in pool.values() if of[:2] != [x, y]]
             if others and not any(of[0] <= x and of[1] <= y for of in others):
                 rows.append([*cells, f"{x:.3f}", f"{y:.4f}"])
     headers = ["arm", "study", "seeds", "slowdown", "nats a byte"]
     return ["### Quality beside the virtual cost of expert parallelism", COST, grid(headers, rows)]
+
+
+def _holds(pool: Iterable[frozenset[Any]], other: Iterable[frozenset[Any]]) -> bool:
+    """Whether the runs of all arms of another pool are among those of arms of a pool."""
+    return all(any(runs <= of for of in pool) for runs in other)
 
 
 def _frontiers(studies: Studies) -> list[str]:

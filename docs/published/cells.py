@@ -9,7 +9,7 @@ import numpy as np
 from docs.published.study import NO_VERDICT, TUNED, Row, Study
 from moebench.report.infer.headroom import BITS
 from moebench.report.infer.statistics import mean_interval
-from moebench.report.paper.verdicts import TOO_EARLY
+from moebench.report.paper.verdicts import CANNOT_TELL, TOO_EARLY
 from moebench.report.show.numbers import as_percent, count_range, four_decimals, interval, p_value
 
 Studies = Mapping[str, Study]
@@ -55,6 +55,22 @@ def said(effect: Row) -> str:
         return "" if effect["verdict"] == NO_VERDICT else TOO_EARLY
     p = f" ({p_value(effect['p'])})" if effect["p"] is not None else ""
     return effect["verdict"] + f": {effect['text']}" * bool(effect["text"]) + p
+
+
+def settled(study: Study, effect: Row) -> str:
+    """What is said of a difference; where it is not decided, what is said of the finding of it."""
+    sides = {key: effect[key] for key in ("arm", "against", "metric", "part")}
+    tests = [of for of in study.found("finding", **sides) if of["p"] is not None]
+    decided = effect["p"] is not None and effect["verdict"] != CANNOT_TELL
+    return said(effect if decided or not tests else tests[0])
+
+
+def listed(seeds: Iterable[int]) -> str:
+    """Seeds, by their ends where they follow one another."""
+    numbers = sorted(seeds)
+    if len(numbers) > 2 and numbers == [*range(numbers[0], numbers[-1] + 1)]:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def code(commands: Iterable[str]) -> str:
@@ -108,7 +124,7 @@ def titles(studies: Studies) -> dict[str, str]:
 def _title(study: Study) -> str:
     about = study.about
     text = "installed text" if study.installed else f"{about.get('domains', 'other')} domains"
-    return f"{about['study']} on {text}"
+    return f"{about['study']} on {text}" + " (eligible)" * study.eligible
 
 
 class Said(NamedTuple):

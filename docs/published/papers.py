@@ -57,7 +57,7 @@ def paper(studies: Studies) -> list[str]:
     for finding, declared in findings().items():
         found = distinct(studies, claim=declared["claim"])
         claim, source = declared["claim"].removesuffix("."), declared["source"]
-        cells = [_cells(studies[group[0].name], group) for group in _alike(found)]
+        cells = [_cells(studies[group[0].name], group) for group in alike(found)]
         about = [[claim, source, _size(declared)], *[["", "", ""]] * (len(cells) - 1)]
         rows += [[*first, *rest] for first, rest in zip(about, cells, strict=False)]
         if not found:
@@ -88,7 +88,7 @@ def _without_constants(
     )
 
 
-def _alike(found: Iterable[Said]) -> Iterable[list[Said]]:
+def alike(found: Iterable[Said]) -> Iterable[list[Said]]:
     """What a study says of one finding, by verdict."""
     groups: dict[tuple[str, ...], list[Said]] = {}
     for each in found:
@@ -99,15 +99,21 @@ def _alike(found: Iterable[Said]) -> Iterable[list[Said]]:
 
 def _cells(study: Study, group: Sequence[Said]) -> list[str]:
     """Verdict, effect, tokens, seeds and study of what shares a row."""
-    effect, values = group[0].effect, [each.effect["value"] for each in group]
+    effect = group[0].effect
     here = f"{ends(effect)} {_unit(effect)} at {as_percent(1 - effect['level'])}"
     if len(group) > 1:
-        between = " to ".join(map(four_decimals, (min(values), max(values))))
-        here = f"{between} {_unit(effect)}, over {len(group)} arms"
-    arm = _told(study, effect) * (len(group) == 1)
+        here = between(group, f" {_unit(effect)}")
+    arm = named_arm(study, effect) * (len(group) == 1)
     where = ", ".join(filter(None, (link(group[0].title), effect["part"], arm)))
     seeds = str(len(effect["seeds"].split()))
     return [said(effect), here, count(effect["tokens"]), seeds, where]
+
+
+def between(group: Sequence[Said], unit: str = "") -> str:
+    """The range of what a study says of several arms."""
+    values = [each.effect["value"] for each in group]
+    shown = " to ".join(map(four_decimals, (min(values), max(values))))
+    return f"{shown}{unit}, over {len(group)} arms"
 
 
 def by_arm(study: Study) -> list[str]:
@@ -170,7 +176,7 @@ def _size(finding: Row) -> str:
     return four_decimals(log_ratio(finding) / BYTES[0])
 
 
-def _told(study: Study, effect: Row) -> str:
+def named_arm(study: Study, effect: Row) -> str:
     """The arm, where a study says several things of one finding."""
     several = len(study.found("finding", claim=effect["claim"])) > 1
     return f"`{effect['arm']}`" if several else ""

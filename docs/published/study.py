@@ -60,12 +60,14 @@ class Study:
         settings: keys of the config that all runs share, with their values.
         runs: `arm`, `seed`, `part`, `seconds`, `science` and `metrics` of each.
         effects: cells by column.
+        eligible: whether the page found that it takes an eligible size; no part of the file.
     """
 
     about: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     runs: list[Row] = field(default_factory=list)
     effects: list[Row] = field(default_factory=list)
+    eligible: bool = False
 
     def found(self, name: str, **cells: Any) -> list[Row]:
         """The effects of a name whose cells have these values."""

@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -80,6 +80,17 @@ def chosen(studies: Studies) -> list[str]:
     return [f"{first} ([how it was chosen](#the-size-and-the-noise)).", *_takers(studies, sizes)]
 
 
+def eligible(studies: Studies) -> set[str]:
+    """The names of the studies that take an eligible size."""
+    sizes = _whole(studies[TUNING]) if TUNING in studies else []
+    good = [size for size in sizes if not headroom_size.why_not(size)]
+    return {
+        name
+        for name, study in studies.items()
+        if name not in TUNED and any(_is_of(study, size) for size in good)
+    }
+
+
 def _words(keys: Mapping[str, Any], every: Sequence[Mapping[str, Any]]) -> list[str]:
     """What to type for a size, of the keys in which sizes differ."""
     return [
@@ -103,10 +114,11 @@ def _takers(studies: Studies, sizes: Sequence[headroom_size.Size]) -> list[str]:
         else:
             because = " the chosen size" if size is sizes[0] else " another eligible size"
         if own or (size is sizes[0] and names):
-            told.append(f"{_listed(own) or 'No study here'} {_take(own)}{because}.")
+            told.append(f"{_listed(own, names.values()) or 'No study here'} {_take(own)}{because}.")
     known = {of for own in takes for of in own}
     if others := [title for title in names.values() if title not in known]:
-        told.append(f"{_listed(others)} {_take(others)} a size that was not tried for headroom.")
+        listed = _listed(others, names.values())
+        told.append(f"{listed} {_take(others)} a size that was not tried for headroom.")
     return told
 
 
@@ -114,10 +126,16 @@ def _take(names: Sequence[str]) -> str:
     return "take" if len(names) > 1 else "takes"
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Studies by their titles; the text that all of them share stands once, at the end."""
+def _listed(names: Sequence[str], every: Collection[str]) -> str:
+    """Studies by their titles; the text that all of them share stands once, at the end.
+
+    Args:
+        every: title of the page, for those of one text that are all named.
+    """
     texts = {name.partition(" on ")[2] for name in names}
     end = f" on {texts.pop()}" if len(texts) == 1 else ""
+    if len(names) > 1 and end and [*names] == [of for of in every if of.endswith(end)]:
+        return f"All {len(names)} studies{end}"
     links = [link(name).replace(f"{end}]", "]", 1) for name in names]
     return " and ".join(filter(None, [", ".join(links[:-1]), *links[-1:]])) + end
 

@@ -14,8 +14,8 @@ DEPENDS = {  # what the line begins with, by whether all studies show it, or som
     (False, False): "At other weights",
 }
 HEAD = (
-    "- **{}** (described, not tested). The best weight of a scope is chosen on the same seeds on "
-    "which it is compared."
+    "- **{}** (described, not tested). The best weight of a scope is chosen on the seeds on which "
+    "it is compared."
 )
 Weights = dict[float, str]  # arms by weight, ascending
 
@@ -31,16 +31,14 @@ def over_weights(studies: Studies) -> list[str]:
         curves = [known.get(best[side], {}) for side in ("arm", "against")]
         change = _change(studies[name], *curves)
         depends.append(bool(change) and _off_zero(change))
+        equal = _last(studies[name], "equal MaxVio")
         parts = [
-            *_changed(change, _gap(best)),
-            f"At the best weight of each, {_gap(best)} is {at_level(best)}"
-            + ", which shows no difference" * (not _off_zero(best)),
-            *_at_the_end(studies[name], best, curves),
+            f"`{best['arm']}` less `{best['against']}` at the best weight of each is {_seen(best)}",
+            *([f"at equal loads ({equal['text']}) it is {_seen(equal)}"] if equal else []),
+            *_changed(change),
         ]
-        if equal := _last(studies[name], "equal MaxVio"):
-            there = f"Where loads are equal ({equal['text']})"
-            parts.append(f"{there}, {_gap(equal)} is {at_level(equal)}")
-        told.append(f"  - {link(title)}: {'. '.join(parts)}.")
+        sentences = ["; ".join(parts), *_at_the_end(studies[name], best, curves)]
+        told.append(f"  - {link(title)}: {'. '.join(sentences)}.")
     head = HEAD.format(DEPENDS[all(depends), any(depends)]) if told else ""
     return ["\n".join([head, *told])] if told else []
 
@@ -50,9 +48,9 @@ def _last(study: Study, kind: str) -> Row:
     return next((of for of in study.found(kind)[::-1] if of["low"] is not None), {})
 
 
-def _gap(effect: Row) -> str:
-    """What is compared, in words."""
-    return f"`{effect['arm']}` less `{effect['against']}`"
+def _seen(effect: Row, what: str = "difference") -> str:
+    """An effect, and that it is not shown where it is not."""
+    return at_level(effect) + f", which shows no {what}" * (not _off_zero(effect))
 
 
 def _off_zero(effect: Row) -> bool:
@@ -92,16 +90,12 @@ def _change(study: Study, arms: Weights, others: Weights) -> Row:
     return {**vars(found.estimate()), "level": 1 - LEVEL, "high_at": high, "low_at": low}
 
 
-def _changed(change: Row, gap: str) -> list[str]:
-    """The change of the gap in words, and that it is not shown where it is not."""
+def _changed(change: Row) -> list[str]:
+    """The change of the gap in words."""
     if not change:
         return []
-    return [
-        f"{gap} at weight {change['high_at']:g} (that of the baseline), less the same at "
-        f"{change['low_at']:g} (the smallest other), is {at_level(change)}"
-        + ", which shows no change"
-        * (not _off_zero(change))
-    ]
+    there = f"from weight {change['low_at']:g} (the smallest other) to {change['high_at']:g}"
+    return [f"{there} (the baseline's) it changes by {_seen(change, 'change')}"]
 
 
 def _at_the_end(study: Study, best: Row, curves: Sequence[Weights]) -> list[str]:
@@ -114,7 +108,7 @@ def _at_the_end(study: Study, best: Row, curves: Sequence[Weights]) -> list[str]
             if f"{WEIGHT}={weight:g}" in texts:
                 beyond = "smaller" if end == "smallest" else "larger"
                 told.append(
-                    f"The best of `{scope}`, {weight:g}, is the {end} that was tried: a {beyond} "
-                    "one may be better"
+                    f"The best of `{scope}`, {weight:g}, is the {end} that was tried, so that a "
+                    f"{beyond} one may be better"
                 )
     return told

@@ -2,12 +2,15 @@
 
 from collections import Counter
 
-from docs.published.cells import Studies, at_level, distinct, link, tested, titles
-from docs.published.picture import CAPTION, TITLE, effects, shown
-from docs.published.study import TUNED, TUNING
+from docs.published.cells import Said, Studies, at_level, distinct, link, titles
+from docs.published.papers import alike, between, named_arm
+from docs.published.picture import CAPTION, TITLE, UNIT, effects, shown
+from docs.published.study import TUNED, TUNING, Study
 from docs.published.tuned import chosen
 from docs.published.weights import over_weights
+from moebench.plans import PRIMARY
 from moebench.report.paper.findings import findings
+from moebench.report.paper.verdicts import WITHIN
 from moebench.report.show.numbers import count_range
 
 ANSWERS = [  # findings of the paper that the page begins with
@@ -15,10 +18,12 @@ ANSWERS = [  # findings of the paper that the page begins with
     for name in ("01-global-below-micro", "02-shuffled-below-micro", "03-shuffled-equals-global")
 ]
 DIFFER = "tests differ"
-UNIT = """\
+ABOUT = """\
 Differences are of the validation loss, in nats a byte, paired by seed. Below 0, the arm named first
 is better ([words](#words))."""
-ROLES = ("global", "shuffled")  # arms that say no more than the finding does
+ELIGIBLE = """\
+Studies marked *eligible* stand first: their size meets the rule for sizes, which was applied to
+seeds that no study reports ([how it was chosen](#the-size-and-the-noise))."""
 WORDS = """\
 - **Arms.** `micro` balances the loads of experts over each micro-batch (`micro_bsz` sequences),
   `global` over the whole step, `global-8` over 8 of its sequences, `none` not at all. `shuffled`
@@ -48,8 +53,10 @@ WORDS = """\
 
 def in_short(studies: Studies) -> list[str]:
     """The answers in a line each, then how far they reach."""
-    first, *others = [_tested(studies, claim) for claim in ANSWERS]
-    lines = [first, *over_weights(studies), *others, _counted(studies), _small(studies)]
+    tests = [of.effect for of in distinct(studies, metric=PRIMARY) if studies[of.name].eligible]
+    claims = [*ANSWERS, *(of["claim"] for of in tests if of["p"] is not None)]
+    first, *others = [_answer(studies, claim) for claim in dict.fromkeys(claims)]
+    lines = [first, *over_weights(studies), *others, *_counted(studies), _small(studies)]
     rooms = [
         f"{at_level(effect)} in {link(title)}"
         for name, title in titles(studies).items()
@@ -63,17 +70,33 @@ def in_short(studies: Studies) -> list[str]:
         lines += [f"- {size}", *(f"  - {taker}" for taker in takers)]
     drawn = [shown(TITLE, "results"), f"*{CAPTION}*"] * (effects(studies) is not None)
     written = [line for line in lines if line]
-    return [UNIT, "\n".join(written), *drawn] if written else []
+    marked = any(of.eligible for of in studies.values())
+    return ["\n".join([ABOUT, *[ELIGIBLE] * marked]), "\n".join(written), *drawn] if written else []
 
 
-def _tested(studies: Studies, claim: str) -> str:
-    """What the tests of a finding say, in nats a byte; "" without one."""
-    told = [
-        f"{effect['verdict']}, {at_level(effect)} in {link(title)}"
-        + f" with `{effect['arm']}`" * (effect["arm"] not in ROLES)
-        for title, effect in tested(studies, claim=claim)
+def _answer(studies: Studies, claim: str) -> str:
+    """What studies say of a finding, a line each: tests, and all of the eligible size; or ""."""
+    found = [
+        each
+        for each in distinct(studies, claim=claim)
+        if each.effect["p"] is not None or studies[each.name].eligible
     ]
-    return f"- **{claim.removesuffix('.')}**: {'; '.join(told)}." if told else ""
+    told = [
+        f"  - {link(group[0].title)}: {_said(studies[group[0].name], group)}."
+        for group in alike(found)
+    ]
+    return "\n".join([f"- **{claim.removesuffix('.')}**", *told]) if told else ""
+
+
+def _said(study: Study, group: list[Said]) -> str:
+    """The verdict and the effect of what a study says alike, or the range of several arms."""
+    effect = group[0].effect
+    verdict = effect["verdict"] + f" ({effect['text']})" * (effect["verdict"] == WITHIN)
+    unit = f" {effect['unit']}" * (effect["unit"] != UNIT)
+    if len(group) > 1:
+        return f"{verdict}, {between(group, unit)}"
+    arm = named_arm(study, effect)
+    return f"{verdict}, {at_level(effect)}{unit}" + f" with {arm}" * bool(arm)
 
 
 def words(studies: Studies) -> list[str]:
@@ -81,23 +104,31 @@ def words(studies: Studies) -> list[str]:
     return ["## Words", WORDS] * bool(titles(studies))
 
 
-def _counted(studies: Studies) -> str:
-    """How many findings of the paper are tested, with what outcome, and on which tests differ."""
+def _counted(studies: Studies) -> list[str]:
+    """How many findings of the paper are tested, at which size, and with what outcome."""
+    tests = [each for each in distinct(studies) if each.effect["p"] is not None]
+    claims = {each.effect["claim"] for each in tests}
+    if not claims:
+        return []
+    first, rest = ([of for of in tests if studies[of.name].eligible is on] for on in (True, False))
+    sizes = {"at an eligible size": first, "at others" if first else "here": rest}
+    told = [f"  - {at} {_outcomes(of)}" for at, of in sizes.items() if of]
+    return [f"- Of the paper's {len(findings())} findings, {len(claims)} are tested:", *told]
+
+
+def _outcomes(tests: list[Said]) -> str:
+    """Findings by the verdict of their tests, and those on which tests differ."""
     verdicts: dict[str, Counter[str]] = {}
-    for _, _, effect in distinct(studies):
-        if effect["p"] is not None:
-            verdicts.setdefault(effect["claim"], Counter())[effect["verdict"]] += 1
-    if not verdicts:
-        return ""
+    for each in tests:
+        verdicts.setdefault(each.effect["claim"], Counter())[each.effect["verdict"]] += 1
     found = Counter(next(iter(of)) if len(of) == 1 else DIFFER for of in verdicts.values())
-    told = f"- Tested here: {len(verdicts)} of the paper's {len(findings())} findings "
-    told += f"({_numbers(found)})."
     mixed = [
         f"*{claim.removesuffix('.')}* ({_numbers(of)})"
         for claim, of in verdicts.items()
         if len(of) > 1
     ]
-    return told + f" Tests differ on {'; '.join(mixed)}." * bool(mixed)
+    differ = f" Tests differ on {'; '.join(mixed)}." * bool(mixed)
+    return f"{len(verdicts)} ({_numbers(found)}).{differ}"
 
 
 def _numbers(found: Counter[str]) -> str:

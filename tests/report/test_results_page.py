@@ -8,10 +8,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from docs.published import beyond, picture, records
-from docs.published.cells import distinct
+from docs.published.cells import distinct, titles
 from docs.published.papers import weighed
 from docs.published.study import Study
 from docs.published.tuned import chosen
@@ -19,6 +20,7 @@ from moebench.config.compose import Composer
 from moebench.errors import RecordError
 from moebench.plans import read_plan
 from moebench.report import make_report
+from moebench.report.infer.statistics import mean_interval
 from tests.report.conftest import SCIENCE, make_plan, make_run
 
 FOLDER = Path(__file__).parents[2] / "docs"
@@ -104,11 +106,13 @@ def test_the_first_lines_say_what_was_tested_and_how_far_it_reaches(runs: Path) 
     short, rest = page.split("## Words")
     [effect] = study.found("finding", metric="valid/nats")
     assert (
-        f"- **Global gives a lower perplexity than micro**: agrees, {effect['value']:.4f} "
-        f"(95 %: {effect['low']:.4f} to {effect['high']:.4f}) in [scope on 2 domains, a](#sc"
+        "- **Global gives a lower perplexity than micro**\n  - [scope on 2 domains, a](#scope-on-2-"
+        f"domains-a): agrees, {effect['value']:.4f} (95 %: {effect['low']:.4f} to "
+        f"{effect['high']:.4f}).\n"
     ) in short
+    assert "*eligible*" not in short
     assert "It depends on the weight" not in short
-    assert "Tested here: 1 of the paper's 17 findings (agrees: 1)." in short
+    assert "- Of the paper's 17 findings, 1 are tested:\n  - here 1 (agrees: 1).\n" in short
     assert "have 2 layers of width 64 and saw 6.6 million tokens" in short
     assert "of the 48 runs in their tables, 24 are distinct" in rest
     assert "Studies share" not in SCRIPT["generated"]({"a": study})
@@ -138,10 +142,15 @@ def test_a_command_names_an_order_of_findings_that_its_preset_no_longer_declares
 def test_headroom_stands_beside_the_effect_of_a_study_of_that_size(runs: Path) -> None:
     study = fake_study(runs)
     room = {"name": "headroom", "arm": "T", "value": 0.05, "low": 0.04, "high": 0.06, "tokens": 1e6}
-    other = Study({"study": "headroom"}, runs=study.by_arm()["global"])
+    other = Study({"study": "headroom"}, runs=[*study.by_arm()["global"]])
     other.effects.append({**study.effects[0], **room})
+    for seed, (arm, shift) in product(range(2, 20), {"hash": 0.08, "domain_token": 0.0}.items()):
+        bits = {"valid/bits_per_byte": (1.6 + shift + 1e-4 * (seed % 3)) / math.log(2)}
+        fixed = {"arm": arm, "seed": seed, "part": "", "metrics": bits}
+        other.runs.append({**fixed, "science": {"router.map": arm}})
     shown = SCRIPT["generated"]({"scope-1": study, "headroom-2": other})
-    assert "| `global` | 1.0 million | 0.0500 (0.0400 to 0.0600) | -0.0" in shown
+    assert "| `global` | 0.0500 (0.0400 to 0.0600) | -0.0" in shown
+    assert ") | 24.4 % | 4 | agrees: in the paper's direction" in shown  # seeds 2 to 5: too few
     other.runs = [{**run, "science": run["science"] | {"model.d_model": 9}} for run in other.runs]
     assert "beside headroom" not in SCRIPT["generated"]({"scope-1": study, "headroom-2": other})
 
@@ -160,11 +169,11 @@ def test_the_same_runs_stand_once_in_the_words_of_a_planned_test(runs: Path) -> 
     ("token", "told"),
     [
         (0.04, "is larger than H: the effect less H, paired by seed, is 0.0100 (0.00"),
-        (0.05, "is not shown to be larger than H: the effect less H, paired by seed, is 0.0000 (-"),
-        (0.06, ""),
+        (0.05, "is not told apart from H: the effect less H, paired by seed, is 0.0000 (-"),
+        (0.06, "is smaller than H: the effect less H, paired by seed, is -0.0100 (-0.01"),
     ],
 )
-def test_an_effect_beyond_headroom_is_tested_and_discussed(token: float, told: str) -> None:
+def test_an_effect_is_compared_with_headroom_and_discussed(token: float, told: str) -> None:
     """The effect of the scope is 0.03, and H is 0.02, 0.03 or 0.04."""
     shifts = {"hash": token, "domain_token": 0.02, "micro": 0.09, "global": 0.06}
     study = Study({"study": "headroom", "domains": "13"})
@@ -174,27 +183,37 @@ def test_an_effect_beyond_headroom_is_tested_and_discussed(token: float, told: s
         study.runs.append({"arm": arm, "seed": seed, "part": "", "science": {}, "metrics": metrics})
     part = {"name": "headroom", "against": "T", "verdict": "learned", "value": 0.03}
     study.effects = [part]
-    shown = beyond._beyond_headroom({"headroom": study})
-    assert len(shown) == bool(told)
-    assert told in "".join(shown)
-    assert all("all learned routers end on average behind T" in text for text in shown)
+    [shown] = beyond._beyond_headroom({"headroom": study})
+    assert told in shown
+    assert "all learned routers end on average behind T" in shown
     part["value"] = -0.03
-    shown = beyond._beyond_headroom({"headroom": study})
-    assert not any("behind T" in text for text in shown)
+    [shown] = beyond._beyond_headroom({"headroom": study})
+    assert "behind T" not in shown
+
+
+def test_a_share_of_headroom_has_the_ends_at_which_the_paired_t_rejects_it() -> None:
+    rng = np.random.default_rng(0)
+    gains, rooms = rng.normal(1, 0.3, 12), rng.normal(4, 0.5, 12)
+    low, high = beyond.ratio_interval(gains, rooms)
+    assert low is not None
+    assert high is not None
+    assert low < gains.mean() / rooms.mean() < high
+    for end in (low, high):
+        assert mean_interval(gains - end * rooms).p == pytest.approx(0.05)
+    assert beyond.ratio_interval(gains, rooms - 4) == (None, None)  # no headroom to be a share of
+    assert beyond.ratio_interval(gains[:5], rooms[:5]) == (None, None)
 
 
 def test_learned_routers_of_the_same_seeds_are_compared_once_on_cost(runs: Path) -> None:
     study, later = (fake_study(runs / str(first)) for first in (0, 1))
     for run in later.runs:
         run["seed"] += 100
-    table = beyond._by_cost({"a": study, "b": study, "c": later})[-1]
+    few = replace(study, runs=[run for run in study.runs if run["seed"] < 3])
+    table = beyond._by_cost({"few": few, "a": study, "b": study, "c": later})[-1]
     rows = [line.split(" | ")[:3] for line in table.splitlines()[2:]]
     assert rows == [
-        [f"| `{arm}`", link, "6"]
-        for link in (
-            "[scope on 2 domains, a](#scope-on-2-domains-a)",
-            "[scope on 2 domains, c](#scope-on-2-domains-c)",
-        )
+        [f"| `{arm}`", f"[scope on 2 domains, {name}](#scope-on-2-domains-{name})", seeds]
+        for name, seeds in (("a", "0 to 5"), ("c", "100 to 105"))
         for arm in ("micro", "global")
     ]
 
@@ -288,10 +307,16 @@ def test_the_page_says_which_studies_take_the_chosen_size() -> None:
         run["science"] = run["science"] | {"model.num_experts": 64}
     size.runs += behind.runs
     studies = {"tuning": size}
-    for number, keys in {"4": {}, "13": {"model.num_experts": 64}, "2": {"optim.lr": 1}}.items():
+    for number, keys in {"13": {"model.num_experts": 64}, "4": {}, "2": {"optim.lr": 1}}.items():
         science = SCIENCE | GLOBAL | {"train.steps": 400, "train.eval_every": 200} | keys
         runs = [{"arm": "global", "seed": 0, "part": "", "science": science, "metrics": {}}]
         studies[number] = Study({"study": "scope", "domains": number}, runs=runs)
+    marked = SCRIPT["in_order"](studies)
+    assert [*titles(marked).values()] == [
+        "scope on 4 domains (eligible)",
+        "scope on 13 domains",
+        "scope on 2 domains",
+    ]
     size, *told = chosen(studies)
     assert "`model.num_experts=16` with 400 steps and weight 0.1 alone is eligible; the" in size
     why = "another size, which is not eligible: learned routers are behind the hash"
@@ -300,6 +325,8 @@ def test_the_page_says_which_studies_take_the_chosen_size() -> None:
         f"[scope](#scope-on-13-domains) on 13 domains takes {why}.",
         "[scope](#scope-on-2-domains) on 2 domains takes a size that was not tried for headroom.",
     ]
+    studies["again"] = replace(studies["13"], about={"study": "weight", "domains": "13"})
+    assert chosen(studies)[2] == f"All 2 studies on 13 domains take {why}."
 
 
 def test_few_seeds_bear_no_verdict_on_the_page(runs: Path) -> None:

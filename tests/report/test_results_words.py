@@ -50,17 +50,17 @@ def test_the_first_lines_say_how_scopes_compare_over_weights() -> None:
     [told] = over_weights({"weight": study})  # loads of scopes need have nothing in common
     head, line = told.splitlines()
     assert head.startswith("- **It depends on the weight of the balance loss** (described, not")
-    assert line.startswith("  - [weight on 13 domains](#weight-on-13-domains): `global` less ")
-    assert " less `micro` at weight 0.05 (that of the baseline), less the same at 0.01 (the" in line
-    assert "other), is -0.0200 (95 %: -0.0201 to -0.0199). At the best weight of each, " in line
-    assert "`micro` is -0.0040 (95 %: -0.0140 to 0.0060), which shows no difference. The" in line
-    assert line.endswith(
-        "of `micro`, 0.01, is the smallest that was tried: a smaller one may be better."
+    assert line == (
+        "  - [weight on 13 domains](#weight-on-13-domains): `global` less `micro` at the best "
+        "weight of each is -0.0040 (95 %: -0.0140 to 0.0060), which shows no difference; from "
+        "weight 0.01 (the smallest other) to 0.05 (the baseline's) it changes by -0.0200 (95 %: "
+        "-0.0201 to -0.0199). The best of `micro`, 0.01, is the smallest that was tried, so that a "
+        "smaller one may be better."
     )
     compared(study, "equal MaxVio", -0.03, "MaxVio 0.50")
     [told] = over_weights({"weight": study})
-    end = "`global` less `micro` is -0.0300 (95 %: -0.0400 to -0.0200)."
-    assert told.endswith(f" Where loads are equal (MaxVio 0.50), {end}")
+    there = "at equal loads (MaxVio 0.50) it is -0.0300 (95 %: -0.0400 to -0.0200)"
+    assert f"no difference; {there}; from weight 0.01" in told
 
 
 def test_the_first_lines_say_depends_by_the_change_alone() -> None:
@@ -70,8 +70,7 @@ def test_the_first_lines_say_depends_by_the_change_alone() -> None:
     compared(same, "equal MaxVio", -0.03, "MaxVio 0.50")
     [told] = over_weights({"same": same})
     assert told.startswith("- **At other weights** (described, not tested).")
-    assert "), which shows no change. At the best weight" in told
-    assert "best of `global`, 0.5, is the largest that was tried: a larger one may be" in told
+    assert "), which shows no change. The best of `global`, 0.5, is the largest" in told
     assert "best of `micro`" not in told
     other = weights_of({0.01: 0.0, 0.05: 0.02, 0.5: 0.06})
     compared(other, "best weight", -0.02, "loss.balance=0.05")
@@ -81,7 +80,9 @@ def test_the_first_lines_say_depends_by_the_change_alone() -> None:
     other.about["baseline"] = "micro"  # of no weight
     [told] = over_weights({"other": other})
     assert told.startswith("- **At other weights**")
-    assert ": At the best weight of each, `global` less `micro` is -0.0200 (95 %" in told
+    assert (
+        "at the best weight of each is -0.0200 (95 %: -0.0300 to -0.0100). The best of `m" in told
+    )
 
 
 def test_the_first_lines_name_the_finding_on_which_tests_differ() -> None:
@@ -93,11 +94,48 @@ def test_the_first_lines_name_the_finding_on_which_tests_differ() -> None:
         effect_of("finding", "global a", against="micro a", verdict="agrees", **of)
         | {"claim": "Another."},
     ]
-    [line] = [of for of in in_short({"a": study})[1].splitlines() if "Tested here" in of]
-    assert line == (
-        "- Tested here: 2 of the paper's 17 findings (tests differ: 1, agrees: 1). Tests differ on "
+    assert (
+        "- Of the paper's 17 findings, 2 are tested:\n"
+        "  - here 2 (tests differ: 1, agrees: 1). Tests differ on "
         "*Global gives a lower perplexity than micro* (agrees: 1, cannot tell: 1)."
+    ) in in_short({"a": study})[1]
+
+
+def test_the_first_lines_begin_with_the_eligible_size_and_hide_nothing_of_it() -> None:
+    """What it does not test stands there, too, as far as others test it, and all that it tests."""
+    own, other = (Study({"study": "scope", "domains": of}, SIZE) for of in ("4", "13"))
+    own.eligible = True
+    within = {"p": 0.2, "value": -0.003, "low": -0.007, "high": 0.001, "verdict": "within margin"}
+    why = "between -0.008 and 0.008"
+    own.effects = [
+        effect_of("finding", "global", against="micro", **within | {"text": why}),
+        effect_of("finding", "shuffled", against="micro", **within | {"p": None})
+        | {"claim": "Shuffled gives a lower perplexity than micro.", "verdict": "not tested"},
+        effect_of("finding", "a b c", against="trend", **within | {"text": f"{why} a doubling"})
+        | {"claim": "It falls.", "unit": "nats a byte a doubling"},
+    ]
+    agrees = {"p": 0.01, "value": -0.004, "verdict": "agrees", "text": ""}
+    other.effects = [of | agrees for of in own.effects[:2]]
+    link = "[scope on 4 domains (eligible)](#scope-on-4-domains-eligible)"
+    about, lines, *_ = in_short({"own": own, "other": other})
+    assert "Studies marked *eligible* stand first" in about
+    interval = "-0.0030 (95 %: -0.0070 to 0.0010)"
+    assert lines.startswith(
+        "- **Global gives a lower perplexity than micro**\n"
+        f"  - {link}: within margin ({why}), {interval}.\n"
+        f"  - [scope on 13 domains](#scope-on-13-domains): agrees, -0.0040 (95 %: -0.0070 to "
+        "0.0010).\n"
+        "- **Shuffled gives a lower perplexity than micro**\n"
+        f"  - {link}: not tested, {interval}.\n"
+        f"  - [scope on 13 domains](#scope-on-13-domains): agrees, -0.0040 (95 %: -0.0070 to "
+        "0.0010).\n"
+        "- **It falls**\n"
+        f"  - {link}: within margin ({why} a doubling), {interval} nats a byte a doubling.\n"
+        "- Of the paper's 17 findings, 3 are tested:\n"
+        "  - at an eligible size 2 (within margin: 2).\n"
+        "  - at others 2 (agrees: 2)."
     )
+    assert "not tested" not in in_short({"other": other})[1]
 
 
 def test_arms_of_which_a_study_says_the_same_share_a_row() -> None:
