@@ -166,7 +166,7 @@ class Watch:
         given = [*args, *kwargs.values()]
         experts, near = self._held[name], self._near(block)
         if isinstance(module, nn.Embedding):
-            layer = self._looked_up(block, name, module, given)
+            layer = self._looked_up(block, module, given)
         elif experts < 2:
             return
         else:
@@ -236,9 +236,7 @@ class Watch:
                 return Layer(name, experts, largest.indices, largest.values)
         return None
 
-    def _looked_up(
-        self, block: str, name: str, module: nn.Embedding, given: Sequence[Any]
-    ) -> Layer | None:
+    def _looked_up(self, block: str, module: nn.Embedding, given: Sequence[Any]) -> Layer | None:
         """Experts of one neuron: the rows of two embeddings that are looked up by one index."""
         index = given[0]
         if index.dim() < 2 or index.shape[:-1].numel() != self._tokens:

@@ -76,7 +76,7 @@ def following(
             mirror.update(last=True)
             tracker.close()
         except Exception as error:  # of whatever kind the library raises
-            say(failed(tracker, error, "the run goes on; moebench track sends it later"))
+            say(_failed(tracker, error))
 
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
@@ -89,8 +89,11 @@ def following(
             say(f"--track {tracker.name}: does not answer; moebench track sends the rest later")
 
 
-def failed(tracker: Tracker, error: Exception, remedy: str) -> str:
+def _failed(tracker: Tracker, error: Exception) -> str:
     """A line about a tracker that failed."""
     if isinstance(error, MoebenchError):
         return f"--track {tracker.name}: {error}"
-    return f"--track {tracker.name}: failed ({reason(error)}); {remedy}"
+    return (
+        f"--track {tracker.name}: failed ({reason(error)}); "
+        "the run goes on; moebench track sends it later"
+    )

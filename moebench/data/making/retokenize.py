@@ -55,7 +55,7 @@ def build(
     """
     path = folder / FILE
     if not path.exists():
-        write_bytes(path, _tokenizer_file(config, text, manifest, trained, reporter))
+        write_bytes(path, _tokenizer_file(config, text, trained, reporter))
     tokenizer = Subwords(path.read_bytes(), _setting(config))
     parts = folder / "parts"
     parts.mkdir(exist_ok=True)
@@ -94,13 +94,13 @@ def build(
 
 
 def _tokenizer_file(
-    config: DataConfig, text: Path, manifest: Manifest, trained: Sequence[str], reporter: Reporter
+    config: DataConfig, text: Path, trained: Sequence[str], reporter: Reporter
 ) -> bytes:
     """The content of tokenizer.json, read or trained."""
     if config.tokenizer != "bpe":
         return read_tokenizer(config.tokenizer)
     reporter.show(f"training BPE with {config.vocab_size} tokens", 0)
-    return train_bpe(_sample(text, manifest, trained, config.text_seed), config.vocab_size)
+    return train_bpe(_sample(text, trained, config.text_seed), config.vocab_size)
 
 
 def encode_part(
@@ -159,7 +159,7 @@ def _join(parts: Sequence[Path], shard: Path) -> Ints:
     return offsets
 
 
-def _sample(text: Path, manifest: Manifest, trained: Sequence[str], seed: int) -> Iterator[str]:
+def _sample(text: Path, trained: Sequence[str], seed: int) -> Iterator[str]:
     """Training documents in an order keyed by the seed, the same amount of text per domain."""
     for domain in sorted(trained):
         shard = text / f"{stem(domain)}.train"

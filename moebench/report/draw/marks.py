@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from moebench.report.draw.chart import HEIGHT, SHOWN, Panel
+from moebench.report.draw.chart import SHOWN, Panel
 from moebench.report.draw.style import Spec, arm_scales, line_scales, rounded
 from moebench.report.infer.arms import Table
 from moebench.report.infer.statistics import FEWEST_SEEDS, LEVEL
@@ -126,7 +126,6 @@ def curve(
     log: bool = False,
     zero: bool = False,
     more: Sequence[Spec] = (),
-    height: int = HEIGHT,
 ) -> Panel | None:
     """Means over seeds as curves, an arm a curve, with bands where few arms share the panel.
 
@@ -137,7 +136,6 @@ def curve(
         log: whether the y axis is logarithmic.
         zero: whether 0 has a line.
         more: layers behind the curves.
-        height: of a picture.
 
     Returns:
         None where no arm has two points.
@@ -169,7 +167,6 @@ def curve(
             ],
         },
         hover=_hover(axis, table),
-        height=height,
     )
 
 

@@ -208,10 +208,6 @@ class Frame:
             f"<p>{left} left out or damaged; see .problems and .damaged</p>" * bool(left)
         )
 
-    def measured(self) -> Any:
-        """The runs that have metrics, as `runs` has them."""
-        return self.runs.loc[self.runs["run"].isin(self.metrics["run"].unique().tolist())]
-
     def rows(self) -> list[dict[str, Any]]:
         """The runs as dictionaries."""
         return [{str(k): v for k, v in row.items()} for row in self.runs.to_dict("records")]
