@@ -23,7 +23,8 @@ from benchmarks.tuning_runs import named, refuse_reported, rows_in, with_routers
 from moebench.config.compose import Composer
 from moebench.config.schema import StudyConfig
 from moebench.errors import MoebenchError, RecordError
-from moebench.report.infer.power import BITS, Noise, noise_of
+from moebench.report.infer.arms import BITS
+from moebench.report.infer.power import Noise, noise_of
 from moebench.report.infer.statistics import quantile
 
 STUDY = "headroom_size"

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.tuning_runs import named, print_table, refuse_reported
-from moebench.report.infer.power import BITS, Noise, noise_of
+from moebench.report.infer.arms import BITS
+from moebench.report.infer.power import Noise, noise_of
 
 TUNE = "tune/bits_per_byte"
 ROLE = ("seed", "scope", "balance_bsz", "loss.balance", "router.perturb", "data.homogeneity")

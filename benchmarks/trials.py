@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.headroom_size import LEARNED, role_of
 from benchmarks.tuning_runs import SAME, VALUES, named, print_table, refuse_reported, typed
+from moebench.report.infer.arms import BITS
 from moebench.report.infer.frontier import MAX_VIO
-from moebench.report.infer.power import BITS
 
 SCOPE = ("seed", "scope", "balance_bsz", "numerics", "train.eval_every", "router.map")
 WEIGHT = ("loss.balance",)

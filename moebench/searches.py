@@ -20,8 +20,8 @@ from moebench.contents import NUMBER, TEXT, each, fields, is_number, maybe, whol
 from moebench.data.corpus import prepare
 from moebench.disk import read_bytes, read_json, reason, write_json
 from moebench.errors import ConfigError
+from moebench.registration import TUNING
 
-FIRST_SEED = 1000
 FOLDER = "tuning"
 METRIC = "tune/nats"
 
@@ -85,7 +85,7 @@ class Space:
         runs_dir: that holds the runs to report.
 
     Attributes:
-        seeds: of each trial, from FIRST_SEED on.
+        seeds: of each trial, from TUNING on.
         name: ten hexadecimal digits, which two searches share only if they are the same.
 
     Raises:
@@ -99,7 +99,7 @@ class Space:
         self.intervals = [interval for interval in read.values() if interval is not None]
         self._composer, self._fixed = composer, [word for word in words if read[word] is None]
         self.ranges = tuple(word for word in words if read[word] is not None)
-        self.seeds = range(FIRST_SEED, FIRST_SEED + seeds)
+        self.seeds = range(TUNING, TUNING + seeds)
         self.folder = runs_dir / FOLDER
         if not self.intervals:
             raise ConfigError(
@@ -109,14 +109,14 @@ class Space:
         for word in words:
             if word.startswith("seed="):
                 raise ConfigError(
-                    f"{word}: is not searched; tuning takes seeds from {FIRST_SEED} on, which are "
+                    f"{word}: is not searched; tuning takes seeds from {TUNING} on, which are "
                     "never reported"
                 )
         ends = [
             [interval.word(getattr(interval, end)) for interval in self.intervals]
             for end in ("low", "high")
         ]
-        lowest, _ = (self.treatment(words, FIRST_SEED) for words in ends)
+        lowest, _ = (self.treatment(words, TUNING) for words in ends)
         corpus = prepare(lowest.config.data)
         told = [str(interval) for interval in self.intervals]
         text = json.dumps([told, seeds, run_hash(lowest, corpus.content_hash)])

@@ -24,7 +24,8 @@ from moebench.errors import (
     TrainingError,
 )
 from moebench.lease import is_held
-from moebench.searches import FIRST_SEED, Outcome, Space, best
+from moebench.registration import TUNING
+from moebench.searches import Outcome, Space, best
 from moebench.tuning import Search, spread
 from tests.leases import elsewhere
 from tests.processes import moebench
@@ -97,7 +98,7 @@ def test_a_search_goes_on_where_it_stopped(
 ) -> None:
     first = search(tmp_path, text_folder, "optim.lr=0.01..0.04", seeds=2)
     done = list(first.run(2, follow))
-    assert [run[1] for run in trained] == [FIRST_SEED, FIRST_SEED + 1] * 2
+    assert [run[1] for run in trained] == [TUNING, TUNING + 1] * 2
     assert {folder for _, _, folder in trained} == {tmp_path / "tuning"}
     assert done[0].words == f"optim.lr={trained[0][0]:.4g}"
     assert done[0].value == pytest.approx(abs(trained[0][0] - 0.02) + 1000.5 / 1e6)

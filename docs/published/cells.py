@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from docs.published.study import NO_VERDICT, TUNED, Row, Study
-from moebench.report.infer.headroom import BITS
+from moebench.report.infer.arms import BITS
 from moebench.report.infer.statistics import mean_interval
 from moebench.report.paper.verdicts import CANNOT_TELL, TOO_EARLY
 from moebench.report.show.numbers import as_percent, count_range, four_decimals, interval, p_value

@@ -10,8 +10,8 @@ from moebench.report.draw.chart import Plot
 from moebench.report.draw.curves import BANDS, over_steps
 from moebench.report.draw.marks import curve
 from moebench.report.draw.style import drawn, not_drawn
-from moebench.report.infer.arms import Arm, Table
-from moebench.report.infer.headroom import BITS, by_role, headroom
+from moebench.report.infer.arms import BITS, Arm, Table
+from moebench.report.infer.headroom import by_role, headroom
 from moebench.report.read.frame import Frame
 from moebench.report.read.routing import probes
 

@@ -10,7 +10,7 @@ from typing import Any
 from moebench.catalogue import find
 from moebench.plans import PRIMARY
 from moebench.report.draw.chart import HEIGHT, SHOWN, Panel, Plot
-from moebench.report.draw.curves import curves, switches
+from moebench.report.draw.curves import NATS, curves, switches
 from moebench.report.draw.curves import differences as curve_differences
 from moebench.report.draw.headroom import over_training
 from moebench.report.draw.heatmaps import domains
@@ -22,7 +22,6 @@ from moebench.report.infer.metrics import ArmMetric
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.read.frame import Frame
 
-NATS = "validation loss, nats a token"
 MICRO, BITS, SLOWDOWN = "load/max_vio_micro", "specialization/domain", "ep/slowdown"
 TITLES = {
     PRIMARY: NATS,

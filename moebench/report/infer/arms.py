@@ -29,7 +29,7 @@ from moebench.report.read.interim import Interim
 from moebench.report.read.run import SCOPES
 from moebench.step_costs import Cost
 
-PERTURB = "router.perturb"
+BITS, PERTURB = "valid/bits_per_byte", "router.perturb"
 CONTROLS = ("data.homogeneity", PERTURB)
 """Keys of control arms: frontiers and findings leave them out unless a finding names the key."""
 UNFINISHED = "the study has not ended"
@@ -274,7 +274,7 @@ def _keeps_close(values: np.ndarray, twin: int) -> bool:
 def _too_early(frame: Frame, runs: Sequence[Mapping[str, Any]], arms: Sequence[Arm]) -> str:
     bits: dict[int, list[float]] = {}
     for arm in arms:
-        for seed, value in arm.per_seed.get("valid/bits_per_byte", {}).items():
+        for seed, value in arm.per_seed.get(BITS, {}).items():
             bits.setdefault(seed, []).append(value)
     trigrams = [run["trigram_bits"] for run in runs]
     known = None if any(map(math.isnan, trigrams)) else min(trigrams)
@@ -383,7 +383,7 @@ def _differing(frame: Frame, index: int) -> dict[str, Any]:
 
 def _bytes_per_token(arm: Arm, primary: str) -> float | None:
     """The ratio of nats a token and bits a byte; None for another endpoint."""
-    nats, bits = arm.metrics.get(PRIMARY), arm.metrics.get("valid/bits_per_byte")
+    nats, bits = arm.metrics.get(PRIMARY), arm.metrics.get(BITS)
     if primary != PRIMARY or nats is None or bits is None or not nats.mean or not bits.mean:
         return None
     return nats.mean / (bits.mean * math.log(2))

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moebench.report.infer.arms import CONTROLS, Arm, Table
+from moebench.report.infer.arms import BITS, CONTROLS, Arm, Table
 from moebench.report.infer.statistics import Estimate, mean_interval
 
 ROLES = {"hash": "T", "domain_token": "TD", "sequence_hash": "S", "domain": "D"}
-BITS = "valid/bits_per_byte"
 
 
 @dataclass(frozen=True)

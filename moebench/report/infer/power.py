@@ -12,12 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from moebench.looks import FEWEST, LEVELS, PARTS
-from moebench.report.infer.arms import PERTURB, Arm, Table
+from moebench.report.infer.arms import BITS, PERTURB, Arm, Table
 from moebench.report.infer.statistics import POWER
 
 SURE = 0.8  # of the upper bound of a deviation
 MOST = 10_000
-BITS = "valid/bits_per_byte"
 
 
 class Noise(NamedTuple):
@@ -50,14 +49,13 @@ def twins(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
     ]
 
 
-def aa_noise(table: Table, metric: str = BITS) -> Noise | None:
-    """The noise of a table, in nats a byte for bits a byte; None without a pair of twins."""
+def aa_noise(table: Table) -> Noise | None:
+    """The noise of a table, in nats a byte; None without a pair of twins."""
     pairs = []
     for one, other in twins(table.arms):
-        mine, theirs = one.per_seed.get(metric, {}), other.per_seed.get(metric, {})
+        mine, theirs = one.per_seed.get(BITS, {}), other.per_seed.get(BITS, {})
         pairs += [theirs[seed] - mine[seed] for seed in sorted({*mine} & {*theirs})]
-    scale = math.log(2) if metric == BITS else 1.0
-    return noise_of(scale * np.array(pairs)) if pairs else None
+    return noise_of(math.log(2) * np.array(pairs)) if pairs else None
 
 
 def noise_of(differences: np.ndarray) -> Noise:
@@ -69,11 +67,11 @@ def noise_of(differences: np.ndarray) -> Noise:
     return Noise(sd, sd * math.sqrt(n / float(chdtri(n, SURE))), n)
 
 
-def resolved(seeds: int, level: float = LEVELS[-1]) -> float:
+def resolved(seeds: int) -> float:
     """The difference, in deviations of a paired one, that four of five studies tell from 0."""
     from scipy.special import nctdtrinc, stdtrit
 
-    critical = float(stdtrit(seeds - 1, 1 - level / 2))
+    critical = float(stdtrit(seeds - 1, 1 - LEVELS[-1] / 2))
     return float(nctdtrinc(seeds - 1, 1 - POWER, critical)) / math.sqrt(seeds)
 
 

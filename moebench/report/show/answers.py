@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from moebench.catalogue import find
 from moebench.plans import PRIMARY
-from moebench.report.infer.arms import PERTURB, Arm, Table
+from moebench.report.infer.arms import BITS, PERTURB, Arm, Table
 from moebench.report.infer.decisions import Decision
-from moebench.report.infer.headroom import BITS, headroom
+from moebench.report.infer.headroom import headroom
 from moebench.report.infer.statistics import Estimate
 from moebench.report.show.numbers import as_percent, four_decimals, interval, p_value
 from moebench.report.show.registered import look, registration

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moebench.catalogue import find
 from moebench.records import printable
-from moebench.report.infer.arms import Arm, Table
+from moebench.report.infer.arms import BITS, Arm, Table
 from moebench.report.infer.decisions import Decision
 from moebench.report.infer.statistics import Estimate
 from moebench.report.show.answers import DOMAIN, LOAD, REPLAY, answers
@@ -204,7 +204,7 @@ COLUMNS = (
     Column("domain", 4, _mean(DOMAIN, ".3f")),
     Column("dead", 8, _mean("load/dead_experts", ".3f")),
     Column("MaxVio global", 6, _mean("load/max_vio_global", ".2f")),
-    Column("bits a byte", 9, _mean("valid/bits_per_byte", ".4f")),
+    Column("bits a byte", 9, _mean(BITS, ".4f")),
 )
 
 
