@@ -20,6 +20,7 @@ from moebench.report.infer.registered import Registered, registered
 from moebench.report.infer.statistics import (
     VERDICT_SEEDS,
     Comparisons,
+    by_seed,
     compare,
     odd_arms,
 )
@@ -241,7 +242,7 @@ def _measured(
     described = describe(values, names, primary, comparisons, sides)
     arms = []
     for column, arm in enumerate(bare):
-        per_seed = {key: _by_seed(seeds, matrix[:, column]) for key, matrix in values.items()}
+        per_seed = {key: by_seed(seeds, matrix[:, column]) for key, matrix in values.items()}
         arms.append(replace(arm, metrics=described[arm.name], per_seed=per_seed))
     return tuple(arms), comparisons, sides, twin
 
@@ -249,11 +250,6 @@ def _measured(
 def _agreed(values: Sequence[Value], otherwise: Value) -> Value:
     """What all plans say, or the default where they differ."""
     return values[0] if values and all(value == values[0] for value in values) else otherwise
-
-
-def _by_seed(seeds: Sequence[int], values: np.ndarray) -> dict[int, float]:
-    pairs = zip(seeds, values, strict=True)
-    return {seed: float(value) for seed, value in pairs if not np.isnan(value)}
 
 
 def _own_twin(arms: Sequence[Arm]) -> int | None:

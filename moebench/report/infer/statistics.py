@@ -205,7 +205,7 @@ def compare(
         arms[i]: Comparison(
             adjusted=estimates.get(i, Estimate(alone.value)),
             paired=alone if shared[i] >= FEWEST_SEEDS else None,
-            per_seed=_by_seed(seeds, difference[:, i]),
+            per_seed=by_seed(seeds, difference[:, i]),
             left_pool=odd.get(i),
         )
         for i, alone in paired.items()
@@ -214,7 +214,8 @@ def compare(
     return Comparisons(compared, left, sd, df, family, resolved)
 
 
-def _by_seed(seeds: Sequence[int], values: np.ndarray) -> dict[int, float]:
+def by_seed(seeds: Sequence[int], values: np.ndarray) -> dict[int, float]:
+    """[seeds] values as a dictionary, without those that are nan."""
     pairs = zip(seeds, values, strict=True)
     return {seed: float(value) for seed, value in pairs if not np.isnan(value)}
 

@@ -4,7 +4,7 @@ from moebench.report.infer.arms import Table
 from moebench.report.infer.headroom import Headroom, Place, headroom, is_dense
 from moebench.report.infer.statistics import FEWEST_SEEDS, Estimate
 from moebench.report.show.blocks import Block, Cell, Grid, Sentences
-from moebench.report.show.numbers import estimate_cell, four_decimals, interval
+from moebench.report.show.numbers import estimate_cell, four_decimals, interval, listed
 
 NAMES = {
     "T": "by token",
@@ -69,14 +69,14 @@ def _sentences(result: Headroom) -> list[str]:
     behind = [place.arm.name for place in result.places if place.behind and place.learned]
     if behind:
         text.append(
-            f"{_listed(behind)}: behind T in every seed. A learned router behind a hash of the "
+            f"{listed(behind)}: behind T in every seed. A learned router behind a hash of the "
             "token is one that has not learned yet: differences of such arms say little of arms "
             "that have."
         )
     ahead = [place.arm.name for place in result.places if _beats(place)]
     if ahead:
         text.append(
-            f"{_listed(ahead)}: ahead of TD. A learned router may use more than token and domain."
+            f"{listed(ahead)}: ahead of TD. A learned router may use more than token and domain."
         )
     text.append(
         "Prescribed routing is no upper bound for routing by token and context: it knows nothing "
@@ -126,7 +126,3 @@ def _signed(value: Estimate) -> str:
 def _beats(place: Place) -> bool:
     value = place.to_domain_token
     return bool(place.learned and value and value.high is not None and value.high < 0)
-
-
-def _listed(parts: list[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

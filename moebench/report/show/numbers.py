@@ -1,4 +1,4 @@
-"""Numbers as tables and sentences print them."""
+"""Numbers and lists as tables and sentences print them."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -103,3 +103,8 @@ def count_range(ends: tuple[float, float]) -> str:
         f"{value / 1e6:.1f} million" if value >= 1e6 else f"{value:,.0f}" for value in ends
     )
     return low if low == high else f"{low} to {high}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """At least one word, as in "a, b and c"."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

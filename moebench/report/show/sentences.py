@@ -24,6 +24,7 @@ from moebench.report.show.numbers import (
     count_range,
     four_decimals,
     interval,
+    listed,
     p_value,
 )
 
@@ -123,7 +124,7 @@ def _verdict(name: str, table: Table, comparison: Comparison | None) -> str:
     base, unit = _to(name, table), _unit(table.primary)
     lacking = [arm for arm in (name, table.baseline) if table.primary not in table.arm(arm).metrics]
     if lacking:
-        return f"cannot tell: no run of {_listed(lacking)} holds {table.primary}"
+        return f"cannot tell: no run of {listed(lacking)} holds {table.primary}"
     if comparison is None:
         return f"cannot tell: it shares no finished seed with {base}"
     decision = table.decisions.get(name)
@@ -159,7 +160,7 @@ def _to(name: str, table: Table) -> str:
 
 def control(table: Table) -> str:
     """What differences are to, in words."""
-    return f"the mean of {_listed(table.control)}" if len(table.control) > 1 else table.baseline
+    return f"the mean of {listed(table.control)}" if len(table.control) > 1 else table.baseline
 
 
 def _shows(decision: Decision) -> str:
@@ -226,7 +227,7 @@ def load(table: Table) -> list[str]:
         seeds = len(set(arm.seeds) & set(table.arm(table.baseline).seeds))
         if claims:
             every = "in the one shared seed" if seeds == 1 else f"in every one of {seeds} seeds"
-            text.append(f"{arm.name} {_listed(claims)}, {every}.")
+            text.append(f"{arm.name} {listed(claims)}, {every}.")
             fewest = min(fewest or seeds, seeds)
         else:
             text.append(
@@ -325,8 +326,4 @@ def _seeds(seeds: Sequence[int]) -> str:
     consecutive = len(seeds) > 3 and all(b - a == 1 for a, b in pairwise(seeds))
     if consecutive:
         return f"seeds {seeds[0]} to {seeds[-1]}"
-    return f"seeds {_listed(list(map(str, seeds)))}"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"seeds {listed(list(map(str, seeds)))}"
