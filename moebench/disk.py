@@ -19,7 +19,7 @@ import os
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -329,6 +329,18 @@ def _open_at_once(path: str, flags: int) -> int:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     return parse_json(read_bytes(path, MAX_JSON_BYTES))
+
+
+def read_checked(path: Path, check: Callable[[Any, str], str]) -> tuple[dict[str, Any], str]:
+    """The JSON object in a file, and what a check of `contents` finds wrong, "" if nothing.
+
+    Of a file that cannot be read, an empty object and the reason.
+    """
+    try:
+        content = read_json(path)
+        return content, check(content, "")
+    except (OSError, ValueError) as error:
+        return {}, reason(error)
 
 
 def parse_json(text: bytes) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from moebench.config.interval import Interval
 from moebench.contents import FLAG, NAME, NUMBER, TEXT, WORD, each, fields, table, whole
-from moebench.disk import read_json, reason, write_json
+from moebench.disk import read_checked, write_json
 from moebench.errors import ConfigError, RecordError, nearest
 from moebench.looks import FEWEST, PARTS
 from moebench.nested import beyond, in_common, joined
@@ -231,11 +231,7 @@ def read_plan(path: Path, *, unedited: bool = False) -> Plan:
     Raises:
         RecordError: if the file is missing or damaged, with the first thing that is wrong.
     """
-    try:
-        content = read_json(path)
-        wrong = _first_wrong(content)
-    except (OSError, ValueError) as error:
-        content, wrong = {}, reason(error)
+    content, wrong = read_checked(path, _first_wrong)
     if wrong:
         raise RecordError(f"{path}: is not a plan ({wrong}); restore it, or sweep again")
     if unedited and not is_sealed(content):
@@ -316,9 +312,9 @@ def _searched(search: Mapping[str, Any]) -> Searched:
     return Searched(**values)
 
 
-def _first_wrong(content: Mapping[str, Any]) -> str:
+def _first_wrong(content: Mapping[str, Any], place: str) -> str:
     """What a plan lacks, or holds of a wrong type; "" if nothing."""
-    if wrong := PLAN(content, ""):
+    if wrong := PLAN(content, place):
         return wrong
     ids = [run["id"] for run in content["runs"]]
     faults = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from moebench.checkout import commit
 from moebench.contents import DIGEST, FLAG, NUMBER, TEXT, WORD, each, fields, maybe, table, whole
-from moebench.disk import read_json, reason, write_json
+from moebench.disk import read_checked, write_json
 from moebench.errors import ConfigError, RecordError
 from moebench.evaluations import KEY, others
 from moebench.looks import FEWEST, looks
@@ -178,11 +178,7 @@ def find(roots: Iterable[Path]) -> list[Registration]:
 
 def _read(path: Path) -> Registration:
     """A preregistration; of a damaged one, only what the name of its folder tells."""
-    try:
-        content = read_json(path)
-        wrong = CONTENT(content, "")
-    except (OSError, ValueError) as error:
-        content, wrong = {}, reason(error)
+    content, wrong = read_checked(path, CONTENT)
     if wrong:
         about = {"study": study_of(path.parent), "plan": path.parent.name}
         return Registration(path, about, False, wrong)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moebench.contents import NUMBER, TEXT, each, fields, table
-from moebench.disk import read_json, reason
+from moebench.disk import read_checked
 from moebench.errors import RecordError
 from moebench.records import printable
 
@@ -42,11 +42,7 @@ def read_costs(folder: Path) -> dict[str, Cost]:
     path = folder / COST_FILE
     if not path.exists():
         return {}
-    try:
-        content = read_json(path)
-        wrong = COSTS(content, "")
-    except (OSError, ValueError) as error:
-        content, wrong = {}, reason(error)
+    content, wrong = read_checked(path, COSTS)
     if wrong:
         raise RecordError(f"{path}: is not a table of costs ({wrong}); time the study again")
     return {
