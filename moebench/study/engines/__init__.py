@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from moebench.config.schema import ExperimentConfig
 from moebench.errors import ConfigError
 from moebench.plans import Job, Plan
+from moebench.study.stacking import stack_size
 
 Batch = tuple[Job, ...]  # jobs that one process trains, as a stack if they are several
 
@@ -80,11 +81,12 @@ class Engine(Protocol):
 
     def stack_size(self, config: ExperimentConfig) -> int:
         """How many runs of this shape one of its processes trains at once."""
-        ...
+        worker = self.worker()
+        return stack_size(config, gpu_bytes=worker and worker.gpu_bytes)
 
     def running(self, jobs: Sequence[Job]) -> Sequence[Placed]:
-        """What an earlier sweep has started of these jobs and has not ended."""
-        ...
+        """What an earlier sweep has started of these jobs and has not ended; of most, nothing."""
+        return ()
 
     def start(self, batches: Sequence[Batch]) -> Sequence[Placed]:
         """Place batches. Raises ConfigError where the engine refuses all of them."""

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from moebench.config.schema import ExperimentConfig
-from moebench.plans import Job, Plan
+from moebench.plans import Plan
 from moebench.registry import plugins
-from moebench.study.engines import Batch, Placed, Worker
-from moebench.study.stacking import stack_size
+from moebench.study.engines import Batch, Engine, Worker
 
 KEPT = ("PYTHONPATH", "MOEBENCH_CACHE")  # of this process's environment, if they are set
 
 
-class Commands:
+class Commands(Engine):
     """Writes what would run, and runs nothing. It asks no worker, so `auto` means fp32, alone."""
 
     poll = 0.0
@@ -32,12 +30,6 @@ class Commands:
 
     def open(self, plan: Plan, runs_dir: Path) -> None:
         self._path = plan.path(runs_dir).resolve()
-
-    def stack_size(self, config: ExperimentConfig) -> int:
-        return stack_size(config, gpu_bytes=0)
-
-    def running(self, jobs: Sequence[Job]) -> Sequence[Placed]:
-        return ()
 
     def command(self, batch: Batch) -> str:
         """The command of a batch: complete, for any directory and as often as one likes."""

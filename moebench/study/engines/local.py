@@ -8,13 +8,13 @@ from moebench import device
 from moebench.config.schema import ExperimentConfig
 from moebench.errors import ConfigError
 from moebench.machine import usable_cores
-from moebench.plans import Job, Plan
-from moebench.study.engines import Batch, NotStarted, Placed
+from moebench.plans import Plan
+from moebench.study.engines import Batch, Engine, NotStarted, Placed
 from moebench.study.job import Attempt
 from moebench.study.stacking import on_gpu, stack_size
 
 
-class Local:
+class Local(Engine):
     """Processes on this machine, forked from one that has imported torch.
 
     Args:
@@ -68,9 +68,6 @@ class Local:
     def stack_size(self, config: ExperimentConfig) -> int:
         sharing = -(-self.room // max(1, len(self._devices)))
         return self._stack or stack_size(config, sharing)
-
-    def running(self, jobs: Sequence[Job]) -> Sequence[Placed]:
-        return ()
 
     def start(self, batches: Sequence[Batch]) -> list[Placed]:
         return [self._start(batch) for batch in batches]

@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from moebench import device
-from moebench.config.schema import ExperimentConfig
 from moebench.disk import reason
 from moebench.errors import ConfigError
 from moebench.machine import usable_cores
-from moebench.plans import Job, Plan
+from moebench.plans import Plan
 from moebench.registry import plugins
 from moebench.study.attend import attend, describe_worker
-from moebench.study.engines import Batch, Placed, Worker, missing_extra
+from moebench.study.engines import Batch, Engine, Placed, Worker, missing_extra
 from moebench.study.engines.remote import Remote
-from moebench.study.stacking import stack_size
 
 KNOCK = 10.0  # seconds in which a cluster must answer
 TRIES = 5  # to start Ray here: it gives itself 30 s, which are too few on a busy machine
 
 
-class Ray:
+class Ray(Engine):
     """Tasks of Ray, which queues and places them, and tries again those whose node died.
 
     Args:
@@ -114,12 +112,6 @@ class Ray:
         self._runs_dir, self._path = runs_dir, plan.path(runs_dir).resolve()
         if self._address is not None:
             self._connect()
-
-    def stack_size(self, config: ExperimentConfig) -> int:
-        return stack_size(config, gpu_bytes=self.worker().gpu_bytes)
-
-    def running(self, jobs: Sequence[Job]) -> Sequence[Placed]:
-        return ()
 
     def start(self, batches: Sequence[Batch]) -> list[Placed]:
         self._connect()

@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from moebench.config.schema import ExperimentConfig
 from moebench.disk import is_name, read_json, reason, write_json
 from moebench.errors import ConfigError, RecordError, remedy
 from moebench.lease import hold
@@ -18,10 +17,9 @@ from moebench.plans import Job, Plan
 from moebench.records import cannot_write
 from moebench.registry import plugins
 from moebench.study.attend import Attendant, Outcome, describe_worker
-from moebench.study.engines import Batch, Placed, Worker, missing_extra
+from moebench.study.engines import Batch, Engine, Placed, Worker, missing_extra
 from moebench.study.engines.remote import Remote
 from moebench.study.engines.slurm import CANCELLED, LOST, Queue
-from moebench.study.stacking import stack_size
 
 FOLDER = "submitit"  # beside a plan: what submitit writes, and which jobs were handed in
 HANDED_IN = "jobs.json"
@@ -29,7 +27,7 @@ MOST_IN_ARRAY = 1000  # elements: SLURM's MaxArraySize is 1001 by default
 TO_CONSTRUCT = ("max_num_timeout", "python")  # options that are not update_parameters'
 
 
-class Submitit:
+class Submitit(Engine):
     """Jobs of SLURM; with `cluster=local` or `debug`, processes of this machine.
 
     Args:
@@ -137,9 +135,6 @@ class Submitit:
         self._plan_path = plan.path(self._runs_dir)
         self._folder = self._plan_path.parent / FOLDER
         self._name = f"moebench-{plan.slug}"
-
-    def stack_size(self, config: ExperimentConfig) -> int:
-        return stack_size(config, gpu_bytes=self.worker().gpu_bytes)
 
     def start(self, batches: Sequence[Batch]) -> list[Placed]:
         executor = self._executor(self._folder, self._name)
