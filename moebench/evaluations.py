@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from moebench.config.compose import from_dict
 from moebench.config.identity import run_hash
-from moebench.errors import RecordError
+from moebench.contents import anything
+from moebench.disk import read_checked
 from moebench.plans import Job
 from moebench.records import Record, find_records
 from moebench.selections import evaluation_steps
@@ -41,11 +42,14 @@ def others(jobs: Sequence[Job], runs_dir: Path) -> Iterator[Other]:
     for record in find_records(runs_dir):
         stem, digest = _parts(record.name)
         named[stem][digest] = record
+    # few, of many records: a hash of a config takes longer than to read a manifest
+    kinds: dict[str, dict[tuple[str | None, int | None], None]] = {}
     for job in jobs:
         stem, own = _parts(job.run)
         config = from_dict(job.config)
-        # few, of many records: a hash of a config takes longer than to read a manifest
-        for data, every in dict.fromkeys(map(_science, named[stem].values())):
+        if stem not in kinds:
+            kinds[stem] = dict.fromkeys(map(_science, named[stem].values()))
+        for data, every in kinds[stem]:
             if data is None or every in (None, config.train.eval_every):
                 continue
             other = replace(config, train=replace(config.train, eval_every=every))
@@ -62,10 +66,7 @@ def _parts(run: str) -> tuple[str, str]:
 
 def _science(record: Record) -> tuple[str | None, int | None]:
     """The hash of a run's data, and `train.eval_every`; None where its manifest does not tell."""
-    try:
-        science = record.manifest().get("science")
-    except RecordError:
-        return None, None
+    science = read_checked(record.path / "manifest.json", anything)[0].get("science")
     known = science if isinstance(science, dict) else {}
     data, every = known.get("data"), known.get(KEY)
     return data if isinstance(data, str) else None, every if isinstance(every, int) else None

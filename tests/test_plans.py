@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from moebench import plans
 from moebench.errors import RecordError
-from moebench.plans import Job, Plan, find_plan, read_plan
+from moebench.plans import Job, Plan, find_plan, find_ruled, read_plan
 from moebench.step_costs import read_costs
 
 CONFIG = {"train": {"steps": 4}}
@@ -56,6 +57,20 @@ def test_a_plan_is_found_by_its_name_and_the_last_one_by_none(tmp_path: Path) ->
         find_plan(runs, "min")
     with pytest.raises(RecordError, match=r"^\.\./x: no such study in .*; there are mine, sweep$"):
         find_plan(runs, "../x")
+
+
+def test_plans_that_end_by_rule_are_found_by_their_arms_without_reading_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(plans, "read_plan", lambda path: [seen.append(path), read_plan(path)][1])
+    ruled, arm = replace(a_plan(), most_seeds=12), a_plan().jobs[0].arm_hash
+    path = ruled.write(tmp_path)
+    a_plan("without_rule").write(tmp_path)
+    damaged = replace(a_plan("damaged"), most_seeds=12).write(tmp_path)
+    damaged.write_text(damaged.read_text().replace('"name"', '"nome"'))
+    assert (find_ruled(tmp_path, {"other"}), seen) == ([], [])
+    assert (find_ruled(tmp_path, {arm}), seen) == ([ruled], [damaged, path])
 
 
 def config(seed: int, balance: object, options: object, terms: object) -> dict[str, Any]:

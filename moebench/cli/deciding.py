@@ -200,16 +200,10 @@ def _edited(path: Path) -> "Plan | None":
 
 def _tell_added(plan: "Plan", runs_dir: Path) -> None:
     """Name the studies that end by rule and lose their verdict beside the seeds of a plan."""
-    from moebench.plans import find_plan_files, read_plan
+    from moebench.plans import find_ruled
 
-    arms = {job.arm_hash for job in plan.jobs}
-    for path in find_plan_files(runs_dir):
-        try:
-            other = read_plan(path)
-        except RecordError:
-            continue  # the report names it
-        shared = arms & {job.arm_hash for job in other.jobs}
-        if other.most_seeds and shared and {*plan.seeds} - {*other.seeds}:
+    for other in find_ruled(runs_dir, {job.arm_hash for job in plan.jobs}):
+        if {*plan.seeds} - {*other.seeds}:
             print_message(
                 f"{other.slug}: ends by rule, and has no verdict in a report with other seeds; "
                 f"moebench report --study {other.slug} reports it alone"
