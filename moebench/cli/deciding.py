@@ -324,21 +324,18 @@ def train_until_decided(
 ) -> "Launcher":
     """Train whole seeds until the rule ends the study, or the next look does not fit in the hours.
 
+    Looks that were taken are taken again: seeds that were added by hand move no end.
+
     Returns:
         The launcher of the last look; its `failed` runs end the sweep there.
     """
     from moebench.looks import looks
-    from moebench.report.read.reached import at_its_look
     from moebench.study import Launcher
 
     plan.write(runs_dir)
-    plan = replace(plan, folder=plan.path(runs_dir).parent)
-    begun = len(at_its_look(plan).seeds)
     timer = Timer(hours)
-    launcher = Launcher(plan.first(begun), runs_dir, engine, within=plan)
+    launcher = Launcher(plan.first(0), runs_dir, engine, within=plan)
     for look in looks(plan.most_seeds or 0):
-        if look.seeds < begun:
-            continue
         launcher = Launcher(plan.first(look.seeds), runs_dir, engine, within=plan)
         if launcher.waiting:
             if not timer.fits(launcher, look.seeds):
@@ -346,17 +343,17 @@ def train_until_decided(
             began = time.monotonic()
             follow(launcher)
             timer.took(time.monotonic() - began)
-        if launcher.failed or _ended(plan, runs_dir):
+        if launcher.failed or _ended(plan, runs_dir, look.number):
             return launcher
     return launcher
 
 
-def _ended(plan: "Plan", runs_dir: Path) -> bool:
-    """Whether the rule ends a study, or nothing can be decided; prints why."""
+def _ended(plan: "Plan", runs_dir: Path, number: int) -> bool:
+    """Whether the rule ends a study at a look, or nothing can be decided; prints why."""
     from moebench.report import make_report
     from moebench.report.show.registered import look
 
-    report: Report = make_report([runs_dir], study=plan.slug, runs_dir=runs_dir)
+    report: Report = make_report([runs_dir], study=plan.slug, runs_dir=runs_dir, look=number)
     ruled = [(table, table.rule) for table in report.tables if table.rule]
     for table, _ in ruled:
         print_message(look(table))

@@ -180,6 +180,7 @@ def make_report(
     sort: str | None = None,
     at: int | None = None,
     per_domain: bool = False,
+    look: int | None = None,
 ) -> Report:
     """Report on the runs under some directories, on those of an unfinished study meanwhile.
 
@@ -196,6 +197,8 @@ def make_report(
         sort: a metric by whose mean arms are sorted, the largest first after a "-".
         at: a step at which the runs were evaluated, in place of their end.
         per_domain: whether to add the nats of each domain.
+        look: the number of that at which studies that end by rule are reported, whatever seeds have
+            begun; None: the one that each has reached.
 
     Raises:
         RecordError: if there is nothing to report, or no such study.
@@ -208,7 +211,7 @@ def make_report(
         plans = plans_of_study(study, plans, problems, runs_dir)
         problems = []
     title = _title(plans if study is not None else [], at)
-    whole, plans = tuple(plans), [at_its_look(plan) for plan in plans]
+    whole, plans = tuple(plans), [at_its_look(plan, look) for plan in plans]
     only = None if study is None else _runs(plans)
     frame = load_frame(roots, only, where=where, by=by).checked()
     frame = replace(frame, damaged=(*damaged(plans), *frame.damaged))

@@ -97,6 +97,19 @@ def test_a_study_ends_at_the_first_look_that_decides(
     assert (again.code, trained["seeds"]) == (0, [[0, 1, 2]]), "nothing more is trained"
 
 
+def test_seeds_that_were_added_by_hand_move_no_end(
+    call: Call, trained: dict[str, Any], words: list[str]
+) -> None:
+    assert call(*words).code == 0
+    for job in only_plan().jobs:
+        if job.seed == 3:
+            write(Path("runs"), job, 0.0, 100.0)
+    again = call(*words)
+    assert (again.code, trained["seeds"]) == (0, [[0, 1, 2]]), "nothing more is trained"
+    assert "look 1 of 3, 3 of at most 12 seeds, tested at 0.5 %: the first finding" in again.err
+    assert "look 2 of 3" not in again.err
+
+
 def test_a_study_that_is_too_early_for_a_verdict_says_why_it_stops(
     call: Call, trained: dict[str, Any], words: list[str]
 ) -> None:
