@@ -147,3 +147,19 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+SERVER = """
+import sys
+sys.modules["moebench.experiment"] = None  # without torch
+import moebench.study.server
+raise {}
+"""
+
+
+@pytest.mark.parametrize("error", ["EOFError", "OSError"])
+def test_a_server_that_loses_a_request_half_way_shows_no_trace(error: str) -> None:
+    """Its sweep was stopped while it asked for a job."""
+    words = [sys.executable, "-c", SERVER.format(error)]
+    child = subprocess.run(words, capture_output=True, text=True)
+    assert (child.returncode, "Traceback" in child.stderr) == (1, error == "OSError")
