@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -207,6 +207,8 @@ def _refuse_odd(override: Override) -> None:
 def _sweep(override: Override) -> list[str]:
     """The values of a sweep, as text that parses to them again."""
     try:
+        if any(isinstance(each, RangeSweep) for each in getattr(override.value(), "list", ())):
+            raise ValueError("a range stands alone")
         values = list(islice(override.sweep_string_iterator(), MOST_RUNS + 1))
     except (HydraException, ValueError) as error:
         raise ConfigError(

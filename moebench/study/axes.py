@@ -234,6 +234,11 @@ def _check_varied(
             if key == by or f"{key}.".startswith(f"{inner}.")
         }
         key = min(met, default="")
+        if key and not named and composer.is_sweep(word):
+            raise ConfigError(
+                f"{word}: makes a grid, which takes no study.* settings; leave those out, or name "
+                "a study, as in study=scope"
+            )
         if key and not named:
             raise ConfigError(
                 f"{word}: is one value, where a sweep needs several, as in {key}=A,B; moebench "

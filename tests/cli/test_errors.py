@@ -69,6 +69,8 @@ WRONG = {
     "sequence, micro, shuffled, global, domain; did you mean global?",
     "sweep scope=micro seed=0": "scope=micro: is one value, where a sweep needs several, as in "
     "scope=A,B; moebench train makes one run (without a list of values a sweep runs study=scope, ",
+    "sweep scope=micro,global study.order=[]": "scope=micro,global: makes a grid, which takes no "
+    "study.* settings; leave those out, or name a study, as in study=scope",
     "train experiment=tiny-bep": "experiment=tiny-bep: no such experiment; did you mean tiny-bpe?",
     # values
     "train model.top_k=two": f"model.top_k=two: {WHOLE}",

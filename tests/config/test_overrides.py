@@ -51,6 +51,10 @@ def test_a_sweep_is_known_by_how_it_is_written() -> None:
         ("seed=range(0)", "seed=range(0): the sweep is empty; give at least one value"),
         ("scope=glob(x*)", "scope=glob(x*): the sweep is empty; give at least one value"),
         ("seed=range(0,10,0)", "seed=range(0,10,0): is not a sweep that can run (range() arg 3 "),
+        (
+            "seed=range(3),7",
+            "seed=range(3),7: is not a sweep that can run (a range stands alone); l",
+        ),
         ("optim.lr=interval(0,1)", "optim.lr=interval(0,1): is not a sweep that can run ("),
         ("seed=range(0,1000000000)", "seed=range(0,1000000000): is more than 10000 runs; "),
         ("scope=micro,macro", "scope=macro: no such scope; did you mean micro?"),
