@@ -86,22 +86,29 @@ def describe(plan: Plan, margin_from: str = "") -> dict[str, Any]:
     Args:
         margin_from: where the margin comes from.
     """
-    shared = _shared(plan)
     return {
         "study": plan.name,
         "plan": plan.slug,
         "question": plan.question,
-        **{key: _plain(getattr(plan, key)) for key in COMPARED},
+        **_fixed(plan),
         "margin_from": margin_from,
         "looks": [look._asdict() for look in looks(plan.most_seeds)] if plan.most_seeds else [],
+        "typed": list(plan.typed or ()),
+        **commit(),
+    }
+
+
+def _fixed(plan: Plan) -> dict[str, Any]:
+    """What may not differ from a preregistration without a deviation."""
+    shared = _shared(plan)
+    return {
+        **{key: _plain(getattr(plan, key)) for key in COMPARED},
         "seeds": list(plan.seeds),
         "overrides": shared,
         "arms": {
             job.arm_hash: " ".join(word for word in _words(job.overrides) if word not in shared)
             for job in plan.jobs
         },
-        "typed": list(plan.typed or ()),
-        **commit(),
     }
 
 
@@ -119,27 +126,31 @@ def register(plan: Plan, runs_dir: Path, margin_from: str = "") -> Registration:
             "reported; register others"
         )
     path = plan.path(runs_dir).with_name(FILE)
-    now = describe(plan, margin_from)
     if path.exists():
         known = read(path)
-        fixed = ("seeds", "overrides", "arms", *COMPARED)
-        differs = [key for key in fixed if known.content.get(key) != now[key]]
         if not known.sound:
             raise ConfigError(f"--register: {path}: was changed since; {RESTORE}")
-        if differs:
-            what = COMPARED.get(differs[0], differs[0])
+        if other := otherwise(known, plan):
             raise ConfigError(
-                f"--register: {path}: is registered otherwise in its {what}; take other seeds"
+                f"--register: {path}: is registered otherwise in its {other[0]}; take other seeds"
             )
         return known
     refuse_begun(plan, runs_dir, "--register")
-    content = with_digest({**now, "date": datetime.now(UTC).isoformat(timespec="seconds")})
+    content = with_digest(
+        {**describe(plan, margin_from), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    )
     plan.write(runs_dir)
     try:
         write_json(path, content)
     except OSError as error:
         raise cannot_write(runs_dir, error) from None
     return read(path)
+
+
+def otherwise(registration: Registration, plan: Plan) -> list[str]:
+    """In what a preregistration is not what a plan is now, a word or two each."""
+    now, said = _fixed(plan), registration.content
+    return [COMPARED.get(key, key) for key in now if said.get(key) != now[key]]
 
 
 def refuse_begun(plan: Plan, runs_dir: Path, about: str, remedy: str = "") -> None:

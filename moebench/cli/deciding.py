@@ -84,7 +84,7 @@ class Rule(NamedTuple):
             raise ConfigError(
                 f"--most-seeds {self.most_seeds}: is for --until-decided; add that, or use --seeds"
             )
-        if self.margin == "":
+        if self.margin is not None and not self.margin.strip():
             raise ConfigError("--margin: is empty; type nats a byte, or leave it out")
         if self.margin and not (self.until_decided or self.register):
             raise ConfigError(
@@ -147,6 +147,8 @@ class Rule(NamedTuple):
             changed = f" with a change of its {COMPARED[other[0]]}" if ruled else ""
             lost = "" if known else f"restore {plan.path(runs_dir)} if it was lost, or "
             refuse_begun(plan, runs_dir, f"--until-decided{changed}", lost)
+        if not self.register:
+            _tell_registered(plan, runs_dir)
         return plan, source
 
     def _words(self, typed: Sequence[str], margin: float | None) -> tuple[str, ...]:
@@ -181,7 +183,9 @@ def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     except RecordError:
         registered = None
     if registered is None or not registered.sound:
-        return _edited(path), damage
+        readable = _edited(path)
+        earlier = readable is not None and not readable.edited and not readable.most_seeds
+        return readable, "" if earlier else damage  # versions that sealed no plan had no rule
     said = {key: registered.content[key] for key in FIXED}
     fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     print_message(f"{damage}; the sweep writes it again by {registered.path.name}")
@@ -208,6 +212,25 @@ def _tell_added(plan: "Plan", runs_dir: Path) -> None:
                 f"{other.slug}: ends by rule, and has no verdict in a report with other seeds; "
                 f"moebench report --study {other.slug} reports it alone"
             )
+
+
+def _tell_registered(plan: "Plan", runs_dir: Path) -> None:
+    """Say in what a plan is not what was registered, or that the file is damaged."""
+    from moebench.registration import FILE, otherwise, read
+
+    path = plan.path(runs_dir).with_name(FILE)
+    if not path.exists():
+        return
+    try:
+        known = read(path)
+    except RecordError as error:
+        print_message(f"{error}; the report says so")
+        return
+    what = otherwise(known, plan) if known.sound else ["seal, as it was changed since"]
+    if what:
+        print_message(
+            f"{path}: is registered otherwise in its {', '.join(what)}; the report says so"
+        )
 
 
 def _in_its_order(plan: "Plan", known: "Plan | None") -> "Plan":
@@ -240,10 +263,11 @@ def _most(plan: "Plan", typed: int | None) -> int:
     from moebench.report.paper.judge import shown_by
 
     if not plan.order:
+        named = ", or name one, as in 'study.order=[01-global-below-micro]'"
         raise ConfigError(
             f"--until-decided: {'a grid' if plan.name == GRID else plan.name} has no order of "
-            "findings, whose first one is looked at; choose a study with one, as study=scope, or "
-            "name one, as in 'study.order=[01-global-below-micro]'"
+            "findings, whose first one is looked at; choose a study with one, as study=scope"
+            f"{named if plan.question else ''}"  # a grid has no question, and takes no order
         )
     most = len(plan.seeds)
     named = "--until-decided" if typed is None else f"--most-seeds {typed}"

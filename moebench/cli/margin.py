@@ -10,6 +10,7 @@ NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORE
 
 def read_margin(text: str, runs_dir: Path) -> tuple[float, str]:
     """A margin in nats a byte, and where it comes from: a number, or a headroom study."""
+    text = text.strip()
     if not NUMBER.fullmatch(text):
         return _of_headroom(text, runs_dir)
     margin = float(text)

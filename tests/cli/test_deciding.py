@@ -241,6 +241,32 @@ def test_an_edited_plan_still_tells_that_it_was_to_end_by_rule(
     assert "no margin" in told.out
 
 
+def test_a_sweep_says_in_what_it_is_not_as_registered(
+    call: Call, words: list[str], small: list[str]
+) -> None:
+    plain = [*STUDY, *small, "seed=range(12)"]
+    path = registered(call, *plain).with_name("prereg.json")
+    told = call(*words, "--margin", "0.1", "--dry-run").err
+    assert "otherwise in its most seeds of the stopping rule, margin; the report says so" in told
+    assert "otherwise" not in call(*plain, "--dry-run").err
+    path.write_text("{")
+    assert "prereg.json: is no preregistration (" in call(*plain, "--dry-run").err
+
+
+def test_a_plan_of_an_earlier_version_is_not_called_edited(
+    call: Call, words: list[str], small: list[str]
+) -> None:
+    plain = [*STUDY, *small, "seed=range(12)"]
+    path = registered(call, *plain)
+    path.with_name("prereg.json").unlink()
+    old = json.loads(path.read_text())
+    del old["sha256"]
+    path.write_text(json.dumps(old))
+    for typed in (plain, words):
+        told = call(*typed, "--dry-run")
+        assert (told.code, "edited" in told.err) == (0, False)
+
+
 def test_another_order_of_findings_is_refused_once_runs_have_begun(
     call: Call, trained: dict[str, Any], words: list[str]
 ) -> None:
