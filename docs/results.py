@@ -37,7 +37,7 @@ from docs.published.cells import (
     settled,
     titles,
 )
-from docs.published.frontier import OF_WEIGHTS, frontier
+from docs.published.frontier import frontier
 from docs.published.papers import by_arm, paper, testbed
 from docs.published.picture import OF_ARMS, arms, effects, save_png, shown
 from docs.published.study import PRESETS, TUNED, Study, lost, read, save
@@ -107,9 +107,9 @@ def each_study(studies: Studies) -> list[str]:
         parts += [*_arms(studies[name]), *by_arm(studies[name]), *_secondary(studies[name])]
         if studies[name].found("difference", metric=PRIMARY):
             parts.append(shown(f"The arms of {title}", f"results-{name}"))
-        if frontier(studies[name]) is not None:
+        if (drawn := frontier(studies[name])) is not None:
             picture = shown(f"Loss against load in {title}", f"results-{name}-frontier")
-            parts += [picture, f"*{OF_WEIGHTS}*"]
+            parts += [picture, f"*{drawn.caption}*"]
     return ["## Each study", STUDIES, *filter(None, parts)] if parts else []
 
 

@@ -159,9 +159,10 @@ def _beyond_headroom(studies: Studies) -> list[str]:
             f"effect less H, paired by seed, is {ends(vars(estimate))} nats a byte "
             f"({found.seeds} seeds, 95 %)."
         )
-        learned = [of["value"] for of in studies[name].found("headroom", verdict="learned")]
-        if learned and min(learned) > 0:
-            behind.append(link(title))
+        learned = studies[name].found("headroom", verdict="learned")
+        if learned and min(of["value"] for of in learned) > 0:
+            alike = any(of["low"] is None or of["low"] <= 0 for of in learned)
+            behind.append(link(title) + " (where intervals do not tell all of them from T)" * alike)
     if not told:
         return []
     return [" ".join([*told, LARGER, *[f"In {' and '.join(behind)}, {BEHIND}"] * bool(behind)])]

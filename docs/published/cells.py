@@ -139,8 +139,9 @@ def distinct(studies: Studies, **wanted: Any) -> list[Said]:
     """What studies say of findings, once.
 
     Studies share runs, and so repeat one another. What is said of the same runs stands once, in the
-    words of the best test; what a better one says of these runs and more is left out. A test is
-    better than a description, and one under a stopping rule, which was planned, than one without.
+    words of the best study; what a better one says of these runs and more is left out. A study with
+    a stopping rule is better than one without, which may test what the rule left untested; then a
+    test is better than a description.
     """
     found = [
         Said(name, title, effect)
@@ -149,7 +150,7 @@ def distinct(studies: Studies, **wanted: Any) -> list[Said]:
     ]
 
     def rank(each: Said) -> tuple[bool, bool]:
-        return each.effect["p"] is not None, "look" in studies[each.name].about
+        return "look" in studies[each.name].about, each.effect["p"] is not None
 
     def told_by(other: Said, each: Said) -> bool:
         if any(other.effect[key] != each.effect[key] for key in ("claim", "metric")):

@@ -1,14 +1,16 @@
 """The picture of a study of weights: loss against load, a line a scope."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.headroom_size import LEARNED, role_of
 from docs.published.cells import nats
+from docs.published.labels import Place, Room, around, size_of
 from docs.published.picture import AXIS, FONT, LINE, UNIT
 from docs.published.study import Row, Study
 from docs.published.weights import curves_of
@@ -21,10 +23,11 @@ from moebench.report.show.numbers import as_percent, interval
 
 TITLE = "Loss against load"
 OF_WEIGHTS = (
-    "Means over seeds, a line a scope; numbers are `loss.balance`, and those of the line between "
-    "follow in the same order. Full points: the difference of scopes at this weight was tested. "
-    "Hollow points, and what is in words: described. Dashed: where loads are equal."
+    "Means over seeds, a line a scope; numbers are `loss.balance`{}. Full points: the difference "
+    "of scopes at this weight was tested. Hollow points, and what is in words: described. Dashed: "
+    "where loads are equal."
 )
+BETWEEN = ", and those of the line between follow in the same order"
 COMPARED = {"equal MaxVio": "At equal loads ({})", "best weight": "At the best weight of each"}
 SHADES = {"micro": COLOURS[5], "shuffled": COLOURS[1], "global": COLOURS[3]}
 INKS = SHADES | {"shuffled": "#8f6200", "global": "#00735a"}  # dark enough for words
@@ -32,12 +35,40 @@ SOFT, DARK = (THEMES["light"]["legend"][key] for key in ("titleColor", "labelCol
 WIDTH, HEIGHT = 298, 262  # pixels of the panel
 TICKS = [of * 10.0**power for power in range(-3, 3) for of in (1, 2, 5)]
 ROOM = {"x": (0.25, 0.2), "y": (0.12, 0.04)}  # of the data's range, before and after it
-NEAR_X, NEAR_Y = 0.1, 0.02  # in logarithms, and of the axis: points at one place
+NEAR, FAR, EDGE = 9.0, (math.inf, math.inf), 8  # pixels: points at one place, and a margin
 X, Y = ({"field": name, "type": "quantitative"} for name in "xy")
 POINT = {"x": X, "y": Y}
-CORNER = {"x": {"value": WIDTH - 168}, "y": {"value": 1.9 * LINE}}  # where no line of losses is
-BLOCK = 3.4 * LINE  # pixels from one statement to the next
 Lines = Mapping[str, Sequence[Spec]]  # points by scope, by weight
+
+
+class Scale(NamedTuple):
+    """The ranges of the axes; that of loads is logarithmic."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    @classmethod
+    def of(cls, points: Sequence[Spec]) -> "Scale":
+        """With room for words around some points."""
+        low, high = _wider([math.log(point["x"]) for point in points], *ROOM["x"])
+        return cls((math.exp(low), math.exp(high)), _wider([of["y"] for of in points], *ROOM["y"]))
+
+    def pixels(self, point: Spec) -> Place:
+        """From the upper left of the panel."""
+        (low, high), (bottom, top) = self.x, self.y
+        right = math.log(point["x"] / low) / math.log(high / low)
+        return WIDTH * right, HEIGHT * (top - point["y"]) / (top - bottom)
+
+    def data(self, at: Place) -> Spec:
+        """What `pixels` has at a place."""
+        (low, high), (bottom, top) = self.x, self.y
+        x = low * (high / low) ** (at[0] / WIDTH)
+        return {"x": rounded(x), "y": rounded(top - at[1] / HEIGHT * (top - bottom))}
+
+
+def _wider(values: Sequence[float], before: float, after: float) -> tuple[float, float]:
+    span = max(values) - min(values) or 1.0
+    return min(values) - before * span, max(values) + after * span
 
 
 def frontier(study: Study) -> Plot | None:
@@ -45,24 +76,19 @@ def frontier(study: Study) -> Plot | None:
     lines = _lines(study)
     if not lines:
         return None
-    none = [{**at, "text": "no balance"} for at in [_at(study.by_arm().get("none", ()))] if at]
-    domains = {
-        axis: _domain([point[axis] for of in [*lines.values(), none] for point in of], axis)
-        for axis in "xy"
-    }
+    none = [at for at in [_at(study.by_arm().get("none", ()))] if at]
+    scale = Scale.of([point for of in [*lines.values(), none] for point in of])
     cross = {"type": "point", "shape": "cross", "color": SOFT}
     layers = [
-        _axes(domains),
+        _axes(scale),
         *_equal_loads(study, lines),
         *_drawn(lines),
         {"data": {"values": none}, "mark": cross, "encoding": POINT},
-        *_text(none, SOFT, align="center", dy=-14),
-        *_numbers(lines, domains),
-        *_names(lines),
-        *_told(study, lines),
+        *_words(study, lines, none, scale),
     ]
     panel = Panel("frontier", {"layer": layers}, width=WIDTH, height=HEIGHT)
-    return Plot("frontier", TITLE, OF_WEIGHTS, (panel,), arms=False)
+    caption = OF_WEIGHTS.format(BETWEEN * (len(lines) > 2))
+    return Plot("frontier", TITLE, caption, (panel,), arms=False)
 
 
 def _lines(study: Study) -> Lines:
@@ -93,19 +119,9 @@ def _at(runs: Sequence[Row]) -> Spec:
     return {"x": rounded(x), "y": rounded(y)} if x > 0 and math.isfinite(x + y) else {}
 
 
-def _domain(values: Sequence[float], axis: str) -> tuple[float, float]:
-    """The range of an axis, with room for words around the data; x is logarithmic."""
-    known = np.log(values) if axis == "x" else np.array(values)
-    before, after = ROOM[axis]
-    span = known.max() - known.min() or 1.0
-    ends = known.min() - before * span, known.max() + after * span
-    low, high = np.exp(ends) if axis == "x" else ends
-    return float(low), float(high)
-
-
-def _axes(domains: Mapping[str, tuple[float, float]]) -> Spec:
+def _axes(scale: Scale) -> Spec:
     """A layer that shows nothing and sets the axes."""
-    low, high = domains["x"]
+    low, high = scale.x
     x = quantitative(
         "x",
         ["how uneven the loads of experts are", "(MaxVio of validation; ← more even)"],
@@ -118,10 +134,10 @@ def _axes(domains: Mapping[str, tuple[float, float]]) -> Spec:
     y = quantitative(
         "y",
         f"validation loss, {UNIT} (↓ better)",
-        scale={"nice": False, "domain": [*domains["y"]]},
-        axis=AXIS | above | {"titleY": -14, "format": ".2f"},
+        scale={"nice": False, "domain": [*scale.y]},
+        axis={key: of for key, of in AXIS.items() if key != "format"} | above | {"titleY": -14},
     )
-    ends = [{"x": low, "y": domains["y"][0]}]
+    ends = [{"x": low, "y": scale.y[0]}]
     mark = {"type": "point", "opacity": 0}
     return {"data": {"values": ends}, "mark": mark, "encoding": {"x": x, "y": y}}
 
@@ -158,71 +174,103 @@ def _loss(points: Sequence[Spec], at: float) -> float:
     return float(np.interp(math.log(at), np.log(loads), losses))
 
 
-def _told(study: Study, lines: Lines) -> list[Spec]:
-    """What the last scope gains on the first, in words at the upper right."""
-    layers, last = [], [*lines][-1]
+def _words(study: Study, lines: Lines, none: Sequence[Spec], scale: Scale) -> list[Spec]:
+    """What the last scope gains on the first, weights, and names, where they cover least."""
+    room = Room(WIDTH, HEIGHT)
+    for rule in _equal_loads(study, lines):
+        [ends] = rule["data"]["values"]
+        room.line(scale.pixels(ends), scale.pixels({**ends, "y": ends["end"]}))
+    for points in [*lines.values(), none]:
+        for point in points:
+            room.point(*scale.pixels(point))
+        for one, other in pairwise(points):
+            room.line(scale.pixels(one), scale.pixels(other))
+    rows: dict[str, list[Spec]] = {}
+
+    def add(
+        words: Sequence[str],
+        ink: str,
+        corners: Callable[[Place], Iterable[Place]],
+        others: Iterable[Sequence[Spec]] = (),
+    ) -> None:
+        size = size_of(words, FONT, LINE)
+        far = [part for of in others for part in pairwise(map(scale.pixels, of))]
+        row = {**scale.data(room.place(size, corners(size), far)), "text": [*words]}
+        rows.setdefault(ink, []).append(row)
+
+    told = _told(study, lines)
+    wide = max((size_of(words, FONT, LINE)[0] for words in told), default=0.0)
+    for words in told:
+        add(words, DARK, partial(_sides, wide))
+    for point in none:
+        add(["no balance"], SOFT, partial(around, scale.pixels(point)))
+    for scope, points in _numbered(lines, scale).items():
+        for point in points:
+            add([point["text"]], INKS[scope], partial(around, scale.pixels(point)))
+    for scope, points in reversed(lines.items()):
+        corners = partial(_along, [scale.pixels(point) for point in points])
+        add([scope], INKS[scope], corners, [lines[other] for other in lines if other != scope])
+    return [layer for ink, words in rows.items() for layer in _text(words, ink)]
+
+
+def _sides(wide: float, size: Place) -> Iterable[Place]:
+    """Down the right side, for words of which the widest have this width; then down the left."""
+    for x in (WIDTH - wide - EDGE, float(EDGE)):
+        yield from ((x, float(y)) for y in range(EDGE, int(HEIGHT - size[1]), EDGE))
+
+
+def _along(points: Sequence[Place], size: Place) -> list[Place]:
+    """Beside the parts of a line, the longest first, and its last point."""
+    parts = sorted(pairwise(points), key=lambda ends: -math.dist(*ends))
+    middles = [((a + c) / 2, (b + d) / 2) for (a, b), (c, d) in parts]
+    return [corner for at in [*middles, points[-1]] for corner in around(at, size)]
+
+
+def _told(study: Study, lines: Lines) -> list[list[str]]:
+    """What the last scope gains on the first, in words."""
+    told, last = [], [*lines][-1]
     for kind, where in COMPARED.items():
         for effect in study.found(kind, arm=last):
             if effect["value"] is None or effect["low"] is None or effect["high"] is None:
                 continue
             lower = effect["value"] < 0
             ends = (-effect["high"], -effect["low"]) if lower else (effect["low"], effect["high"])
-            words = [
-                where.format(effect["text"]),
-                f"{last} is {abs(effect['value']):.4f} {'lower' if lower else 'higher'}",
-                f"({as_percent(1 - effect['level'])}: {interval(*ends)})",
-            ]
-            layers += _text([{"text": words}], DARK, CORNER, dy=len(layers) // 2 * BLOCK)
-    return layers
+            told.append(
+                [
+                    where.format(effect["text"]),
+                    f"{last} is {abs(effect['value']):.4f} {'lower' if lower else 'higher'}",
+                    f"({as_percent(1 - effect['level'])}: {interval(*ends)})",
+                ]
+            )
+    return told
 
 
-def _numbers(lines: Lines, domains: Mapping[str, tuple[float, float]]) -> list[Spec]:
-    """The weights: beside the points of the first scope, and below those of the last.
+def _numbered(lines: Lines, scale: Scale) -> dict[str, list[Spec]]:
+    """The points of the first and the last scope that have their weight beside them, as `text`.
 
     Where both points of a weight are at one place, its number stands once.
     """
-    names, (low, high) = [*lines], domains["y"]
+    names = [*lines]
     first, last = (
         [{**point, "text": f"{point['weight']:g}"} for point in lines[name]]
         for name in (names[0], names[-1])
     )
-    taken = {point["weight"]: point for point in first}
+    taken = {point["weight"]: scale.pixels(point) for point in first}
+    first[-1]["text"] = f"weight {first[-1]['text']}"
     apart = [
         point
         for point in last
-        if (other := taken.get(point["weight"])) is None
-        or abs(math.log(point["x"] / other["x"])) > NEAR_X
-        or abs(point["y"] - other["y"]) > NEAR_Y * (high - low)
+        if math.dist(scale.pixels(point), taken.get(point["weight"], FAR)) > NEAR
     ]
-    first[-1]["text"] = f"{names[0]}, weight {first[-1]['text']}"
-    layers = _text(first, INKS[names[0]], dx=9, dy=-4)
-    return layers + _text(apart, INKS[names[-1]], align="right", dx=-5, dy=15)
+    return {names[0]: first} | ({names[-1]: apart} if len(names) > 1 else {})
 
 
-def _names(lines: Lines) -> list[Spec]:
-    """The names of scopes after the first: above a line, and below the last where it is long."""
-    layers: list[Spec] = []
-    for place, (scope, points) in enumerate(lines.items()):
-        if 0 < place < len(lines) - 1:
-            rows = [{**points[-1], "text": scope}]
-            layers += _text(rows, INKS[scope], align="center", dy=-14)
-        elif place:
-            one, other = max(pairwise(points), key=_length)
-            middle = {"x": math.sqrt(one["x"] * other["x"]), "y": (one["y"] + other["y"]) / 2}
-            layers += _text([middle | {"text": scope}], INKS[scope], align="right", dx=-2, dy=13)
-    return layers
-
-
-def _length(part: tuple[Spec, Spec]) -> float:
-    """Of a part of a line, along the axis of loads."""
-    return abs(math.log(part[0]["x"] / part[1]["x"]))
-
-
-def _text(rows: Sequence[Spec], ink: str, at: Spec = POINT, **place: Any) -> list[Spec]:
-    """Words of each row's `text`, a line or more, on white, so that no line runs through them."""
-    mark = {"type": "text", "align": "left", "fontSize": FONT, "lineHeight": LINE, **place}
+def _text(rows: Sequence[Spec], ink: str) -> list[Spec]:
+    """Words of each row's `text`, lines, on white, so that no line of the picture runs through."""
+    mark = {"type": "text", "align": "left", "baseline": "top", "fontSize": FONT}
+    mark["lineHeight"] = LINE
     edge = {**mark, "stroke": "white", "strokeWidth": 4, "strokeJoin": "round"}
-    words = {**at, "text": {"field": "text"}}
+    words = {**POINT, "text": {"field": "text"}}
     data = {"data": {"values": [*rows]}}
     return [
         {**data, "mark": edge, "encoding": words},

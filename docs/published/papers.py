@@ -88,10 +88,11 @@ def _without_constants(
     )
 
 
-def alike(found: Iterable[Said]) -> Iterable[list[Said]]:
-    """What a study says of one finding, by verdict."""
+def alike(found: Sequence[Said]) -> Iterable[list[Said]]:
+    """What a study says of one finding, by verdict; what it tested first."""
     groups: dict[tuple[str, ...], list[Said]] = {}
-    for each in found:
+    names = [each.name for each in found]
+    for each in sorted(found, key=lambda of: (names.index(of.name), of.effect["p"] is None)):
         key = each.name, each.effect["part"], each.effect["metric"], said(each.effect)
         groups.setdefault(key, []).append(each)
     return groups.values()

@@ -7,12 +7,13 @@ from pathlib import Path
 from PIL import Image
 
 from docs.published.cells import Studies, nats, tested
-from docs.published.study import Study
+from docs.published.study import Row, Study
 from moebench.plans import PRIMARY
 from moebench.report.draw.chart import Panel, Plot
 from moebench.report.draw.marks import bars, quantitative, zero_line
 from moebench.report.draw.plots import paper_band
 from moebench.report.draw.style import COLOURS, Spec, rounded
+from moebench.report.infer.frontier import WEIGHT
 from moebench.report.paper.findings import paper_gaps
 from moebench.report.show.numbers import as_percent
 
@@ -41,7 +42,7 @@ def effects(studies: Studies) -> Plot | None:
         {
             "row": number,
             "label": [
-                f"{effect['arm']} less {effect['against']}",
+                _less(effect["arm"], effect["against"]),
                 f"{title}, {as_percent(1 - effect['level'])}",
             ],
             "tested": True,
@@ -61,8 +62,9 @@ def arms(study: Study) -> Plot | None:
     for effect in study.found("difference", metric=PRIMARY):
         row = ", ".join(filter(None, (effect["arm"], effect["part"])))
         ends = {key: rounded(effect[key]) for key in ("value", "low", "high")}
-        rows.append({"row": row, "label": [row], "tested": effect["p"] is not None, **ends})
         by_arm = study.by_arm(effect["part"])
+        label = [_named(row, by_arm.get(effect["arm"], ()), study)]
+        rows.append({"row": row, "label": label, "tested": effect["p"] is not None, **ends})
         base = {run["seed"]: nats(run) for run in by_arm.get(effect["against"], ())}
         ticks += [
             {"row": row, "value": rounded(nats(run) - base[run["seed"]])}
@@ -75,6 +77,21 @@ def arms(study: Study) -> Plot | None:
     title = [f"{UNIT}, less {against}", f"(left of 0: better than {against})"]
     spec = _forest(rows, ticks, title, gap=against == "micro")
     return _plot("arms", f"Differences to {against}", OF_ARMS, spec)
+
+
+def _less(arm: str, against: str) -> str:
+    """What is compared; what both arms are called after their first word stands once."""
+    (one, _, its), (other, _, same) = arm.partition(" "), against.partition(" ")
+    return f"{one} less {other}, {its}" if its and its == same else f"{arm} less {against}"
+
+
+def _named(arm: str, runs: Sequence[Row], study: Study) -> str:
+    """An arm with its weight, where other arms of the study have another and its name has none."""
+    weight = next((run["science"].get(WEIGHT) for run in runs), None)
+    several = {run["science"].get(WEIGHT) for run in study.runs} - {None}
+    if weight is None or len(several) < 2 or WEIGHT in arm:
+        return arm
+    return f"{arm} {WEIGHT}={weight:g}"
 
 
 def shown(words: str, name: str) -> str:

@@ -24,6 +24,8 @@ is better ([words](#words))."""
 ELIGIBLE = """\
 Studies marked *eligible* stand first: their size meets the rule for sizes, which was applied to
 seeds that no study reports ([how it was chosen](#the-size-and-the-noise))."""
+HEADROOM = """\
+- H = T - TD is what the domain is worth to a router that knows the token. T routes by its hash."""
 WORDS = """\
 - **Arms.** `micro` balances the loads of experts over each micro-batch (`micro_bsz` sequences),
   `global` over the whole step, `global-8` over 8 of its sequences, `none` not at all. `shuffled`
@@ -57,14 +59,8 @@ def in_short(studies: Studies) -> list[str]:
     claims = [*ANSWERS, *(of["claim"] for of in tests if of["p"] is not None)]
     first, *others = [_answer(studies, claim) for claim in dict.fromkeys(claims)]
     lines = [first, *over_weights(studies), *others, *_counted(studies), _small(studies)]
-    rooms = [
-        f"{at_level(effect)} in {link(title)}"
-        for name, title in titles(studies).items()
-        for effect in studies[name].found("headroom", arm="T")
-    ]
-    if rooms:
-        known = "- H = T - TD, what the domain is worth to a router that knows the token, is "
-        lines.append(f"{known}{'; '.join(rooms)}.")
+    if rooms := _rooms(studies):
+        lines += [HEADROOM, *rooms]
     if TUNING in studies:
         size, *takers = chosen(studies)
         lines += [f"- {size}", *(f"  - {taker}" for taker in takers)]
@@ -97,6 +93,20 @@ def _said(study: Study, group: list[Said]) -> str:
         return f"{verdict}, {between(group, unit)}"
     arm = named_arm(study, effect)
     return f"{verdict}, {at_level(effect)}{unit}" + f" with {arm}" * bool(arm)
+
+
+def _rooms(studies: Studies) -> list[str]:
+    """H of each study that measured it, and where global ends beside T."""
+    told = []
+    for name, title in titles(studies).items():
+        for room in studies[name].found("headroom", arm="T"):
+            beside = studies[name].found("headroom", arm="global", part=room["part"])
+            parts = [
+                f"H is {at_level(room)}",
+                *(f"`global` less T is {at_level(of)}" for of in beside),
+            ]
+            told.append(f"  - {link(title)}: {', and '.join(parts)}.")
+    return told
 
 
 def words(studies: Studies) -> list[str]:

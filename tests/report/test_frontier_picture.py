@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from docs.published.frontier import frontier
+from docs.published.labels import Room, around, size_of
 from docs.published.study import Study
 from moebench.report.draw.style import Spec
 from tests.report.conftest import SCIENCE
@@ -59,7 +60,8 @@ def shown(study: Study, kind: str) -> list[dict[str, Any]]:
     return found
 
 
-def words(study: Study) -> list[Any]:
+def words(study: Study) -> list[list[str]]:
+    """The lines of each."""
     return [row["text"] for row in shown(study, "text")]
 
 
@@ -106,15 +108,39 @@ def test_points_of_tested_pairs_are_full() -> None:
 
 
 def test_points_have_their_weights_once_where_scopes_meet_and_lines_their_names() -> None:
-    named = words(study_of(("micro", "shuffled", "global")))
-    assert named == ["0.02", "0.1", "micro, weight 0.5", "0.1", "0.5", "shuffled", "global"]
+    named = [line for [line] in words(study_of(("micro", "shuffled", "global")))]
+    assert named[:4] == ["0.02", "0.1", "weight 0.5", "micro"]
+    assert named[4:] == ["0.1", "0.5", "global", "shuffled"]
+
+
+def test_the_caption_speaks_of_a_line_between_only_where_there_is_one() -> None:
+    two, three = (frontier(study_of(scopes)) for scopes in (("micro", "global"), tuple(SCOPES)))
+    assert two is not None
+    assert three is not None
+    assert "those of the line between" in three.caption
+    assert "between" not in two.caption
+    assert "numbers are `loss.balance`. Full points" in two.caption
+
+
+def test_words_keep_off_points_lines_and_other_words() -> None:
+    room = Room(100.0, 100.0)
+    room.point(50.0, 50.0)
+    room.line((50.0, 50.0), (100.0, 50.0))
+    size = (20.0, 10.0)
+    first = room.place(size, around((50.0, 50.0), size))
+    assert first == (40.0, 34.0)  # above: a line is on the right
+    assert room.place(size, around((50.0, 50.0), size)) == (22.0, 45.0)  # on the left
+    assert room.place(size, [(-5.0, 0.0), (4.0, 0.0), (5.0, 0.0)]) == (4.0, 0.0)
+    other = [((0.0, 75.0), (100.0, 75.0))]
+    assert room.place(size, [(10.0, 60.0), (10.0, 90.0)], other) == (10.0, 90.0)
+    assert size_of(["weight", "0.5"], 10.0, 12.0)[0] > size_of(["0.05"], 10.0, 12.0)[0]
 
 
 def test_no_balance_has_a_point_and_makes_room_for_it() -> None:
     study = study_of()
     narrow = layers_of(study)[0]["encoding"]["x"]["scale"]["domain"]
     study.runs.append(run_of("none", 0, 1.1, 4.0, SCIENCE | {"scope": "none"}))
-    assert "no balance" in words(study)
+    assert ["no balance"] in words(study)
     low, high = layers_of(study)[0]["encoding"]["x"]["scale"]["domain"]
     assert low < narrow[0]
     assert narrow[1] < 4.0 < high
@@ -127,7 +153,7 @@ def test_the_words_are_the_effects_of_the_last_scope() -> None:
         effect("equal MaxVio", "global", text="MaxVio 0.50", value=-0.02, low=-0.03, high=-0.01),
         effect("best weight", "global", value=0.001, low=-0.002, high=0.004),
     ]
-    assert words(study)[-2:] == [
+    assert words(study)[:2] == [
         ["At equal loads (MaxVio 0.50)", "global is 0.0200 lower", "(95 %: 0.0100 to 0.0300)"],
         ["At the best weight of each", "global is 0.0010 higher", "(95 %: -0.0020 to 0.0040)"],
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from docs.published import beyond, picture, records
-from docs.published.cells import distinct, titles
+from docs.published.cells import titles
 from docs.published.papers import weighed
 from docs.published.study import Study
 from docs.published.tuned import chosen
@@ -21,41 +21,11 @@ from moebench.errors import RecordError
 from moebench.plans import read_plan
 from moebench.report import make_report
 from moebench.report.infer.statistics import mean_interval
-from tests.report.conftest import SCIENCE, make_plan, make_run
+from tests.report.conftest import SCIENCE
+from tests.report.published import GLOBAL, fake_study
 
 FOLDER = Path(__file__).parents[2] / "docs"
 SCRIPT = runpy.run_path(str(FOLDER / "results.py"))
-GLOBAL = {"balance_bsz": 128}
-ARMS: dict[str, tuple[float, dict[str, Any]]] = {
-    "micro": (0.0, {}),
-    "global": (-0.02, GLOBAL),
-    "none": (0.01, {"scope": "none"}),
-    "micro perturb=1e-06": (0.0, {"router.perturb": 1e-6}),
-}
-
-
-def fake_study(runs: Path, seeds: int = 6, name: str = "scope") -> Study:
-    """A study of a few arms, whose global is 0.02 nats a byte below micro."""
-    made = [
-        make_run(
-            runs,
-            arm,
-            seed,
-            1.6 + shift + 0.001 * ((7 * seed + 3 * place) % 5),
-            science=science,
-            metrics={"load/max_vio_micro": 1.0 + seed / 100, "ep/slowdown": 1.1 + place / 10},
-            rows=[{"step": step, "valid/nats": 2.0 - step / 1000} for step in (0, 200, 400)],
-            domains=["a", "b"],
-        )
-        for seed in range(seeds)
-        for place, (arm, (shift, science)) in enumerate(ARMS.items())
-    ]
-    words = [f"study={name}", "data=folder", "data.path=/a/secret/place"]
-    order = ["01-global-below-micro"]
-    path = make_plan(runs, name, made, typed=words, baseline="micro", order=order)
-    plan = read_plan(path)
-    report = make_report([runs], study=path.parent.name, runs_dir=runs)
-    return records.study_of(plan, report, "a processor")
 
 
 def test_the_page_is_what_its_csvs_make() -> None:
@@ -155,16 +125,6 @@ def test_headroom_stands_beside_the_effect_of_a_study_of_that_size(runs: Path) -
     assert "beside headroom" not in SCRIPT["generated"]({"scope-1": study, "headroom-2": other})
 
 
-def test_the_same_runs_stand_once_in_the_words_of_a_planned_test(runs: Path) -> None:
-    planned, other = (fake_study(runs / name) for name in "ab")
-    planned.about["look"] = "Stopping rule: look 2 of 3."
-    assert [each.name for each in distinct({"other": other, "planned": planned})] == ["planned"]
-    assert [each.name for each in distinct({"a": other, "b": other})] == ["a"]
-    for row in [*other.runs, *other.effects]:  # a study of weights names its arms by them
-        row |= {side: f"{row[side]} 0.1" for side in ("arm", "against") if side in row}
-    assert [each.name for each in distinct({"other": other, "planned": planned})] == ["planned"]
-
-
 @pytest.mark.parametrize(
     ("token", "told"),
     [
@@ -181,11 +141,14 @@ def test_an_effect_is_compared_with_headroom_and_discussed(token: float, told: s
         nats = 1.6 + shift + 1e-4 * ((7 * seed + 3 * place) % 5)
         metrics = {"valid/bits_per_byte": nats / math.log(2)}
         study.runs.append({"arm": arm, "seed": seed, "part": "", "science": {}, "metrics": metrics})
-    part = {"name": "headroom", "against": "T", "verdict": "learned", "value": 0.03}
+    part = {"name": "headroom", "against": "T", "verdict": "learned", "value": 0.03, "low": 0.01}
     study.effects = [part]
     [shown] = beyond._beyond_headroom({"headroom": study})
     assert told in shown
-    assert "all learned routers end on average behind T" in shown
+    assert "(#headroom-on-13-domains), all learned routers end on average behind T" in shown
+    part["low"] = -0.01
+    [shown] = beyond._beyond_headroom({"headroom": study})
+    assert "(where intervals do not tell all of them from T), all learned routers end on a" in shown
     part["value"] = -0.03
     [shown] = beyond._beyond_headroom({"headroom": study})
     assert "behind T" not in shown
@@ -236,6 +199,18 @@ def test_a_picture_of_arms_shows_the_table_and_each_seed(runs: Path) -> None:
     of_seeds = [tick["value"] for tick in ticks if tick["row"] == "global"]
     assert len(of_seeds) == 6
     assert sum(of_seeds) / 6 == pytest.approx(effect["value"], abs=1e-6)
+
+
+def test_labels_name_a_weight_once_and_where_arms_have_several(runs: Path) -> None:
+    assert picture._less("global a=1", "micro a=1") == "global less micro, a=1"
+    assert picture._less("global + micro", "global") == "global + micro less global"
+    assert picture._less("shuffled a=1", "global a=2") == "shuffled a=1 less global a=2"
+    study = fake_study(runs)
+    name, own = "micro perturb=1e-06", study.by_arm()["micro perturb=1e-06"]
+    assert picture._named(name, own, study) == name
+    study.runs[0]["science"] = study.runs[0]["science"] | {"loss.balance": 0.5}
+    assert picture._named(name, own, study) == f"{name} loss.balance=0.1"
+    assert picture._named("micro loss.balance=0.1", own, study) == "micro loss.balance=0.1"
 
 
 def test_a_picture_that_no_csv_stands_for_is_removed(
@@ -346,27 +321,6 @@ def test_a_contrast_weighs_arms_seed_by_seed() -> None:
     assert found is not None
     assert found.value == pytest.approx(0.0)
     assert weighed(runs, {"a": 1, "c": -1}) is None
-
-
-def test_what_studies_say_of_shared_runs_stands_once_with_a_test() -> None:
-    def study(p: float | None, value: float = -0.02) -> Study:
-        effect = {"name": "finding", "claim": "x", "arm": "global", "against": "micro", "part": ""}
-        found = Study({"study": "scope", "domains": "13"})
-        found.effects = [{**effect, "metric": "valid/nats", "value": value, "p": p}]
-        return found
-
-    said = distinct({"a": study(None), "b": study(0.01), "c": study(0.01), "d": study(0.5, 0.1)})
-    assert [each.name for each in said] == ["b", "d"]
-
-
-def test_what_is_not_tested_is_left_out_if_it_is_tested_on_more_runs(runs: Path) -> None:
-    whole, few = (fake_study(runs / str(seeds), seeds) for seeds in (6, 4))
-    assert {each.name for each in distinct({"few": few, "whole": whole})} == {"whole"}
-    page = SCRIPT["generated"]({"whole": whole, "again": whole})
-    assert page.split("### Compute-equivalent gain")[1].count("| `global` | `micro` |") == 1
-    for run in few.runs:
-        run["seed"] += 100
-    assert {each.name for each in distinct({"few": few, "whole": whole})} == {"few", "whole"}
 
 
 def test_a_study_that_was_not_run_has_the_size_of_the_others() -> None:
