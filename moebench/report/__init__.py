@@ -206,7 +206,7 @@ def make_report(
             metric or step does not exist.
     """
     roots = list(roots) or [runs_dir]
-    plans, problems = find_plans([*roots, runs_dir])
+    plans, problems = find_plans([*roots, runs_dir], study)
     if study is not None:
         plans = plans_of_study(study, plans, problems, runs_dir)
         problems = []
@@ -286,7 +286,7 @@ def load(
     paths = [Path(roots)] if isinstance(roots, Path | str) else [Path(root) for root in roots]
     only = None
     if study is not None:
-        only = _runs(plans_of_study(study, *find_plans(paths), paths[0]))
+        only = _runs(plans_of_study(study, *find_plans(paths, study), paths[0]))
     source = {"roots": paths, "study": study, "runs_dir": paths[0], "where": where, "by": by}
     return Runs(**vars(load_frame(paths, only, where=where, by=by)), source=source)
 

@@ -12,7 +12,7 @@ from moebench.errors import ConfigError, RecordError
 from moebench.plans import PRIMARY, Job, Plan
 from moebench.records import Record
 from moebench.report import make_report
-from moebench.report.read.studies import plans_of_study
+from moebench.report.read.studies import find_plans, plans_of_study
 from moebench.seals import with_digest
 from tests.report.examples import scopes, texts
 
@@ -73,6 +73,20 @@ def test_a_study_takes_its_runs_and_tells_which_are_missing(
         assert [run.state for run in report.unfinished] == ["not begun"]
     with pytest.raises(RecordError, match=r"--study scop: no such study .* there are scope"):
         make_report([runs], study="scop", runs_dir=runs)
+
+
+def test_only_the_plans_of_a_study_are_read(
+    runs: Path, run: Make, plan: Callable[..., Path]
+) -> None:
+    """Also in a folder that was renamed; all plans where none is of that name."""
+    made = scopes(runs, run)
+    for name in ("scope", "other"):
+        folder = plan(runs, name, made).parent
+    folder.with_name("scope-0a1b2c").rename(folder.with_name("renamed"))
+    for study, names in (("scope", "scope"), ("renamed", "scope"), ("other", "other")):
+        assert [plan.name for plan in find_plans([runs], study)[0]] == [names]
+    for study in ("nope", None):
+        assert [plan.name for plan in find_plans([runs], study)[0]] == ["other", "scope"]
 
 
 def test_grids_without_names_of_their_own_are_not_mixed(tmp_path: Path) -> None:
