@@ -1,5 +1,6 @@
 """`sweep --register` and `--until-decided`: a study that is fixed beforehand and ends by rule."""
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -172,7 +173,7 @@ def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     from moebench.registration import FILE, read
 
     path = plan.path(runs_dir)
-    if not path.exists() and not path.with_name(FILE).exists():
+    if not any(map(os.path.lexists, (path, path.with_name(FILE)))):
         return None, ""
     try:
         return read_plan(path, unedited=True), ""
@@ -205,12 +206,19 @@ def _edited(path: Path) -> "Plan | None":
 def _tell_added(plan: "Plan", runs_dir: Path) -> None:
     """Name the studies that end by rule and lose their verdict beside the seeds of a plan."""
     from moebench.plans import find_ruled
+    from moebench.report.read.reached import at_its_look
 
     for other in find_ruled(runs_dir, {job.arm_hash for job in plan.jobs}):
+        now = at_its_look(other).seeds
         if {*plan.seeds} - {*other.seeds}:
             print_message(
                 f"{other.slug}: ends by rule, and has no verdict in a report with other seeds; "
                 f"moebench report --study {other.slug} reports it alone"
+            )
+        elif {*plan.seeds} - {*now}:
+            print_message(
+                f"{other.slug}: may end by rule at its look at {len(now)} seeds; it has no verdict "
+                "then with the later ones that this sweep trains"
             )
 
 
@@ -219,7 +227,7 @@ def _tell_registered(plan: "Plan", runs_dir: Path) -> None:
     from moebench.registration import FILE, otherwise, read
 
     path = plan.path(runs_dir).with_name(FILE)
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     try:
         known = read(path)

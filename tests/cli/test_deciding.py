@@ -420,6 +420,18 @@ def test_seeds_that_are_added_by_hand_are_said_to_cost_a_verdict(
     assert told not in call(*grid, "loss.balance=0.5").err, "these are other arms"
 
 
+def test_seeds_of_later_looks_are_said_to_cost_a_verdict_at_an_earlier_one(
+    call: Call, trained: dict[str, Any], words: list[str], small: list[str]
+) -> None:
+    assert call(*words).code == 0
+    slug, told = (
+        plan_file().parent.name,
+        "may end by rule at its look at 3 seeds; it has no verdict",
+    )
+    assert f"{slug}: {told}" in call(*STUDY, *small, "seed=range(0,4)", "--dry-run").err
+    assert told not in call(*STUDY, *small, "seed=range(0,3)", "--dry-run").err
+
+
 def test_seeds_that_somebody_may_have_seen_are_refused(
     call: Call, trained: dict[str, Any], words: list[str], small: list[str]
 ) -> None:
