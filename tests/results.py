@@ -1,13 +1,23 @@
-"""All of a record that two equal runs must have in common, bit for bit."""
+"""All of a record that two equal runs must have in common, bit for bit; and runs that stop."""
 
 import json
-from typing import Any
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moebench.disk import sha256
+from moebench.errors import Stopped
 from moebench.protection import PROTECTION
 from moebench.records import Record
+
+if TYPE_CHECKING:
+    from moebench.config.schema import ExperimentConfig
+    from moebench.data.corpus import Corpus
+    from moebench.train.loop import Event
 
 OF_THE_CLOCK = ("speed/", "balance/allreduce_seconds", "time", "seconds", "end")
 VARIES = (*OF_THE_CLOCK, "memory/", "sha256", "files", "bytes")
@@ -49,3 +59,16 @@ def results(record: Record) -> dict[str, Any]:
         "scalars": scalars(record),
         "config": config,
     }
+
+
+def stopped(config: "ExperimentConfig", corpus: "Corpus", folder: Path, step: int) -> Stopped:
+    """Train a run until SIGTERM stops it after a step; returns what it raises."""
+    from moebench.experiment import run_experiment  # imports torch
+
+    def stop(event: "Event") -> None:
+        if event.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped) as raised:
+        run_experiment(config, corpus, folder, on_event=stop)
+    return raised.value

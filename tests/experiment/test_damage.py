@@ -19,7 +19,7 @@ from moebench.protection import unfinished_damage
 from moebench.records import Record
 from moebench.train.loop import Event
 from tests.experiment.conftest import Compose
-from tests.results import results
+from tests.results import results, stopped
 
 
 def test_a_damaged_checkpoint_is_named(compose: Compose, corpus: Corpus, tmp_path: Path) -> None:
@@ -97,15 +97,9 @@ def test_an_unfinished_run_is_protected_and_falls_back(
     compose: Compose, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Checkpoints of steps 8 and 10, rows up to step 10."""
-
-    def stop(event: Event) -> None:
-        if event.step == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     recorded = compose("run.record_selections=true")
     whole = run_experiment(recorded, corpus, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run_experiment(recorded, corpus, tmp_path / "cut", on_event=stop)
+    stopped(recorded, corpus, tmp_path / "cut", step=10)
     cut = Record(tmp_path / "cut" / whole.name)
     assert unfinished_damage(cut) == []
     for path in [path for path in cut.path.rglob("*") if path.is_file()]:

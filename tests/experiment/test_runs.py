@@ -2,9 +2,7 @@
 
 import errno
 import math
-import os
 import re
-import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from safetensors.torch import load_file
 
 from moebench.config.identity import run_name
 from moebench.data.corpus import Corpus
-from moebench.errors import DataError, RecordError, Stopped, TrainingError
+from moebench.errors import DataError, RecordError, TrainingError
 from moebench.experiment import run_experiment
 from moebench.experiment.session import status_every
 from moebench.records import Record, find_records
@@ -23,7 +21,7 @@ from moebench.train.build import make_model
 from moebench.train.loop import Event
 from moebench.train.ranks import Ranks
 from tests.experiment.conftest import Compose
-from tests.results import measured, results
+from tests.results import measured, results, stopped
 
 
 def weights(record: Record, step: int = 12) -> dict[str, torch.Tensor]:
@@ -146,14 +144,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     config = compose("scope=shuffled", "train.precision=fp32", *more)
     whole = run_experiment(config, corpus, tmp_path / "whole")
-
-    def stop(event: Event) -> None:
-        if event.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Stopped, match=f"stopped by SIGTERM at step {stop_at}") as stopped:
-        run_experiment(config, corpus, tmp_path / "cut", on_event=stop)
-    assert stopped.value.exit_code == 75
+    error = stopped(config, corpus, tmp_path / "cut", stop_at)
+    assert f"stopped by SIGTERM at step {stop_at}" in str(error)
+    assert error.exit_code == 75
     record = Record(tmp_path / "cut" / whole.name)
     assert record.status()["state"] == "stopped"
     with pytest.raises(RecordError, match="--resume continues it"):
@@ -283,13 +276,8 @@ def test_a_model_too_large_for_memory_fails_with_a_remedy(
 def test_a_resumed_run_keeps_its_split_and_records_the_session(
     compose: Compose, corpus: Corpus, tmp_path: Path
 ) -> None:
-    def stop(event: Event) -> None:
-        if event.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     whole = run_experiment(compose("run.device_bsz=2"), corpus, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run_experiment(compose("run.device_bsz=2"), corpus, tmp_path / "cut", on_event=stop)
+    stopped(compose("run.device_bsz=2"), corpus, tmp_path / "cut", step=6)
     record = Record(tmp_path / "cut" / whole.name)
     first = record.manifest()
     run_experiment(compose(), corpus, tmp_path / "cut", resume=True)

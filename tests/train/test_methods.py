@@ -1,8 +1,6 @@
 """Every method in training: splits of a step do not change it, and a run resumes to the bit."""
 
 import itertools
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +12,13 @@ from moebench import methods
 from moebench.config.compose import Composer
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import Corpus, prepare
-from moebench.errors import ConfigError, Stopped
+from moebench.errors import ConfigError
 from moebench.experiment import run_experiment
 from moebench.train.build import State, make_objective, make_state
 from moebench.train.checkpoint import restore, save_checkpoint
 from moebench.train.gradients import accumulate_gradients
-from moebench.train.loop import Event, TrainingRun
-from tests.results import results
+from moebench.train.loop import TrainingRun
+from tests.results import results, stopped
 
 CPU = torch.device("cpu")
 COMPOSER = Composer()
@@ -134,13 +132,8 @@ def test_a_stopped_run_with_a_state_is_resumed_to_the_bit(compose: Compose, tmp_
     config = compose(*METHODS["threshold"])
     corpus = prepare(config.data)
 
-    def stop(event: Event) -> None:
-        if event.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     whole = run_experiment(config, corpus, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run_experiment(config, corpus, tmp_path / "cut", on_event=stop)
+    stopped(config, corpus, tmp_path / "cut", step=3)
     resumed = run_experiment(config, corpus, tmp_path / "cut", resume=True)
     assert results(resumed) == results(whole)
 

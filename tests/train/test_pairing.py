@@ -1,7 +1,5 @@
 """Arms of one seed share batches and initial weights, whatever the treatment."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +10,14 @@ import torch
 from moebench.config.compose import Composer
 from moebench.data.batches import Batches
 from moebench.data.corpus import prepare
-from moebench.errors import Stopped
 from moebench.experiment import run_experiment
 from moebench.model.transformer import MoETransformer, initialize
 from moebench.train.build import make_model, make_objective
 from moebench.train.feed import Feed
 from moebench.train.gradients import accumulate_gradients
-from moebench.train.loop import Event
 from moebench.train.step import Step
 from tests.processes import on_ranks
+from tests.results import stopped
 from tests.train.batches_seen import batches_of_a_run, watched
 
 COMPOSER = Composer()
@@ -97,19 +94,11 @@ def test_no_arm_changes_the_batches_or_the_shared_weights(
 def test_a_resumed_run_continues_with_the_same_batches(
     text_folder: Path, tmp_path: Path, seen: list[str]
 ):
-    def stop(event: Event) -> None:
-        if event.step == 2 and cut:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     config = compose(text_folder, "run.checkpoint_every=1")
     corpus = prepare(config.data)
-    cut = False
-    run_experiment(config, corpus, tmp_path / "whole", on_event=stop)
-    cut = True
-    with pytest.raises(Stopped):
-        run_experiment(config, corpus, tmp_path / "cut", on_event=stop)
-    cut = False
-    run_experiment(config, corpus, tmp_path / "cut", resume=True, on_event=stop)
+    run_experiment(config, corpus, tmp_path / "whole")
+    stopped(config, corpus, tmp_path / "cut", step=2)
+    run_experiment(config, corpus, tmp_path / "cut", resume=True)
     assert len(seen) == 4 + 2 + 2
     assert seen[:4] == seen[4:]
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from moebench.config.stackable import stack_key
 from moebench.data.batches import validation
 from moebench.data.corpus import Corpus, prepare
 from moebench.data.maps import check_map
-from moebench.errors import ConfigError, MoebenchError, RecordError, Stopped
+from moebench.errors import ConfigError, MoebenchError, RecordError
 from moebench.evaluate import Settings, open_checkpoint, run_tasks
 from moebench.experiment import run_experiment, run_stack
 from moebench.inspect import inspect_text
@@ -28,8 +27,8 @@ from moebench.records import Record
 from moebench.selections import read_entry
 from moebench.train.build import make_state
 from moebench.train.gradients import accumulate_gradients
-from moebench.train.loop import Event, TrainingRun
-from tests.results import measured, results
+from moebench.train.loop import TrainingRun
+from tests.results import measured, results, stopped
 
 CPU = torch.device("cpu")
 COMPOSER = Composer()
@@ -186,17 +185,11 @@ def test_tokens_with_fewer_experts_are_replayed(
         assert (entry(again, part, 1) == entry(source, part, 1)).all()
 
 
-def stop(event: Event) -> None:
-    if event.step == 3:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 def test_recording_and_replaying_runs_are_resumed_to_the_bit(
     text_folder: Path, tmp_path: Path, source: Record
 ) -> None:
     config, corpus = made(text_folder, "scope=micro", RECORDED)
-    with pytest.raises(Stopped):
-        run_experiment(config, corpus, tmp_path, on_event=stop)
+    stopped(config, corpus, tmp_path, step=3)
     [path] = tmp_path.glob("micro-*")
     for part in ("train", "valid"):  # as a crash after the checkpoint leaves them
         with open(path / "selections" / f"{part}.npy", "ab") as file:
@@ -207,8 +200,7 @@ def test_recording_and_replaying_runs_are_resumed_to_the_bit(
         assert (recorded.path / name).read_bytes() == (source.path / name).read_bytes()
     config, corpus = made(text_folder, *replay(recorded, "scope=none"))
     whole = run_experiment(config, corpus, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run_experiment(config, corpus, tmp_path / "cut", on_event=stop)
+    stopped(config, corpus, tmp_path / "cut", step=3)
     again = run_experiment(config, corpus, tmp_path / "cut", resume=True)
     assert results(again) == results(whole)
 
@@ -217,8 +209,7 @@ def test_a_run_that_was_not_recorded_from_its_start_is_not_recorded_later(
     text_folder: Path, tmp_path: Path
 ) -> None:
     config, corpus = made(text_folder, "scope=micro")
-    with pytest.raises(Stopped):
-        run_experiment(config, corpus, tmp_path, on_event=stop)
+    stopped(config, corpus, tmp_path, step=3)
     config, _ = made(text_folder, "scope=micro", RECORDED)
     with pytest.raises(MoebenchError, match=r"train.npy is missing .* --force starts afresh"):
         run_experiment(config, corpus, tmp_path, resume=True)

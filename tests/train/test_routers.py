@@ -1,7 +1,5 @@
 """Routers and methods in whole steps and whole runs: splits, ranks, states, evaluation, resume."""
 
-import os
-import signal
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +12,11 @@ from moebench.balance import Global, Schedule, Term
 from moebench.balance.bias import Bias
 from moebench.config.compose import Composer
 from moebench.data.corpus import prepare
-from moebench.errors import Stopped
 from moebench.experiment import run_experiment
 from moebench.model.router import Gating
 from moebench.train.gradients import accumulate_gradients, estimator_error
-from moebench.train.loop import Event
 from moebench.train.step import Objective, Step, initial_states, steering_after
+from tests.results import stopped
 from tests.train.routers import (
     BOUND,
     CASES,
@@ -108,18 +105,11 @@ RESUMED = ["method=bias", "router.noise=0.5", "router.start_experts=3", "router.
 
 
 def test_a_resumed_run_continues_bit_for_bit(text_folder: Path, tmp_path: Path) -> None:
-    def stop(event: Event) -> None:
-        if event.step == 3 and cut:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     more = ("router.prune_every=2", "balance.estimator=ema", "loss.balance=0.1")
     config = compose(text_folder, *RESUMED, *more)
-    corpus, cut = prepare(config.data), False
+    corpus = prepare(config.data)
     whole = run_experiment(config, corpus, tmp_path / "whole")
-    cut = True
-    with pytest.raises(Stopped):
-        run_experiment(config, corpus, tmp_path / "cut", on_event=stop)
-    cut = False
+    stopped(config, corpus, tmp_path / "cut", step=3)
     resumed = run_experiment(config, corpus, tmp_path / "cut", resume=True)
     for name in ("model", "optimizer", "balance"):
         one, other = (

@@ -1,7 +1,5 @@
 """Terms that start and stop: an arm equals its parent until the switch, and resumes exactly."""
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +8,9 @@ import pytest
 from moebench.config.compose import Composer
 from moebench.config.schema import ExperimentConfig
 from moebench.data.corpus import prepare
-from moebench.errors import ConfigError, Stopped
+from moebench.errors import ConfigError
 from moebench.experiment import run_experiment
-from moebench.train.loop import Event
-from tests.results import measured, results
+from tests.results import measured, results, stopped
 
 COMPOSER = Composer()
 SMALL = [
@@ -61,13 +58,8 @@ def test_the_state_of_a_term_is_resumed_to_the_bit(
     config = compose(*words)
     corpus = prepare(config.data)
 
-    def stop(event: Event) -> None:
-        if event.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     whole = run_experiment(config, corpus, tmp_path / "whole")
-    with pytest.raises(Stopped):
-        run_experiment(config, corpus, tmp_path / "cut", on_event=stop)
+    stopped(config, corpus, tmp_path / "cut", step=5)
     resumed = run_experiment(config, corpus, tmp_path / "cut", resume=True)
     assert results(resumed) == results(whole)
 
