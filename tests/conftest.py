@@ -104,6 +104,16 @@ def preloaded() -> None:
     choose_preloaded()
 
 
+@pytest.fixture
+def no_fallback() -> Iterator[None]:
+    """Operations without a vmap rule raise, where they would loop over the arms and warn."""
+    import torch
+
+    torch._C._functorch._set_vmap_fallback_enabled(False)  # pyright: ignore
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)  # pyright: ignore
+
+
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three domains, each of characters of its own: enough for some hundred sequences of 32."""

@@ -4,7 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,14 +43,6 @@ def objective(scope: Scope) -> Callable[[Tensor], Tensor]:
         return balance_loss(frequency, routing.prob_mass) + z_loss(routing)
 
     return of
-
-
-@pytest.fixture
-def no_fallback() -> Iterator[None]:
-    """An operation without a vmap rule is an error, in place of a loop and a warning."""
-    torch._C._functorch._set_vmap_fallback_enabled(False)  # pyright: ignore
-    yield
-    torch._C._functorch._set_vmap_fallback_enabled(True)  # pyright: ignore
 
 
 @pytest.mark.usefixtures("no_fallback")

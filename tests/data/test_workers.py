@@ -11,6 +11,7 @@ import pytest
 
 from moebench.data.making.workers import in_processes
 from moebench.errors import DataError
+from tests.processes import is_running
 
 
 def double(number: int) -> int:
@@ -33,13 +34,6 @@ def be_killed(number: int) -> None:
 def note_and_sleep(folder: str) -> None:
     Path(folder, str(os.getpid())).touch()
     time.sleep(60)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

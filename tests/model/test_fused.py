@@ -4,7 +4,6 @@ On a CPU they run in Triton's interpreter, which truncates to bf16 where a GPU r
 """
 
 import os
-from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -25,7 +24,10 @@ if find_spec("triton") is None:
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # The interpreter of triton 3.6 makes scalars in a way that NumPy 1.25 deprecated and 2.4 refuses.
 DATED = version("triton").startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0"),
+    pytest.mark.usefixtures("no_fallback"),
+]
 DEVICES = [
     pytest.param(
         "cpu",
@@ -44,14 +46,6 @@ DEVICES = [
 ]
 LARGEST = {torch.float32: 1e-6, torch.bfloat16: 0.05}  # error, as a share of the largest value
 UNITS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-7 if INTERPRETED else 2.0**-8}
-
-
-@pytest.fixture(autouse=True)
-def no_fallback() -> Iterator[None]:
-    """Raise for operations without a vmap rule, which would loop over the arms."""
-    torch._C._functorch._set_vmap_fallback_enabled(False)  # pyright: ignore
-    yield
-    torch._C._functorch._set_vmap_fallback_enabled(True)  # pyright: ignore
 
 
 def drawn(index: Tensor, experts: int, d_model: int, expert_dim: int, dtype: torch.dtype) -> Case:

@@ -1,6 +1,6 @@
 """Grouped products equal a loop over groups, alone, stacked and compiled."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -11,17 +11,10 @@ from moebench.errors import ConfigError
 from moebench.model.experts import mixture
 from moebench.model.grouped import combine, dispatch, grouped_mm
 
+pytestmark = pytest.mark.usefixtures("no_fallback")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 ENDS = [[3, 3, 10, 16], [0, 16, 16, 16], [4, 8, 12, 16], [0, 0, 0, 16]]
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.1}
-
-
-@pytest.fixture(autouse=True)
-def no_fallback() -> Iterator[None]:
-    """Raise for operations without a vmap rule, which would loop over the arms."""
-    torch._C._functorch._set_vmap_fallback_enabled(False)  # pyright: ignore
-    yield
-    torch._C._functorch._set_vmap_fallback_enabled(True)  # pyright: ignore
 
 
 def operands(dtype: torch.dtype, device: str, *arms: int) -> tuple[Tensor, Tensor, Tensor]:

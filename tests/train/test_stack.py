@@ -40,13 +40,10 @@ ARMS = [
 
 
 @pytest.fixture(autouse=True)
-def no_fallback() -> Iterator[None]:
-    """Operations without a vmap rule raise, where they would loop over the arms."""
+def one_thread(no_fallback: None) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch._C._functorch._set_vmap_fallback_enabled(False)  # pyright: ignore
     yield
-    torch._C._functorch._set_vmap_fallback_enabled(True)  # pyright: ignore
     torch.set_num_threads(threads)
 
 
