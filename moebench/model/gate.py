@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moebench.balance.sparsemax import sparsemax
-
 Name = Literal["softmax", "topk_softmax", "sigmoid", "sqrt_softplus", "sparsemax", "relu"]
 
 
@@ -46,7 +44,7 @@ def gated(
 
     `softmax`: arXiv 2501.11873, Eq. 1. `topk_softmax`: selects by logits; the softmax over the
     selected logits equals the renormalised softmax over all. `sigmoid`: DeepSeek-V3, Eq. 16.
-    `sqrt_softplus`: sqrt(log(1 + exp z)), as in Megatron-LM. `sparsemax`: see `balance/sparsemax`;
+    `sqrt_softplus`: sqrt(log(1 + exp z)), as in Megatron-LM. `sparsemax`: see `sparsemax`;
     an expert of probability 0 is not selected. `relu`: ReMoE (arXiv 2412.14711); all experts above
     0 are selected.
 
@@ -68,6 +66,24 @@ def gated(
     scores = function(logits) if mask is None else function(logits) * mask
     total = scores.sum(-1, keepdim=True)
     return Gated(scores, scores, scores / total.where(total > 0, 1))
+
+
+def sparsemax(logits: Float[Tensor, "*rows experts"]) -> Float[Tensor, "*rows experts"]:
+    """The Euclidean projection of each row on the simplex; differentiable where it is smooth.
+
+        p_i = max(0, z_i - tau),  tau such that sum p = 1          (arXiv 1602.02068, Eq. 2-4)
+
+    Its Jacobian is diag(s) - s s^T / |s| with s the 0/1 support, so an expert without a share gets
+    no gradient.
+    """
+    # the projection does not see a shift, and large logits would lose the 1 in their sums
+    z = logits - logits.detach().amax(-1, keepdim=True)
+    falling = z.sort(dim=-1, descending=True).values
+    total = falling.cumsum(-1)
+    rank = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
+    size = (1 + rank * falling > total).sum(-1, keepdim=True)
+    tau = (total.gather(-1, size - 1) - 1) / size
+    return (z - tau).clamp(min=0)
 
 
 def of_shared(

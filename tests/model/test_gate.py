@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from moebench.balance.sparsemax import sparsemax
+from moebench.model.gate import sparsemax
 
 
 def projected(z: Tensor) -> Tensor:
