@@ -154,8 +154,8 @@ def _write_plots(report: "Report", directory: Path) -> None:
         for plot in report.plots(table):
             write(directory / f"{plot.name}{suffix}.svg", plot.svg)
             write(directory / f"{plot.name}{suffix}.png", plot.png)
-    for run, reason in report.problems:
-        print_message(f"warning: left out of the plots: {run}: {reason}")
+    for problem in report.problems:
+        print_message(f"warning: left out of the plots: {problem}")
     print_message(f"{directory}: contains the plots")
 
 

@@ -125,22 +125,18 @@ class Report:
         return [*own, *trials.grids(self.plans, table)]
 
     def _missing(self) -> list[Block]:
-        content: list[Block] = []
-        if self.unfinished:
-            content.append(Sentences("Not finished", list(map(str, self.unfinished))))
-        if self.problems:
-            reasons = [f"{run}: {reason}" for run, reason in self.problems]
-            content.append(Sentences("Left out", reasons))
-        if self.frame.damaged:
-            lines = [f"{run}: {reason}" for run, reason in self.frame.damaged]
-            content.append(Sentences("Damaged", lines))
-        return content
+        missing = {
+            "Not finished": self.unfinished,
+            "Left out": self.problems,
+            "Damaged": self.frame.damaged,
+        }
+        return [Sentences(title, [*map(str, runs)]) for title, runs in missing.items() if runs]
 
     def brief(self, width: int = 80) -> "list[Text]":
         """The report in at most 40 lines: the answers and one line an arm."""
         unfinished = [str(run) for run in self.unfinished]
-        left_out = [f"left out: {run}: {reason}" for run, reason in self.problems]
-        left_out += [f"damaged: {run}: {reason}" for run, reason in self.frame.damaged]
+        left_out = [f"left out: {problem}" for problem in self.problems]
+        left_out += [f"damaged: {problem}" for problem in self.frame.damaged]
         return brief(self.title, self.tables, unfinished + left_out, width)
 
     def render(self, format: str = "table", width: int = 100) -> str:

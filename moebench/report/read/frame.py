@@ -28,6 +28,9 @@ class Problem(NamedTuple):
     run: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.run}: {self.reason}"
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -80,8 +83,8 @@ class Frame:
             RecordError: if a run's metrics are damaged, and `checked` did not leave them out.
         """
         curves, problems = self._curves(metrics, unfinished)
-        for run, reason in problems:
-            raise RecordError(f"{run}: {reason}")
+        if problems:
+            raise RecordError(str(problems[0]))
         return curves
 
     def checked(self) -> "Frame":

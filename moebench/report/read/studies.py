@@ -92,10 +92,10 @@ def plans_of_study(
         RecordError: if there is none, naming the nearest, if one cannot be read, or if the name is
             that of several grids.
     """
-    for name, reason in problems:
-        folder = Path(name)
+    for problem in problems:
+        folder = Path(problem.run)
         if study in (study_of(folder), folder.name):
-            raise RecordError(f"{name}: {reason}")
+            raise RecordError(str(problem))
     matches = [plan for plan in plans if plan.folder and study in (plan.name, plan.folder.name)]
     if matches:
         _check_one_grid(study, matches)

@@ -68,7 +68,7 @@ def nothing_done(
     states = [f"{n} {state}" for state, n in counts.items()]
     if frame.problems:
         first = frame.problems[0]
-        states.append(f"{len(frame.problems)} left out, the first: {first.run}: {first.reason}")
+        states.append(f"{len(frame.problems)} left out, the first: {first}")
     details = f" ({'; '.join(states)})" if states else ""
     running = "running" in counts and not frame.problems
     remedy = "wait for their first evaluation" if running else "make some with moebench sweep"
