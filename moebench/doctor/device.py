@@ -93,10 +93,7 @@ def experts(precision: str) -> Iterator[Finding]:
 
     computed = results(rows, matrices, upstream)
     wanted = results(rows.double(), matrices.double(), upstream.double())
-    error = max(
-        float((one.double() - two).abs().max() / two.abs().max())
-        for one, two in zip(computed, wanted, strict=True)
-    )
+    error = _largest_error(computed, wanted)
     name = f"experts in {precision}"
     if error < CLOSE[precision]:
         yield Finding(name, f"right, forward and backward, on {device.type}")
@@ -149,9 +146,14 @@ def _error_of_triton(device: "torch.device") -> float:
         experts.to(dtype)
         out = experts(x.to(device, dtype), index, torch.full_like(index, 0.5, dtype=dtype))
         results.append([out, *torch.autograd.grad(out.square().sum(), list(experts.parameters()))])
+    return _largest_error(*results)
+
+
+def _largest_error(computed: list["Tensor"], wanted: list["Tensor"]) -> float:
+    """As a share of the largest value of each."""
     return max(
         float((one.double() - two).abs().max() / two.abs().max())
-        for one, two in zip(*results, strict=True)
+        for one, two in zip(computed, wanted, strict=True)
     )
 
 
