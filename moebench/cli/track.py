@@ -40,4 +40,3 @@ def track(runs: Runs, to: To) -> None:
                 f"--to {to}: {record.path}: cannot be sent ({reason(error)}); {WAY[to]}"
             ) from None
         print_message(f"{record.path}: sent to {to} ({number}/{len(records)})")
-    tracker.close()

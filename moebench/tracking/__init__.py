@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from moebench.disk import reason
 from moebench.errors import MoebenchError
 from moebench.records import Record
-from moebench.tracking.feed import Feed
-from moebench.tracking.trackers import Tracker
+from moebench.tracking.feed import Feed, Tracker
 
 EVERY = 2.0  # seconds between looks at the records that grow
 LONGEST = 60.0  # seconds to wait at the end for a tracker that does not answer
@@ -74,7 +73,6 @@ def following(
             while not ended.wait(EVERY):
                 mirror.update()
             mirror.update(last=True)
-            tracker.close()
         except Exception as error:  # of whatever kind the library raises
             say(_failed(tracker, error))
 

@@ -47,14 +47,22 @@ class Sink(Protocol):
         ...
 
     def end(self, state: str, summary: dict[str, float]) -> None:
-        """End the run, with its final metrics if it is done."""
+        """End the run, with its final metrics if it is done, and wait until all is sent."""
         ...
 
 
-class Begins(Protocol):
-    """What a feed needs of a tracker."""
+class Tracker(Protocol):
+    """A tracker that takes runs.
 
-    def begin(self, about: About) -> Sink: ...
+    Attributes:
+        name: as the user names it.
+    """
+
+    name: str
+
+    def begin(self, about: About) -> Sink:
+        """Begin a run, and replace what the tracker has of it."""
+        ...
 
 
 class Feed:
@@ -67,7 +75,7 @@ class Feed:
     Raises RecordError if the record cannot be read.
     """
 
-    def __init__(self, record: Record, tracker: Begins) -> None:
+    def __init__(self, record: Record, tracker: Tracker) -> None:
         self.record, self._tracker = record, tracker
         self._begin()
 

@@ -10,33 +10,15 @@ import os
 import re
 import sys
 from contextvars import Context
-from typing import Any, Protocol
+from typing import Any
 
 from moebench.disk import reason
 from moebench.errors import ConfigError, remedy
 from moebench.tensorboard.pictures import Picture
-from moebench.tracking.feed import About, Sink
+from moebench.tracking.feed import About, Tracker
 
 PROJECT = "moebench"
 MOST_METRICS, MOST_PARAMS, LONGEST_PARAM = 1000, 100, 6000  # of one request to MLflow
-
-
-class Tracker(Protocol):
-    """A tracker that takes runs.
-
-    Attributes:
-        name: as the user names it.
-    """
-
-    name: str
-
-    def begin(self, about: About) -> Sink:
-        """Begin a run, and replace what the tracker has of it."""
-        ...
-
-    def close(self) -> None:
-        """Wait until everything is sent."""
-        ...
 
 
 def load_library(name: str, option: str = "--track") -> Any:
@@ -122,9 +104,6 @@ class Wandb:
         )
         return WandbRun(self._library, run)
 
-    def close(self) -> None:
-        """Each run has waited when it ended."""
-
 
 class WandbRun:
     def __init__(self, library: Any, run: Any) -> None:
@@ -168,9 +147,6 @@ class Mlflow:
         made = MlflowRun(self._library, self._client, run.info.run_id)
         made.params(about.config)
         return made
-
-    def close(self) -> None:
-        """Each request has waited."""
 
 
 class MlflowRun:
@@ -245,9 +221,6 @@ class Trackio:
             return list(self._library.Api().runs(project))
         except ValueError:  # there is no such project yet
             return []
-
-    def close(self) -> None:
-        """Each run has waited when it ended."""
 
 
 class TrackioRun:

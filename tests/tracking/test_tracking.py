@@ -49,9 +49,6 @@ class Kept:
     def end(self, state: str, summary: dict[str, float]) -> None:
         self.ended.append((state, summary))
 
-    def close(self) -> None:
-        self.name = "closed"
-
     @property
     def steps(self) -> list[int]:
         return [step for step, _, _ in self.rows]
@@ -174,7 +171,7 @@ def test_a_tracker_that_fails_says_so_once_and_the_run_goes_on(
     with following(sound, [record], said.append):
         grow(record, 3)
         seal(record)
-    assert (sound.steps, sound.ended[0][0], sound.name) == ([0, 1, 2, 3], "done", "closed")
+    assert (sound.steps, sound.ended[0][0]) == ([0, 1, 2, 3], "done")
     (record.path / "metrics.jsonl").write_text("nothing\n")
     with pytest.raises(RecordError, match=r"metrics.jsonl:1: is not a row of metrics"):
         Mirror(Kept(), [record]).update()
