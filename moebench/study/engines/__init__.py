@@ -85,7 +85,7 @@ class Engine(Protocol):
         return stack_size(config, gpu_bytes=worker and worker.gpu_bytes)
 
     def running(self, jobs: Sequence[Job]) -> Sequence[Placed]:
-        """What an earlier sweep has started of these jobs and has not ended; of most, nothing."""
+        """What an earlier sweep has started of these jobs and has not ended; by default nothing."""
         return ()
 
     def start(self, batches: Sequence[Batch]) -> Sequence[Placed]:
@@ -93,8 +93,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the engine. Its jobs have ended, or stay."""
-        ...
+        """Let go of what the engine holds, nothing by default. Its jobs have ended, or stay."""
 
 
 class NotStarted:

@@ -43,5 +43,3 @@ class Commands(Engine):
 
     def start(self, batches: Sequence[Batch]) -> NoReturn:
         raise NotImplementedError("commands are printed, not started")
-
-    def close(self) -> None: ...

@@ -89,5 +89,3 @@ class Local(Engine):
         self._busy = [pair for pair in self._busy if pair[1].process.exitcode is None]
         count = Counter(gpu for gpu, _ in self._busy)
         return min(self._devices, key=count.__getitem__, default=None)
-
-    def close(self) -> None: ...

@@ -207,8 +207,6 @@ class Submitit(Engine):
         except OSError as error:
             raise cannot_write(self._folder, error) from None
 
-    def close(self) -> None: ...
-
 
 class Requeued(Attendant):
     """A batch that submitit hands in again when SLURM preempts it or its time is over."""
