@@ -12,7 +12,7 @@ from moebench.data.corpus import Corpus
 from moebench.errors import RecordError
 from moebench.metrics.change import changed_tokens, saturation
 from moebench.metrics.expert_parallel import main_ranks, random_slowdown, rank_numbers
-from moebench.metrics.load import random_load, random_max_violation
+from moebench.metrics.load import random_load
 from moebench.records import Record
 from moebench.train.loop import Event
 
@@ -104,10 +104,7 @@ def random_baselines(treatment: Treatment, corpus: Corpus) -> dict[str, Any]:
         of_group = random_load(experts, top_k, group_bsz * length, factor)
         loads["micro"] |= {key: of_group[key] for key in ("drop_rate", "padding")}
     return {
-        "random_max_vio": {
-            window: random_max_violation(experts, top_k, tokens)
-            for window, tokens in windows.items()
-        },
+        "random_max_vio": {window: load["max_vio"] for window, load in loads.items()},
         "random_load": loads,
         "random_slowdown": random_slowdown(experts, top_k, windows["micro"], ranks)
         if ranks
