@@ -1,9 +1,15 @@
-"""Random routings for tests, and the balance loss as a literal loop over tokens."""
+"""Random numbers and routings for tests, and the balance loss as a literal loop over tokens."""
 
 import torch
 from torch import Tensor
 
 from moebench.balance import Routing, join, observe
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers in fp64."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
 
 def random_routing(

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from moebench.balance import Steering
 from moebench.balance.coupling import Coupling, coupling
@@ -13,12 +12,7 @@ from moebench.errors import ConfigError
 from moebench.model.noise import keys
 from moebench.model.router import Gating, Router
 from moebench.model.selection import odds
-from tests.routings import random_routing
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+from tests.routings import normal, random_routing
 
 
 def test_a_squared_variation_is_0_if_even_and_experts_less_1_if_one_has_all() -> None:

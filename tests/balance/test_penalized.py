@@ -15,13 +15,9 @@ from moebench.balance.penalized import (
 from moebench.balance.penalties import load_error, overlap, router_orthogonality, simbal
 from moebench.balance.snippet import Snippet
 from moebench.errors import ConfigError
+from tests.routings import normal
 
 LAYERS, SEQUENCES, TOKENS, EXPERTS, K = 2, 4, 6, 5, 2
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
 
 def routed(logits: Tensor) -> Routing:

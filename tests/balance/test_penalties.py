@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from moebench.balance import Global, Micro
 from moebench.balance.penalties import (
@@ -17,12 +16,7 @@ from moebench.balance.penalties import (
     score_variance,
     simbal,
 )
-from tests.routings import random_routing
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=draw, dtype=torch.float64)
+from tests.routings import normal, random_routing
 
 
 def test_simbal_is_a_loop_and_zero_for_orthonormal_rows() -> None:
