@@ -191,11 +191,3 @@ def until(condition: Callable[[], bool], seconds: float = 60, pause: float = 0.0
 def is_alive(pid: int) -> bool:
     """Whether a process exists, a zombie included."""
     return Path(f"/proc/{pid}").exists()
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -11,7 +11,7 @@ import pytest
 
 from moebench.data.making.workers import in_processes
 from moebench.errors import DataError
-from tests.processes import is_running
+from tests.calls import is_running
 
 
 def double(number: int) -> int:

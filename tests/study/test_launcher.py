@@ -16,7 +16,8 @@ from moebench.study import Launcher, Plan
 from moebench.study.engines.local import Local
 from moebench.study.job import LOCKED, LOST, Attempt
 from moebench.study.status import last_status
-from tests.processes import is_alive, is_running, until
+from tests.calls import is_running
+from tests.processes import is_alive, until
 from tests.study.conftest import DONE, Script, a_plan
 
 

@@ -4,7 +4,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.processes import is_running
+from tests.calls import is_running
 from tests.torture.commands import COMMANDS, said, seconds
 from tests.torture.runs import draw, records
 from tests.torture.topic import DEADLINE, Counts, Topic
