@@ -178,7 +178,7 @@ def _experts(inspection: Inspection, layer: int) -> Table:
 
 def _tree(inspection: Inspection) -> Tree:
     """The domains, clustered by the experts that they use."""
-    _, merges = domain_tree(inspection.counts)
+    merges = domain_tree(inspection.counts)
     number = len(inspection.domains)
 
     def grow(into: Tree, at: int) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy.cluster.hierarchy import average, leaves_list
+from scipy.cluster.hierarchy import average
 from scipy.spatial.distance import pdist
 
 
@@ -26,15 +26,14 @@ def expert_vectors(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return roots.swapaxes(0, 1).reshape(roots.shape[1], -1)
 
 
-def domain_tree(counts: npt.ArrayLike) -> tuple[list[int], npt.NDArray[np.float64]]:
-    """The domains in an order that puts similar ones together, and the merges of the tree.
+def domain_tree(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The merges of a tree of the domains that puts similar ones together.
 
     Args:
         counts: [layers, domains, experts], of at least two domains.
 
     Returns:
-        The order, and scipy's average linkage of the Hellinger distances, [domains - 1, 4].
+        scipy's average linkage of the Hellinger distances, [domains - 1, 4].
     """
     counts = np.asarray(counts)
-    merges = average(pdist(expert_vectors(counts)) / np.sqrt(2 * len(counts)))
-    return [int(leaf) for leaf in leaves_list(merges)], merges
+    return average(pdist(expert_vectors(counts)) / np.sqrt(2 * len(counts)))
