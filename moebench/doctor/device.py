@@ -150,7 +150,7 @@ def _error_of_triton(device: "torch.device") -> float:
 
 
 def _largest_error(computed: list["Tensor"], wanted: list["Tensor"]) -> float:
-    """As a share of the largest value of each."""
+    """The error of each tensor as a share of its largest value; the largest of these."""
     return max(
         float((one.double() - two).abs().max() / two.abs().max())
         for one, two in zip(computed, wanted, strict=True)

@@ -44,9 +44,9 @@ def gated(
 
     `softmax`: arXiv 2501.11873, Eq. 1. `topk_softmax`: selects by logits; the softmax over the
     selected logits equals the renormalised softmax over all. `sigmoid`: DeepSeek-V3, Eq. 16.
-    `sqrt_softplus`: sqrt(log(1 + exp z)), as in Megatron-LM. `sparsemax`: see `sparsemax`;
-    an expert of probability 0 is not selected. `relu`: ReMoE (arXiv 2412.14711); all experts above
-    0 are selected.
+    `sqrt_softplus`: sqrt(log(1 + exp z)), as in Megatron-LM. `sparsemax`: the function below; an
+    expert of probability 0 is not selected. `relu`: ReMoE (arXiv 2412.14711); all experts above 0
+    are selected.
 
     Args:
         mask: False for an expert that is not available.
