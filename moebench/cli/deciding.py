@@ -383,10 +383,14 @@ def train_until_decided(
 def _ended(plan: "Plan", runs_dir: Path, number: int) -> bool:
     """Whether the rule ends a study at a look, or nothing can be decided; prints why."""
     from moebench.report import make_report
+    from moebench.report.read.reached import at_its_look
     from moebench.report.show.registered import look
 
     report: Report = make_report([runs_dir], study=plan.slug, runs_dir=runs_dir, look=number)
     ruled = [(table, table.rule) for table in report.tables if table.rule]
     for table, _ in ruled:
         print_message(look(table))
-    return all(rule.ended or table.no_verdict for table, rule in ruled)
+    ended = all(rule.ended or table.no_verdict for table, rule in ruled)
+    if ended and any(at_its_look(whole) != at_its_look(whole, number) for whole in report.plans):
+        print_message("later seeds were added by hand, with which a report gives no verdict")
+    return ended

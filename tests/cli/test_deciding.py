@@ -89,6 +89,7 @@ def test_a_study_ends_at_the_first_look_that_decides(
     assert (done.code, trained["seeds"]) == (0, [[0, 1, 2]])
     assert "stopping rule: 01-global-below-micro is looked at after 3 (0.5 %), 6 (1 %)" in done.err
     assert "3 of at most 12 seeds, tested at 0.5 %: the first finding is decided" in done.err
+    assert "by hand" not in done.err
     plan = only_plan()
     assert (plan.most_seeds, len(plan.seeds)) == (12, 12)
     assert plan.typed is not None
@@ -108,6 +109,7 @@ def test_seeds_that_were_added_by_hand_move_no_end(
     assert (again.code, trained["seeds"]) == (0, [[0, 1, 2]]), "nothing more is trained"
     assert "look 1 of 3, 3 of at most 12 seeds, tested at 0.5 %: the first finding" in again.err
     assert "look 2 of 3" not in again.err
+    assert "later seeds were added by hand, with which a report gives no verdict" in again.err
 
 
 def test_a_study_that_is_too_early_for_a_verdict_says_why_it_stops(
