@@ -158,8 +158,9 @@ def distinct(studies: Studies, **wanted: Any) -> list[Said]:
         ours, theirs = (_runs_of(studies[of.name], of.effect) for of in (each, other))
         keys = ("arm", "against", "value")
         same = ours == theirs if ours else all(other.effect[k] == each.effect[k] for k in keys)
+        more = bool(ours) and ours < theirs and each.effect["p"] is None
         if rank(other) == rank(each):
-            return same and found.index(other) < found.index(each)
+            return more or (same and found.index(other) < found.index(each))
         return rank(other) > rank(each) and (same or (bool(ours) and ours <= theirs))
 
     return [

@@ -207,7 +207,7 @@ def _words(study: Study, lines: Lines, none: Sequence[Spec], scale: Scale) -> li
     for scope, points in _numbered(lines, scale).items():
         for point in points:
             add([point["text"]], INKS[scope], partial(around, scale.pixels(point)))
-    for scope, points in reversed(lines.items()):
+    for scope, points in reversed([*lines.items()]):
         corners = partial(_along, [scale.pixels(point) for point in points])
         add([scope], INKS[scope], corners, [lines[other] for other in lines if other != scope])
     return [layer for ink, words in rows.items() for layer in _text(words, ink)]

@@ -10,7 +10,7 @@ from docs.published.tuned import chosen
 from docs.published.weights import over_weights
 from moebench.plans import PRIMARY
 from moebench.report.paper.findings import findings
-from moebench.report.paper.verdicts import WITHIN
+from moebench.report.paper.verdicts import EXCLUDED, WITHIN
 from moebench.report.show.numbers import count_range
 
 ANSWERS = [  # findings of the paper that the page begins with
@@ -85,9 +85,13 @@ def _answer(studies: Studies, claim: str) -> str:
 
 
 def _said(study: Study, group: list[Said]) -> str:
-    """The verdict and the effect of what a study says alike, or the range of several arms."""
+    """The verdict and the effect of what a study says alike, or the range of several arms.
+
+    The reason stands with it where the sign of the effect is not what decides.
+    """
     effect = group[0].effect
-    verdict = effect["verdict"] + f" ({effect['text']})" * (effect["verdict"] == WITHIN)
+    told = effect["verdict"] == WITHIN or EXCLUDED in effect["text"]
+    verdict = effect["verdict"] + f" ({effect['text']})" * told
     unit = f" {effect['unit']}" * (effect["unit"] != UNIT)
     if len(group) > 1:
         return f"{verdict}, {between(group, unit)}"

@@ -1,7 +1,10 @@
 """Fake studies as the page of results has them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from docs.published import records
 from docs.published.study import Study
@@ -40,3 +43,39 @@ def fake_study(runs: Path, seeds: int = 6, name: str = "scope") -> Study:
     plan = read_plan(path)
     report = make_report([runs], study=path.parent.name, runs_dir=runs)
     return records.study_of(plan, report, "a processor")
+
+
+def ruled_study(
+    runs: Path,
+    name: str,
+    arms: Mapping[str, tuple[float, dict[str, Any]]],
+    seeds: int,
+    noise: float,
+    **rule: Any,
+) -> Study:
+    """A study that is at a look of its rule.
+
+    Args:
+        arms: by how much their nats a byte differ, and their settings.
+        noise: the deviation of a run's.
+        rule: `order` of findings, `margin`, and at will `baseline`.
+    """
+    rng = np.random.default_rng(1)
+    made = [
+        make_run(
+            runs,
+            arm,
+            seed,
+            1.6 + shift + noise * float(rng.normal()),
+            science=science,
+            metrics={"load/max_vio_micro": 1.0 + place + seed / 1000},
+            rows=[],
+            domains=["a", "b"],
+        )
+        for seed in range(seeds)
+        for place, (arm, (shift, science)) in enumerate(arms.items())
+    ]
+    more = {"typed": [f"study={name}"], "baseline": "micro", "most_seeds": 16}
+    path = make_plan(runs, name, made, **more | rule)
+    report = make_report([runs], study=path.parent.name, runs_dir=runs)
+    return records.study_of(read_plan(path), report, "a processor")

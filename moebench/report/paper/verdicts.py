@@ -10,7 +10,8 @@ The arms of a finding differ in nothing else. `judge.py` adjusts the p values of
   in the same runs, and contradicts if they differ by more.
 
 At a look of a stopping rule, the level of the look takes the place of 5 %, and a first finding
-whose interval lies within the rule's margin is *within margin*.
+whose interval lies within the rule's margin is *within margin*: the arms of an equality are then as
+good within this margin.
 
 An undecided difference contradicts, too, if its interval excludes the paper's size. These intervals
 hold for all findings tested together (Bonferroni); that is a family of its own. The paper's sizes
@@ -366,7 +367,10 @@ def _outcome(
     outcome, reason = CANNOT_TELL, effect.otherwise if took else NOT_TAKEN
     if margin is not None:
         outcome = WITHIN
-        reason = f"between -{margin:g} and {margin:g}{effect.per}" + f"; {NOT_TAKEN}" * (not took)
+        equality = effect.margin is not None
+        where = f"between -{margin:g} and {margin:g}{effect.per}"
+        reason = f"as good within {margin:g}" if equality else where
+        reason += f"; {NOT_TAKEN}" * (not took)
     if short:
         return CONTRADICTS, f"{UNSURE if margin is None else reason}; {EXCLUDED}"
     return outcome, reason
