@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from moebench.balance import Domain, Global, Micro, Scope, Sequence, Shuffled, make_scope
 from moebench.errors import ConfigError
@@ -109,6 +109,7 @@ def test_shuffled_keeps_to_its_pool() -> None:
         assert (found[:, start : start + 4].transpose(0, 1)[:, absent] == 0).all()
 
 
+@settings(deadline=None)
 @given(
     size=st.sampled_from([1, 2, 3, 4, 6, 12]),
     seed=st.integers(0, 5),

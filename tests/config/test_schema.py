@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.config.check import check_experiment, check_ranges, check_study
@@ -124,6 +124,7 @@ def test_what_cannot_work_is_one_line(changes: dict[str, Any], error: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(part=st.integers(1, 400), total=st.integers(1, 400))
 def test_the_divisor_that_is_proposed_works(part: int, total: int) -> None:
     config = ExperimentConfig(micro_bsz=part, global_bsz=total)

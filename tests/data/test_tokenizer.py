@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moebench.data.tokenizer import END, ByteTokenizer, Subwords, train_bpe
@@ -14,6 +14,7 @@ from moebench.errors import DataError
 TEXT = st.text(st.characters(codec="utf-8"))
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_round_trip(text: str):
     tokenizer = ByteTokenizer()
@@ -25,6 +26,7 @@ def test_round_trip(text: str):
     assert tokenizer.bytes_in(tokens) == len(text.encode())
 
 
+@settings(deadline=None)
 @given(st.lists(TEXT, min_size=1))
 def test_end_marks_stand_for_no_text(texts: list[str]):
     tokenizer = ByteTokenizer()
