@@ -99,7 +99,7 @@ def prepare(place: Path, env: dict[str, str]) -> None:
         "from moebench.study import make_plan\n"
         "words = ['study=demo', 'data=folder', 'data.path=text', 'data.valid_sequences=1',\n"
         "         'train.steps=1']\n"
-        "make_plan(Composer(), words)[0].write(Path('runs'))\n"
+        "make_plan(Composer(), words).write(Path('runs'))\n"
     )
     subprocess.run([sys.executable, "-c", write], cwd=place, env=env, check=True)
 

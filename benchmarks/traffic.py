@@ -119,7 +119,7 @@ def start_seconds() -> float:
 def _planned(arms: int) -> tuple[float, Plan]:
     words = ["model=small", f"loss.balance={','.join(f'{1e-3 * (n + 1):g}' for n in range(arms))}"]
     composer = Composer()
-    return _timed(lambda: make_plan(composer, words)[0])
+    return _timed(lambda: make_plan(composer, words))
 
 
 def _timed(act: Callable[[], Made]) -> tuple[float, Made]:

@@ -134,11 +134,11 @@ def test_a_plan_asks_the_workers_once_and_keeps_the_answer(
     words += ["data=folder", f"data.path={text_folder}"]
     asked: list[str] = []
     far = Composer(suited=lambda device: (asked.append(device), on_cuda(device))[1])
-    plan, _ = make_plan(far, words)
+    plan = make_plan(far, words)
     assert asked == ["auto"]
     assert [job.config["train"]["precision"] for job in plan.jobs] == ["bf16", "bf16"]
     assert from_dict(plan.jobs[0].config).train.precision == "bf16"  # as a worker reads it
-    typed, _ = make_plan(Composer(), [*words, "train.precision=bf16"])
+    typed = make_plan(Composer(), [*words, "train.precision=bf16"])
     assert typed.slug == plan.slug
 
 

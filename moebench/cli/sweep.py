@@ -262,8 +262,7 @@ def _plan(
     if known and not any(axes) and len(words) < 2 and "=" not in "".join(words):
         return find_plan(runs_dir, *words)
     composer = Composer(config_dir, precision(engine))
-    plan, _ = make_plan(composer, words, axes, runs_dir=runs_dir, progress=print_message)
-    return plan
+    return make_plan(composer, words, axes, runs_dir=runs_dir, progress=print_message)
 
 
 def _print_end(plan: "Plan", runs_dir: Path, totals: "Totals | None", as_json: bool) -> None:

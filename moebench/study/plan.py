@@ -34,7 +34,7 @@ def make_plan(
     *,
     runs_dir: Path = RUNS,
     progress: Any = None,
-) -> tuple[Plan, list[Corpus]]:
+) -> Plan:
     """Compose and check every run that the overrides describe; start none.
 
     A sweep without `study=` is exactly its grid. Else the runs are the arms of the study, `scope`
@@ -47,9 +47,6 @@ def make_plan(
         axes: what was typed beside them.
         runs_dir: that holds the trials of a study whose arms have ranges.
         progress: called with a line while data is prepared.
-
-    Returns:
-        The plan, and the corpora of its runs (one, unless data differs between arms).
 
     Raises:
         MoebenchError: for all overrides, arms or runs that cannot work.
@@ -83,7 +80,7 @@ def make_plan(
             f"study.baseline={study.baseline}: is the label of no arm; choose one of "
             f"{', '.join(labels)}, as in {word}"
         )
-    return plan, list(corpora.values())
+    return plan
 
 
 def _followed(

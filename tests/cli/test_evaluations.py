@@ -13,6 +13,7 @@ from rich.console import Console
 from moebench.cli.sweep import _print_others
 from moebench.config.compose import Composer, from_dict
 from moebench.config.identity import science
+from moebench.data.corpus import prepare
 from moebench.errors import ConfigError
 from moebench.evaluations import others
 from moebench.plans import Plan
@@ -26,7 +27,7 @@ Planned = Callable[..., Plan]
 @pytest.fixture
 def planned(small: list[str]) -> Planned:
     def made(*words: str) -> Plan:
-        return make_plan(Composer(), [*small, "scope=micro,global", "seed=0", *words])[0]
+        return make_plan(Composer(), [*small, "scope=micro,global", "seed=0", *words])
 
     return made
 
@@ -35,10 +36,10 @@ def planned(small: list[str]) -> Planned:
 def runs(tmp_path: Path, small: list[str]) -> Path:
     """Two runs of 6 steps that were evaluated after 3, too; that of micro is done."""
     words = [*small, "scope=micro,global", "seed=0", "train.eval_every=3"]
-    plan, [corpus] = make_plan(Composer(), words)
+    plan = make_plan(Composer(), words)
     for job in plan.jobs:
-        record = Record(tmp_path / "runs" / job.run)
-        record.begin("", {"science": science(from_dict(job.config), corpus.content_hash)})
+        record, config = Record(tmp_path / "runs" / job.run), from_dict(job.config)
+        record.begin("", {"science": science(config, prepare(config.data).content_hash)})
         if job.arm == "micro":
             record.seal({"status": "done"})
     Record(tmp_path / "runs" / f"{plan.jobs[0].run[:-1]}x").begin("", {})

@@ -93,7 +93,7 @@ def test_each_arm_has_its_trials_and_the_sweep_their_values(
         for seed in (0, 1)
     }
     *typed, _, presets = words
-    plan, _ = make_plan(Composer(Path(presets)), typed)
+    plan = make_plan(Composer(Path(presets)), typed)
     assert read_plan(plan.write(Path("runs"))) == plan
     (first, other) = plan.searches
     assert first.arms == ("global", "global perturb=1e-06")
@@ -115,7 +115,7 @@ def test_a_baseline_with_values_of_a_search_follows_typed_words(
     *typed, _, presets = words
     typed += ["experiment=megatron-micro", "global_bsz=8"]
     assert call("tune", *typed, "--config-dir", presets).code == 0
-    plan, _ = make_plan(Composer(Path(presets)), typed)
+    plan = make_plan(Composer(Path(presets)), typed)
     assert plan.baseline == "global layers=sum"
 
 
@@ -184,7 +184,7 @@ def test_the_shipped_study_gives_each_arm_the_same_search(
         assert all(each.log and each.high == 1000 * each.low for each in strength)
         values = " ".join(each.word(each.at(0.5)) for each in space.intervals)
         space.write([Outcome(0, values, 2.0)], 1)
-    plan, _ = make_plan(composer, typed, runs_dir=tmp_path)
+    plan = make_plan(composer, typed, runs_dir=tmp_path)
     arms = {job.arm for job in plan.jobs}
     assert {"global", "global perturb=1e-06", "micro", "micro homogeneity=0", "none"} < arms
     assert [search.trials for search in plan.searches] == [1] * len(spaces) == [1] * 7

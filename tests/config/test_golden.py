@@ -74,7 +74,7 @@ def planned(words: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(plan, "prepare", lambda *_, **__: SimpleNamespace(content_hash=CONTENT))
     for check in ("check_epochs", "check_map"):
         monkeypatch.setattr(plan, check, lambda *_: None)
-    made, _ = make_plan(COMPOSER, [*words.split(), *DATA])
+    made = make_plan(COMPOSER, [*words.split(), *DATA])
     arms = {job.arm_hash: job.arm for job in made.jobs}
     return {"plan": made.slug, "baseline": made.baseline, "runs": len(made.jobs), "arms": arms}
 
@@ -102,7 +102,7 @@ def test_a_study_is_planned_and_keeps_its_names(
 ) -> None:
     """Both at once: nearly all of the time goes into the composition of its presets."""
     data = ["data=folder", f"data.path={text_folder}", "data.valid_sequences=4"]
-    made, _ = make_plan(COMPOSER, [*words.split(), *data, "data.max_epochs=1e9"])
+    made = make_plan(COMPOSER, [*words.split(), *data, "data.max_epochs=1e9"])
     assert made.question
     assert made.baseline in {job.arm for job in made.jobs}
     arms = {job.arm_hash for job in made.jobs}

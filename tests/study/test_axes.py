@@ -33,7 +33,7 @@ def composer(tmp_path: Path) -> Composer:
 
 
 def plan_of(composer: Composer, words: list[str], axes: Axes = Axes()) -> Plan:  # noqa: B008
-    return make_plan(composer, words, axes)[0]
+    return make_plan(composer, words, axes)
 
 
 def test_arms_of_a_grid_are_called_by_what_differs(

@@ -7,6 +7,7 @@ import pytest
 
 from moebench.config.compose import Composer, from_dict
 from moebench.config.cost import training_flops
+from moebench.data.corpus import prepare
 from moebench.errors import ConfigError
 from moebench.plans import Job
 from moebench.study import allowance, make_plan
@@ -19,11 +20,12 @@ Small = Callable[..., list[str]]
 
 def test_totals_are_counted_and_the_time_is_measured(small: Small) -> None:
     words = small("scope=micro,global", "model.expert_dim=32,64", "train.steps=20", "seed=0,1")
-    plan, [corpus] = make_plan(Composer(), words)
+    plan = make_plan(Composer(), words)
+    configs = [from_dict(job.config) for job in plan.jobs]
     budget = Budget(plan.jobs, workers=1, seconds=0.1)
     totals = budget.totals(plan.jobs)
     assert totals[:4] == (4, 8, 8, 8 * 20 * 8 * 32)
-    flops = [training_flops(from_dict(job.config), corpus.vocab_size) for job in plan.jobs]
+    flops = [training_flops(each, prepare(each.data).vocab_size) for each in configs]
     assert totals.flops == sum(flops) * 20 * 8 * 32
     assert totals.shapes == 2, "the scope changes no time"
     assert 0 < totals.seconds.low <= totals.seconds.middle <= totals.seconds.high
@@ -39,8 +41,9 @@ def test_totals_are_counted_and_the_time_is_measured(small: Small) -> None:
 
 
 def test_a_large_model_is_timed_by_one_step(small: Small) -> None:
-    plan, [corpus] = make_plan(Composer(), small("seed=0,1", "train.steps=20"))
+    plan = make_plan(Composer(), small("seed=0,1", "train.steps=20"))
     [config, _] = [from_dict(job.config) for job in plan.jobs]
+    corpus = prepare(config.data)
     made = calibrate([config], corpus, seconds=0.0)
     assert len(made.steps) == 1
     assert made.evaluation == pytest.approx(made.steps[0] * 2 * 3 * 4 / (3 * 8))
@@ -48,7 +51,7 @@ def test_a_large_model_is_timed_by_one_step(small: Small) -> None:
 
 
 def test_stacks_are_those_of_the_launcher(small: Small) -> None:
-    plan, _ = make_plan(Composer(), small("scope=micro,global,none", "seed=0", "train.steps=20"))
+    plan = make_plan(Composer(), small("scope=micro,global,none", "seed=0", "train.steps=20"))
     budget = Budget(plan.jobs, 1, stack_size=lambda _: 2, seconds=0.1)
     stacks = budget.processes(plan.jobs)
     assert [[job.arm for job in stack] for stack in stacks] == [["micro", "global"], ["none"]]
@@ -58,7 +61,7 @@ def test_stacks_are_those_of_the_launcher(small: Small) -> None:
 def test_a_machine_without_a_gpu_estimates_for_one_that_has_it(small: Small) -> None:
     words = small("seed=range(0,64)", "train.steps=20", "run.device=cuda", "run.experts=triton")
     words += ["optim.lr=1e30", "loss.balance=1e30"]  # nor does it matter that a run would fail
-    plan, _ = make_plan(Composer(), words)
+    plan = make_plan(Composer(), words)
     totals = Budget(plan.jobs, 1, stack_size=lambda _: 64, seconds=0.1).totals(plan.jobs)
     assert (totals.stacks, totals.timed) == (1, 1)
     one = Budget(plan.jobs[:1], 1, seconds=0.1).totals(plan.jobs[:1])

@@ -25,7 +25,7 @@ Small = Callable[..., list[str]]
 @pytest.fixture
 def one_job(small: Small, tmp_path: Path) -> Path:
     words = small("seed=choice(3)", "train.steps=2", "run.device=cpu")
-    return make_plan(Composer(), words)[0].write(tmp_path / "runs")
+    return make_plan(Composer(), words).write(tmp_path / "runs")
 
 
 def test_a_job_trains_its_run_with_one_thread(one_job: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_job_whose_run_another_process_trains_leaves_it_alone(
 @pytest.mark.slow
 def test_a_job_ends_when_its_parent_ends(small: Small, tmp_path: Path) -> None:
     words = small("seed=choice(3)", "train.steps=1000000", "data.max_epochs=1e9", "run.device=cpu")
-    path = make_plan(Composer(), words)[0].write(tmp_path / "runs")
+    path = make_plan(Composer(), words).write(tmp_path / "runs")
     code = (
         "import sys, time; from pathlib import Path; from moebench.study.child import start\n"
         "process = start('moebench.study', [sys.argv[1], '0'], Path('log'))\n"

@@ -35,7 +35,7 @@ def composer(tmp_path: Path) -> Composer:
 
 
 def plan_of(composer: Composer, overrides: list[str]) -> Plan:
-    return make_plan(composer, overrides)[0]
+    return make_plan(composer, overrides)
 
 
 def arms(plan: Plan) -> list[str]:

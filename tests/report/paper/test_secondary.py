@@ -142,7 +142,7 @@ def test_each_study_declares_metrics_and_each_finding_names_one() -> None:
 
 def test_a_plan_keeps_the_endpoints_that_a_study_declares(tmp_path: Path) -> None:
     typed = ["study=demo", "seed=0", "data=synthetic"]
-    plan, _ = make_plan(Composer(), typed)
+    plan = make_plan(Composer(), typed)
     assert plan.secondary == SECONDARY
     assert read_plan(plan.write(tmp_path)).secondary == SECONDARY
     path = plan.path(tmp_path)
