@@ -19,6 +19,7 @@ from docs.published.cells import (
     said,
     settled,
     titles,
+    without_constants,
 )
 from docs.published.papers import FIRST, weighed
 from docs.published.study import Row, Study
@@ -279,6 +280,8 @@ def _gains(studies: Studies) -> list[str]:
             saved = ends(effect, share=True) or effect["text"]
             arms = (f"`{effect[key]}`" for key in ("arm", "against"))
             rows.setdefault((*arms, saved, count(effect["tokens"])), link(title))
-    headers = ["study", "arm", "against", "tokens saved", "of tokens"]
+    headers = ["study", "arm", "against", "tokens saved", "tokens"]
     lines = [[study, *cells] for cells, study in rows.items()]
-    return ["### Compute-equivalent gain", GAIN, grid(headers, lines)]
+    headers, lines, same = without_constants(headers, lines)
+    about = " ".join([GAIN, same]).strip()
+    return ["### Compute-equivalent gain", about, grid(headers, lines)]

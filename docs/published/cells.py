@@ -17,6 +17,7 @@ SIZE = (  # keys by which studies of one name and text are told apart
     *("model.num_layers", "model.d_model", "model.num_experts", "model.top_k"),
     *("global_bsz", "train.steps", "router.init", "optim.router_lr", "loss.balance"),
 )
+CONSTANTS = ("tokens", "seeds")  # columns that may have one value
 
 
 def grid(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -26,6 +27,24 @@ def grid(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return ""
     return "\n".join(
         f"| {' | '.join(line)} |" for line in [headers, ["---"] * len(headers), *lines]
+    )
+
+
+def without_constants(
+    headers: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]], str]:
+    """A table without its columns of tokens and seeds where all rows agree, and a sentence."""
+    same = {
+        name: values.pop()
+        for at, name in enumerate(headers)
+        if name in CONSTANTS and len(values := {row[at] for row in rows}) == 1
+    }
+    kept = [at for at, name in enumerate(headers) if name not in same]
+    told = " and ".join(f"{value} {name}" for name, value in same.items())
+    return (
+        [headers[at] for at in kept],
+        [[row[at] for at in kept] for row in rows],
+        f"All rows are of {told}." * bool(same),
     )
 
 

@@ -198,12 +198,12 @@ def _words(study: Study, lines: Lines, none: Sequence[Spec], scale: Scale) -> li
         row = {**scale.data(room.place(size, corners(size), far)), "text": [*words]}
         rows.setdefault(ink, []).append(row)
 
+    for point in none:
+        add(["no balance"], SOFT, partial(around, scale.pixels(point)))
     told = _told(study, lines)
     wide = max((size_of(words, FONT, LINE)[0] for words in told), default=0.0)
     for words in told:
         add(words, DARK, partial(_sides, wide))
-    for point in none:
-        add(["no balance"], SOFT, partial(around, scale.pixels(point)))
     for scope, points in _numbered(lines, scale).items():
         for point in points:
             add([point["text"]], INKS[scope], partial(around, scale.pixels(point)))

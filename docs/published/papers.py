@@ -18,6 +18,7 @@ from docs.published.cells import (
     nats,
     said,
     titles,
+    without_constants,
 )
 from docs.published.study import PRESETS, Row, Study
 from moebench.plans import PRIMARY
@@ -64,28 +65,10 @@ def paper(studies: Studies) -> list[str]:
             study = f"`study={tests[finding]}`" if finding in tests else "no study has its arms"
             told = "a report describes it" if declared["type"] == "described" else "not run"
             left.append(f"- {claim}. {source}: {told}, {study}.")
-    headers, rows, same = _without_constants([HEADERS[0], "source", "paper", *HEADERS[1:]], rows)
+    headers, rows, same = without_constants([HEADERS[0], "source", "paper", *HEADERS[1:]], rows)
     told = [" ".join([OF_THE_PAPER, same]).strip(), *filter(None, [shared(studies)])]
     parts = [grid(headers, rows), *["Not told by these studies:", "\n".join(left)] * bool(left)]
     return [f"## Findings of {PAPER}", *told, *filter(None, parts)]
-
-
-def _without_constants(
-    headers: list[str], rows: list[list[str]]
-) -> tuple[list[str], list[list[str]], str]:
-    """A table without its columns of tokens and seeds where all rows agree, and a sentence."""
-    same = {
-        name: values.pop()
-        for at, name in enumerate(headers)
-        if name in ("tokens", "seeds") and len(values := {row[at] for row in rows}) == 1
-    }
-    kept = [at for at, name in enumerate(headers) if name not in same]
-    told = " and ".join(f"{value} {name}" for name, value in same.items())
-    return (
-        [headers[at] for at in kept],
-        [[row[at] for at in kept] for row in rows],
-        f"All rows are of {told}." * bool(same),
-    )
 
 
 def alike(found: Sequence[Said]) -> Iterable[list[Said]]:
@@ -143,7 +126,7 @@ def shared(studies: Studies) -> str:
         return ""
     return (
         f"Studies share seeds and runs: of the {len(keys)} runs in their tables, {len({*keys})} "
-        "are distinct. Rows on the same text are therefore no replications of one another. What "
+        "are distinct. Rows on the same text and seeds are no replications of one another. What "
         "several studies find in the same runs stands once, with the study that planned the test."
         f"{_ended_alike(studies)}"
     )
