@@ -167,7 +167,8 @@ def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     """The plan of an earlier sweep, and its damage if nothing tells by which rule it ends.
 
     The rule of a damaged, edited or lost plan is that of its preregistration, if that one is sound.
-    Else the plan is None, or, with its damage, as it was edited.
+    Else the plan is None, or, with its damage, as it was edited. Versions of moebench that sealed
+    no plan had no rule: such a plan is as it was written.
     """
     from moebench.plans import read_plan
     from moebench.registration import FILE, read
@@ -184,17 +185,17 @@ def _known(plan: "Plan", runs_dir: Path) -> "tuple[Plan | None, str]":
     except RecordError:
         registered = None
     if registered is None or not registered.sound:
-        readable = _edited(path)
-        earlier = readable is not None and not readable.edited and not readable.most_seeds
-        return readable, "" if earlier else damage  # versions that sealed no plan had no rule
+        readable = _readable(path)
+        unsealed = readable is not None and not readable.edited and not readable.most_seeds
+        return readable, "" if unsealed else damage
     said = {key: registered.content[key] for key in FIXED}
     fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in said.items()}
     print_message(f"{damage}; the sweep writes it again by {registered.path.name}")
     return replace(plan, **fixed), ""
 
 
-def _edited(path: Path) -> "Plan | None":
-    """A plan that was edited; None where it cannot be read."""
+def _readable(path: Path) -> "Plan | None":
+    """A plan that may have been edited; None where it cannot be read."""
     from moebench.plans import read_plan
 
     try:
