@@ -41,7 +41,9 @@ HEADROOM = """\
 H is what the domain is worth to a router that knows the token: T sends each token to its experts by
 a hash of the token, TD by its domain and that hash. *Effect / H* is what the arm gains on micro as
 a share of H, on the seeds that both have, with the 95 % interval of a ratio of paired means
-(Fieller's). Studies of the same runs stand once."""
+(Fieller's). Where these are fewer than those of *less micro*, it may be of the other sign. The
+interval of H is at 95 %, that of *less micro* at the level of its study. Studies of the same runs
+stand once."""
 LARGER = """\
 H is no upper bound of what a scope can do. T and TD are fixed maps that see neither context nor the
 loss, so H is the worth of the domain to such a map alone; a learned router can gain from context as

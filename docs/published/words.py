@@ -2,7 +2,11 @@
 
 from collections import Counter
 
-from docs.published.cells import Said, Studies, at_level, distinct, link, titles
+import numpy as np
+
+from benchmarks.headroom_size import LEARNED
+from docs.published.beyond import T_AND_TD
+from docs.published.cells import Said, Studies, at_level, distinct, link, said, titles
 from docs.published.papers import alike, between, named_arm
 from docs.published.picture import CAPTION, TITLE, UNIT, effects, shown
 from docs.published.study import TUNED, TUNING, Study
@@ -11,7 +15,7 @@ from docs.published.weights import over_weights
 from moebench.plans import PRIMARY
 from moebench.report.paper.findings import findings
 from moebench.report.paper.verdicts import EXCLUDED, WITHIN
-from moebench.report.show.numbers import count_range
+from moebench.report.show.numbers import count_range, four_decimals, listed
 
 ANSWERS = [  # findings of the paper that the page begins with
     findings()[name]["claim"]
@@ -100,7 +104,7 @@ def _said(study: Study, group: list[Said]) -> str:
 
 
 def _rooms(studies: Studies) -> list[str]:
-    """H of each study that measured it, and where global ends beside T."""
+    """H of each study that measured it, its test, and where global ends beside T."""
     told = []
     for name, title in titles(studies).items():
         for room in studies[name].found("headroom", arm="T"):
@@ -109,7 +113,29 @@ def _rooms(studies: Studies) -> list[str]:
                 f"H is {at_level(room)}",
                 *(f"`global` less T is {at_level(of)}" for of in beside),
             ]
-            told.append(f"  - {link(title)}: {', and '.join(parts)}.")
+            sentences = [", and ".join(parts), *_qualified(studies[name], room["part"])]
+            told.append(f"  - {link(title)}: {'. '.join(sentences)}.")
+    return told
+
+
+def _qualified(study: Study, part: str) -> list[str]:
+    """What the test of H among all arms says, and that learned routers are behind T if they are."""
+    token, both = T_AND_TD
+    tests = study.found("difference", arm=both, against=token, metric=PRIMARY, part=part)
+    told = [
+        f"TD less T, tested among all arms of the study: {said(of)}"
+        for of in tests
+        if of["p"] is not None
+    ]
+    ends = {of["arm"]: of["value"] for of in study.found("headroom", against="T", part=part)}
+    values = [ends[arm] for arm in LEARNED if arm in ends]
+    if study.eligible and len(values) == len(LEARNED) and np.mean(values) > 0:
+        arms = listed([f"`{arm}`" for arm in LEARNED])
+        behind = four_decimals(float(np.mean(values)))
+        told.append(
+            f"On these seeds {arms} end on average {behind} behind T; on those to which the rule "
+            "for sizes was applied they did not"
+        )
     return told
 
 

@@ -138,6 +138,30 @@ def test_the_first_lines_begin_with_the_eligible_size_and_hide_nothing_of_it() -
     assert "not tested" not in in_short({"other": other})[1]
 
 
+def test_headroom_stands_with_its_test_and_with_learned_routers_that_are_behind() -> None:
+    """The size was chosen on other seeds, on which they were not."""
+    study, ends = Study({"study": "headroom", "domains": "4"}, SIZE), {"low": 0.001, "high": 0.04}
+    study.effects = [
+        effect_of("headroom", "T", against="TD", value=0.02, **ends),
+        *(
+            effect_of("headroom", arm, against="T", value=value, verdict="learned", **ends)
+            for arm, value in {"micro": 0.01, "shuffled": -0.004, "global": 0.006}.items()
+        ),
+        effect_of("difference", "domain_token", against="hash", value=-0.02, **ends, p=0.35)
+        | {"verdict": "cannot tell"},
+    ]
+    _, lines, *_ = in_short({"a": study})
+    assert "H is 0.0200 (95 %: 0.0010 to 0.0400), and `global` less T is 0.0060 (95 %: " in lines
+    assert (
+        "0.0400). TD less T, tested among all arms of the study: cannot tell (p 0.35).\n" in lines
+    )
+    study.eligible = True
+    behind = "On these seeds `micro`, `shuffled` and `global` end on average 0.0040 behind T; on "
+    assert behind in in_short({"a": study})[1]
+    study.effects[1]["value"] = -0.01
+    assert "behind T" not in in_short({"a": study})[1]
+
+
 def test_arms_of_which_a_study_says_the_same_share_a_row() -> None:
     study = Study({"study": "weight", "domains": "13"})
     ends = {"low": -0.05, "high": 0.01, "verdict": "not tested"}
