@@ -22,7 +22,7 @@ from moebench.errors import MoebenchError
 from moebench.lease import is_held
 from moebench.plans import Plan
 from moebench.report import make_report
-from moebench.report.read.studies import find_plans, plans_of_study
+from moebench.report.read.studies import find_wanted
 from moebench.report.show.blocks import Sentences
 from moebench.report.show.page import ArmProgress, Progress, Section, content, whole
 from moebench.study.status import RunStatus, clock, run_statuses, seconds_left
@@ -101,10 +101,7 @@ class Page:
         return _ended(run for plan in plans for run in run_statuses(plan, self.runs_dir))
 
     def _plans(self) -> Sequence[Plan]:
-        plans, problems = find_plans([self.runs_dir])
-        if self.study is None:
-            return plans
-        return plans_of_study(self.study, plans, problems, self.runs_dir)
+        return find_wanted([self.runs_dir], self.study, self.runs_dir)[0]
 
 
 def _stamp(runs_dir: Path) -> str:

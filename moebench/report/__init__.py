@@ -26,7 +26,7 @@ from moebench.report.read.frame import Frame, Problem
 from moebench.report.read.frame import load as load_frame
 from moebench.report.read.interim import Interim, interim
 from moebench.report.read.reached import at_its_look
-from moebench.report.read.studies import damaged, find_plans, plans_of_study
+from moebench.report.read.studies import damaged, find_wanted
 from moebench.report.read.unfinished import Unfinished, nothing_done, unfinished
 from moebench.report.show import trials
 from moebench.report.show.blocks import Block, Heading, Sentences
@@ -202,10 +202,7 @@ def make_report(
             metric or step does not exist.
     """
     roots = list(roots) or [runs_dir]
-    plans, problems = find_plans([*roots, runs_dir], study)
-    if study is not None:
-        plans = plans_of_study(study, plans, problems, runs_dir)
-        problems = []
+    plans, problems = find_wanted([*roots, runs_dir], study, runs_dir)
     title = _title(plans if study is not None else [], at)
     whole, plans = tuple(plans), [at_its_look(plan, look) for plan in plans]
     only = None if study is None else _runs(plans)
@@ -280,9 +277,7 @@ def load(
         RecordError: if there is no run, or no such study.
     """
     paths = [Path(roots)] if isinstance(roots, Path | str) else [Path(root) for root in roots]
-    only = None
-    if study is not None:
-        only = _runs(plans_of_study(study, *find_plans(paths, study), paths[0]))
+    only = None if study is None else _runs(find_wanted(paths, study, paths[0])[0])
     source = {"roots": paths, "study": study, "runs_dir": paths[0], "where": where, "by": by}
     return Runs(**vars(load_frame(paths, only, where=where, by=by)), source=source)
 

@@ -1,14 +1,16 @@
-"""Fixtures: the command line called in this process, and settings for a small run."""
+"""Fixtures: the command line called in this process, a small run, and one without training."""
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moebench import cli
 from tests.calls import STOPPING, Call, Result
+from tests.cli import rules
 
 
 @pytest.fixture
@@ -43,3 +45,27 @@ def small(text_folder: Path) -> list[str]:
         *("model=smoke", "train.steps=6", "global_bsz=8", "seq_len=32", "data.valid_sequences=4"),
         *("data=folder", f"data.path={text_folder}", "run.device=cpu", "run.threads=1"),
     ]
+
+
+@pytest.fixture
+def ruled(small: list[str]) -> list[str]:
+    """What is typed for a study of 12 seeds that ends by rule."""
+    return [*rules.STUDY, *small, *rules.RULE]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stands in for training: `effect` of global, in deviations; and the seeds of each call."""
+    seen: dict[str, Any] = {"effect": -40.0, "seeds": [], "fails": False, "trigram": 100.0}
+
+    def follow(launcher: Any, each: Callable[[], None] | None = None) -> None:
+        seen["seeds"].append(sorted({job.seed for job in launcher.waiting}))
+        for job in launcher.waiting:
+            rules.write(launcher.runs_dir, job, seen["effect"], seen["trigram"])
+        if seen["fails"]:
+            launcher.failed.append((launcher.waiting[0], "it failed"))
+
+    monkeypatch.setattr("moebench.cli.deciding.follow", follow)
+    monkeypatch.setattr("moebench.study.child.warm", lambda: None)
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    return seen

@@ -72,6 +72,24 @@ def damaged(plans: Iterable[Plan]) -> list[Problem]:
     ]
 
 
+def find_wanted(
+    roots: Iterable[Path], study: str | None, runs_dir: Path
+) -> tuple[list[Plan], list[Problem]]:
+    """As `find_plans`, or the plans of a study alone, all of which can be read.
+
+    Args:
+        study: by the name of a plan or of its folder; None for all plans.
+        runs_dir: for the error.
+
+    Raises:
+        RecordError: as of `plans_of_study`.
+    """
+    plans, problems = find_plans(roots, study)
+    if study is None:
+        return plans, problems
+    return plans_of_study(study, plans, problems, runs_dir), []
+
+
 def plans_of_study(
     study: str,
     plans: Sequence[Plan],
