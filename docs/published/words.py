@@ -153,7 +153,8 @@ def _counted(studies: Studies) -> list[str]:
     first, rest = ([of for of in tests if studies[of.name].eligible is on] for on in (True, False))
     sizes = {"at an eligible size": first, "at others" if first else "here": rest}
     told = [f"  - {at} {_outcomes(of)}" for at, of in sizes.items() if of]
-    return [f"- Of the paper's {len(findings())} findings, {len(claims)} are tested:", *told]
+    number = f"{len(claims)} {'is' if len(claims) == 1 else 'are'}"
+    return [f"- Of the paper's {len(findings())} findings, {number} tested:", *told]
 
 
 def _outcomes(tests: list[Said]) -> str:

@@ -82,7 +82,7 @@ def test_the_first_lines_say_what_was_tested_and_how_far_it_reaches(runs: Path) 
     ) in short
     assert "*eligible*" not in short
     assert "It depends on the weight" not in short
-    assert "- Of the paper's 17 findings, 1 are tested:\n  - here 1 (agrees: 1).\n" in short
+    assert "- Of the paper's 17 findings, 1 is tested:\n  - here 1 (agrees: 1).\n" in short
     assert "have 2 layers of width 64 and saw 6.6 million tokens" in short
     assert "of the 48 runs in their tables, 24 are distinct" in rest
     assert "Studies share" not in SCRIPT["generated"]({"a": study})
