@@ -11,7 +11,7 @@ import typer
 
 from moebench.cli.hours import Timer
 from moebench.cli.launching import follow
-from moebench.cli.margin import margin_of, read_margin
+from moebench.cli.margin import margin_of, read_margin, typed_margin
 from moebench.cli.options import parse_number
 from moebench.cli.output import print_json, print_message
 from moebench.errors import ConfigError, RecordError
@@ -91,6 +91,8 @@ class Rule(NamedTuple):
             raise ConfigError(
                 f"--margin {self.margin}: is for --until-decided and --register; add one of them"
             )
+        if self.margin:
+            typed_margin(self.margin)  # before data are prepared
         if self.until_decided and (detach or launcher == "commands"):
             option = "--detach" if detach else "--launcher commands"
             raise ConfigError(

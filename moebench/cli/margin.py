@@ -10,13 +10,22 @@ NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORE
 
 def read_margin(text: str, runs_dir: Path) -> tuple[float, str]:
     """A margin in nats a byte, and where it comes from: a number, or a headroom study."""
+    margin = typed_margin(text)
+    return _of_headroom(text.strip(), runs_dir) if margin is None else (margin, "typed")
+
+
+def typed_margin(text: str) -> float | None:
+    """A margin in nats a byte; None for what is no number. Reads nothing.
+
+    Raises ConfigError for a number that is no margin.
+    """
     text = text.strip()
     if not NUMBER.fullmatch(text):
-        return _of_headroom(text, runs_dir)
+        return None
     margin = float(text)
     if not 0 < margin < float("inf"):
         raise ConfigError(f"--margin {text}: must be above 0 and finite, in nats a byte")
-    return margin, "typed"
+    return margin
 
 
 def _of_headroom(study: str, runs_dir: Path) -> tuple[float, str]:

@@ -164,6 +164,10 @@ def test_hours_leave_a_look_that_does_not_fit_for_later() -> None:
         (["--until-decided", "--seeds", "8"], "--seeds 8: takes --most-seeds"),
         (["--until-decided", "--most-seeds", "14"], "--most-seeds 14: 14 seeds; a study"),
         (["--until-decided", "--margin", "0"], "--margin 0: must be above 0 and finite, in"),
+        (
+            ["data=folder", "data.path=nowhere", "--until-decided", "--margin", "-1"],
+            "--margin -1: must",
+        ),
         (["--until-decided", "--margin", "1e999"], "--margin 1e999: must be above 0 and finite"),
         (["--until-decided", "--margin", "room"], "--margin room: is neither a number above 0 nor"),
         (["--until-decided", "--margin", "1_0"], "--margin 1_0: is neither a number above 0 nor"),
