@@ -32,6 +32,7 @@ TITLES = {
 }
 PADDED: Spec = {"padding": 12}  # so that no point lies on an edge
 LOG: Spec = {"type": "log", "nice": False, "padding": 12}
+ROOMY: Spec = {**LOG, "padding": 36}  # pixels, for the weights beside the outermost points
 LOG_AXIS: Spec = {"format": "~g", "tickCount": 6, "grid": False}
 RIGHT = {"align": "left", "dx": 6, "dy": -5}  # of points of the highest line
 BELOW = {"align": "right", "dx": -5, "dy": 12}  # and of the lowest
@@ -316,7 +317,7 @@ def _frontier(scopes: Sequence[ScopeCurve]) -> Spec:
     kind = {"field": "scope", "type": "nominal", **legend}
     color = {**kind, "scale": {"domain": names, "range": "category"}}
     shape = {**kind, "scale": {"domain": names, "range": "symbol"}}
-    x = quantitative("x", f"{TITLES[MAX_VIO]} (left: more even)", scale=LOG, axis=LOG_AXIS)
+    x = quantitative("x", f"{TITLES[MAX_VIO]} (left: more even)", scale=ROOMY, axis=LOG_AXIS)
     y = quantitative("y", NATS, axis={"format": "~g"})
     told = tips({"scope": ""}, {"weight": WEIGHT, "x": TITLES[MAX_VIO], "y": NATS})
     path = {"order": {"field": "weight", "type": "quantitative"}, "color": color}
