@@ -94,10 +94,10 @@ def _cells(study: Study, group: Sequence[Said]) -> list[str]:
 
 
 def between(group: Sequence[Said], unit: str = "") -> str:
-    """The range of what a study says of several arms."""
+    """The range of the means of what a study says of several arms."""
     values = [each.effect["value"] for each in group]
     shown = " to ".join(map(four_decimals, (min(values), max(values))))
-    return f"{shown}{unit}, over {len(group)} arms"
+    return f"means of {len(group)} arms from {shown}{unit}"
 
 
 def by_arm(study: Study) -> list[str]:

@@ -178,7 +178,7 @@ def test_arms_of_which_a_study_says_the_same_share_a_row() -> None:
     assert "| cannot tell (p 0.20) | 0.0010 (-0.0500 to 0.0100) nats a byte at 95 % |" in first
     assert first.endswith(", `global a` |")
     assert second == (
-        "|  |  |  | not tested | -0.0300 to -0.0200 nats a byte, over 2 arms "
+        "|  |  |  | not tested | means of 2 arms from -0.0300 to -0.0200 nats a byte "
         "| [weight on 13 domains](#weight-on-13-domains) |"
     )
     assert len(left.splitlines()) == 16

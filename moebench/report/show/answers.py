@@ -14,7 +14,7 @@ from moebench.plans import PRIMARY
 from moebench.report.infer.arms import BITS, PERTURB, Arm, Table
 from moebench.report.infer.decisions import Decision
 from moebench.report.infer.headroom import headroom
-from moebench.report.infer.statistics import Estimate
+from moebench.report.infer.statistics import LEVEL, Estimate
 from moebench.report.show.numbers import as_percent, four_decimals, interval, p_value
 from moebench.report.show.registered import look, registration
 from moebench.report.show.sentences import control, interim
@@ -88,10 +88,11 @@ def _headroom(table: Table) -> Answer | None:
     if room is None:
         return None
     worth = [
-        f"{name} {four_decimals(value.value)}{_ends(value)}, the domain to a router that {knows}"
+        f"{name} {four_decimals(value.value)}{_ends(value)}, what a router that {knows} gains "
+        "from the domain"
         for name, value, knows in (
             ("H = T - TD", room.by_token, "knows the token"),
-            ("S - D", room.by_sequence, "does not"),
+            ("S - D", room.by_sequence, "does not know the token"),
         )
         if value is not None
     ]
@@ -105,10 +106,9 @@ def _headroom(table: Table) -> Answer | None:
 
 
 def _ends(value: Estimate) -> str:
-    """The interval of a value in brackets; "" without one."""
-    if value.low is None or value.high is None:
-        return ""
-    return f" ({interval(value.low, value.high)})"
+    """The interval of a value in brackets, with how sure it is; "" without one."""
+    ends = interval(value.low, value.high)
+    return f" ({as_percent(LEVEL)}: {ends})" if ends else ""
 
 
 def _quality(table: Table) -> Answer | None:
@@ -148,8 +148,7 @@ def _difference(name: str, table: Table) -> str:
     """An arm's difference with its interval and its verdict, or why it has none."""
     comparison, decision = table.comparisons.arms[name], table.decisions.get(name)
     alone = comparison.paired or comparison.adjusted
-    ends = interval(alone.low, alone.high)
-    about = f"{four_decimals(alone.value)}" + f" ({ends})" * bool(ends)
+    about = f"{four_decimals(alone.value)}{_ends(alone)}"
     if decision is None or decision.p is None:
         tested = any(each.p is not None for each in table.decisions.values())
         return f"{about}, no verdict" if tested else about

@@ -53,7 +53,7 @@ def test_the_first_answer_is_the_headroom(runs: Path, run: Make) -> None:
     first, *_ = answers(report.tables[0])
     assert first.question == "headroom"
     assert first.text.startswith(
-        f"Headroom in nats a byte: H = T - TD {found.by_token.value:.4f} ("
+        f"Headroom in nats a byte: H = T - TD {found.by_token.value:.4f} (95 %: "
     )
     assert first.text.endswith("1 of 2 learned arms are behind T in every seed.")
     assert any("H = T - TD" in line.plain for line in report.brief(80))

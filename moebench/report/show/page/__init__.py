@@ -176,7 +176,7 @@ def _section(number: int, section: Section, live: bool) -> dict[str, Any]:
         "id": anchor,
         "heading": next((block for block in blocks if block["kind"] == "heading"), None),
         "lead": lead(table) if table else "",
-        "answers": [_answer(answer, table) for answer in answers(table)] if table else [],
+        "answers": [_answer(answer) for answer in answers(table)] if table else [],
         "summary": _block(f"{anchor}summary", _summary(table)) if table else None,
         "arms": {arm["name"]: arm for arm in arms},
         "legend": arms[:MOST_ARMS],
@@ -211,13 +211,13 @@ def _summary(table: Table) -> Grid:
     )
 
 
-def _answer(answer: Answer, table: Table) -> tuple[str, str]:
+def _answer(answer: Answer) -> tuple[str, str]:
     """The question and the answer without it, as a sentence of its own."""
     label = LABELS.get(answer.question, answer.question.capitalize())
     text = answer.text.partition(": ")[2] if answer.question in LABELS else answer.text
     text = text.removeprefix(f"{label}: ")
-    begins_with_arm = any(text.startswith(f"{arm.name} ") for arm in table.arms)
-    return label, text if begins_with_arm else text[:1].upper() + text[1:]
+    names_arm_first = answer.question == "quality"
+    return label, text if names_arm_first else text[:1].upper() + text[1:]
 
 
 def _swatch(place: int, name: str) -> dict[str, Any]:
