@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from docs.published.study import NO_VERDICT, TUNED, Row, Study
+from moebench.plans import PRIMARY
 from moebench.report.infer.arms import BITS
 from moebench.report.infer.statistics import mean_interval
 from moebench.report.paper.verdicts import CANNOT_TELL, TOO_EARLY
@@ -160,7 +161,8 @@ def distinct(studies: Studies, **wanted: Any) -> list[Said]:
     Studies share runs, and so repeat one another. What is said of the same runs stands once, in the
     words of the best study; what a better one says of these runs and more is left out. A study with
     a stopping rule is better than one without, which may test what the rule left untested; then a
-    test is better than a description.
+    test is better than a description. Of tests of quality, which end studies, none is left out for
+    one of more runs.
     """
     found = [
         Said(name, title, effect)
@@ -177,7 +179,8 @@ def distinct(studies: Studies, **wanted: Any) -> list[Said]:
         ours, theirs = (_runs_of(studies[of.name], of.effect) for of in (each, other))
         keys = ("arm", "against", "value")
         same = ours == theirs if ours else all(other.effect[k] == each.effect[k] for k in keys)
-        more = bool(ours) and ours < theirs and each.effect["p"] is None
+        ends_none = each.effect["p"] is None or each.effect["metric"] != PRIMARY
+        more = bool(ours) and ours < theirs and ends_none
         if rank(other) == rank(each):
             return more or (same and found.index(other) < found.index(each))
         return rank(other) > rank(each) and (same or (bool(ours) and ours <= theirs))

@@ -171,6 +171,15 @@ def test_a_study_without_a_rule_does_not_test_what_the_rule_left_untested(runs: 
     assert {each.name for each in distinct({"few": few, "planned": planned})} == {"planned"}
 
 
+def test_a_test_of_load_is_left_out_if_more_of_its_runs_are_tested(runs: Path) -> None:
+    """A test of quality is not: it may have ended its study."""
+    whole, few = (fake_study(runs / str(seeds), seeds) for seeds in (6, 4))
+    for metric, kept in (("valid/nats", {"whole", "few"}), ("load/max_vio_micro", {"whole"})):
+        for effect in [*whole.found("finding"), *few.found("finding")]:
+            effect |= {"p": 0.01, "verdict": "agrees", "metric": metric}
+        assert {each.name for each in distinct({"few": few, "whole": whole})} == kept
+
+
 def test_what_is_not_tested_is_left_out_if_it_is_tested_on_more_runs(runs: Path) -> None:
     whole, few = (fake_study(runs / str(seeds), seeds) for seeds in (6, 4))
     assert {each.name for each in distinct({"few": few, "whole": whole})} == {"whole"}
