@@ -34,7 +34,7 @@ KNOWN = "01-global-below-micro"
 FIRST = findings()[KNOWN]["claim"]
 DECLARED = Path(__file__).with_name("testbed.yaml")
 HEADERS = ("finding", "verdict", "here", "tokens", "seeds", "study")
-TOLD = "What this study says of findings with several arms:"
+TOLD = "What this study says of findings that its table of arms does not show:"
 OF_THE_PAPER = """\
 *Here* is the difference, slope or weakest step of these runs, with its interval at the level that
 was tested. *Paper* is its size in nats a byte, at an assumed 4 bytes a token, where it gives
@@ -101,22 +101,34 @@ def between(group: Sequence[Said], unit: str = "") -> str:
 
 
 def by_arm(study: Study) -> list[str]:
-    """What a study says of findings that it has in several arms; nothing where it has none."""
+    """What a study says of findings of several arms, and what its rule says that is no row of arms.
+
+    Without a rule it may test what the rule of another study left untested.
+    """
+    control = study.about.get("control")
     claims: dict[str, list[Row]] = {}
     for effect in study.found("finding"):
         claims.setdefault(effect["claim"].removesuffix("."), []).append(effect)
     rows = [
         [
             claim * (effect is effects[0]),
-            *(f"`{effect[side]}`" for side in ("arm", "against")),
+            *_sides(effect),
             f"{ends(effect)} {_unit(effect)}",
             said({**effect, "text": ""}),
         ]
         for claim, effects in claims.items()
         for effect in effects
         if len(effects) > 1
+        or ("look" in study.about and effect["metric"] == PRIMARY and effect["against"] != control)
     ]
     return [TOLD, grid(["finding", "arm", "less", "here", "verdict"], rows)] if rows else []
+
+
+def _sides(effect: Row) -> list[str]:
+    """The two arms of a difference; a trend has none."""
+    if effect["against"] == "trend":
+        return ["", ""]
+    return [f"`{effect[side]}`" for side in ("arm", "against")]
 
 
 def shared(studies: Studies) -> str:

@@ -189,7 +189,13 @@ def test_arms_of_which_a_study_says_the_same_share_a_row() -> None:
         "| `global b` | `micro b` | -0.0300 (-0.0500 to 0.0100) nats a byte | not tested |"
     )
     study.effects = study.effects[:1]
+    assert by_arm(study) == []  # it has no rule, and another study that shares its runs may have
+    study.about["look"] = "Stopping rule: look 2 of 3."
+    assert by_arm(study)[-1].splitlines()[2].startswith("| Global gives a lower perplexity")
+    study.about["control"] = "micro a"  # so that the table of arms has it
     assert by_arm(study) == []
+    study.effects[0] |= {"arm": "micro a global a", "against": "trend"}
+    assert "| Global gives a lower perplexity than micro |  |  | 0.0010" in by_arm(study)[-1]
 
 
 def test_studies_of_one_name_are_told_apart_by_their_size() -> None:
