@@ -33,7 +33,13 @@ WIDTH = 330  # pixels of a panel, which a phone shows as they are
 SHOWN = 420  # pixels on a page that has room, where words are as large as its own
 FONT = 13  # pixels
 LINE, BAR = 16, 36  # pixels of a row: each line of its label, and what is below
-AXIS = {"format": "~g", "labelFontSize": FONT, "titleFontSize": FONT, "tickCount": 5}
+AXIS = {
+    "format": "~g",
+    "labelFontSize": FONT,
+    "titleFontSize": FONT,
+    "tickCount": 5,
+    "labelFlush": False,
+}
 
 
 def effects(studies: Studies) -> Plot | None:
