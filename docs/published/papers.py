@@ -26,7 +26,15 @@ from moebench.report.infer.contrasts import Contrast, contrast
 from moebench.report.infer.statistics import VERDICT_SEEDS
 from moebench.report.paper.findings import BYTES, PAPER, findings, log_ratio
 from moebench.report.paper.selectors import meets, options_as_keys
-from moebench.report.paper.verdicts import AGREES, CANNOT_TELL, CONTRADICTS, NOT_TESTED, TOO_EARLY
+from moebench.report.paper.verdicts import (
+    AGREES,
+    CANNOT_TELL,
+    CONTRADICTS,
+    EXCLUDED,
+    NOT_TESTED,
+    TOO_EARLY,
+    WITHIN,
+)
 from moebench.report.show.numbers import as_percent, four_decimals
 
 TESTBED = "arXiv 2604.07030"
@@ -114,7 +122,7 @@ def by_arm(study: Study) -> list[str]:
             claim * (effect is effects[0]),
             *_sides(effect),
             f"{ends(effect)} {_unit(effect)}",
-            said({**effect, "text": ""}),
+            said(effect if explained(effect) else {**effect, "text": ""}),
         ]
         for claim, effects in claims.items()
         for effect in effects
@@ -122,6 +130,11 @@ def by_arm(study: Study) -> list[str]:
         or ("look" in study.about and effect["metric"] == PRIMARY and effect["against"] != control)
     ]
     return [TOLD, grid(["finding", "arm", "less", "here", "verdict"], rows)] if rows else []
+
+
+def explained(effect: Row) -> bool:
+    """Whether a verdict needs its reason, as the sign of the effect is not what decides."""
+    return effect["verdict"] == WITHIN or EXCLUDED in effect["text"]
 
 
 def _sides(effect: Row) -> list[str]:

@@ -7,14 +7,13 @@ import numpy as np
 from benchmarks.headroom_size import LEARNED
 from docs.published.beyond import T_AND_TD
 from docs.published.cells import Said, Studies, at_level, distinct, link, said, titles
-from docs.published.papers import alike, between, named_arm
+from docs.published.papers import alike, between, explained, named_arm
 from docs.published.picture import CAPTION, TITLE, UNIT, effects, shown
 from docs.published.study import TUNED, TUNING, Study
 from docs.published.tuned import chosen
 from docs.published.weights import over_weights
 from moebench.plans import PRIMARY
 from moebench.report.paper.findings import findings
-from moebench.report.paper.verdicts import EXCLUDED, WITHIN
 from moebench.report.show.numbers import count_range, four_decimals, listed
 
 ANSWERS = [  # findings of the paper that the page begins with
@@ -94,8 +93,7 @@ def _said(study: Study, group: list[Said]) -> str:
     The reason stands with it where the sign of the effect is not what decides.
     """
     effect = group[0].effect
-    told = effect["verdict"] == WITHIN or EXCLUDED in effect["text"]
-    verdict = effect["verdict"] + f" ({effect['text']})" * told
+    verdict = effect["verdict"] + f" ({effect['text']})" * explained(effect)
     unit = f" {effect['unit']}" * (effect["unit"] != UNIT)
     if len(group) > 1:
         return f"{verdict}, {between(group, unit)}"

@@ -103,7 +103,7 @@ def test_what_ends_within_a_margin_is_said_without_a_side(
     assert line_of(study).startswith(f"within margin ({why}), ")
     page = SCRIPT["generated"]({"a": study})
     rows = [row for row in page.splitlines() if row.startswith("|") and "within margin" in row]
-    assert len(rows) == (2 if make is buffered else 1)  # also in the table of arms
+    assert len(rows) == 2  # among the findings and in its section
     for text in [*rows, line_of(study)]:
         assert f"within margin{': ' if text in rows else ' ('}{why}" in text
         assert not any(word in text for word in ONE_SIDED)
